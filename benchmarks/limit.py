@@ -1,0 +1,150 @@
+"""How close to the limit: ``python -m benchmarks.limit``.
+
+Every pass of inplace_abn is timed beside an in-place stream over the same arrays, and beside the peers that
+are installed here (PyTorch eager, torch.compile, JAX jit, oneDNN): one after the other in the same process,
+with cold caches, medians over the repetitions, in several fresh processes. Losses are printed like the rest.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from benchmarks import ROOT, chart, machine, plans, report, tables, targets, worker
+from benchmarks.peers import PEERS, installed
+
+SECTIONS = ("limit", "dtypes", "activations", "strategies", "overhead")
+
+
+@dataclasses.dataclass
+class Options:
+    """What to measure, as `benchmarks.plans.make` takes it."""
+
+    sections: dict
+    peers: list
+    dtypes: list
+    activations: list
+    strategies: list
+    overhead: bool
+    processes: int
+    repeat: int
+    threads: int
+    flush_bytes: int
+
+
+def shape(text):
+    """Return "32x64x112x112" (or with commas) as a tuple of at least (N, C)."""
+    lengths = tuple(int(part) for part in text.replace(",", "x").split("x"))
+    if len(lengths) < 2 or min(lengths) < 1:
+        raise ValueError(text)
+    return lengths
+
+
+def parser():
+    """Return the command's parser."""
+    make = argparse.ArgumentParser(prog="python -m benchmarks.limit", description=__doc__.splitlines()[0])
+    make.add_argument("--quick", action="store_true", help="a few shapes without peers, below a minute")
+    make.add_argument(
+        "--shapes", nargs="+", type=shape, metavar="NxCxHxW", help="instead of the table's rows"
+    )
+    make.add_argument("--layouts", nargs="+", choices=targets.LAYOUTS)
+    peers = make.add_mutually_exclusive_group()
+    peers.add_argument("--peers", nargs="+", choices=tuple(PEERS), help="default: those installed")
+    peers.add_argument("--no-peers", action="store_true")
+    make.add_argument(
+        "--processes", type=int, help="fresh processes for each allocator setting (5; quick: 3)"
+    )
+    make.add_argument("--repeat", type=int, default=7, help="timed repetitions in each process (7)")
+    make.add_argument("--threads", type=int, default=2)
+    make.add_argument("--isa", help="force an instruction set of inplace_abn: v4, v3, v2, neon, baseline")
+    make.add_argument(
+        "--flush", type=float, metavar="MB", help="buffer touched before each call (128 or more)"
+    )
+    make.add_argument("--output", type=Path, metavar="DIR", help="write limit.json and limit.png there")
+    make.add_argument(
+        "--readme",
+        type=Path,
+        nargs="?",
+        const=ROOT / "README.md",
+        metavar="FILE",
+        help="put the tables between the markers of README.md",
+    )
+    only = make.add_argument_group(
+        "sections", "Without any of these, all are measured (--quick: limit, overhead)."
+    )
+    only.add_argument("--limit", action="store_true", help="the stream and the peers")
+    only.add_argument("--dtypes", nargs="*", choices=("float16", "bfloat16", "float64"))
+    only.add_argument("--activations", nargs="*", choices=("elu", "identity"))
+    only.add_argument(
+        "--strategies", nargs="*", choices=("checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2")
+    )
+    only.add_argument("--overhead", action="store_true", help="the cost of a call on a tiny array")
+    make.add_argument("--worker", metavar="PLAN", help=argparse.SUPPRESS)
+    return make
+
+
+def options(arguments):
+    """Turn parsed arguments into `Options`: defaults, and which sections are wanted."""
+    named = [name for name in SECTIONS if getattr(arguments, name) not in (None, False)]
+    wanted = named or (("limit", "overhead") if arguments.quick else SECTIONS)
+    rows = targets.select(arguments.shapes, arguments.layouts, arguments.quick)
+    some = targets.select(arguments.shapes, arguments.layouts, quick=True)
+    if arguments.no_peers or (arguments.quick and not arguments.peers):
+        peers = []
+    else:
+        peers = arguments.peers or installed()
+    return Options(
+        sections={name: rows if name == "limit" else some for name in wanted if name != "overhead"},
+        peers=peers,
+        dtypes=arguments.dtypes or ["float16", "bfloat16"],
+        activations=arguments.activations or ["elu"],
+        strategies=arguments.strategies or ["checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"],
+        overhead="overhead" in wanted,
+        processes=arguments.processes or (3 if arguments.quick else 5),
+        repeat=arguments.repeat,
+        threads=arguments.threads,
+        flush_bytes=int(arguments.flush * (1 << 20)) if arguments.flush else plans.flush_bytes(),
+    )
+
+
+def main(argv=None):
+    """Run the command; return the process's exit code."""
+    arguments = parser().parse_args(argv)
+    if arguments.worker:
+        out = worker.redirect_stdout()
+        json.dump(worker.work(json.loads(arguments.worker)), out)
+        out.close()
+        return 0
+    todo = plans.make(options(arguments))
+    if (busy := machine.load()) > 0.5:
+        print(
+            f"others keep {busy:.1f} processors busy: the figures will be worse than usual", file=sys.stderr
+        )
+    runs = []
+    for number, plan in enumerate(todo, 1):
+        print(f"process {number} of {len(todo)} ({plan['environment']})", file=sys.stderr, flush=True)
+        runs.append(plans.run(plan, arguments.isa))
+    summary = report.summarise(runs)
+    content = tables.text(summary)
+    print(content)
+    if arguments.output:
+        _write(arguments.output, summary, runs)
+    if arguments.readme:
+        tables.rewrite(arguments.readme, content)
+    return 0
+
+
+def _write(folder, summary, runs):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "limit.json").write_text(
+        json.dumps({"summary": summary, "runs": runs}, indent=1, default=report.Judged.plain)
+    )
+    try:
+        chart.draw(summary, folder / "limit.png")
+    except ImportError as error:
+        print(f"no picture: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""What each fresh process is told to measure, and how it is started."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+from benchmarks import ROOT, machine
+
+#: How the C allocator is set in a process. As users run it, glibc hands every large block back to the system,
+#: and the next step pays for the page faults; "kept" is the setting that users who noticed make.
+_KEEP = f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={1 << 40}"
+ENVIRONMENTS = {"as-is": {}, "kept": {"GLIBC_TUNABLES": _KEEP}}
+
+STREAM = {"kind": "stream"}
+OWN = {"kind": "inplace_abn"}
+
+
+def contestants(section, options):
+    """Return who is interleaved in the rows of `section`."""
+    if section == "limit":
+        return [STREAM, OWN, *({"kind": peer} for peer in options.peers)]
+    if section == "dtypes":
+        return [OWN | {"dtype": dtype} for dtype in dict.fromkeys(("float32", *options.dtypes))]
+    if section == "activations":
+        return [OWN | {"activation": name} for name in dict.fromkeys(("leaky_relu", *options.activations))]
+    return [OWN | {"strategy": strategy} for strategy in dict.fromkeys(("standard", *options.strategies))]
+
+
+def make(options):
+    """Return the plans of all processes, in the order in which they run.
+
+    Parameters
+    ----------
+    options : namespace
+        "sections": dict of section -> list of Row; "peers", "dtypes", "activations", "strategies": names;
+        "overhead": bool; "processes", "threads", "repeat", "flush_bytes": counts.
+
+    Returns
+    -------
+    list of dict
+        Plans as `benchmarks.worker.work` takes them. The two environments alternate, so that a drift of the
+        machine meets both. Without peers there is one environment: the others do not allocate.
+    """
+    groups = {
+        section: [
+            {
+                "section": section,
+                "shape": row.shape,
+                "layout": row.layout,
+                "contestants": contestants(section, options),
+            }
+            for row in rows
+        ]
+        for section, rows in options.sections.items()
+    }
+    limit = groups.get("limit", [])
+    plan = {
+        "threads": options.threads,
+        "repeat": options.repeat,
+        "warmup": 2,
+        "flush_bytes": options.flush_bytes,
+    }
+    plans = []
+    for process in range(options.processes):
+        everything = [group for rows in groups.values() for group in rows]
+        calls = 5000 if options.overhead else 0
+        first = {"environment": "as-is", "groups": everything, "overhead": calls, "memory": process == 0}
+        plans.append(plan | first)
+        if limit and options.peers and platform.libc_ver()[0] == "glibc":
+            plans.append(plan | {"environment": "kept", "groups": limit, "overhead": 0, "memory": False})
+    return plans
+
+
+def run(plan, isa=None):
+    """Carry out `plan` in a fresh process and return what `benchmarks.worker.work` returned there.
+
+    Raises
+    ------
+    RuntimeError
+        The process failed; its own words are on standard error.
+    """
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(plan["threads"]),
+        "JAX_PLATFORMS": "cpu",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        **({"INPLACE_ABN_ISA": isa} if isa else {}),
+        **ENVIRONMENTS[plan["environment"]],
+    }
+    command = [sys.executable, "-m", "benchmarks.limit", "--worker", json.dumps(plan)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    if done.returncode:
+        raise RuntimeError(f"a measuring process ({plan['environment']}) ended with code {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def flush_bytes():
+    """Return a size beyond every cache: 128 MiB, or four times a larger last-level cache."""
+    return max(128 << 20, 4 * max(machine.caches().values(), default=0))

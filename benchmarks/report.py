@@ -1,0 +1,251 @@
+"""From the raw seconds of all processes to the figures of the tables, each beside its target."""
+
+import dataclasses
+import itertools
+import math
+import statistics
+
+from benchmarks import targets
+from benchmarks.plans import OWN, STREAM
+
+#: Arrays read and written in a pass of the stream.
+_TRAFFIC = {"forward": 2, "backward": 3}
+#: section of variants -> (what varies, what it is compared with)
+_BASE = {
+    "dtypes": ("dtype", "float32"),
+    "activations": ("activation", "leaky_relu"),
+    "strategies": ("strategy", "standard"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A figure and what it is held against: at least `target`, or at most."""
+
+    value: float
+    target: float | None = None
+    at_most: bool = False
+
+    @property
+    def missed(self):
+        if self.target is None:
+            return False
+        return self.value > self.target if self.at_most else self.value < self.target
+
+    def plain(self):
+        """Return what JSON can hold."""
+        return {"value": self.value, "target": self.target, "at_most": self.at_most, "missed": self.missed}
+
+
+def _identity(contestant):
+    defaults = {"dtype": "float32", "activation": "leaky_relu", "strategy": "inplace"}
+    return tuple((defaults | contestant)[name] for name in ("kind", *defaults))
+
+
+class Process:
+    """The medians of one process. A `row` is (section, shape, layout)."""
+
+    def __init__(self, run):
+        self.environment, self.overhead = run["environment"], run["overhead"]
+        self.rows = []
+        self.medians, self.peaks = {}, {}
+        for group in run["groups"]:
+            row = group["section"], tuple(group["shape"]), group["layout"]
+            self.rows.append(row)
+            for record in group["records"]:
+                key = row, _identity(record), record["pass"]
+                self.medians[key] = statistics.median(record["seconds"])
+                if "peak" in record:
+                    self.peaks[key] = record["peak"]
+
+    def seconds(self, row, contestant, name):
+        """Return the median of pass `name`, "both" being forward + backward; None if it was not measured."""
+        identity = _identity(contestant)
+        found = self.medians.get((row, identity, name))
+        if found is None and name == "both":
+            parts = [self.medians.get((row, identity, part)) for part in _TRAFFIC]
+            found = None if None in parts else sum(parts)
+        return found
+
+    def ratio(self, row, above, below, name):
+        """Return seconds of `above` / seconds of `below`, or None."""
+        seconds = [self.seconds(row, contestant, name) for contestant in (above, below)]
+        return None if None in seconds else seconds[0] / seconds[1]
+
+    def bandwidth(self, row, name):
+        """Return the stream's GB/s."""
+        return _TRAFFIC[name] * 4e-9 * math.prod(row[1]) / self.seconds(row, STREAM, name)
+
+
+def _median(values):
+    values = [value for value in values if value is not None]
+    return statistics.median(values) if values else None
+
+
+def _milliseconds(processes, row, contestant, name):
+    seconds = _median(process.seconds(row, contestant, name) for process in processes)
+    return None if seconds is None else seconds * 1e3
+
+
+def summarise(runs):
+    """Return every table's rows.
+
+    Parameters
+    ----------
+    runs : list of dict
+        What `benchmarks.worker.work` returned, one for each process.
+
+    Returns
+    -------
+    dict
+        "machine" of the first process, "errors" (one line each), "states" (name -> processes, GB/s), and a
+        list of dicts for each of "limit", "peers", "dtypes", "activations", "strategies", "overhead". A
+        figure that may have a target is `Judged`: the median over the processes of what each one measured.
+    """
+    processes = [Process(run) for run in runs]
+    states = split_states(processes)
+    summary = {
+        "machine": runs[0]["machine"],
+        "errors": _errors(runs),
+        "states": {
+            name: {"processes": len(members), "stream_gbs": _median(map(_bandwidth, members))}
+            for name, members in states.items()
+        },
+        "limit": [],
+        "peers": [],
+        "dtypes": [],
+        "activations": [],
+        "strategies": [],
+        "overhead": _overhead(processes),
+    }
+    for group in runs[0]["groups"]:
+        row = group["section"], tuple(group["shape"]), group["layout"]
+        measured = [process for process in processes if row in process.rows]
+        if row[0] == "limit":
+            memory = _extra_memory(row, measured)
+            summary["limit"] += [_limit(row, *state, memory) for state in states.items()]
+            summary["peers"] += _peers(row, measured)
+        else:
+            summary[row[0]] += _variants(row, group["records"], measured)
+    return summary
+
+
+def _bandwidth(process):
+    rows = [row for row in process.rows if row[0] == "limit"]
+    return statistics.median(process.bandwidth(row, name) for row in rows for name in _TRAFFIC)
+
+
+def split_states(processes):
+    """Group processes by the state of the machine's bandwidth, which flips from process to process.
+
+    The largest gap between their streams' GB/s parts "slower" from "faster", if it is at least
+    `targets.STATE_GAP` wide; otherwise all are in "one" state. No process, no state.
+    """
+    ranked = sorted(
+        (process for process in processes if any(row[0] == "limit" for row in process.rows)), key=_bandwidth
+    )
+    gaps = [_bandwidth(above) / _bandwidth(below) for below, above in itertools.pairwise(ranked)]
+    if gaps and max(gaps) >= targets.STATE_GAP:
+        cut = gaps.index(max(gaps)) + 1
+        return {"slower": ranked[:cut], "faster": ranked[cut:]}
+    return {"one": ranked} if ranked else {}
+
+
+def _limit(row, state, processes, extra_memory):
+    _, shape, layout = row
+    # In the faster state the cores, not the bus, bound the kernels: shown, not judged.
+    wanted = targets.Row(shape, layout, None, None) if state == "faster" else targets.find(shape, layout)
+    entry = {"shape": shape, "layout": layout, "state": state, "processes": len(processes)}
+    for name, target in (("forward", wanted.forward), ("backward", wanted.backward)):
+        entry[name] = {
+            "stream_gbs": _median(process.bandwidth(row, name) for process in processes),
+            "milliseconds": _milliseconds(processes, row, OWN, name),
+            "of_limit": Judged(
+                _median(process.ratio(row, STREAM, OWN, name) for process in processes), target
+            ),
+        }
+    return entry | {"extra_memory": extra_memory}
+
+
+def _extra_memory(row, processes):
+    """Return the most memory that either pass allocated, as a share of x's bytes."""
+    peaks = [peak for process in processes for key, peak in process.peaks.items() if key[0] == row]
+    size = 4 * math.prod(row[1])
+    bound = targets.EXTRA_MEMORY if size >= targets.EXTRA_MEMORY_FROM else None
+    return Judged(max(peaks) / size, bound, at_most=True) if peaks else None
+
+
+def _peers(row, processes):
+    _, shape, layout = row
+    kinds = {identity[0]: None for process in processes for _, identity, _ in process.medians}
+    peers = [kind for kind in kinds if kind not in (STREAM["kind"], OWN["kind"])]
+    entries = []
+    for environment in dict.fromkeys(process.environment for process in processes):
+        members = [process for process in processes if process.environment == environment]
+        for peer in peers:
+            times = _median(process.ratio(row, {"kind": peer}, OWN, "both") for process in members)
+            if times is not None:
+                entries.append(
+                    {
+                        "shape": shape,
+                        "layout": layout,
+                        "environment": environment,
+                        "peer": peer,
+                        "milliseconds": _milliseconds(members, row, {"kind": peer}, "both"),
+                        "own_milliseconds": _milliseconds(members, row, OWN, "both"),
+                        "times": Judged(times, targets.peer_target(shape, layout, peer, environment)),
+                    }
+                )
+    return entries
+
+
+def _variants(row, records, processes):
+    section, shape, layout = row
+    what, base = _BASE[section]
+    entries = {}
+    for record in records:
+        contestant = {"kind": record["kind"], what: record[what]}
+        reference = {"kind": record["kind"], what: base}
+        above, below = (reference, contestant) if section == "activations" else (contestant, reference)
+        value = _median(process.ratio(row, above, below, record["pass"]) for process in processes)
+        entry = entries.setdefault(record[what], {"shape": shape, "layout": layout, "name": record[what]})
+        entry[record["pass"]] = {
+            "milliseconds": _milliseconds(processes, row, contestant, record["pass"]),
+            "relative": None if value is None else _judge_variant(row, record[what], record["pass"], value),
+        }
+    return list(entries.values())
+
+
+def _judge_variant(row, name, pass_, value):
+    section, shape, layout = row
+    if targets.find(shape, layout).forward is None:
+        return Judged(value)
+    if section == "dtypes" and name in ("float16", "bfloat16"):
+        return Judged(value, targets.HALF_TIME, at_most=True)
+    if section == "activations" and name in targets.ACTIVATION_SPEED:
+        return Judged(value, targets.ACTIVATION_SPEED[name][list(_TRAFFIC).index(pass_)])
+    return Judged(value)
+
+
+def _overhead(processes):
+    entries = []
+    for module, target in targets.OVERHEAD.items():
+        found = [process.overhead[module] for process in processes if process.overhead]
+        if found:
+            middle = statistics.median(figures["median"] for figures in found) * 1e6
+            least = min(figures["least"] for figures in found) * 1e6
+            entries.append({"module": module, "median": Judged(middle, target, at_most=True), "least": least})
+    return entries
+
+
+def _errors(runs):
+    lines = {}
+    for run in runs:
+        for group in run["groups"]:
+            for error in group["errors"]:
+                who = " ".join(
+                    error[name] for name in ("kind", "dtype", "activation", "strategy") if name in error
+                )
+                where = f"{group['section']} {'x'.join(map(str, group['shape']))} {group['layout']}"
+                lines[f"{who} did not take part ({where}): {error['error']}"] = None
+    return list(lines)

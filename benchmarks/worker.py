@@ -1,0 +1,156 @@
+"""One fresh process of a measurement: takes a plan, times every contestant in turn, returns plain data."""
+
+import gc
+import os
+import sys
+import time
+import tracemalloc
+
+import numpy as np
+
+from benchmarks import machine, overhead
+from benchmarks.contestants import Batch, InPlaceABN, Stream
+from benchmarks.peers import PEERS
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+
+def work(plan):
+    """Measure what `plan` says.
+
+    Parameters
+    ----------
+    plan : dict
+        "environment": name of the environment this process was given; "threads", "repeat", "warmup": counts;
+        "flush_bytes": size of the buffer that is touched before each timed call; "memory": trace the memory
+        that inplace_abn's passes allocate, too; "overhead": number of tiny calls, or 0; "groups": what is
+        interleaved, each a dict of "section", "shape", "layout" and "contestants" (see `_make`).
+
+    Returns
+    -------
+    dict
+        "environment", "machine", "overhead" and "groups": the plan's groups with "records" instead of
+        "contestants". A record is its contestant with "pass", "seconds" (one figure per repetition), "faults"
+        (page faults, where the system counts them) and perhaps "peak" (bytes allocated in the pass).
+        "errors" holds a line for each contestant that could not take part.
+    """
+    machine.pin(plan["threads"])
+    flush = Flush(plan["flush_bytes"])
+    gc.disable()
+    groups = []
+    for group in plan["groups"]:
+        print(f"  {group['section']}: {group['shape']} {group['layout']}", file=sys.stderr, flush=True)
+        groups.append(_measure(group, plan, flush))
+        gc.collect()
+    return {
+        "environment": plan["environment"],
+        "machine": machine.describe(plan["threads"]),
+        "overhead": overhead.measure(plan["overhead"]) if plan["overhead"] else {},
+        "groups": groups,
+    }
+
+
+class Flush:
+    """Fill the caches with somebody else's modified lines, as in a network where other layers have run.
+
+    Reading would leave clean lines: the results of a small pass could then stay in the cache, and their way
+    to memory would not be counted. One thread does it, so that nobody's thread pool is woken.
+    """
+
+    def __init__(self, size):
+        self.buffer = np.zeros(max(size // 4, 1), np.float32)
+
+    def __call__(self):
+        np.add(self.buffer, 1, out=self.buffer)
+
+
+def _make(contestant, batches, group, threads):
+    """Make what {"kind": "stream" | "inplace_abn" | a peer, "dtype", "activation", "strategy"} describes."""
+    dtype = contestant.get("dtype", "float32")
+    if dtype not in batches:
+        batches[dtype] = Batch(group["shape"], group["layout"], dtype)
+    if contestant["kind"] == "stream":
+        return Stream(batches[dtype], threads)
+    if contestant["kind"] == "inplace_abn":
+        options = {name: contestant[name] for name in ("activation", "strategy") if name in contestant}
+        return InPlaceABN(batches[dtype], threads, **options)
+    return PEERS[contestant["kind"]][0](batches[dtype], threads)
+
+
+def _measure(group, plan, flush):
+    batches, records, errors = {}, [], []
+    entries = []
+    for contestant in group["contestants"]:
+        try:
+            entries.append((contestant, _make(contestant, batches, group, plan["threads"]), {}))
+        except Exception as error:
+            _give_up(errors, contestant, error)
+    for round_ in range(plan["warmup"] + plan["repeat"]):
+        turn = round_ % max(len(entries), 1)
+        for entry in entries[turn:] + entries[:turn]:
+            contestant, runner, passes = entry
+            try:
+                _round(runner, flush, passes if round_ >= plan["warmup"] else {})
+            except Exception as error:
+                entries.remove(entry)
+                _give_up(errors, contestant, error)
+    for contestant, runner, passes in entries:
+        peaks = _peaks(runner) if plan["memory"] and contestant["kind"] == "inplace_abn" else {}
+        for name, figures in passes.items():
+            record = {**contestant, "pass": name, **figures}
+            records.append(record | ({"peak": peaks[name]} if name in peaks else {}))
+    return {
+        **{name: group[name] for name in ("section", "shape", "layout")},
+        "records": records,
+        "errors": errors,
+    }
+
+
+def _round(runner, flush, passes):
+    for name, call in runner.run():
+        flush()
+        before, begin = _faults(), time.perf_counter()
+        call()
+        seconds = time.perf_counter() - begin
+        figures = passes.setdefault(name, {"seconds": [], "faults": []})
+        figures["seconds"].append(seconds)
+        figures["faults"].append(_faults() - before)
+
+
+def _faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
+
+
+def _peaks(runner):
+    """Return the most memory that Python and NumPy held in each pass beyond what they held before it."""
+    peaks = {}
+    tracemalloc.start()
+    try:
+        for name, call in runner.run():
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            call()
+            peaks[name] = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    return peaks
+
+
+def _give_up(errors, contestant, error):
+    """Note why a peer, or a dtype whose package is missing, takes no part; anything else is an error."""
+    if contestant["kind"] not in PEERS and not isinstance(error, ImportError):
+        raise error
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    errors.append({**contestant, "error": reason})
+    print(f"    without {contestant}: {reason}", file=sys.stderr, flush=True)
+
+
+def redirect_stdout():
+    """Send what libraries print to standard error, and return a stream for the real standard output."""
+    sys.stdout.flush()
+    real = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return real

@@ -1,0 +1,152 @@
+/* In-place activated batch normalization: the C interface, free of Python.
+ *
+ * A batch is N x C x S elements (batch, channels, spatial). Per channel c, over m = N*S elements:
+ *
+ *     xhat = (x - mean) * inv_std,   y = weight * xhat + bias,   z = activation(y)
+ *
+ * Every function here works on memory that the caller owns and has checked: inputs are aligned, inside
+ * their buffers, and overlap only where a comment says so. Results do not depend on the thread count.
+ */
+#ifndef ABN_H
+#define ABN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Storage types. Half types are computed in float; constants and sums per channel are double throughout. */
+typedef enum { ABN_FLOAT32, ABN_FLOAT64, ABN_FLOAT16, ABN_BFLOAT16, ABN_DTYPES } abn_dtype;
+
+typedef enum { ABN_IDENTITY, ABN_LEAKY_RELU, ABN_ELU, ABN_RELU, ABN_ACTIVATIONS } abn_activation;
+
+typedef enum { ABN_OK, ABN_NO_MEMORY } abn_status;
+
+size_t abn_dtype_size(abn_dtype dtype);
+
+/* One row of this table per activation; nothing else outside kernels/activations.h knows one by name. */
+typedef struct {
+    const char *name;
+    int invertible;  /* can y be had back from z? If not, only strategies that keep x or xhat take it. */
+    int has_param;   /* slope of leaky_relu, alpha of elu: must be > 0 and finite */
+} abn_activation_info;
+extern const abn_activation_info abn_activation_table[ABN_ACTIVATIONS];
+
+/* Elements of element (n, c, s) at data + n*batch_stride + c*channel_stride + s*spatial_stride (in elements).
+ * Channels-first: spatial_stride == 1. Channels-last: channel_stride == 1. Strides are positive. */
+typedef struct {
+    void *data;
+    abn_dtype dtype;
+    ptrdiff_t batch, channels, spatial;
+    ptrdiff_t batch_stride, channel_stride, spatial_stride;
+} abn_batch;
+
+/* ---- the machine: which kernels, how many threads ------------------------------------------------- */
+
+/* Call once before anything else, from one thread: asks what the processor is. Again is harmless. */
+void abn_initialize(void);
+
+typedef struct abn_kernels abn_kernels; /* one instruction set's kernels; kernels/kernels.h */
+
+typedef struct {
+    const abn_kernels *kernels;
+    int threads; /* at least 1 */
+} abn_machine;
+
+/* The instruction sets that were compiled in, best first; NULL past the end. */
+const abn_kernels *abn_kernels_at(int index);
+const char *abn_kernels_name(const abn_kernels *kernels); /* "v4", "v3", "v2", "neon", "baseline" */
+int abn_kernels_usable(const abn_kernels *kernels);       /* do this CPU and operating system support them? */
+
+int abn_has_openmp(void);
+int abn_default_threads(void); /* OMP_NUM_THREADS, or the processors this process may use */
+
+/* ---- one layer's constants and what it keeps ------------------------------------------------------- */
+
+/* Arrays of `channels` doubles. */
+typedef struct {
+    double eps;
+    const double *weight, *bias;
+    double *mean, *var, *inv_std; /* var is biased; inv_std = 1 / sqrt(var + eps) */
+} abn_norm;
+
+/* Channels whose xhat cannot be had back from z. slot[c] is the channel's place in xhat, or -1.
+ * xhat holds `count` channels in the layout of the batch: channels-first (count, N, S), channels-last
+ * (N, S, count), contiguous, in the batch's dtype. count == 0: slot and xhat may be NULL. */
+typedef struct {
+    ptrdiff_t count;
+    const ptrdiff_t *slot;
+    void *xhat;
+} abn_guard;
+
+/* Elements that the activation cannot invert (saturated elu), sorted by channel, then position.
+ * Channel c's are entries first[c] .. first[c + 1] - 1. Owned by the library: abn_escapes_free.
+ * All zero means: none. */
+typedef struct {
+    ptrdiff_t count;
+    ptrdiff_t *first;   /* channels + 1 entries */
+    int64_t *position;  /* n * S + s */
+    double *xhat;
+} abn_escapes;
+
+void abn_escapes_free(abn_escapes *escapes);
+
+/* What the backward finds in the kept buffer. */
+typedef enum { ABN_KEEP_Z, ABN_KEEP_X, ABN_KEEP_XHAT } abn_keep;
+
+/* How the backward gets xhat from z (paper, section 3.2): ABN_SCHEME_I divides, w = (y - bias) / weight = xhat;
+ * ABN_SCHEME_II does not, w = y - bias. Same result, different constants. */
+typedef enum { ABN_SCHEME_I, ABN_SCHEME_II } abn_scheme;
+
+/* All that the backward needs. `kept` is the full-size buffer, in place of x or not. */
+typedef struct {
+    abn_keep keep;
+    abn_scheme scheme;
+    abn_batch kept;
+    abn_activation activation;
+    double activation_param;
+    abn_norm norm;
+    abn_guard guard;      /* ABN_KEEP_Z only */
+    abn_escapes escapes;  /* ABN_KEEP_Z only */
+} abn_context;
+
+/* Fills slot[0..channels) and returns how many channels have to be guarded. Depends on the weights alone. */
+ptrdiff_t abn_guard_channels(abn_dtype dtype, abn_activation activation, double activation_param,
+                             const double *weight, const double *bias, ptrdiff_t channels, ptrdiff_t per_channel,
+                             ptrdiff_t *slot);
+
+/* ---- the operations --------------------------------------------------------------------------------- */
+
+/* mean and biased variance of every channel. */
+abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, double *mean, double *var);
+
+/* x -> z = activation(batch norm of x). Where things go follows from context->keep:
+ *   ABN_KEEP_Z     z is x itself (same data): z is written over x
+ *   ABN_KEEP_X     z is another buffer; x is left as it is
+ *   ABN_KEEP_XHAT  z is another buffer; xhat is written over x
+ * context: keep, scheme, activation, norm.{eps,weight,bias} and guard are given. With `training` the batch's
+ * own mean and var are computed into norm; without, norm.mean and norm.var are given. norm.inv_std, kept and
+ * escapes are filled in here.
+ * ABN_NO_MEMORY: x may hold partly normalised data (only scratch of a few hundred KB is ever asked for, most
+ * of it before the first write). */
+abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn_batch *z, abn_context *context,
+                       int training);
+
+/* z again, from a context that kept x or xhat. */
+abn_status abn_recompute(const abn_machine *machine, const abn_context *context, const abn_batch *z);
+
+/* sum_dy = sum dy (= gradient of bias), sum_dy_xhat = sum dy*xhat (= gradient of weight), dy = dz*activation'(y). */
+abn_status abn_backward_reduce(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
+                               double *sum_dy, double *sum_dy_xhat);
+
+/* dx = weight*inv_std * (dy - sum_dy/count - xhat*sum_dy_xhat/count); count == 0 drops the last two terms, which
+ * is the backward of evaluation mode. dx may be dz itself (same data) or another buffer. */
+abn_status abn_backward_apply(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
+                              const abn_batch *dx, const double *sum_dy, const double *sum_dy_xhat, double count);
+
+/* Both steps, fused so that a channel is still in cache for its second pass. */
+abn_status abn_backward(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
+                        const abn_batch *dx, double *sum_dy, double *sum_dy_xhat, int training);
+
+/* The yardstick of benchmarks.limit: a = a*c + d (b == NULL), or b = b*c + a*d, over contiguous float32. */
+void abn_stream(const abn_machine *machine, float *a, float *b, ptrdiff_t count, float c, float d);
+
+#endif

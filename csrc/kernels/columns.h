@@ -1,0 +1,176 @@
+/* Kernels for channels-last batches: each column of the tile is one channel. Included by kernels.c.
+ *
+ * ROWS_AT_ONCE rows share each load of constants and each update of the partial sums, which stay in L1. */
+#ifndef ABN_KERNEL_COLUMNS_H
+#define ABN_KERNEL_COLUMNS_H
+
+#include "elements.h"
+
+#define ROWS_AT_ONCE 4
+
+/* Calls step(..., row, rows, column, n): over `rows` rows from `row` on, n columns from `column` on. Both numbers are
+ * constants but for what is left over at the end of the rows and of the columns, so the steps unroll. */
+#define FOR_STEPS_OF_ROWS(tile, step, row, rows, ...)                                              \
+    do {                                                                                           \
+        ptrdiff_t j_ = 0;                                                                          \
+        for (; j_ + W <= (tile).length; j_ += W) step(__VA_ARGS__, row, rows, j_, W);              \
+        if (j_ < (tile).length) step(__VA_ARGS__, row, rows, j_, (tile).length - j_);              \
+    } while (0)
+#define FOR_STEPS(tile, step, ...)                                                                 \
+    do {                                                                                           \
+        ptrdiff_t row_ = 0;                                                                        \
+        for (; row_ + ROWS_AT_ONCE <= (tile).rows; row_ += ROWS_AT_ONCE)                           \
+            FOR_STEPS_OF_ROWS(tile, step, row_, ROWS_AT_ONCE, __VA_ARGS__);                        \
+        for (; row_ < (tile).rows; row_++) FOR_STEPS_OF_ROWS(tile, step, row_, 1, __VA_ARGS__);    \
+    } while (0)
+
+INLINE const storage *element_at(abn_input input, ptrdiff_t row, ptrdiff_t column) {
+    return (const storage *)input.data + row * input.stride + column;
+}
+
+INLINE void add_to_columns(real *partial, vec sum) { v_store_real(partial, v_add(v_load_real(partial), sum)); }
+
+INLINE void moments_step(abn_tile tile, abn_constants constants, real *sums, ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
+    real *squares = sums + ABN_COLUMNS_STRIDE;
+    const vec centre = constant(ABN_COLUMNS, constants, ABN_CENTRE, j);
+    vec sum = v_zero(), square = v_zero();
+    UNROLLED for (int r = 0; r < rows; r++) {
+        const storage *x = element_at(tile.source, row + r, j);
+        vec d = v_sub(v_load_upto(x, n), centre);
+        if (n < W) d = v_first(d, n); /* the sums beyond belong to other columns */
+        prefetch(x, W, tile.source.ahead);
+        sum = v_add(sum, d);
+        square = v_fma(d, d, square);
+    }
+    add_to_columns(sums + j, sum);
+    add_to_columns(squares + j, square);
+}
+
+INLINE void columns_moments(abn_tile tile, abn_constants constants, void *partial) {
+    FOR_STEPS(tile, moments_step, tile, constants, partial);
+}
+
+INLINE void apply_step(abn_activation activation, abn_tile tile, abn_constants constants,
+                        activation_constants k, ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
+    const affine from_x = affine_constants(ABN_COLUMNS, constants, j);
+    UNROLLED for (int r = 0; r < rows; r++) {
+        const storage *x = element_at(tile.source, row + r, j);
+        storage *z = (storage *)tile.destination + (row + r) * tile.destination_stride + j;
+        prefetch(x, W, tile.source.ahead);
+        v_store_upto(z, activate(activation, affine_apply(v_load_upto(x, n), from_x), k), n);
+    }
+}
+
+INLINE void columns_apply(abn_activation activation, abn_tile tile, abn_constants constants) {
+    const activation_constants k = activation_load(constants.param, constants.escape_below);
+    FOR_STEPS(tile, apply_step, activation, tile, constants, k);
+}
+
+INLINE void gradient_sums_step(int from, abn_activation activation, abn_tile tile,
+                                abn_constants constants, activation_constants k, real *sums, ptrdiff_t row,
+                                int rows, ptrdiff_t j, ptrdiff_t n) {
+    real *products = sums + ABN_COLUMNS_STRIDE;
+    const backward_constants b = all_backward_constants(ABN_COLUMNS, from, constants, j);
+    vec sum = v_zero(), product = v_zero();
+    UNROLLED for (int r = 0; r < rows; r++) {
+        const storage *source = element_at(tile.source, row + r, j);
+        const storage *gradient = element_at(tile.gradient, row + r, j);
+        const backward_pair p =
+            backward_element(from, activation, v_load_upto(source, n), v_load_upto(gradient, n), b, k);
+        prefetch(source, W, tile.source.ahead);
+        prefetch(gradient, W, tile.gradient.ahead);
+        sum = v_add(sum, p.dy);
+        product = v_fma(p.dy, p.w, product);
+    }
+    add_to_columns(sums + j, sum);
+    add_to_columns(products + j, product);
+}
+
+INLINE void columns_gradient_sums(int from, abn_activation activation, abn_tile tile,
+                                  abn_constants constants, void *partial) {
+    const activation_constants k = activation_load(constants.param, constants.escape_below);
+    FOR_STEPS(tile, gradient_sums_step, from, activation, tile, constants, k, partial);
+}
+
+INLINE void gradient_apply_step(int from, abn_activation activation, abn_tile tile,
+                                 abn_constants constants, activation_constants k, ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
+    const backward_constants b = all_backward_constants(ABN_COLUMNS, from, constants, j);
+    UNROLLED for (int r = 0; r < rows; r++) {
+        const storage *source = element_at(tile.source, row + r, j);
+        const storage *gradient = element_at(tile.gradient, row + r, j);
+        storage *dx = (storage *)tile.destination + (row + r) * tile.destination_stride + j;
+        const backward_pair p =
+            backward_element(from, activation, v_load_upto(source, n), v_load_upto(gradient, n), b, k);
+        prefetch(source, W, tile.source.ahead);
+        prefetch(gradient, W, tile.gradient.ahead);
+        v_store_upto(dx, backward_result(p, b), n);
+    }
+}
+
+INLINE void columns_gradient_apply(int from, abn_activation activation, abn_tile tile,
+                                   abn_constants constants) {
+    const activation_constants k = activation_load(constants.param, constants.escape_below);
+    FOR_STEPS(tile, gradient_apply_step, from, activation, tile, constants, k);
+}
+
+INLINE int columns_any_below(abn_tile tile, abn_constants constants, double threshold) {
+    int found = 0;
+    for (ptrdiff_t row = 0; row < tile.rows; row++) {
+        for (ptrdiff_t j = 0; j < tile.length; j += W) {
+            const ptrdiff_t n = tile.length - j;
+            const vec x = v_load_upto(element_at(tile.source, row, j), n);
+            const vec w = affine_apply(x, affine_constants(ABN_COLUMNS, constants, j));
+            found |= v_any(v_lt(n < W ? v_first(w, n) : w, v_set1((real)threshold)));
+        }
+    }
+    return found;
+}
+
+/* Sum of `count` neighbouring partial sums: in vectors first, then across lanes in double. */
+INLINE double sum_of_columns(const real *sums, ptrdiff_t count) {
+    vec sum = v_zero();
+    real lanes[W];
+    double total = 0;
+    for (ptrdiff_t j = 0; j < count; j += W) {
+        const ptrdiff_t n = count - j;
+        const vec part = v_load_real(sums + j);
+        sum = v_add(sum, n < W ? v_first(part, n) : part);
+    }
+    v_store_real(lanes, sum);
+    for (int l = 0; l < W; l++) total += lanes[l];
+    return total;
+}
+
+static void columns_fold(void *partial, abn_columns columns, double *first, double *second) {
+    real *sums = partial, *others = sums + ABN_COLUMNS_STRIDE;
+    const ptrdiff_t width = columns.channels * columns.spread * columns.repeat;
+    if (columns.spread > 1) {
+        for (ptrdiff_t c = 0; c < columns.channels; c++) {
+            first[c] += sum_of_columns(sums + c * columns.spread, columns.spread);
+            second[c] += sum_of_columns(others + c * columns.spread, columns.spread);
+        }
+    } else {
+        for (ptrdiff_t j = 0; j < width; j += columns.channels) {
+            for (ptrdiff_t c = 0; c < columns.channels; c++) {
+                first[c] += sums[j + c];
+                second[c] += others[j + c];
+            }
+        }
+    }
+    memset(sums, 0, (size_t)width * sizeof *sums);
+    memset(others, 0, (size_t)width * sizeof *others);
+}
+
+static void columns_expand(const void *constants, abn_columns columns, void *expanded) {
+    const real *from = constants;
+    real *to = expanded;
+    for (ptrdiff_t r = 0; r < columns.repeat; r++) {
+        for (ptrdiff_t c = 0; c < columns.channels; c++, to += columns.spread) {
+            const vec value = v_set1(from[c]);
+            /* The last vector reaches into what comes next, which is written next, or into the padding. */
+            for (ptrdiff_t s = 0; s < columns.spread; s += W) v_store_real(to + s, value);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,64 @@
+/* What happens to one vector of elements, whichever layout it came from. */
+#ifndef ABN_KERNEL_ELEMENTS_H
+#define ABN_KERNEL_ELEMENTS_H
+
+#include "activations.h"
+#include "kernels.h"
+#include "storage.h"
+
+/* w = (x - centre) * scale + shift. Subtracting first keeps the digits of x when |mean| is far above the spread. */
+typedef struct {
+    vec centre, scale, shift;
+} affine;
+
+INLINE vec affine_apply(vec x, affine a) { return v_fma(v_sub(x, a.centre), a.scale, a.shift); }
+
+typedef struct {
+    affine from;
+    vec weight, bias;
+    vec dy_factor, w_factor, offset;
+} backward_constants;
+
+typedef struct {
+    vec dy, w;
+} backward_pair;
+
+INLINE backward_pair backward_element(int from, abn_activation activation, vec source, vec dz, backward_constants b,
+                                      activation_constants k) {
+    if (from == ABN_FROM_Z) {
+        activation_invert(activation, &source, &dz, k);
+        return (backward_pair){dz, v_fma(source, b.from.scale, b.from.shift)};
+    }
+    const vec w = affine_apply(source, b.from);
+    return (backward_pair){activation_gradient(activation, v_fma(w, b.weight, b.bias), dz, k), w};
+}
+
+INLINE vec backward_result(backward_pair p, backward_constants b) {
+    return v_fma(p.dy, b.dy_factor, v_fma(p.w, b.w_factor, b.offset));
+}
+
+/* The constant of channel `at` in every lane (ABN_ROWS), or those of W channels from `at` on (ABN_COLUMNS). The
+ * arrays are padded, so the last load of a tile may reach past its channels. */
+INLINE vec constant(int layout, abn_constants constants, int which, ptrdiff_t at) {
+    const real *of = (const real *)constants.of[which] + at;
+    return layout == ABN_ROWS ? v_set1(*of) : v_load_real(of);
+}
+
+INLINE affine affine_constants(int layout, abn_constants c, ptrdiff_t at) {
+    return (affine){constant(layout, c, ABN_CENTRE, at), constant(layout, c, ABN_SCALE, at),
+                    constant(layout, c, ABN_SHIFT, at)};
+}
+
+/* Only the result needs the three factors; a compiler drops the loads where they are not used. */
+INLINE backward_constants all_backward_constants(int layout, int from, abn_constants c, ptrdiff_t at) {
+    backward_constants b = {affine_constants(layout, c, at), v_zero(), v_zero(),
+                            constant(layout, c, ABN_DY_FACTOR, at), constant(layout, c, ABN_W_FACTOR, at),
+                            constant(layout, c, ABN_OFFSET, at)};
+    if (from == ABN_FROM_X) {
+        b.weight = constant(layout, c, ABN_WEIGHT, at);
+        b.bias = constant(layout, c, ABN_BIAS, at);
+    }
+    return b;
+}
+
+#endif

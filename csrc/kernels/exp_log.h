@@ -1,0 +1,103 @@
+/* exp, expm1 and log1p on vec, for the half line that elu needs: arguments <= 0. Below 2 ulp in float and double
+ * (tests/test_elu.py measures them against long double). The polynomials were fitted at Chebyshev nodes. */
+#ifndef ABN_EXP_LOG_H
+#define ABN_EXP_LOG_H
+
+#include "vector.h"
+
+#ifdef ABN_DTYPE_FLOAT64
+#define LN2_HIGH 0x1.62e42fef00000p-1 /* 32 bits: n * LN2_HIGH is exact */
+#define LN2_LOW 0x1.473de6af278edp-34
+#define LOG2_E 0x1.71547652b82fep+0
+#define SQRT_HALF_BITS 0x3fe6a09e667f3bcd
+#define EXP_ZERO -750.0        /* below: exp is 0 */
+#define EXPM1_MINUS_ONE -50.0 /* below: expm1 is -1 */
+static const real expm1_polynomial[] = { /* (expm1(r) - r) / r^2, |r| <= ln(2)/2 */
+    0x1.0000000000000p-1,  0x1.5555555555555p-3,  0x1.5555555555557p-5,  0x1.1111111111111p-7,
+    0x1.6c16c16c15a6cp-10, 0x1.a01a01a0196aep-13, 0x1.a01a01a9e80fep-16, 0x1.71de3a5aa6edbp-19,
+    0x1.27e4d41d6f553p-22, 0x1.ae642c8730352p-26, 0x1.1f7f2000f4cf3p-29, 0x1.61bfa22dd3437p-33,
+};
+static const real log1p_polynomial[] = { /* (2 atanh(s) - 2 s) / s^3 in s^2 */
+    0x1.5555555555555p-1, 0x1.9999999999a38p-2, 0x1.2492492476cccp-2, 0x1.c71c720159177p-3,
+    0x1.745cf9048dd95p-3, 0x1.3b1c355a8f7a2p-3, 0x1.0fbe95d716020p-3, 0x1.0c039c49989c6p-3,
+};
+#else
+#define LN2_HIGH 0x1.62e4p-1f /* 14 bits: n * LN2_HIGH is exact */
+#define LN2_LOW 0x1.7f7d1cp-20f
+#define LOG2_E 0x1.715476p+0f
+#define SQRT_HALF_BITS 0x3f3504f3
+#define EXP_ZERO -105.0f
+#define EXPM1_MINUS_ONE -30.0f
+static const real expm1_polynomial[] = { /* (expm1(r) - r) / r^2, |r| <= ln(2)/2 */
+    0x1.000000p-1f, 0x1.555556p-3f, 0x1.5554eap-5f, 0x1.1110e0p-7f, 0x1.6d4316p-10f, 0x1.a124e4p-13f,
+};
+static const real log1p_polynomial[] = { /* (log1p(f) - f + f^2/2) / f^3 */
+    0x1.555554p-2f,  -0x1.fffffcp-3f, 0x1.999d5ap-3f,  -0x1.555b4ap-3f, 0x1.23d21ap-3f,
+    -0x1.fcf4c6p-4f, 0x1.dea282p-4f,  -0x1.d635bcp-4f, 0x1.1d8ea6p-4f,
+};
+#endif
+
+#define EXPONENT_BIAS ((1 << (8 * sizeof(real) - REAL_MANTISSA - 2)) - 1)
+#define TWO_TO_MANTISSA ((real)((real_bits)1 << REAL_MANTISSA))
+#define MANTISSA_MASK (((real_bits)1 << REAL_MANTISSA) - 1)
+#define TERMS(polynomial) ((int)(sizeof(polynomial) / sizeof *(polynomial)))
+
+INLINE vec v_polynomial(vec x, const real *coefficients, int terms) {
+    vec sum = v_set1(coefficients[terms - 1]);
+    UNROLLED for (int i = terms - 2; i >= 0; i--) sum = v_fma(sum, x, v_set1(coefficients[i]));
+    return sum;
+}
+
+/* 2^n for integral n of a normal number, read off the low bits of the float n + bias + 2^mantissa. */
+INLINE vec v_power_of_two(vec n) {
+    return v_from_bits(i_shift_left(v_bits(v_add(n, v_set1(TWO_TO_MANTISSA + EXPONENT_BIAS))), REAL_MANTISSA));
+}
+
+/* exp(y) = 2^n (1 + expm1_r), |r| <= ln(2)/2 */
+INLINE vec v_exp_parts(vec y, vec *n) {
+    *n = v_round(v_mul(y, v_set1(LOG2_E)));
+    const vec r = v_fma(*n, v_set1(-LN2_LOW), v_fma(*n, v_set1(-LN2_HIGH), y));
+    return v_fma(v_mul(r, r), v_polynomial(r, expm1_polynomial, TERMS(expm1_polynomial)), r);
+}
+
+/* Both: v_max gives its second operand where one is NaN, so NaN comes through. */
+INLINE vec v_exp_negative(vec y) {
+    vec n;
+    const vec expm1_r = v_exp_parts(v_max(v_set1(EXP_ZERO), y), &n);
+    const vec normal = v_max(v_set1(2 - EXPONENT_BIAS), n); /* the rest of the power makes subnormal results */
+    const vec scaled = v_fma(expm1_r, v_power_of_two(normal), v_power_of_two(normal));
+    return v_mul(scaled, v_power_of_two(v_sub(n, normal)));
+}
+
+INLINE vec v_expm1_negative(vec y) {
+    vec n;
+    const vec expm1_r = v_exp_parts(v_max(v_set1(EXPM1_MINUS_ONE), y), &n);
+    const vec power = v_power_of_two(n);
+    return v_fma(expm1_r, power, v_sub(power, v_set1(1)));
+}
+
+/* log(1 + u) for -1 < u <= 0, 1 + u not subnormal: 1 + u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). */
+INLINE vec v_log1p_negative(vec u) {
+    const vec x = v_add(u, v_set1(1));
+    const vec lost = v_sub(u, v_sub(x, v_set1(1))); /* what rounding took from 1 + u */
+    const ivec shifted = i_add(v_bits(x), i_set1(((real_bits)EXPONENT_BIAS << REAL_MANTISSA) - SQRT_HALF_BITS));
+    const ivec biased = i_shift_right(shifted, REAL_MANTISSA); /* k + bias */
+    const ivec magic = v_bits(v_set1(TWO_TO_MANTISSA));
+    const vec k = v_sub(v_from_bits(i_or(biased, magic)), v_set1(TWO_TO_MANTISSA + EXPONENT_BIAS));
+    const vec m = v_from_bits(i_add(i_and(shifted, i_set1(MANTISSA_MASK)), i_set1(SQRT_HALF_BITS)));
+    const vec f = v_sub(m, v_set1(1));
+    const vec half_square = v_mul(v_set1((real)0.5), v_mul(f, f));
+    const vec low = v_fma(k, v_set1(LN2_LOW), v_div(lost, x));
+#ifdef ABN_DTYPE_FLOAT64
+    const vec s = v_div(f, v_add(f, v_set1(2)));
+    const vec square = v_mul(s, s);
+    const vec rest = v_mul(square, v_polynomial(square, log1p_polynomial, TERMS(log1p_polynomial)));
+    const vec tail = v_fma(s, v_add(half_square, rest), low);
+#else
+    const vec cube = v_mul(v_mul(f, f), f);
+    const vec tail = v_fma(cube, v_polynomial(f, log1p_polynomial, TERMS(log1p_polynomial)), low);
+#endif
+    return v_fma(k, v_set1(LN2_HIGH), v_add(f, v_sub(tail, half_square)));
+}
+
+#endif

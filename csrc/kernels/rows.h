@@ -1,0 +1,182 @@
+/* Kernels for channels-first batches: each row of the tile is one channel. Included by kernels.c.
+ *
+ * UNROLL vectors go side by side so that additions do not wait for one another; what is left of a row goes vector
+ * by vector, the last one partly. The partial sums of a row are one vector each, so that a short row costs no
+ * reduction across lanes. */
+#ifndef ABN_KERNEL_ROWS_H
+#define ABN_KERNEL_ROWS_H
+
+#include "elements.h"
+
+#define UNROLL 4
+#define RUN 1024 /* elements summed lane by lane before their sums are added to the partial sums */
+#define LANES (ABN_LANE_BYTES / (ptrdiff_t)sizeof(real))
+
+INLINE const storage *row_of(abn_input input, ptrdiff_t row) {
+    return (const storage *)input.data + row * input.stride;
+}
+
+INLINE void add_partial(real *partial, const vec *sums) {
+    vec sum = sums[0];
+    UNROLLED for (int u = 1; u < UNROLL; u++) sum = v_add(sum, sums[u]);
+    v_store_real(partial, v_add(v_load_real(partial), sum));
+}
+
+INLINE void moments_of_run(const storage *x, ptrdiff_t length, vec centre, ptrdiff_t ahead, real *partial) {
+    vec sums[UNROLL], squares[UNROLL];
+    ptrdiff_t i = 0;
+    UNROLLED for (int u = 0; u < UNROLL; u++) sums[u] = squares[u] = v_zero();
+    for (; i + UNROLL * W <= length; i += UNROLL * W) {
+        prefetch(x + i, UNROLL * W, ahead);
+        UNROLLED for (int u = 0; u < UNROLL; u++) {
+            const vec d = v_sub(v_load(x + i + u * W), centre);
+            sums[u] = v_add(sums[u], d);
+            squares[u] = v_fma(d, d, squares[u]);
+        }
+    }
+    for (; i < length; i += W) {
+        const ptrdiff_t n = length - i;
+        vec d = v_sub(v_load_upto(x + i, n), centre);
+        if (n < W) d = v_first(d, n);
+        prefetch(x + i, W, ahead);
+        sums[0] = v_add(sums[0], d);
+        squares[0] = v_fma(d, d, squares[0]);
+    }
+    add_partial(partial, sums);
+    add_partial(partial + LANES, squares);
+}
+
+INLINE void rows_moments(abn_tile tile, abn_constants constants, void *partial) {
+    for (ptrdiff_t row = 0; row < tile.rows; row++) {
+        const vec centre = constant(ABN_ROWS, constants, ABN_CENTRE, row);
+        for (ptrdiff_t i = 0; i < tile.length; i += RUN) {
+            const ptrdiff_t left = tile.length - i;
+            moments_of_run(row_of(tile.source, row) + i, left < RUN ? left : RUN, centre, tile.source.ahead,
+                           (real *)partial + 2 * row * LANES);
+        }
+    }
+}
+
+INLINE void rows_apply(abn_activation activation, abn_tile tile, abn_constants constants) {
+    const activation_constants k = activation_load(constants.param, constants.escape_below);
+    for (ptrdiff_t row = 0; row < tile.rows; row++) {
+        const storage *x = row_of(tile.source, row);
+        storage *z = (storage *)tile.destination + row * tile.destination_stride;
+        const affine from_x = affine_constants(ABN_ROWS, constants, row);
+        ptrdiff_t i = 0;
+        for (; i + UNROLL * W <= tile.length; i += UNROLL * W) {
+            prefetch(x + i, UNROLL * W, tile.source.ahead);
+            UNROLLED for (int u = 0; u < UNROLL; u++)
+                v_store(z + i + u * W, activate(activation, affine_apply(v_load(x + i + u * W), from_x), k));
+        }
+        for (; i < tile.length; i += W) {
+            const ptrdiff_t n = tile.length - i;
+            prefetch(x + i, W, tile.source.ahead);
+            v_store_upto(z + i, activate(activation, affine_apply(v_load_upto(x + i, n), from_x), k), n);
+        }
+    }
+}
+
+INLINE void gradient_sums_of_run(int from, abn_activation activation, abn_tile tile, ptrdiff_t length,
+                                 backward_constants b, activation_constants k, real *partial) {
+    const storage *source = tile.source.data, *gradient = tile.gradient.data;
+    vec sums[UNROLL], products[UNROLL];
+    ptrdiff_t i = 0;
+    UNROLLED for (int u = 0; u < UNROLL; u++) sums[u] = products[u] = v_zero();
+    for (; i + UNROLL * W <= length; i += UNROLL * W) {
+        prefetch(source + i, UNROLL * W, tile.source.ahead);
+        prefetch(gradient + i, UNROLL * W, tile.gradient.ahead);
+        UNROLLED for (int u = 0; u < UNROLL; u++) {
+            const backward_pair p =
+                backward_element(from, activation, v_load(source + i + u * W), v_load(gradient + i + u * W), b, k);
+            sums[u] = v_add(sums[u], p.dy);
+            products[u] = v_fma(p.dy, p.w, products[u]);
+        }
+    }
+    for (; i < length; i += W) {
+        const ptrdiff_t n = length - i;
+        const backward_pair p = backward_element(from, activation, v_load_upto(source + i, n),
+                                                 v_load_upto(gradient + i, n), b, k);
+        prefetch(source + i, W, tile.source.ahead);
+        prefetch(gradient + i, W, tile.gradient.ahead);
+        sums[0] = v_add(sums[0], p.dy);
+        products[0] = v_fma(p.dy, p.w, products[0]);
+    }
+    add_partial(partial, sums);
+    add_partial(partial + LANES, products);
+}
+
+INLINE void rows_gradient_sums(int from, abn_activation activation, abn_tile tile, abn_constants constants,
+                               void *partial) {
+    const activation_constants k = activation_load(constants.param, constants.escape_below);
+    for (ptrdiff_t row = 0; row < tile.rows; row++) {
+        const backward_constants b = all_backward_constants(ABN_ROWS, from, constants, row);
+        for (ptrdiff_t i = 0; i < tile.length; i += RUN) {
+            const ptrdiff_t left = tile.length - i;
+            abn_tile run = tile;
+            run.source.data = row_of(tile.source, row) + i;
+            run.gradient.data = row_of(tile.gradient, row) + i;
+            gradient_sums_of_run(from, activation, run, left < RUN ? left : RUN, b, k,
+                                 (real *)partial + 2 * row * LANES);
+        }
+    }
+}
+
+INLINE void rows_gradient_apply(int from, abn_activation activation, abn_tile tile,
+                                abn_constants constants) {
+    const activation_constants k = activation_load(constants.param, constants.escape_below);
+    for (ptrdiff_t row = 0; row < tile.rows; row++) {
+        const storage *source = row_of(tile.source, row), *gradient = row_of(tile.gradient, row);
+        storage *dx = (storage *)tile.destination + row * tile.destination_stride;
+        const backward_constants b = all_backward_constants(ABN_ROWS, from, constants, row);
+        ptrdiff_t i = 0;
+        for (; i + UNROLL * W <= tile.length; i += UNROLL * W) {
+            prefetch(source + i, UNROLL * W, tile.source.ahead);
+            prefetch(gradient + i, UNROLL * W, tile.gradient.ahead);
+            UNROLLED for (int u = 0; u < UNROLL; u++) {
+                const ptrdiff_t at = i + u * W;
+                const backward_pair p =
+                    backward_element(from, activation, v_load(source + at), v_load(gradient + at), b, k);
+                v_store(dx + at, backward_result(p, b));
+            }
+        }
+        for (; i < tile.length; i += W) {
+            const ptrdiff_t n = tile.length - i;
+            const backward_pair p = backward_element(from, activation, v_load_upto(source + i, n),
+                                                     v_load_upto(gradient + i, n), b, k);
+            prefetch(source + i, W, tile.source.ahead);
+            prefetch(gradient + i, W, tile.gradient.ahead);
+            v_store_upto(dx + i, backward_result(p, b), n);
+        }
+    }
+}
+
+static void rows_fold(void *partial, abn_columns rows, double *first, double *second) {
+    real *lanes = partial;
+    for (ptrdiff_t c = 0; c < rows.channels; c++) {
+        for (int which = 0; which < 2; which++, lanes += LANES) {
+            double sum[W];
+            for (int l = 0; l < W; l++) sum[l] = lanes[l];
+            for (int half = W / 2; half; half /= 2)
+                for (int l = 0; l < half; l++) sum[l] += sum[l + half];
+            *(which ? second + c : first + c) += sum[0];
+            v_store_real(lanes, v_zero());
+        }
+    }
+}
+
+INLINE int rows_any_below(abn_tile tile, abn_constants constants, double threshold) {
+    int found = 0;
+    for (ptrdiff_t row = 0; row < tile.rows; row++) {
+        const storage *x = row_of(tile.source, row);
+        const affine from_x = affine_constants(ABN_ROWS, constants, row);
+        for (ptrdiff_t i = 0; i < tile.length; i += W) {
+            const ptrdiff_t n = tile.length - i;
+            const vec w = affine_apply(v_load_upto(x + i, n), from_x);
+            found |= v_any(v_lt(n < W ? v_first(w, n) : w, v_set1((real)threshold)));
+        }
+    }
+    return found;
+}
+
+#endif

@@ -1,0 +1,150 @@
+/* Elements as they lie in memory -> vec, and back. `storage` is the element type; half types are widened to float
+ * on load and rounded to nearest even on store. The *_first forms touch the first n elements only (n <= W). */
+#ifndef ABN_STORAGE_H
+#define ABN_STORAGE_H
+
+#include "vector.h"
+
+#if defined(ABN_DTYPE_FLOAT32) || defined(ABN_DTYPE_FLOAT64)
+typedef real storage;
+#define v_load(p) v_load_real(p)
+#define v_store(p, v) v_store_real(p, v)
+
+#if defined(ABN_ISA_V4)
+INLINE vec v_load_first(const storage *p, ptrdiff_t n) { return MM(maskz_loadu)(first_lanes(n), p); }
+INLINE void v_store_first(storage *p, vec v, ptrdiff_t n) { MM(mask_storeu)(p, first_lanes(n), v); }
+#define ABN_STORAGE_HAS_FIRST
+#elif defined(ABN_ISA_V3)
+INLINE vec v_load_first(const storage *p, ptrdiff_t n) { return MM(maskload)(p, first_lanes(n)); }
+INLINE void v_store_first(storage *p, vec v, ptrdiff_t n) { MM(maskstore)(p, first_lanes(n), v); }
+#define ABN_STORAGE_HAS_FIRST
+#endif
+
+#else
+typedef uint16_t storage;
+
+#if defined(ABN_DTYPE_FLOAT16) && defined(ABN_ISA_V4)
+#define HALF_LOAD(p) _mm256_loadu_si256((const void *)(p))
+#define HALF_STORE(p, h) _mm256_storeu_si256((void *)(p), h)
+#define HALF_LOAD_FIRST(p, n) _mm256_maskz_loadu_epi16(first_lanes(n), p)
+#define HALF_STORE_FIRST(p, h, n) _mm256_mask_storeu_epi16(p, first_lanes(n), h)
+#define HALF_WIDEN(h) _mm512_cvtph_ps(h)
+#define HALF_NARROW(v) _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+typedef __m256i half_vec;
+
+#elif defined(ABN_DTYPE_FLOAT16) && defined(ABN_ISA_V3)
+#define HALF_LOAD(p) _mm_loadu_si128((const void *)(p))
+#define HALF_STORE(p, h) _mm_storeu_si128((void *)(p), h)
+#define HALF_WIDEN(h) _mm256_cvtph_ps(h)
+#define HALF_NARROW(v) _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+typedef __m128i half_vec;
+
+#elif defined(ABN_DTYPE_FLOAT16) && defined(ABN_ISA_NEON)
+#define HALF_LOAD(p) vld1_u16(p)
+#define HALF_STORE(p, h) vst1_u16(p, h)
+#define HALF_WIDEN(h) vcvt_f32_f16(vreinterpret_f16_u16(h))
+#define HALF_NARROW(v) vreinterpret_u16_f16(vcvt_f16_f32(v))
+typedef uint16x4_t half_vec;
+
+#elif defined(ABN_DTYPE_BFLOAT16) && (defined(ABN_ISA_V4) || defined(ABN_ISA_V3) || defined(ABN_ISA_V2))
+/* Round to nearest even by adding 0x7fff and the lowest kept bit; NaN is kept a NaN by setting its quiet bit. */
+INLINE ivec bfloat16_bits(vec v) {
+    const ivec bits = v_bits(v);
+    const ivec odd = i_and(i_shift_right(bits, 16), i_set1(1));
+    const vec rounded = v_from_bits(i_add(bits, i_add(odd, i_set1(0x7fff))));
+    const vec quiet = v_from_bits(i_or(bits, i_set1(0x400000)));
+    return i_shift_right(v_bits(v_select(v_ge(v_mul(v, v), v_zero()), rounded, quiet)), 16);
+}
+#if defined(ABN_ISA_V4)
+#define HALF_LOAD(p) _mm256_loadu_si256((const void *)(p))
+#define HALF_STORE(p, h) _mm256_storeu_si256((void *)(p), h)
+#define HALF_LOAD_FIRST(p, n) _mm256_maskz_loadu_epi16(first_lanes(n), p)
+#define HALF_STORE_FIRST(p, h, n) _mm256_mask_storeu_epi16(p, first_lanes(n), h)
+#define HALF_WIDEN(h) v_from_bits(i_shift_left(_mm512_cvtepu16_epi32(h), 16))
+#define HALF_NARROW(v) _mm512_cvtepi32_epi16(bfloat16_bits(v))
+typedef __m256i half_vec;
+#elif defined(ABN_ISA_V3)
+#define HALF_LOAD(p) _mm_loadu_si128((const void *)(p))
+#define HALF_STORE(p, h) _mm_storeu_si128((void *)(p), h)
+#define HALF_WIDEN(h) v_from_bits(i_shift_left(_mm256_cvtepu16_epi32(h), 16))
+INLINE __m128i bfloat16_narrow(vec v) {
+    const __m256i bits = bfloat16_bits(v);
+    return _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+}
+#define HALF_NARROW(v) bfloat16_narrow(v)
+typedef __m128i half_vec;
+#else
+#define HALF_LOAD(p) _mm_loadl_epi64((const void *)(p))
+#define HALF_STORE(p, h) _mm_storel_epi64((void *)(p), h)
+#define HALF_WIDEN(h) v_from_bits(i_shift_left(_mm_cvtepu16_epi32(h), 16))
+INLINE __m128i bfloat16_narrow(vec v) {
+    const __m128i bits = bfloat16_bits(v);
+    return _mm_packus_epi32(bits, bits);
+}
+#define HALF_NARROW(v) bfloat16_narrow(v)
+typedef __m128i half_vec;
+#endif
+#endif
+
+#ifdef HALF_LOAD
+#define v_load(p) HALF_WIDEN(HALF_LOAD(p))
+#define v_store(p, v) HALF_STORE(p, HALF_NARROW(v))
+#else /* element by element */
+#include "../half.h"
+#ifdef ABN_DTYPE_FLOAT16
+#define half_to_real(h) abn_float16_to_float(h)
+#define real_to_half(f) abn_float_to_float16(f)
+#else
+#define half_to_real(h) abn_bfloat16_to_float(h)
+#define real_to_half(f) abn_float_to_bfloat16(f)
+#endif
+INLINE vec v_load(const storage *p) {
+    real lanes[W];
+    for (int i = 0; i < W; i++) lanes[i] = half_to_real(p[i]);
+    return v_load_real(lanes);
+}
+INLINE void v_store(storage *p, vec v) {
+    real lanes[W];
+    v_store_real(lanes, v);
+    for (int i = 0; i < W; i++) p[i] = real_to_half(lanes[i]);
+}
+#endif
+
+#ifdef HALF_LOAD_FIRST
+INLINE vec v_load_first(const storage *p, ptrdiff_t n) { return HALF_WIDEN(HALF_LOAD_FIRST(p, n)); }
+INLINE void v_store_first(storage *p, vec v, ptrdiff_t n) { HALF_STORE_FIRST(p, HALF_NARROW(v), n); }
+#define ABN_STORAGE_HAS_FIRST
+#endif
+#endif
+
+#ifndef ABN_STORAGE_HAS_FIRST
+INLINE vec v_load_first(const storage *p, ptrdiff_t n) {
+    storage lanes[W] = {0};
+    for (ptrdiff_t i = 0; i < n; i++) lanes[i] = p[i];
+    return v_load(lanes);
+}
+INLINE void v_store_first(storage *p, vec v, ptrdiff_t n) {
+    storage lanes[W];
+    v_store(lanes, v);
+    for (ptrdiff_t i = 0; i < n; i++) p[i] = lanes[i];
+}
+#endif
+
+/* Of n remaining elements, W or as many as there are. */
+INLINE vec v_load_upto(const storage *p, ptrdiff_t n) { return n >= W ? v_load(p) : v_load_first(p, n); }
+INLINE void v_store_upto(storage *p, vec v, ptrdiff_t n) {
+    if (n >= W) v_store(p, v);
+    else v_store_first(p, v, n);
+}
+
+/* Asks for the cache lines of elements that will be wanted `ahead` bytes from the `count` elements at p. */
+INLINE void prefetch(const storage *p, ptrdiff_t count, ptrdiff_t ahead) {
+#if defined(__GNUC__)
+    const char *from = (const char *)((uintptr_t)p + (uintptr_t)ahead);
+    UNROLLED for (ptrdiff_t i = 0; i < count * (ptrdiff_t)sizeof(storage); i += 64) __builtin_prefetch(from + i, 0, 2);
+#else
+    (void)p, (void)count, (void)ahead;
+#endif
+}
+
+#endif

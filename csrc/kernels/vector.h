@@ -1,0 +1,52 @@
+/* One vector type, `vec`, of W lanes of `real` (float, or double for float64 storage), and the few operations that
+ * the kernels use. One section per instruction set; the kernels themselves are written once.
+ *
+ * v_first(v, n) keeps the first n lanes and zeroes the rest. Masks come from comparisons only (ordered: a NaN lane
+ * compares false), and v_select(mask, a, b) takes a where the mask is set. Integer lanes (`ivec`) have the width of
+ * `real` and serve the exponent arithmetic of exp and log. */
+#ifndef ABN_VECTOR_H
+#define ABN_VECTOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef ABN_DTYPE_FLOAT64
+typedef double real;
+typedef int64_t real_bits;
+#define REAL_MANTISSA 52
+#else
+typedef float real;
+typedef int32_t real_bits;
+#define REAL_MANTISSA 23
+#endif
+
+#if defined(_MSC_VER)
+#define INLINE static __forceinline
+#else
+#define INLINE static inline __attribute__((always_inline))
+#endif
+
+#if defined(__GNUC__) && !defined(__clang__)
+#define UNROLLED _Pragma("GCC unroll 8")
+#elif defined(__clang__)
+#define UNROLLED _Pragma("unroll")
+#else
+#define UNROLLED
+#endif
+
+/* Loading W lanes from lane_window + 8 - n sets the first n. */
+static const real_bits lane_window[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+
+#define JOIN3_(a, b, c) a##b##c
+#define JOIN3(a, b, c) JOIN3_(a, b, c)
+
+#if defined(ABN_ISA_V4) || defined(ABN_ISA_V3) || defined(ABN_ISA_V2)
+#include "vector_x86.h"
+#elif defined(ABN_ISA_NEON)
+#include "vector_neon.h"
+#else
+#include "vector_scalar.h"
+#endif
+
+#endif

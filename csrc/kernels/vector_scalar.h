@@ -1,0 +1,51 @@
+/* vec of one lane, plain C: any machine, any compiler. Included by vector.h. */
+#include <math.h>
+
+#define VEC_BYTES sizeof(real)
+#define W 1
+typedef real vec;
+typedef real_bits ivec;
+typedef int mask;
+
+#define v_zero() ((real)0)
+#define v_set1(x) ((real)(x))
+#define v_add(a, b) ((a) + (b))
+#define v_sub(a, b) ((a) - (b))
+#define v_mul(a, b) ((a) * (b))
+#define v_div(a, b) ((a) / (b))
+#define v_fma(a, b, c) ((a) * (b) + (c))
+#define v_max(a, b) ((a) > (b) ? (a) : (b))
+#define v_min(a, b) ((a) < (b) ? (a) : (b))
+#define v_ge(a, b) ((a) >= (b))
+#define v_lt(a, b) ((a) < (b))
+#define v_select(m, a, b) ((m) ? (a) : (b))
+#define v_any(m) (m)
+#define v_load_real(p) (*(p))
+#define v_store_real(p, v) (*(p) = (v))
+#define v_first(v, n) ((n) > 0 ? (v) : 0)
+#define i_set1(x) ((real_bits)(x))
+#define i_add(a, b) ((a) + (b))
+#define i_sub(a, b) ((a) - (b))
+#define i_and(a, b) ((a) & (b))
+#define i_or(a, b) ((a) | (b))
+
+#ifdef ABN_DTYPE_FLOAT64
+#define v_round(a) rint(a)
+#define i_shift_left(a, n) ((real_bits)((uint64_t)(a) << (n)))
+#define i_shift_right(a, n) ((real_bits)((uint64_t)(a) >> (n)))
+#else
+#define v_round(a) rintf(a)
+#define i_shift_left(a, n) ((real_bits)((uint32_t)(a) << (n)))
+#define i_shift_right(a, n) ((real_bits)((uint32_t)(a) >> (n)))
+#endif
+
+INLINE ivec v_bits(vec v) {
+    ivec i;
+    memcpy(&i, &v, sizeof i);
+    return i;
+}
+INLINE vec v_from_bits(ivec i) {
+    vec v;
+    memcpy(&v, &i, sizeof v);
+    return v;
+}

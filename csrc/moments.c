@@ -1,0 +1,91 @@
+/* One pass over memory: sums of d = x - centre and of d^2, with a centre near the channel's mean, so that
+ * var = mean(d^2) - mean(d)^2 loses no digits. The centre is the mean of a few elements; where these turn out not to
+ * speak for the channel, the sums are taken once more around the mean that has been found. */
+#include "moments.h"
+
+#include <math.h>
+
+enum { SAMPLE = 8 };
+
+/* mean(d)^2 above this many variances costs more digits than a float sum has to give. */
+static const double FAR_FROM_CENTRE = 4;
+
+/* The first elements of the first image: a few from one or two cache lines, where the layout has it so. */
+static double sample_mean(const abn_operation *op, ptrdiff_t channel) {
+    const abn_batch *x = &op->source;
+    const ptrdiff_t count = x->spatial < SAMPLE ? x->spatial : SAMPLE;
+    const ptrdiff_t stride = x->spatial_stride * (ptrdiff_t)abn_dtype_size(x->dtype);
+    const char *at = abn_address(x, 0, channel, 0);
+    double sum = 0;
+    for (ptrdiff_t i = 0; i < count; i++, at += stride) sum += abn_load_element(x->dtype, at);
+    const double mean = sum / (double)count;
+    return isfinite(mean) ? mean : 0;
+}
+
+void abn_moments_begin(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
+    for (ptrdiff_t c = channel; c < channel + channels; c++) abn_set_constant(op, ABN_CENTRE, c, sample_mean(op, c));
+}
+
+void abn_moments_sums(const abn_operation *op, const abn_tile *tile, const abn_span *span,
+                      const abn_constants *constants, void *partial) {
+    (void)span;
+    op->kernels->moments(tile, constants, partial);
+}
+
+/* Two passes in double over a channel whose squares overflow float (or that is not finite). */
+static void exact_moments(const abn_operation *op, ptrdiff_t channel, double *mean, double *var) {
+    const abn_batch *x = &op->source;
+    double sum = 0, squares = 0;
+    for (ptrdiff_t n = 0; n < x->batch; n++)
+        for (ptrdiff_t s = 0; s < x->spatial; s++) sum += abn_load_element(x->dtype, abn_address(x, n, channel, s));
+    *mean = sum / (double)op->per_channel;
+    for (ptrdiff_t n = 0; n < x->batch; n++) {
+        for (ptrdiff_t s = 0; s < x->spatial; s++) {
+            const double d = abn_load_element(x->dtype, abn_address(x, n, channel, s)) - *mean;
+            squares += d * d;
+        }
+    }
+    *var = squares / (double)op->per_channel;
+}
+
+int abn_moments_finish(abn_operation *op, abn_moments moments, ptrdiff_t channel, ptrdiff_t channels,
+                       const double *first, const double *second, int again) {
+    const double count = (double)op->per_channel;
+    int more = 0;
+    for (ptrdiff_t i = 0; i < channels; i++) {
+        const ptrdiff_t c = channel + i;
+        const double offset = first[i] / count, square = offset * offset;
+        double mean = abn_get_constant(op, ABN_CENTRE, c) + offset, var = second[i] / count - square;
+        if (!isfinite(var)) exact_moments(op, c, &mean, &var);
+        else if (!again && square > FAR_FROM_CENTRE * var) {
+            abn_set_constant(op, ABN_CENTRE, c, mean);
+            more = 1;
+        }
+        moments.mean[c] = mean;
+        moments.var[c] = var > 0 || isnan(var) ? var : 0;
+    }
+    return more;
+}
+
+typedef struct {
+    abn_operation op; /* first: the steps cast back */
+    abn_moments moments;
+} statistics_operation;
+
+static int finish_statistics(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, const double *first,
+                             const double *second, int again) {
+    return abn_moments_finish(op, ((statistics_operation *)op)->moments, channel, channels, first, second, again);
+}
+
+abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, double *mean, double *var) {
+    statistics_operation statistics = {
+        .op = {.source = *x, .arrays = 1, .begin = abn_moments_begin, .sums = abn_moments_sums,
+               .finish = finish_statistics, .sums_use = 1 << ABN_CENTRE},
+        .moments = {mean, var},
+    };
+    abn_status status = abn_operation_open(&statistics.op, machine, 0);
+    if (status != ABN_OK) return status;
+    status = abn_walk(&statistics.op);
+    abn_operation_close(&statistics.op);
+    return status;
+}

@@ -1,0 +1,20 @@
+/* Mean and variance of channels, as the first half of the forward and as an operation of its own. */
+#ifndef ABN_MOMENTS_H
+#define ABN_MOMENTS_H
+
+#include "operation.h"
+
+/* Where the channels' results go: arrays over all channels. */
+typedef struct {
+    double *mean, *var;
+} abn_moments;
+
+/* The steps `begin`, `sums` and `finish` of an operation on op->source; ABN_CENTRE is theirs between the first and
+ * the last. finish says whether the sums have to be taken again. */
+void abn_moments_begin(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels);
+void abn_moments_sums(const abn_operation *op, const abn_tile *tile, const abn_span *span,
+                      const abn_constants *constants, void *partial);
+int abn_moments_finish(abn_operation *op, abn_moments moments, ptrdiff_t channel, ptrdiff_t channels,
+                       const double *first, const double *second, int again);
+
+#endif

@@ -1,0 +1,165 @@
+#include "operation.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+
+#include "half.h"
+
+enum {
+    ROW_LENGTH_WANTED = 128, /* columns that a channels-last row should have at least */
+    SHORT_ROW = 512,         /* channels-first rows up to this are stacked, image upon image, as columns ... */
+    STACK = 4,               /* ... if there are that many images */
+};
+
+size_t abn_dtype_size(abn_dtype dtype) {
+    static const size_t sizes[ABN_DTYPES] = {4, 8, 2, 2};
+    return sizes[dtype];
+}
+
+static size_t real_size(abn_dtype dtype) { return dtype == ABN_FLOAT64 ? sizeof(double) : sizeof(float); }
+
+double abn_round_to_real(abn_dtype dtype, double value) { return dtype == ABN_FLOAT64 ? value : (float)value; }
+
+double abn_load_element(abn_dtype dtype, const void *at) {
+    switch (dtype) {
+        case ABN_FLOAT64: return *(const double *)at;
+        case ABN_FLOAT16: return abn_float16_to_float(*(const uint16_t *)at);
+        case ABN_BFLOAT16: return abn_bfloat16_to_float(*(const uint16_t *)at);
+        default: return *(const float *)at;
+    }
+}
+
+void abn_store_element(abn_dtype dtype, void *at, double value) {
+    switch (dtype) {
+        case ABN_FLOAT64: *(double *)at = value; return;
+        case ABN_FLOAT16: *(uint16_t *)at = abn_float_to_float16((float)value); return;
+        case ABN_BFLOAT16: *(uint16_t *)at = abn_float_to_bfloat16((float)value); return;
+        default: *(float *)at = (float)value; return;
+    }
+}
+
+void *abn_address(const abn_batch *batch, ptrdiff_t image, ptrdiff_t channel, ptrdiff_t position) {
+    const ptrdiff_t offset =
+        image * batch->batch_stride + channel * batch->channel_stride + position * batch->spatial_stride;
+    return (char *)batch->data + offset * (ptrdiff_t)abn_dtype_size(batch->dtype);
+}
+
+/* Channels-last: can all images' positions be numbered through at one stride? */
+static int joinable(const abn_batch *b) {
+    return b->data == NULL || b->batch <= 1 || b->spatial <= 1 || b->batch_stride == b->spatial * b->spatial_stride;
+}
+
+static void join_images(abn_batch *b) {
+    if (b->spatial <= 1) b->spatial_stride = b->batch_stride;
+    b->spatial *= b->batch;
+    b->batch = 1;
+}
+
+/* Channels-last: no gap between positions? */
+static int is_dense(const abn_batch *b) { return b->data == NULL || b->spatial_stride == b->channels; }
+
+/* Channels-first: no gap between channels? */
+static int is_stacked(const abn_batch *b) { return b->data == NULL || b->channel_stride == b->spatial; }
+
+/* Do the positions of a channel lie side by side? */
+static int has_rows(const abn_batch *b) { return b->data == NULL || b->spatial <= 1 || b->spatial_stride == 1; }
+
+/* Do the channels of a position? */
+static int has_columns(const abn_batch *b) { return b->data == NULL || b->channels <= 1 || b->channel_stride == 1; }
+
+static int all_of(abn_operation *op, int (*property)(const abn_batch *)) {
+    return property(&op->source) && property(&op->gradient) && property(&op->destination);
+}
+
+static void choose_layout(abn_operation *op, int single_rows) {
+    const ptrdiff_t channels = op->source.channels, spatial = op->source.spatial;
+    op->spread = op->repeat = 1;
+    op->layout = ABN_COLUMNS;
+    if (all_of(op, has_rows) && !(spatial <= 1 && all_of(op, has_columns))) {
+        if (spatial <= SHORT_ROW && op->source.batch >= STACK && all_of(op, is_stacked)) op->spread = spatial;
+        else op->layout = ABN_ROWS;
+        return;
+    }
+    if (!all_of(op, joinable)) return;
+    join_images(&op->source);
+    join_images(&op->gradient);
+    join_images(&op->destination);
+    if (all_of(op, is_dense) && !single_rows && channels > 0 && channels < ROW_LENGTH_WANTED / 2)
+        op->repeat = ROW_LENGTH_WANTED / channels;
+}
+
+abn_status abn_operation_open(abn_operation *op, const abn_machine *machine, int single_rows) {
+    choose_layout(op, single_rows);
+    op->set = machine->kernels->sets[op->source.dtype];
+    op->kernels = &op->set->layout[op->layout];
+    op->threads = machine->threads;
+    op->per_channel = op->source.batch * op->source.spatial;
+    const size_t length = (size_t)(op->source.channels + ABN_PADDING) * real_size(op->source.dtype);
+    char *memory = calloc(ABN_CONSTANTS, length);
+    if (memory == NULL) return ABN_NO_MEMORY;
+    for (int which = 0; which < ABN_CONSTANTS; which++) op->constants[which] = memory + (size_t)which * length;
+    return ABN_OK;
+}
+
+void abn_operation_close(abn_operation *op) { free(op->constants[0]); }
+
+abn_status abn_walk(abn_operation *op) {
+    if (op->source.channels == 0 || op->per_channel == 0) return ABN_OK;
+    return op->layout == ABN_ROWS ? abn_walk_rows(op) : abn_walk_columns(op);
+}
+
+void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double value) {
+    if (op->source.dtype == ABN_FLOAT64) ((double *)op->constants[which])[channel] = value;
+    else ((float *)op->constants[which])[channel] = (float)value;
+}
+
+double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel) {
+    return op->source.dtype == ABN_FLOAT64 ? ((const double *)op->constants[which])[channel]
+                                           : ((const float *)op->constants[which])[channel];
+}
+
+abn_constants abn_constants_from(const abn_operation *op, ptrdiff_t channel) {
+    abn_constants constants = {{0}, 0, 0};
+    for (int which = 0; which < ABN_CONSTANTS; which++)
+        constants.of[which] = (const char *)op->constants[which] + (size_t)channel * real_size(op->source.dtype);
+    return constants;
+}
+
+abn_constants abn_constants_moved(const abn_operation *op, const abn_constants *constants, ptrdiff_t channels) {
+    abn_constants moved = *constants;
+    const size_t bytes = (size_t)(channels * op->spread) * real_size(op->source.dtype);
+    for (int which = 0; which < ABN_CONSTANTS; which++) moved.of[which] = (const char *)constants->of[which] + bytes;
+    return moved;
+}
+
+static ptrdiff_t row_stride(const abn_operation *op, const abn_batch *batch) {
+    if (op->layout == ABN_ROWS) return batch->channel_stride;
+    return op->spread > 1 ? batch->batch_stride : batch->spatial_stride * op->repeat;
+}
+
+static abn_input input_of(const abn_operation *op, const abn_batch *batch, const abn_span *span,
+                          const abn_span *ahead) {
+    const char *at = abn_address(batch, span->image, span->channel, span->from);
+    const char *next = ahead ? abn_address(batch, ahead->image, ahead->channel, ahead->from) : at;
+    return (abn_input){at, row_stride(op, batch), (ptrdiff_t)((uintptr_t)next - (uintptr_t)at)};
+}
+
+abn_tile abn_tile_of(const abn_operation *op, const abn_span *span, const abn_span *ahead) {
+    abn_tile tile = {{NULL, 0, 0}, {NULL, 0, 0}, NULL, 0, span->channels, span->count};
+    tile.source = input_of(op, &op->source, span, ahead);
+    if (op->gradient.data) tile.gradient = input_of(op, &op->gradient, span, ahead);
+    if (op->destination.data) {
+        const abn_input destination = input_of(op, &op->destination, span, NULL);
+        tile.destination = (void *)(uintptr_t)destination.data;
+        tile.destination_stride = destination.stride;
+    }
+    if (op->layout == ABN_COLUMNS && op->spread > 1) {
+        tile.rows = span->images;
+        tile.length = span->channels * op->spread;
+    } else if (op->layout == ABN_COLUMNS) {
+        const ptrdiff_t joined = span->count < op->repeat ? span->count : op->repeat;
+        tile.rows = span->count / joined;
+        tile.length = span->channels * joined;
+    }
+    return tile;
+}

@@ -1,0 +1,75 @@
+/* An operation is what forward and backward are made of: sums over every channel, constants from the sums, and a pass
+ * that applies them. The operation knows the arithmetic; abn_walk knows layout, caches and threads, and calls
+ *
+ *     begin(channels)  sums(tile) ...  finish(channels)  apply(tile) ...  end(channels)
+ *
+ * so that a channel is still in cache for its second pass where that is possible. */
+#ifndef ABN_OPERATION_H
+#define ABN_OPERATION_H
+
+#include "abn.h"
+#include "kernels/kernels.h"
+
+/* Channels [channel, channel + channels) of images [image, image + images), positions [from, from + count) of each. */
+typedef struct {
+    ptrdiff_t channel, channels, image, images, from, count;
+} abn_span;
+
+typedef struct abn_operation abn_operation;
+struct abn_operation {
+    const abn_kernel_set *set;
+    const abn_layout_kernels *kernels; /* set->layout[layout] */
+    int layout;
+    int threads;
+    int arrays; /* how many arrays of the batch's size pass through the cache */
+    abn_batch source, gradient, destination; /* data == NULL: not used */
+    ptrdiff_t per_channel;                   /* elements of a channel */
+    /* What a tile's columns are (ABN_COLUMNS):
+     *   spread > 1: channels-first, a row is an image and each channel has `spread` columns side by side (its positions)
+     *   repeat > 1: channels-last, a row is `repeat` positions, and the channels come over and over
+     *   both 1:     channels-last, a row is a position and a column is a channel */
+    ptrdiff_t spread, repeat;
+    void *constants[ABN_CONSTANTS]; /* one number per channel, padded */
+    unsigned sums_use, apply_use;   /* bit 1 << ABN_...: which of them the steps read */
+
+    /* NULL: there is nothing to do. */
+    void (*begin)(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels);
+    void (*sums)(const abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
+                 void *partial);
+    /* Nonzero: the sums have to be taken again, with other constants (asked for once at most). */
+    int (*finish)(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, const double *first, const double *second,
+                  int again);
+    void (*apply)(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
+                  int thread);
+    void (*end)(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels);
+};
+
+/* Sets kernels, layout, spread, repeat and the constants' memory from source, gradient, destination and machine.
+ * single_rows: positions may not be joined to rows (repeat = 1). */
+abn_status abn_operation_open(abn_operation *op, const abn_machine *machine, int single_rows);
+void abn_operation_close(abn_operation *op);
+
+abn_status abn_walk(abn_operation *op);
+abn_status abn_walk_rows(abn_operation *op);
+abn_status abn_walk_columns(abn_operation *op);
+
+/* The tile of a span; `ahead` (or NULL) is a span of the same size that will be wanted soon. */
+abn_tile abn_tile_of(const abn_operation *op, const abn_span *span, const abn_span *ahead);
+
+/* The constants from `channel` on, one number per channel. */
+abn_constants abn_constants_from(const abn_operation *op, ptrdiff_t channel);
+
+/* The constants of a part of a tile that begins `channels` channels later. */
+abn_constants abn_constants_moved(const abn_operation *op, const abn_constants *constants, ptrdiff_t channels);
+void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double value);
+double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel);
+
+/* Single elements and their addresses, for what is rare. */
+double abn_load_element(abn_dtype dtype, const void *at);
+void abn_store_element(abn_dtype dtype, void *at, double value);
+void *abn_address(const abn_batch *batch, ptrdiff_t image, ptrdiff_t channel, ptrdiff_t position);
+
+/* value rounded to the type that kernels compute in: float, or double for float64 storage. */
+double abn_round_to_real(abn_dtype dtype, double value);
+
+#endif

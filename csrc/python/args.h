@@ -1,0 +1,60 @@
+/* One keyword binder for every function, and converters for the arguments that are no arrays. */
+#ifndef ABN_PYTHON_ARGS_H
+#define ABN_PYTHON_ARGS_H
+
+#include <Python.h>
+
+#include "../abn.h"
+
+/* Every keyword that any function takes. NAME_X is also the argument's place in the array that bind_args fills. */
+/* clang-format off */
+#define EACH_NAME(NAME) \
+    NAME(X, x) NAME(WEIGHT, weight) NAME(BIAS, bias) NAME(RUNNING_MEAN, running_mean) \
+    NAME(RUNNING_VAR, running_var) NAME(TRAINING, training) NAME(MOMENTUM, momentum) NAME(EPS, eps) \
+    NAME(ACTIVATION, activation) NAME(ACTIVATION_PARAM, activation_param) NAME(STRATEGY, strategy) \
+    NAME(CHANNEL_AXIS, channel_axis) NAME(THREADS, threads) NAME(ISA, isa) NAME(MEAN, mean) NAME(VAR, var) \
+    NAME(COUNT, count) NAME(CTX, ctx) NAME(DZ, dz) NAME(OVERWRITE, overwrite) NAME(SUM_DY, sum_dy) \
+    NAME(SUM_DY_XHAT, sum_dy_xhat) NAME(OUT, out) NAME(N, n) NAME(A, a) NAME(B, b) NAME(C, c) NAME(D, d)
+/* clang-format on */
+
+#define NAME_ID(upper, lower) NAME_##upper,
+typedef enum { EACH_NAME(NAME_ID) NAMES } name_id;
+#undef NAME_ID
+
+extern const char *const name_texts[NAMES];
+
+/* The first `positional` names may be given by position, the first `required` have no default. */
+typedef struct {
+    const char *function;
+    unsigned char required, positional, count;
+    const unsigned char *names; /* name_id each */
+} signature;
+
+typedef struct {
+    const char *name;
+    abn_keep keep;
+    abn_scheme scheme;
+} strategy_info;
+
+enum { STRATEGIES = 6 };
+extern const strategy_info strategy_table[STRATEGIES];
+
+struct binding_state;
+
+/* Sorts a vectorcall's arguments into got[NAMES], borrowed; got is all NULL before, and stays NULL where nothing
+ * was given. 0, or -1 with a TypeError that names the function and the argument. */
+int bind_args(const struct binding_state *state, const signature *sig, PyObject *const *args, Py_ssize_t npos,
+              PyObject *kwnames, PyObject **got);
+
+/* Converters: 0, or -1 with an exception that names the argument. `got` NULL leaves *value, the default, alone. */
+int double_arg(PyObject *got, name_id name, double *value);
+int bool_arg(PyObject *got, name_id name, int *value);
+int int_arg(PyObject *got, name_id name, long low, long high, int *value);
+int choice_arg(PyObject *got, name_id name, PyObject *const *choices, int count, int *value);
+
+/* threads= and isa=, for a call that touches so many elements. */
+int machine_args(const struct binding_state *state, PyObject *const *got, Py_ssize_t elements, abn_machine *machine);
+
+#define ABN_MAX_THREADS 1024
+
+#endif

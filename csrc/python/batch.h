@@ -1,0 +1,73 @@
+/* The one gate through which arrays come in, and the one door through which fresh ones go out. */
+#ifndef ABN_PYTHON_BATCH_H
+#define ABN_PYTHON_BATCH_H
+
+#include "binding.h"
+
+typedef enum { CHANNELS_FIRST, CHANNELS_LAST } layout;
+
+/* An array as (N, C, S), seen through channel_axis. `array` is borrowed. */
+typedef struct {
+    PyArrayObject *array;
+    const char *name;
+    int channel_axis; /* 1 or -1 */
+    int ndim;
+    npy_intp shape[ABN_MAX_DIMS];
+    layout layout;
+    abn_batch core;
+} batch;
+
+/* An array of one element per channel. `array` is borrowed, and NULL where None or nothing was given. */
+typedef struct {
+    PyArrayObject *array;
+    const char *name;
+    const char *data;
+    npy_intp stride; /* bytes */
+    int is_double;
+} vector;
+
+static inline npy_intp batch_elements(const batch *b) { return b->core.batch * b->core.channels * b->core.spatial; }
+
+static inline npy_intp batch_per_channel(const batch *b) { return b->core.batch * b->core.spatial; }
+
+static inline int given(PyObject *got) { return got && got != Py_None; }
+
+/* The two gates that every array passes; `array` is borrowed. 0, or -1 with an exception. */
+int kind_gate(binding_state *state, PyObject *got, const char *name, PyArrayObject **array);
+int memory_gate(const binding_state *state, PyArrayObject *array, const char *name, int writable);
+
+/* All of these: 0, or -1 with a TypeError or ValueError that names the argument. */
+
+/* channel_axis=: 1 or -1. */
+int channel_axis_arg(PyObject *got, int *channel_axis);
+
+/* A batch of any dtype and layout that there is a kernel for; with `like`, of that one's shape, dtype and layout. */
+int batch_open(binding_state *state, PyObject *got, name_id name, int channel_axis, const batch *like, int writable,
+               batch *b);
+
+/* A vector of `channels` elements of this type number, NPY_FLOAT or NPY_DOUBLE. None is no vector. */
+int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int type, int writable,
+                vector *v);
+
+/* A contiguous one-dimensional float32 array; `count` other than -1 asks for that many elements. */
+int stream_open(binding_state *state, PyObject *got, name_id name, npy_intp count, int writable, PyArrayObject **array);
+
+/* Refuses two arrays that share an element; slices that only interleave pass. NULL shares nothing. */
+int refuse_overlap(binding_state *state, PyArrayObject *written, const char *written_name, PyArrayObject *other,
+                   const char *other_name);
+
+/* The type number of the weights beside a batch: NPY_DOUBLE for float64, else NPY_FLOAT. */
+int weight_type(abn_dtype dtype);
+
+void vector_read(const vector *v, npy_intp channels, double *values);
+
+/* v = (1 - momentum) * v + momentum * factor * values. */
+void vector_blend(const vector *v, npy_intp channels, double momentum, const double *values, double factor);
+
+/* A fresh array of NPY_FLOAT or NPY_DOUBLE with these values. */
+PyObject *vector_new(int type, npy_intp channels, const double *values);
+
+/* A fresh array of b's shape, dtype and layout; *fresh describes it, and owns nothing. */
+PyArrayObject *batch_like(const batch *b, batch *fresh);
+
+#endif

@@ -1,0 +1,61 @@
+/* What every file of the binding shares: Python and NumPy headers, and the state of one module. */
+#ifndef ABN_PYTHON_BINDING_H
+#define ABN_PYTHON_BINDING_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define NPY_TARGET_VERSION NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL abn_numpy_api
+#ifndef ABN_IMPORTS_NUMPY /* module.c alone fills the table of NumPy's functions */
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include "../abn.h"
+#include "args.h"
+
+#define ABN_MAX_DIMS 5
+#define ABN_MAX_KERNELS 8
+
+struct context;
+
+typedef struct binding_state {
+    PyObject *names[NAMES];                 /* interned keyword names */
+    PyObject *activations[ABN_ACTIVATIONS]; /* interned, in the order of abn_activation_table */
+    PyObject *strategies[STRATEGIES];       /* interned, in the order of strategy_table */
+    PyTypeObject *context_type;
+    PyObject *memmap;                           /* numpy.memmap: the one subclass that batches may have */
+    PyObject *shares_memory;                    /* numpy.shares_memory */
+    PyObject *ml_dtypes;                        /* the text, to look it up among the imported modules */
+    int bfloat16;                               /* its type number; -1 until the first array of that dtype */
+    int threads;                                /* what threads=None means for large batches */
+    const abn_kernels *usable[ABN_MAX_KERNELS]; /* best first, NULL past the end */
+    const abn_kernels *kernels;                 /* what isa=None means */
+    struct context *live;                       /* every context that still keeps something */
+} binding_state;
+
+static inline binding_state *state_of(PyObject *module) { return (binding_state *)PyModule_GetState(module); }
+
+/* Below this many elements the work costs less than handing over the interpreter lock. */
+#define ABN_WORTH_UNLOCKING 16384
+/* Below this many, waking a second thread costs more than it saves. */
+#define ABN_WORTH_THREADS 32768
+
+static inline PyThreadState *unlock_interpreter(npy_intp elements) {
+    return elements > ABN_WORTH_UNLOCKING ? PyEval_SaveThread() : NULL;
+}
+
+static inline void lock_interpreter(PyThreadState *unlocked) {
+    if (unlocked) PyEval_RestoreThread(unlocked);
+}
+
+/* 0, or -1 with MemoryError set. */
+static inline int status_check(abn_status status) {
+    if (status == ABN_OK) return 0;
+    PyErr_NoMemory();
+    return -1;
+}
+
+#endif

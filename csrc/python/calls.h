@@ -1,0 +1,15 @@
+/* The functions of the module that take batches; module.c lists them. */
+#ifndef ABN_PYTHON_CALLS_H
+#define ABN_PYTHON_CALLS_H
+
+#include "binding.h"
+
+PyObject *call_forward(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
+PyObject *call_normalize(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
+PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
+PyObject *call_backward_reduce(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
+PyObject *call_backward_apply(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
+PyObject *call_statistics(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
+PyObject *call_stream(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
+
+#endif

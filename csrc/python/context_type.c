@@ -1,0 +1,226 @@
+/* What Python sees of a context: attributes, recompute and release, no pickling. */
+#include "context.h"
+#include "signatures.h"
+
+#include <structmember.h>
+
+static const char *const kept_names[] = {[ABN_KEEP_Z] = "z", [ABN_KEEP_X] = "x", [ABN_KEEP_XHAT] = "xhat"};
+
+/* ---- attributes ---------------------------------------------------------------------------------------- */
+
+static PyObject *get_strategy(PyObject *self, void *Py_UNUSED(closure)) {
+    const context *ctx = (context *)self;
+    return Py_NewRef(ctx->state->strategies[ctx->strategy]);
+}
+
+static PyObject *get_activation(PyObject *self, void *Py_UNUSED(closure)) {
+    const context *ctx = (context *)self;
+    return Py_NewRef(ctx->state->activations[ctx->core.activation]);
+}
+
+static PyObject *get_activation_param(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyFloat_FromDouble(((context *)self)->core.activation_param);
+}
+
+static PyObject *get_training(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyBool_FromLong(((context *)self)->training);
+}
+
+static PyObject *get_shape(PyObject *self, void *Py_UNUSED(closure)) {
+    const batch *kept = &((context *)self)->kept;
+    return PyArray_IntTupleFromIntp(kept->ndim, kept->shape);
+}
+
+static PyObject *get_dtype(PyObject *self, void *Py_UNUSED(closure)) {
+    return Py_NewRef((PyObject *)((context *)self)->dtype);
+}
+
+static PyObject *get_channel_axis(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromLong(((context *)self)->kept.channel_axis);
+}
+
+static PyObject *get_freed(PyObject *self, void *Py_UNUSED(closure)) {
+    return PyBool_FromLong(((context *)self)->freed_by != NULL);
+}
+
+/* Everything kept, full size first. */
+typedef struct {
+    const char *name;
+    PyArrayObject *array;
+} kept_part;
+
+enum { KEPT_PARTS = 4 };
+
+static void kept_parts(const context *ctx, kept_part *parts) {
+    parts[0] = (kept_part){kept_names[ctx->core.keep], ctx->kept.array};
+    parts[1] = (kept_part){"guarded_xhat", ctx->guarded};
+    parts[2] = (kept_part){"escape_index", ctx->escape_index};
+    parts[3] = (kept_part){"escape_xhat", ctx->escape_xhat};
+}
+
+static PyObject *get_saved(PyObject *self, void *Py_UNUSED(closure)) {
+    kept_part parts[KEPT_PARTS];
+    PyObject *list = PyList_New(0);
+    kept_parts((context *)self, parts);
+    for (int i = 0; list && i < KEPT_PARTS; i++) {
+        PyObject *row;
+        if (!parts[i].array) continue;
+        row = Py_BuildValue("(sOn)", parts[i].name, (PyObject *)parts[i].array,
+                            (Py_ssize_t)PyArray_NBYTES(parts[i].array));
+        if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
+static PyObject *get_nbytes(PyObject *self, void *Py_UNUSED(closure)) {
+    kept_part parts[KEPT_PARTS];
+    npy_intp bytes = 0;
+    kept_parts((context *)self, parts);
+    for (int i = 0; i < KEPT_PARTS; i++)
+        if (parts[i].array) bytes += PyArray_NBYTES(parts[i].array);
+    return PyLong_FromSsize_t((Py_ssize_t)bytes);
+}
+
+static PyObject *context_repr(PyObject *self) {
+    const context *ctx = (context *)self;
+    PyObject *shape = get_shape(self, NULL), *text = NULL;
+    if (!shape) return NULL;
+    text = PyUnicode_FromFormat("<Context of %S %S, strategy=%R, activation=%R, %s%s>", (PyObject *)ctx->dtype, shape,
+                                ctx->state->strategies[ctx->strategy], ctx->state->activations[ctx->core.activation],
+                                ctx->freed_by ? "freed by " : "keeps ",
+                                ctx->freed_by ? ctx->freed_by : kept_names[ctx->core.keep]);
+    Py_DECREF(shape);
+    return text;
+}
+
+/* ---- methods ------------------------------------------------------------------------------------------- */
+
+static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+    binding_state *state = ((context *)self)->state;
+    PyObject *got[NAMES] = {NULL}, *result = NULL;
+    PyArrayObject *fresh = NULL;
+    PyThreadState *unlocked;
+    abn_machine machine;
+    abn_status status = ABN_OK;
+    context *ctx = NULL;
+    batch z;
+
+    if (bind_args(state, &recompute_signature, args, npos, kwnames, got) < 0) return NULL;
+    if (!(ctx = context_claim(state, self))) goto done;
+    if (ctx->core.keep == ABN_KEEP_Z) {
+        PyErr_Format(PyExc_ValueError, "strategy %R keeps z itself, there is nothing to recompute",
+                     state->strategies[ctx->strategy]);
+        goto done;
+    }
+    if (machine_args(state, got, batch_elements(&ctx->kept), &machine) < 0) goto done;
+    if (given(got[NAME_OUT])) {
+        if (context_batch(ctx, got[NAME_OUT], NAME_OUT, 1, &z) < 0) goto done;
+    } else if (!(fresh = batch_like(&ctx->kept, &z))) {
+        goto done;
+    }
+    if (batch_elements(&z) > 0) {
+        unlocked = unlock_interpreter(batch_elements(&z));
+        status = abn_recompute(&machine, &ctx->core, &z.core);
+        lock_interpreter(unlocked);
+    }
+    if (status_check(status) == 0) result = Py_NewRef((PyObject *)z.array);
+done:
+    Py_XDECREF(fresh);
+    context_unclaim(ctx);
+    return result;
+}
+
+static PyObject *context_release(PyObject *self, PyObject *Py_UNUSED(none)) {
+    context *ctx = (context *)self;
+    if (ctx->busy) {
+        PyErr_SetString(PyExc_RuntimeError, "ctx is in use by a call in another thread");
+        return NULL;
+    }
+    context_free(ctx, "release()");
+    Py_RETURN_NONE;
+}
+
+static PyObject *context_reduce(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none)) {
+    PyErr_SetString(PyExc_TypeError,
+                    "a Context cannot be pickled or copied: it holds a lock on the very array that it "
+                    "keeps for the backward; run the backward first, or forward again where it is needed");
+    return NULL;
+}
+
+/* ---- life ---------------------------------------------------------------------------------------------- */
+
+static int context_traverse(PyObject *self, visitproc visit, void *arg) {
+    context *ctx = (context *)self;
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(ctx->module);
+    Py_VISIT(ctx->dtype);
+    Py_VISIT(ctx->kept.array);
+    Py_VISIT(ctx->guarded);
+    Py_VISIT(ctx->escape_index);
+    Py_VISIT(ctx->escape_xhat);
+    return 0;
+}
+
+/* Leaves module and dtype alone: attributes go on working, and neither can be part of a cycle through here alone. */
+static int context_clear(PyObject *self) {
+    context_free((context *)self, "the garbage collector");
+    return 0;
+}
+
+static void context_dealloc(PyObject *self) {
+    context *ctx = (context *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    if (ctx->weak_references) PyObject_ClearWeakRefs(self);
+    context_free(ctx, "its deletion");
+    Py_XDECREF(ctx->dtype);
+    Py_XDECREF(ctx->module);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef methods[] = {
+    {"recompute", (PyCFunction)(void (*)(void))context_recompute, METH_FASTCALL | METH_KEYWORDS, recompute_doc},
+    {"release", context_release, METH_NOARGS, release_doc},
+    {"__reduce__", context_reduce, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef attributes[] = {
+    {"strategy", get_strategy, NULL, "The strategy, by the name that forward was given.", NULL},
+    {"activation", get_activation, NULL, "The activation's name.", NULL},
+    {"activation_param", get_activation_param, NULL, "Slope of leaky_relu, alpha of elu.", NULL},
+    {"training", get_training, NULL, "Did the batch's own statistics normalise it?", NULL},
+    {"shape", get_shape, NULL, "The shape of x, z and their gradients.", NULL},
+    {"dtype", get_dtype, NULL, "Their dtype.", NULL},
+    {"channel_axis", get_channel_axis, NULL, "1 or -1.", NULL},
+    {"saved", get_saved, NULL, "List of (name, array, bytes): all that is kept for the backward.", NULL},
+    {"nbytes", get_nbytes, NULL, "The bytes of `saved`; 0 once freed.", NULL},
+    {"freed", get_freed, NULL, "True after the backward or release().", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMemberDef members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(context, weak_references), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, "What a forward keeps for its backward. The array kept is read-only until it is freed."},
+    {Py_tp_dealloc, context_dealloc},
+    {Py_tp_traverse, context_traverse},
+    {Py_tp_clear, context_clear},
+    {Py_tp_repr, context_repr},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, attributes},
+    {Py_tp_members, members},
+    {0, NULL},
+};
+
+PyType_Spec context_spec = {
+    .name = "inplace_abn._core.Context",
+    .basicsize = sizeof(context),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = slots,
+};

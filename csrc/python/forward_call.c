@@ -1,0 +1,250 @@
+/* forward and normalize: one call with the batch's own statistics, the running ones, or given ones. */
+#include "calls.h"
+#include "context.h"
+#include "signatures.h"
+
+#include <float.h>
+#include <math.h>
+
+const strategy_info strategy_table[STRATEGIES] = {
+    {"standard", ABN_KEEP_X, ABN_SCHEME_II},           {"checkpoint", ABN_KEEP_X, ABN_SCHEME_II},
+    {"checkpoint_xhat", ABN_KEEP_XHAT, ABN_SCHEME_II}, {"inplace_1", ABN_KEEP_Z, ABN_SCHEME_I},
+    {"inplace_2", ABN_KEEP_Z, ABN_SCHEME_II},          {"inplace", ABN_KEEP_Z, ABN_SCHEME_II},
+};
+enum { STRATEGY_INPLACE = 5 };
+
+/* Places in forward_call.vectors. */
+enum { WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, MEAN, VAR, VECTORS };
+
+typedef struct {
+    PyObject *module;
+    binding_state *state;
+    PyObject *got[NAMES];
+    int is_normalize;
+    int training, strategy, activation;
+    double momentum, eps, activation_param, count;
+    abn_machine machine;
+    batch x, z;
+    vector vectors[VECTORS];
+} forward_call;
+
+/* ---- arguments that are no arrays ------------------------------------------------------------------------ */
+
+static int refuse_number(name_id name, const char *wanted, double got) {
+    PyObject *number = PyFloat_FromDouble(got);
+    if (number) PyErr_Format(PyExc_ValueError, "%s must be %s, got %R", name_texts[name], wanted, number);
+    Py_XDECREF(number);
+    return -1;
+}
+
+static int activation_check(const forward_call *call, abn_dtype dtype) {
+    const abn_activation_info *info = &abn_activation_table[call->activation];
+    const double a = call->activation_param;
+    if (!info->invertible && strategy_table[call->strategy].keep == ABN_KEEP_Z) {
+        PyErr_Format(
+            PyExc_ValueError,
+            "activation '%s' has no inverse, which strategy '%s' needs; use leaky_relu, or strategy 'standard', "
+            "'checkpoint' or 'checkpoint_xhat'",
+            info->name, strategy_table[call->strategy].name);
+        return -1;
+    }
+    if (!info->has_param) return 0;
+    if (!isfinite(a) || a <= 0.0) return refuse_number(NAME_ACTIVATION_PARAM, "positive and finite", a);
+    if (dtype != ABN_FLOAT64 && (a < FLT_MIN || a > FLT_MAX))
+        return refuse_number(NAME_ACTIVATION_PARAM, "in float32's range for this dtype of x", a);
+    return 0;
+}
+
+static int options_read(forward_call *call) {
+    PyObject *const *got = call->got;
+    call->training = 1;
+    call->strategy = STRATEGY_INPLACE;
+    call->activation = ABN_LEAKY_RELU;
+    call->momentum = 0.1;
+    call->eps = 1e-5;
+    call->activation_param = 0.01;
+    if (bool_arg(got[NAME_TRAINING], NAME_TRAINING, &call->training) < 0 ||
+        double_arg(got[NAME_MOMENTUM], NAME_MOMENTUM, &call->momentum) < 0 ||
+        double_arg(got[NAME_EPS], NAME_EPS, &call->eps) < 0 ||
+        double_arg(got[NAME_ACTIVATION_PARAM], NAME_ACTIVATION_PARAM, &call->activation_param) < 0 ||
+        double_arg(got[NAME_COUNT], NAME_COUNT, &call->count) < 0 ||
+        choice_arg(got[NAME_STRATEGY], NAME_STRATEGY, call->state->strategies, STRATEGIES, &call->strategy) < 0 ||
+        choice_arg(got[NAME_ACTIVATION], NAME_ACTIVATION, call->state->activations, ABN_ACTIVATIONS,
+                   &call->activation) < 0)
+        return -1;
+    if (!(call->momentum >= 0.0 && call->momentum <= 1.0))
+        return refuse_number(NAME_MOMENTUM, "in [0, 1]", call->momentum);
+    if (!isfinite(call->eps) || call->eps <= 0.0) return refuse_number(NAME_EPS, "positive and finite", call->eps);
+    return 0;
+}
+
+/* Elements per channel behind the statistics. One alone has no variance; none at all is an empty batch. */
+static int count_check(forward_call *call) {
+    const npy_intp own = batch_per_channel(&call->x);
+    PyObject *shape;
+    if (!call->is_normalize) call->count = (double)own;
+    if (!isfinite(call->count) || call->count < 0.0)
+        return refuse_number(NAME_COUNT, "at least 0 and finite", call->count);
+    if (!call->training || call->count > 1.0 || (call->count == 0.0 && batch_elements(&call->x) == 0)) return 0;
+    if (call->is_normalize)
+        return refuse_number(NAME_COUNT, "more than 1 element per channel behind mean and var", call->count);
+    shape = PyArray_IntTupleFromIntp(call->x.ndim, call->x.shape);
+    if (shape)
+        PyErr_Format(PyExc_ValueError,
+                     "x must have more than 1 value per channel in training, got shape %S; use a larger batch or "
+                     "training=False",
+                     shape);
+    Py_XDECREF(shape);
+    return -1;
+}
+
+/* ---- arrays ------------------------------------------------------------------------------------------------ */
+
+static int vectors_open(forward_call *call) {
+    static const name_id names[VECTORS] = {NAME_WEIGHT,      NAME_BIAS, NAME_RUNNING_MEAN,
+                                           NAME_RUNNING_VAR, NAME_MEAN, NAME_VAR};
+    const npy_intp channels = call->x.core.channels;
+    const int type = weight_type(call->x.core.dtype);
+    for (int i = 0; i < VECTORS; i++) {
+        PyObject *got = call->got[names[i]];
+        const int writable = call->training && (i == RUNNING_MEAN || i == RUNNING_VAR);
+        if (i >= MEAN && call->is_normalize && got == Py_None) {
+            PyErr_Format(PyExc_TypeError, "%s must be a numpy.ndarray, got None", name_texts[names[i]]);
+            return -1;
+        }
+        if (vector_open(call->state, got, names[i], channels, i < MEAN ? type : NPY_DOUBLE, writable,
+                        &call->vectors[i]) < 0)
+            return -1;
+    }
+    if (!call->vectors[RUNNING_MEAN].array != !call->vectors[RUNNING_VAR].array) {
+        PyErr_Format(PyExc_ValueError, "running_mean and running_var go together, got %s alone",
+                     call->vectors[RUNNING_MEAN].array ? "running_mean" : "running_var");
+        return -1;
+    }
+    if (!call->training && !call->vectors[RUNNING_MEAN].array) {
+        PyErr_SetString(PyExc_ValueError, "training=False normalizes with running_mean and running_var: give both");
+        return -1;
+    }
+    return 0;
+}
+
+/* What is written may be nothing else of the call. */
+static int overlaps_refused(const forward_call *call, int x_is_written) {
+    const vector *v = call->vectors;
+    for (int i = 0; i < VECTORS; i++)
+        if (x_is_written && refuse_overlap(call->state, call->x.array, "x", v[i].array, v[i].name) < 0) return -1;
+    for (int written = RUNNING_MEAN; call->training && written <= RUNNING_VAR; written++) {
+        if (!x_is_written && refuse_overlap(call->state, v[written].array, v[written].name, call->x.array, "x") < 0)
+            return -1;
+        for (int i = 0; i < VECTORS; i++)
+            if (i != written &&
+                refuse_overlap(call->state, v[written].array, v[written].name, v[i].array, v[i].name) < 0)
+                return -1;
+    }
+    return 0;
+}
+
+static int arrays_open(forward_call *call) {
+    const int x_is_written = strategy_table[call->strategy].keep != ABN_KEEP_X;
+    int channel_axis;
+    if (channel_axis_arg(call->got[NAME_CHANNEL_AXIS], &channel_axis) < 0 ||
+        batch_open(call->state, call->got[NAME_X], NAME_X, channel_axis, NULL, x_is_written, &call->x) < 0 ||
+        activation_check(call, call->x.core.dtype) < 0 || count_check(call) < 0 || vectors_open(call) < 0 ||
+        overlaps_refused(call, x_is_written) < 0)
+        return -1;
+    return machine_args(call->state, call->got, batch_elements(&call->x), &call->machine);
+}
+
+/* ---- the work -------------------------------------------------------------------------------------------------- */
+
+/* A vector's values, or the same value everywhere if there is none. */
+static void constants_fill(const vector *v, npy_intp channels, double otherwise, const double *values) {
+    double *out = (double *)values; /* abn_norm's weight and bias are const for the library alone */
+    if (v->array)
+        vector_read(v, channels, out);
+    else
+        for (npy_intp c = 0; c < channels; c++) out[c] = otherwise;
+}
+
+static context *context_prepare(const forward_call *call) {
+    const vector *mean = &call->vectors[call->is_normalize ? MEAN : RUNNING_MEAN];
+    const vector *var = &call->vectors[call->is_normalize ? VAR : RUNNING_VAR];
+    const npy_intp channels = call->x.core.channels;
+    context *ctx = context_new(call->module, &call->x, call->strategy);
+    abn_norm *norm;
+    if (!ctx) return NULL;
+    ctx->training = call->training;
+    ctx->has_weight = call->vectors[WEIGHT].array != NULL;
+    ctx->has_bias = call->vectors[BIAS].array != NULL;
+    ctx->count = call->count;
+    ctx->core.activation = (abn_activation)call->activation;
+    ctx->core.activation_param = call->activation_param;
+    norm = &ctx->core.norm;
+    norm->eps = call->eps;
+    constants_fill(&call->vectors[WEIGHT], channels, 1.0, norm->weight);
+    constants_fill(&call->vectors[BIAS], channels, 0.0, norm->bias);
+    if (call->is_normalize || !call->training) {
+        vector_read(mean, channels, norm->mean);
+        vector_read(var, channels, norm->var);
+    }
+    if (context_guard(ctx) < 0) Py_CLEAR(ctx);
+    return ctx;
+}
+
+static void running_update(const forward_call *call, const abn_norm *norm) {
+    const npy_intp channels = call->x.core.channels;
+    const double count = call->count;
+    const vector *running_mean = &call->vectors[RUNNING_MEAN], *running_var = &call->vectors[RUNNING_VAR];
+    if (!call->training || !running_mean->array || count <= 1.0) return;
+    vector_blend(running_mean, channels, call->momentum, norm->mean, 1.0);
+    vector_blend(running_var, channels, call->momentum, norm->var, count / (count - 1.0));
+}
+
+/* Everything has been checked: from here on x may be written. */
+static PyObject *run(forward_call *call) {
+    const npy_intp elements = batch_elements(&call->x);
+    context *ctx = context_prepare(call);
+    PyArrayObject *fresh = NULL;
+    PyObject *result = NULL;
+    PyThreadState *unlocked;
+    abn_status status = ABN_OK;
+
+    if (!ctx) goto done;
+    call->z = call->x;
+    if (ctx->core.keep != ABN_KEEP_Z && !(fresh = batch_like(&call->x, &call->z))) goto done;
+    if (!(result = PyTuple_New(2))) goto done;
+    if (elements > 0) {
+        unlocked = unlock_interpreter(elements);
+        status = abn_forward(&call->machine, &call->x.core, &call->z.core, &ctx->core,
+                             call->training && !call->is_normalize);
+        lock_interpreter(unlocked);
+    }
+    if (status_check(status) < 0 || context_keep(ctx, call->x.array) < 0) {
+        Py_CLEAR(result);
+        goto done;
+    }
+    running_update(call, &ctx->core.norm);
+    PyTuple_SET_ITEM(result, 0, Py_NewRef((PyObject *)call->z.array));
+    PyTuple_SET_ITEM(result, 1, Py_NewRef((PyObject *)ctx));
+done:
+    Py_XDECREF(fresh);
+    Py_XDECREF(ctx);
+    return result;
+}
+
+static PyObject *forward_or_normalize(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames,
+                                      int is_normalize) {
+    forward_call call = {.module = module, .state = state_of(module), .is_normalize = is_normalize};
+    const signature *sig = is_normalize ? &normalize_signature : &forward_signature;
+    if (bind_args(call.state, sig, args, npos, kwnames, call.got) < 0) return NULL;
+    if (options_read(&call) < 0 || arrays_open(&call) < 0) return NULL;
+    return run(&call);
+}
+
+PyObject *call_forward(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+    return forward_or_normalize(module, args, npos, kwnames, 0);
+}
+
+PyObject *call_normalize(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+    return forward_or_normalize(module, args, npos, kwnames, 1);
+}

@@ -1,0 +1,68 @@
+#include "signatures.h"
+
+#define NORM_NAMES NAME_MOMENTUM, NAME_EPS, NAME_ACTIVATION, NAME_ACTIVATION_PARAM, NAME_STRATEGY
+#define NORM_TEXT "momentum=0.1, eps=1e-05, activation='leaky_relu', activation_param=0.01, strategy='inplace'"
+#define MACHINE_NAMES NAME_THREADS, NAME_ISA
+#define MACHINE_TEXT "threads=None, isa=None"
+
+/* SIGNATURE(function, required, positional, names...) */
+#define SIGNATURE(function, required, positional, ...)             \
+    static const unsigned char function##_names[] = {__VA_ARGS__}; \
+    const signature function##_signature = {#function, required, positional, sizeof function##_names, function##_names}
+
+SIGNATURE(forward, 1, 5, NAME_X, NAME_WEIGHT, NAME_BIAS, NAME_RUNNING_MEAN, NAME_RUNNING_VAR, NAME_TRAINING, NORM_NAMES,
+          NAME_CHANNEL_AXIS, MACHINE_NAMES);
+const char forward_doc[] =
+    "forward($module, /, x, weight=None, bias=None, running_mean=None, running_var=None, *, training=True, " NORM_TEXT
+    ", channel_axis=1, " MACHINE_TEXT ")\n--\n\n"
+    "(z, ctx): batch norm and activation of x, over x itself for the in-place strategies.\n\n"
+    "inplace_abn.functional.forward documents it; isa= forces an instruction set for this call.";
+
+SIGNATURE(normalize, 4, 8, NAME_X, NAME_MEAN, NAME_VAR, NAME_COUNT, NAME_WEIGHT, NAME_BIAS, NAME_RUNNING_MEAN,
+          NAME_RUNNING_VAR, NORM_NAMES, NAME_CHANNEL_AXIS, MACHINE_NAMES);
+const char normalize_doc[] =
+    "normalize($module, /, x, mean, var, count, weight=None, bias=None, running_mean=None, running_var=None, "
+    "*, " NORM_TEXT ", channel_axis=1, " MACHINE_TEXT ")\n--\n\n"
+    "(z, ctx): forward in training mode, with statistics from elsewhere over count elements per channel.";
+
+SIGNATURE(backward, 2, 2, NAME_CTX, NAME_DZ, NAME_OVERWRITE, MACHINE_NAMES);
+const char backward_doc[] = "backward($module, /, ctx, dz, *, overwrite=False, " MACHINE_TEXT ")\n--\n\n"
+                            "(dx, dweight, dbias) from the gradient of z; frees ctx. overwrite=True writes dx over dz.";
+
+SIGNATURE(backward_reduce, 2, 2, NAME_CTX, NAME_DZ, MACHINE_NAMES);
+const char backward_reduce_doc[] =
+    "backward_reduce($module, /, ctx, dz, *, " MACHINE_TEXT ")\n--\n\n"
+    "(sum_dy, sum_dy_xhat), float64 per channel: the first half of backward. ctx stays usable.";
+
+SIGNATURE(backward_apply, 5, 5, NAME_CTX, NAME_DZ, NAME_SUM_DY, NAME_SUM_DY_XHAT, NAME_COUNT, NAME_OVERWRITE,
+          MACHINE_NAMES);
+const char backward_apply_doc[] =
+    "backward_apply($module, /, ctx, dz, sum_dy, sum_dy_xhat, count, *, overwrite=False, " MACHINE_TEXT ")\n--\n\n"
+    "dx: the second half of backward, with sums over count elements per channel; frees ctx.";
+
+SIGNATURE(statistics, 1, 1, NAME_X, NAME_CHANNEL_AXIS, MACHINE_NAMES);
+const char statistics_doc[] =
+    "statistics($module, /, x, *, channel_axis=1, " MACHINE_TEXT ")\n--\n\n"
+    "(mean, var, count): float64 mean and biased variance of every channel, and elements per channel.";
+
+SIGNATURE(stream, 1, 4, NAME_A, NAME_B, NAME_C, NAME_D, MACHINE_NAMES);
+const char stream_doc[] = "stream($module, /, a, b=None, c=1.0, d=0.0, *, " MACHINE_TEXT ")\n--\n\n"
+                          "a = a*c + d, or with b: b = b*c + a*d, in place. The yardstick of the benchmarks.";
+
+SIGNATURE(set_num_threads, 1, 1, NAME_N);
+const char set_num_threads_doc[] = "set_num_threads($module, /, n)\n--\n\n"
+                                   "Sets what threads=None means in this module; no other library's setting changes.";
+
+const char get_num_threads_doc[] = "get_num_threads($module, /)\n--\n\n"
+                                   "What threads=None means for batches large enough for more than one.";
+
+const char info_doc[] = "info($module, /)\n--\n\n"
+                        "A dict that says how this module was built and what it uses.";
+
+SIGNATURE(recompute, 0, 1, NAME_OUT, MACHINE_NAMES);
+const char recompute_doc[] = "recompute($self, /, out=None, *, " MACHINE_TEXT ")\n--\n\n"
+                             "z again, into out or a fresh array, for the strategies that keep x or xhat.";
+
+const char release_doc[] =
+    "release($self, /)\n--\n\n"
+    "Unlocks and lets go of everything kept, without a backward. Harmless when that has happened already.";

@@ -1,0 +1,14 @@
+/* The signature of every function, for Python's eyes (the docstring) and for the binder (the table). */
+#ifndef ABN_PYTHON_SIGNATURES_H
+#define ABN_PYTHON_SIGNATURES_H
+
+#include "args.h"
+
+extern const signature forward_signature, normalize_signature, backward_signature, backward_reduce_signature,
+    backward_apply_signature, statistics_signature, stream_signature, set_num_threads_signature, recompute_signature;
+
+extern const char forward_doc[], normalize_doc[], backward_doc[], backward_reduce_doc[], backward_apply_doc[],
+    statistics_doc[], stream_doc[], set_num_threads_doc[], get_num_threads_doc[], info_doc[], recompute_doc[],
+    release_doc[];
+
+#endif

@@ -1,0 +1,134 @@
+/* Vectors of one element per channel, the benchmark's streams, and what may not overlap what. */
+#include "batch.h"
+
+#include <string.h>
+
+static const char *type_text(int type) { return type == NPY_DOUBLE ? "float64" : "float32"; }
+
+/* An array of one dimension and this type number. */
+static int line_open(binding_state *state, PyObject *got, const char *name, int type, int writable,
+                     PyArrayObject **array) {
+    if (kind_gate(state, got, name, array) < 0) return -1;
+    if (PyArray_TYPE(*array) != type) {
+        PyErr_Format(PyExc_TypeError, "%s must be %s, got %S; pass %s.astype(numpy.%s)", name, type_text(type),
+                     (PyObject *)PyArray_DESCR(*array), name, type_text(type));
+        return -1;
+    }
+    if (PyArray_NDIM(*array) != 1) {
+        PyErr_Format(PyExc_ValueError, "%s must have one dimension, got %d; pass %s.ravel()", name,
+                     PyArray_NDIM(*array), name);
+        return -1;
+    }
+    return memory_gate(state, *array, name, writable);
+}
+
+int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int type, int writable,
+                vector *v) {
+    PyArrayObject *array;
+    *v = (vector){.name = name_texts[name]};
+    if (!given(got)) return 0;
+    if (line_open(state, got, v->name, type, writable, &array) < 0) return -1;
+    if (PyArray_DIM(array, 0) != channels) {
+        PyErr_Format(PyExc_ValueError, "%s must have shape (%zd,), one element per channel, got (%zd,)", v->name,
+                     (Py_ssize_t)channels, (Py_ssize_t)PyArray_DIM(array, 0));
+        return -1;
+    }
+    v->array = array;
+    v->data = PyArray_BYTES(array);
+    v->stride = PyArray_STRIDE(array, 0);
+    v->is_double = type == NPY_DOUBLE;
+    if (channels > 1 && v->stride < PyArray_ITEMSIZE(array)) {
+        PyErr_Format(PyExc_ValueError, "%s must step forward in memory, got a stride of %zd bytes; pass %s.copy()",
+                     v->name, (Py_ssize_t)v->stride, v->name);
+        return -1;
+    }
+    return 0;
+}
+
+int stream_open(binding_state *state, PyObject *got, name_id name, npy_intp count, int writable,
+                PyArrayObject **array) {
+    const char *text = name_texts[name];
+    if (line_open(state, got, text, NPY_FLOAT, writable, array) < 0) return -1;
+    if (!PyArray_IS_C_CONTIGUOUS(*array)) {
+        PyErr_Format(PyExc_ValueError, "%s must be contiguous, got a stride of %zd bytes", text,
+                     (Py_ssize_t)PyArray_STRIDE(*array, 0));
+        return -1;
+    }
+    if (count >= 0 && PyArray_SIZE(*array) != count) {
+        PyErr_Format(PyExc_ValueError, "%s must have the %zd elements of a, got %zd", text, (Py_ssize_t)count,
+                     (Py_ssize_t)PyArray_SIZE(*array));
+        return -1;
+    }
+    return 0;
+}
+
+void vector_read(const vector *v, npy_intp channels, double *values) {
+    const char *at = v->data;
+    if (v->is_double)
+        for (npy_intp c = 0; c < channels; c++, at += v->stride) values[c] = *(const double *)at;
+    else
+        for (npy_intp c = 0; c < channels; c++, at += v->stride) values[c] = *(const float *)at;
+}
+
+void vector_blend(const vector *v, npy_intp channels, double momentum, const double *values, double factor) {
+    char *at = PyArray_BYTES(v->array);
+    for (npy_intp c = 0; c < channels; c++, at += v->stride) {
+        const double old = v->is_double ? *(double *)at : *(float *)at;
+        const double blend = (1.0 - momentum) * old + momentum * factor * values[c];
+        if (v->is_double)
+            *(double *)at = blend;
+        else
+            *(float *)at = (float)blend;
+    }
+}
+
+PyObject *vector_new(int type, npy_intp channels, const double *values) {
+    PyObject *array = PyArray_New(&PyArray_Type, 1, &channels, type, NULL, NULL, 0, 0, NULL);
+    if (!array) return NULL;
+    if (type == NPY_DOUBLE) {
+        memcpy(PyArray_DATA((PyArrayObject *)array), values, (size_t)channels * sizeof(double));
+    } else {
+        float *out = (float *)PyArray_DATA((PyArrayObject *)array);
+        for (npy_intp c = 0; c < channels; c++) out[c] = (float)values[c];
+    }
+    return array;
+}
+
+/* ---- overlap ------------------------------------------------------------------------------------------- */
+
+/* The bytes from *low up to *high hold every element; low == high for an empty array. */
+static void span(PyArrayObject *array, const char **low, const char **high) {
+    *low = *high = PyArray_BYTES(array);
+    if (PyArray_SIZE(array) == 0) return;
+    for (int i = 0; i < PyArray_NDIM(array); i++) {
+        const npy_intp reach = (PyArray_DIM(array, i) - 1) * PyArray_STRIDE(array, i);
+        if (reach < 0)
+            *low += reach;
+        else
+            *high += reach;
+    }
+    *high += PyArray_ITEMSIZE(array);
+}
+
+int refuse_overlap(binding_state *state, PyArrayObject *written, const char *written_name, PyArrayObject *other,
+                   const char *other_name) {
+    const char *low, *high, *other_low, *other_high;
+    PyObject *shared;
+    int overlap;
+    if (!written || !other) return 0;
+    span(written, &low, &high);
+    span(other, &other_low, &other_high);
+    if (low >= other_high || other_low >= high) return 0;
+    if (written == other) {
+        overlap = 1;
+    } else { /* slices of one buffer interleave without sharing an element: NumPy solves that exactly */
+        shared = PyObject_CallFunctionObjArgs(state->shares_memory, (PyObject *)written, (PyObject *)other, NULL);
+        if (!shared) return -1;
+        overlap = PyObject_IsTrue(shared);
+        Py_DECREF(shared);
+    }
+    if (overlap > 0)
+        PyErr_Format(PyExc_ValueError, "%s is written and shares memory with %s; pass a copy of one of them",
+                     written_name, other_name);
+    return overlap ? -1 : 0;
+}

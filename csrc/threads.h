@@ -1,0 +1,20 @@
+/* The one place that starts threads. */
+#ifndef ABN_THREADS_H
+#define ABN_THREADS_H
+
+#include <stddef.h>
+
+/* body(argument, thread, threads) on each of `threads` threads, or on fewer when the system gives fewer. */
+typedef void abn_body(void *argument, int thread, int threads);
+void abn_parallel(int threads, abn_body *body, void *argument);
+
+/* Inside a body: waits for all its threads. */
+void abn_barrier(void);
+
+/* This thread's share of `count` units: [first, last). */
+static inline void abn_share(ptrdiff_t count, int thread, int threads, ptrdiff_t *first, ptrdiff_t *last) {
+    *first = count * thread / threads;
+    *last = count * (thread + 1) / threads;
+}
+
+#endif

@@ -1,0 +1,249 @@
+/* Tiles whose columns belong to channels: channels-last batches, and short channels-first rows with the images as rows.
+ *
+ * The batch is cut, by shape alone, into chunks of about CHUNK rows, and side by side into strips of channels. A chunk's
+ * sums are kept in double and added in order, so that the error does not grow with the batch and the result is the
+ * same however strips and chunks are dealt to threads. A strip that stays in cache from its sums to its second pass is
+ * taken through both at once; otherwise the whole batch is read twice, the second time backwards, because that begins
+ * with what the first pass left in cache. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu.h"
+#include "operation.h"
+#include "threads.h"
+static int E(const char*n,int d){const char*v=getenv(n);return v?atoi(v):d;}
+static int eP,eA,eL2,eST,eAH,eAH2;
+
+enum {
+    CHUNK = 512, /* rows: sums in double cost 16 bytes per channel and chunk */
+    BLOCK = 128, /* rows summed in float before they are added in double */
+};
+
+typedef struct {
+    abn_operation *op;
+    ptrdiff_t rows, stacks; /* rows of a stack; more than one stack where images cannot be joined */
+    ptrdiff_t chunk, chunks_per_stack, chunks;
+    ptrdiff_t strip, strips; /* channels of a strip */
+    ptrdiff_t step;          /* rows between two calls, the grain of prefetching */
+    double *chunk_sums;      /* per chunk and strip 2 * strip */
+    int *again;              /* per thread: does any of its channels need its sums again? */
+} walk;
+
+/* What a thread keeps at hand. */
+typedef struct {
+    _Alignas(64) char partial[ABN_PARTIAL_BYTES]; /* cleared between uses: fold sees to it */
+    _Alignas(64) double constants[ABN_CONSTANTS][ABN_COLUMNS_STRIDE];
+} workspace;
+
+static abn_span rows_span(const walk *w, ptrdiff_t strip, ptrdiff_t stack, ptrdiff_t row, ptrdiff_t rows) {
+    const abn_batch *b = &w->op->source;
+    const ptrdiff_t channel = strip * w->strip, left = b->channels - channel;
+    const ptrdiff_t channels = left < w->strip ? left : w->strip;
+    if (w->op->spread > 1) return (abn_span){channel, channels, row, rows, 0, b->spatial};
+    return (abn_span){channel, channels, stack, 1, row, rows};
+}
+
+typedef struct {
+    ptrdiff_t stack, first, last;
+} row_range;
+
+static row_range chunk_rows(const walk *w, ptrdiff_t chunk) {
+    const ptrdiff_t stack = chunk / w->chunks_per_stack, first = chunk % w->chunks_per_stack * w->chunk;
+    return (row_range){stack, first, first + w->chunk < w->rows ? first + w->chunk : w->rows};
+}
+
+/* How many of the rows from `row` on go into one tile; those that do not fill a joined row come last, alone. */
+static ptrdiff_t rows_of_tile(const walk *w, ptrdiff_t row, ptrdiff_t last) {
+    const ptrdiff_t left = last - row, repeat = w->op->repeat;
+    if (left > w->step) return w->step;
+    return left > repeat ? left - left % repeat : left;
+}
+
+static abn_constants constants_of(const abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, unsigned used,
+                                  workspace *space) {
+    abn_constants constants = abn_constants_from(op, channel);
+    if (op->spread == 1 && op->repeat == 1) return constants;
+    for (int which = 0; which < ABN_CONSTANTS; which++) {
+        if (!(used & 1u << which)) continue;
+        op->set->expand(constants.of[which], (abn_columns){channels, op->spread, op->repeat}, space->constants[which]);
+        constants.of[which] = space->constants[which];
+    }
+    return constants;
+}
+
+static void sum_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, double *first, double *second,
+                      workspace *space) {
+    const abn_operation *op = w->op;
+    const row_range range = chunk_rows(w, chunk);
+    abn_span span = rows_span(w, strip, 0, 0, 0);
+    const abn_constants constants = constants_of(op, span.channel, span.channels, op->sums_use, space);
+    ptrdiff_t unfolded = 0;
+    memset(first, 0, (size_t)span.channels * sizeof *first);
+    memset(second, 0, (size_t)span.channels * sizeof *second);
+    for (ptrdiff_t row = range.first, rows; row < range.last; row += rows) {
+        rows = rows_of_tile(w, row, range.last);
+        span = rows_span(w, strip, range.stack, row, rows);
+        abn_tile tile = abn_tile_of(op, &span, NULL);
+        if (op->spread > 1) { if (row + eP*w->step < w->rows) { tile.source.ahead = eP*w->step*tile.source.stride*(ptrdiff_t)abn_dtype_size(op->source.dtype); tile.gradient.ahead=eP*w->step*tile.gradient.stride*(ptrdiff_t)abn_dtype_size(op->source.dtype); } }
+        else tile.source.ahead = tile.gradient.ahead = eAH;
+        op->sums(op, &tile, &span, &constants, space->partial);
+        unfolded += rows;
+        if (unfolded + w->step > BLOCK * op->repeat || row + rows >= range.last) {
+            op->kernels->fold(space->partial, (abn_columns){span.channels, op->spread, op->repeat}, first, second);
+            unfolded = 0;
+        }
+    }
+}
+
+static void apply_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, int thread, workspace *space) {
+    abn_operation *op = w->op;
+    const row_range range = chunk_rows(w, chunk);
+    abn_span span = rows_span(w, strip, 0, 0, 0);
+    const abn_constants constants = constants_of(op, span.channel, span.channels, op->apply_use, space);
+    for (ptrdiff_t row = range.first, rows; row < range.last; row += rows) {
+        rows = rows_of_tile(w, row, range.last);
+        span = rows_span(w, strip, range.stack, row, rows);
+        abn_tile tile = abn_tile_of(op, &span, NULL);
+        if (op->spread > 1) { if(row<eA*w->step) tile.source.ahead = tile.gradient.ahead = tile.length*(ptrdiff_t)abn_dtype_size(op->source.dtype); }
+        else tile.source.ahead = tile.gradient.ahead = eAH2;
+        op->apply(op, &tile, &span, &constants, thread);
+    }
+}
+
+/* Both passes over one strip by one thread. */
+static void walk_strip(const walk *w, ptrdiff_t strip, int thread, workspace *space) {
+    abn_operation *op = w->op;
+    const abn_span span = rows_span(w, strip, 0, 0, 0);
+    double first[ABN_COLUMNS_MAX], second[ABN_COLUMNS_MAX], chunk_first[ABN_COLUMNS_MAX], chunk_second[ABN_COLUMNS_MAX];
+    int again = 0;
+    if (op->begin) op->begin(op, span.channel, span.channels);
+    do {
+        if (!op->sums) break;
+        memset(first, 0, (size_t)span.channels * sizeof *first);
+        memset(second, 0, (size_t)span.channels * sizeof *second);
+        for (ptrdiff_t chunk = 0; chunk < w->chunks; chunk++) {
+            sum_chunk(w, chunk, strip, chunk_first, chunk_second, space);
+            for (ptrdiff_t c = 0; c < span.channels; c++) {
+                first[c] += chunk_first[c];
+                second[c] += chunk_second[c];
+            }
+        }
+        again = op->finish(op, span.channel, span.channels, first, second, again);
+    } while (again);
+    if (op->apply)
+        for (ptrdiff_t chunk = w->chunks - 1; chunk >= 0; chunk--) apply_chunk(w, chunk, strip, thread, space);
+    if (op->end) op->end(op, span.channel, span.channels);
+}
+
+static void walk_strips(void *argument, int thread, int threads) {
+    const walk *w = argument;
+    workspace space;
+    ptrdiff_t strip, last;
+    memset(space.partial, 0, sizeof space.partial);
+    abn_share(w->strips, thread, threads, &strip, &last);
+    for (; strip < last; strip++) walk_strip(w, strip, thread, &space);
+}
+
+/* Adds up the chunks' sums of channels [channel, last), at most a strip's width at a time. */
+static int finish_channels(const walk *w, ptrdiff_t channel, ptrdiff_t last, int again) {
+    double first[ABN_COLUMNS_MAX], second[ABN_COLUMNS_MAX];
+    int more = 0;
+    while (channel < last) {
+        const ptrdiff_t strip = channel / w->strip, offset = channel % w->strip;
+        ptrdiff_t count = w->strip - offset;
+        if (count > last - channel) count = last - channel;
+        for (ptrdiff_t c = 0; c < count; c++) first[c] = second[c] = 0;
+        for (ptrdiff_t chunk = 0; chunk < w->chunks; chunk++) {
+            const double *sums = w->chunk_sums + (chunk * w->strips + strip) * 2 * w->strip + offset;
+            for (ptrdiff_t c = 0; c < count; c++) {
+                first[c] += sums[c];
+                second[c] += sums[w->strip + c];
+            }
+        }
+        more |= w->op->finish(w->op, channel, count, first, second, again);
+        channel += count;
+    }
+    return more;
+}
+
+static int any_again(const walk *w, int threads) {
+    int any = 0;
+    for (int t = 0; t < threads; t++) any |= w->again[t];
+    return any;
+}
+
+/* All threads together: first every chunk's sums, then every chunk's second pass. */
+static void walk_chunks(void *argument, int thread, int threads) {
+    const walk *w = argument;
+    abn_operation *op = w->op;
+    workspace space;
+    ptrdiff_t unit, last_unit, channel, last_channel;
+    int again = 0;
+    memset(space.partial, 0, sizeof space.partial);
+    abn_share(w->chunks * w->strips, thread, threads, &unit, &last_unit);
+    abn_share(op->source.channels, thread, threads, &channel, &last_channel);
+    if (op->begin) {
+        op->begin(op, channel, last_channel - channel);
+        if (threads > 1) abn_barrier();
+    }
+    do {
+        if (!op->sums) break;
+        for (ptrdiff_t u = unit; u < last_unit; u++) {
+            double *sums = w->chunk_sums + u * 2 * w->strip;
+            sum_chunk(w, u / w->strips, u % w->strips, sums, sums + w->strip, &space);
+        }
+        if (threads > 1) abn_barrier();
+        w->again[thread] = finish_channels(w, channel, last_channel, again);
+        if (threads > 1) abn_barrier();
+        again = any_again(w, threads);
+        if (again && threads > 1) abn_barrier();
+    } while (again);
+    if (op->apply)
+        for (ptrdiff_t u = last_unit - 1; u >= unit; u--) apply_chunk(w, u / w->strips, u % w->strips, thread, &space);
+    if (op->end) {
+        if (threads > 1) abn_barrier();
+        op->end(op, channel, last_channel - channel);
+    }
+}
+
+static abn_status walk_all_chunks(walk *w) {
+    const size_t sums = w->op->sums ? (size_t)(w->chunks * w->strips * 2 * w->strip) : 0;
+    w->chunk_sums = malloc(sums * sizeof(double) + (size_t)w->op->threads * sizeof(int));
+    if (w->chunk_sums == NULL) return ABN_NO_MEMORY;
+    w->again = (int *)(w->chunk_sums + sums);
+    abn_parallel(w->op->threads, walk_chunks, w);
+    free(w->chunk_sums);
+    return ABN_OK;
+}
+
+abn_status abn_walk_columns(abn_operation *op) {
+    const abn_batch *b = &op->source;
+    walk w = {.op = op};
+    eP=E("P",2);eA=E("A",4);eL2=E("L2",50);eST=E("ST",4);eAH=E("AH",8192);eAH2=E("AH2",8192);
+    w.rows = op->spread > 1 ? b->batch : b->spatial;
+    w.stacks = op->spread > 1 ? 1 : b->batch;
+    const ptrdiff_t joined = (w.rows + op->repeat - 1) / op->repeat;
+    w.chunks_per_stack = (joined + CHUNK - 1) / CHUNK;
+    w.chunk = (joined + w.chunks_per_stack - 1) / w.chunks_per_stack * op->repeat;
+    w.chunks_per_stack = (w.rows + w.chunk - 1) / w.chunk;
+    w.chunks = w.stacks * w.chunks_per_stack;
+    w.step = op->repeat * (op->spread>1?eST:BLOCK);
+
+    const ptrdiff_t widest = ABN_COLUMNS_MAX / op->spread;
+    const size_t row_bytes = (size_t)(w.rows * w.stacks * op->spread) * abn_dtype_size(b->dtype) * (size_t)op->arrays;
+    ptrdiff_t in_cache = (ptrdiff_t)(abn_cache_sizes().level2 * (size_t)eL2/100 / row_bytes);
+    if (in_cache > widest) in_cache = widest;
+    const ptrdiff_t align = op->spread==1?64/abn_dtype_size(b->dtype)*E("LINES",4): op->spread%16==0?1:op->spread%4==0?4:16;
+    if (in_cache > align) in_cache -= in_cache % align;
+    w.strip = in_cache;
+    if (w.strip >= align || (op->spread > 1 && w.strip > 0)) {
+        w.strips = (b->channels + w.strip - 1) / w.strip;
+        if (w.strips >= op->threads) {
+            abn_parallel(op->threads, walk_strips, &w);
+            return ABN_OK;
+        }
+    }
+    w.strip = b->channels < widest ? b->channels : widest;
+    w.strips = (b->channels + w.strip - 1) / w.strip;
+    return walk_all_chunks(&w);
+}

@@ -1,0 +1,385 @@
+"""Batch normalization and activation on NumPy arrays, in place, forward and backward.
+
+"The paper" is Rota Bulò, Porzi, Kontschieder: In-Place Activated BatchNorm for Memory-Optimized Training of
+DNNs (CVPR 2018, https://arxiv.org/abs/1712.02616). Batches are (N, C, *spatial) of 2 to 5 dimensions, or
+(N, *spatial, C) with ``channel_axis=-1``, of float32, float64, float16 or ``ml_dtypes.bfloat16``.
+
+What goes for every function here:
+
+- Slices of larger arrays along N or C are taken as they are, and so is a (N, C, *spatial) view of
+  channels-last memory, such as ``numpy.moveaxis(nhwc, -1, 1)``. Whatever would need a copy is refused.
+- Everything is checked before the first write: an exception means untouched arrays. TypeError is for what is
+  no array, of another dtype or not a number, ValueError for everything else; the message says what would do.
+- ``threads=None`` is `get_num_threads` for large batches and one thread for small ones. The results do not
+  depend on it, to the bit. Other threads of Python run meanwhile, but a batch belongs to one call at a time.
+
+Two calls make a training step of one layer:
+
+>>> import numpy as np
+>>> from inplace_abn import functional as abn
+>>> x = np.array([[1, 5], [3, 9]], np.float32)
+>>> z, ctx = abn.forward(x, activation_param=0.5)
+>>> z is x, z.flags.writeable
+(True, False)
+>>> z.round(2)
+array([[-0.5, -0.5],
+       [ 1. ,  1. ]], dtype=float32)
+>>> dx, dweight, dbias = abn.backward(ctx, np.ones_like(z))
+>>> z.flags.writeable
+True
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _core
+from ._core import Context, get_num_threads, info, set_num_threads
+
+__all__ = [
+    "Context",
+    "Gradients",
+    "backward",
+    "backward_apply",
+    "backward_reduce",
+    "forward",
+    "get_num_threads",
+    "info",
+    "merge_statistics",
+    "normalize",
+    "set_num_threads",
+    "statistics",
+]
+
+
+class Gradients(NamedTuple):
+    """What `backward` returns. dweight and dbias are None where the forward had no weight or bias."""
+
+    dx: np.ndarray
+    dweight: np.ndarray | None
+    dbias: np.ndarray | None
+
+
+def forward(
+    x, weight=None, bias=None, running_mean=None, running_var=None, *, training=True, momentum=0.1, eps=1e-5,
+    activation="leaky_relu", activation_param=0.01, strategy="inplace", channel_axis=1, threads=None,
+):  # fmt: skip
+    """Batch normalization and activation: ``z = activation(weight * xhat + bias)`` (paper, section 3.1).
+
+    ``xhat = (x - mean) / sqrt(var + eps)``, with mean and biased variance of the batch in training, and
+    with the running ones otherwise.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
+        Overwritten by z or xhat, or kept, as `strategy` says.
+    weight, bias : ndarray of shape (C,), optional
+        float64 beside a float64 x, float32 beside all others; read only. Any value will do, negative
+        and zero as well. None is 1 and 0.
+    running_mean, running_var : ndarray of shape (C,), optional
+        Same dtype as `weight`; both or none. Updated in place in training, the variance with the unbiased one
+        of the batch: ``running = (1 - momentum) * running + momentum * batch``. Read otherwise.
+    training : bool
+        False normalizes with the running statistics.
+    momentum : float in [0, 1]
+    eps : float > 0
+    activation : {"leaky_relu", "elu", "identity", "relu"}
+        relu has no inverse: not for the in-place strategies.
+    activation_param : float > 0
+        Slope of leaky_relu below zero, alpha of elu.
+    strategy : {"inplace", "inplace_1", "inplace_2", "checkpoint_xhat", "checkpoint", "standard"}
+        What is kept for the backward (Fig. 2 of the paper). "inplace" is "inplace_2".
+
+        =================  ==============  ==========================  ==============
+        strategy           x is            kept, beside z's consumer   Fig. 2
+        =================  ==============  ==========================  ==============
+        "standard"         left alone      x                           (a)
+        "checkpoint"       left alone      x; z from `ctx.recompute`   (b)
+        "checkpoint_xhat"  made into xhat  xhat; z likewise            (c)
+        "inplace_1"        made into z     z; xhat = (y - bias)/weight (d)
+        "inplace_2"        made into z     z; no division              (e)
+        =================  ==============  ==========================  ==============
+    channel_axis : {1, -1}
+    threads : int, optional
+
+    Returns
+    -------
+    z : ndarray
+        x itself for the in-place strategies, else a fresh array of x's shape, dtype and memory layout.
+    ctx : Context
+        For `backward`. While it lives, the array that it keeps is locked (``flags.writeable`` is False):
+        until the backward has run, the context is dropped or ``ctx.release()`` is called. ``ctx.saved``
+        lists all that is kept. Beside the array this is little: xhat of channels whose weight is zero or tiny
+        beside the bias, and of single elements that a saturated elu would lose. Weight, bias and statistics
+        are copied, so an update of the weight before the backward does not change the gradients.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See the top of this page. Among others for one value per channel in training, arrays that overlap, an
+        x that is to be written but is read-only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[1.0], [3.0]])
+    >>> running_mean, running_var = np.zeros(1), np.ones(1)
+    >>> z, ctx = forward(x, None, None, running_mean, running_var, activation="identity")
+    >>> z.round(3).ravel(), running_mean, running_var
+    (array([-1.,  1.]), array([0.2]), array([1.1]))
+    >>> [(name, nbytes) for name, array, nbytes in ctx.saved]
+    [('z', 16)]
+    """
+    return _core.forward(
+        x, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps,
+        activation=activation, activation_param=activation_param, strategy=strategy,
+        channel_axis=channel_axis, threads=threads,
+    )  # fmt: skip
+
+
+def backward(ctx, dz, *, overwrite=False, threads=None):
+    """Gradients of x, weight and bias, given the gradient dz of z (section 3.2 of the paper).
+
+    Parameters
+    ----------
+    ctx : Context
+        From `forward`; it is freed, and what it kept is unlocked and let go.
+    dz : ndarray
+        Of the shape, dtype and memory layout of x.
+    overwrite : bool
+        True writes dx over dz, and then needs no memory of dz's size.
+    threads : int, optional
+
+    Returns
+    -------
+    Gradients
+        dx, a fresh array with the memory layout of x, or dz itself; dweight and dbias of shape (C,) and the
+        dtype of the weight, or None where there was none.
+
+    Raises
+    ------
+    RuntimeError
+        For a ctx that is freed already, or whose array lost its memory.
+    TypeError, ValueError
+        See the top of this page. Also for a ctx of `normalize` with the statistics of more than its own
+        batch: that takes `backward_reduce` and `backward_apply`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> z, ctx = forward(np.array([[1.0], [3.0]]), np.array([2.0]), activation_param=0.5)
+    >>> backward(ctx, np.array([[1.0], [1.0]])).dweight.round(4)
+    array([0.5])
+    >>> ctx.freed
+    True
+    """
+    return Gradients._make(_core.backward(ctx, dz, overwrite=overwrite, threads=threads))
+
+
+def statistics(x, *, channel_axis=1, threads=None):
+    """Mean and biased variance of every channel, the first step of synchronized batch normalization.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
+        Read only.
+    channel_axis : {1, -1}
+    threads : int, optional
+
+    Returns
+    -------
+    mean, var : float64 ndarray of shape (C,)
+        Zeros for an empty batch.
+    count : int
+        Elements per channel.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See the top of this page.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> statistics(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    (array([2., 5.]), array([1., 0.]), 2)
+    """
+    return _core.statistics(x, channel_axis=channel_axis, threads=threads)
+
+
+def merge_statistics(means, vars, counts):
+    """Statistics of several batches as if they were one (section 4 of the paper), to rounding.
+
+    Parameters
+    ----------
+    means, vars : sequence of array_like of shape (C,)
+        Mean and biased variance of each batch, as `statistics` gives them.
+    counts : sequence of int
+        Elements per channel of each batch. They may differ; batches of none are skipped.
+
+    Returns
+    -------
+    mean, var : float64 ndarray of shape (C,)
+        Zeros if all batches are empty.
+    count : int
+
+    Raises
+    ------
+    ValueError
+        For sequences that are empty or do not match, and counts that are negative or no whole numbers.
+
+    Examples
+    --------
+    >>> merge_statistics([[0.0], [3.0]], [[1.0], [1.0]], [2, 1])
+    (array([1.]), array([3.]), 3)
+    """
+    means, vars = np.array(means, np.float64), np.array(vars, np.float64)
+    shares = np.array(counts, np.float64)
+    if means.ndim != 2 or means.shape != vars.shape or shares.shape != means.shape[:1] or not shares.size:
+        raise ValueError(
+            "means and vars must be equally many arrays of shape (C,), and counts as many numbers, at least "
+            f"one of each; got them stacked to shapes {means.shape}, {vars.shape} and {shares.shape}"
+        )
+    if (shares < 0).any() or (shares % 1 != 0).any():
+        raise ValueError(f"counts must be whole numbers from 0 on, got {counts}")
+    count = int(shares.sum())
+    if count == 0:
+        return np.zeros(means.shape[1]), np.zeros(means.shape[1]), 0
+    means, vars, shares = means[shares > 0], vars[shares > 0], shares[shares > 0, None] / count
+    # From one of the means on: what they have in common would cost digits of what they differ in.
+    mean = means[0] + (shares * (means - means[0])).sum(axis=0)
+    var = (shares * (vars + (means - mean) ** 2)).sum(axis=0)
+    return mean, var, count
+
+
+def normalize(
+    x, mean, var, count, weight=None, bias=None, running_mean=None, running_var=None, *,
+    momentum=0.1, eps=1e-5, activation="leaky_relu", activation_param=0.01, strategy="inplace",
+    channel_axis=1, threads=None,
+):  # fmt: skip
+    """`forward` in training with statistics from elsewhere (section 4 of the paper): of several batches.
+
+    Parameters
+    ----------
+    x : ndarray
+        One of the batches behind the statistics, as for `forward`. It may be empty, and may have one value
+        per channel.
+    mean, var : float64 ndarray of shape (C,)
+        Mean and biased variance, as `merge_statistics` gives them. Read only.
+    count : int
+        Elements per channel behind them; more than one.
+    weight, bias, running_mean, running_var, momentum, eps
+        As for `forward`. The running variance is updated with ``var * count / (count - 1)``.
+    activation, activation_param, strategy, channel_axis, threads
+        As for `forward`.
+
+    Returns
+    -------
+    z : ndarray
+    ctx : Context
+        As from `forward`; for `backward_reduce` and `backward_apply`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See the top of this page.
+
+    Examples
+    --------
+    Two batches normalized as one:
+
+    >>> import numpy as np
+    >>> batches = np.array([[1.0]]), np.array([[3.0]])
+    >>> merged = merge_statistics(*zip(*map(statistics, batches)))
+    >>> contexts = [normalize(x, *merged, activation="identity")[1] for x in batches]
+    >>> np.concatenate(batches).round(3).ravel()
+    array([-1.,  1.])
+
+    and their gradients, with the sums over both:
+
+    >>> dzs = np.array([[1.0]]), np.array([[0.0]])
+    >>> sums = np.sum([backward_reduce(ctx, dz) for ctx, dz in zip(contexts, dzs)], axis=0)
+    >>> dxs = [backward_apply(ctx, dz, *sums, merged[2]) for ctx, dz in zip(contexts, dzs)]
+    >>> bool(np.allclose(dxs, 0, atol=1e-4))
+    True
+    """
+    return _core.normalize(
+        x, mean, var, count, weight, bias, running_mean, running_var, momentum=momentum, eps=eps,
+        activation=activation, activation_param=activation_param, strategy=strategy,
+        channel_axis=channel_axis, threads=threads,
+    )  # fmt: skip
+
+
+def backward_reduce(ctx, dz, *, threads=None):
+    """First half of `backward`: the sums over each channel that dx needs (section 3.2 of the paper).
+
+    With ``dy = dz * activation'(y)``. Added up over all batches behind the statistics they go to
+    `backward_apply`; there they are the gradients of bias and weight as well.
+
+    Parameters
+    ----------
+    ctx : Context
+        Stays as it is.
+    dz : ndarray
+        Of the shape, dtype and memory layout of x; read only.
+    threads : int, optional
+
+    Returns
+    -------
+    sum_dy, sum_dy_xhat : float64 ndarray of shape (C,)
+        Zeros for an empty batch.
+
+    Raises
+    ------
+    RuntimeError, TypeError, ValueError
+        As for `backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> z, ctx = forward(np.array([[1.0], [3.0]]), activation="identity")
+    >>> sum_dy, sum_dy_xhat = backward_reduce(ctx, np.array([[1.0], [2.0]]))
+    >>> sum_dy, sum_dy_xhat.round(3)
+    (array([3.]), array([1.]))
+    """
+    return _core.backward_reduce(ctx, dz, threads=threads)
+
+
+def backward_apply(ctx, dz, sum_dy, sum_dy_xhat, count, *, overwrite=False, threads=None):
+    """Second half of `backward`: dx, from sums over all batches behind the statistics.
+
+    Parameters
+    ----------
+    ctx : Context
+        It is freed, as by `backward`.
+    dz : ndarray
+        Of the shape, dtype and memory layout of x.
+    sum_dy, sum_dy_xhat : float64 ndarray of shape (C,)
+        Sums of what `backward_reduce` gave for each batch; read only.
+    count : int
+        Elements per channel behind the sums: the `count` of `normalize`. Without meaning if the forward was
+        not in training.
+    overwrite : bool
+        True writes dx over dz.
+    threads : int, optional
+
+    Returns
+    -------
+    dx : ndarray
+        A fresh array with the memory layout of x, or dz itself.
+
+    Raises
+    ------
+    RuntimeError, TypeError, ValueError
+        As for `backward`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> dz = np.array([[1.0], [2.0]])
+    >>> z, ctx = forward(np.array([[1.0], [3.0]]), activation="identity")
+    >>> dx = backward_apply(ctx, dz, *backward_reduce(ctx, dz), 2, overwrite=True)
+    >>> dx is dz, bool(np.allclose(dx, 0, atol=1e-4))
+    (True, True)
+    """
+    return _core.backward_apply(ctx, dz, sum_dy, sum_dy_xhat, count, overwrite=overwrite, threads=threads)

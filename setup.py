@@ -1,0 +1,140 @@
+"""Builds the compiled part, inplace_abn._core. Everything else about the project is in pyproject.toml.
+
+Read from the environment: CC; INPLACE_ABN_WERROR=1 (warnings are errors), INPLACE_ABN_OPENMP=0 (one thread
+only), INPLACE_ABN_CFLAGS (appended for the compiler and the linker: sanitizers, debugging).
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+
+KERNELS = "csrc/kernels/kernels.c"
+HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
+
+# Instruction sets: machines that may have them, flags of gcc and clang, of MSVC. The kernels are compiled for
+# each whose csrc/probes/<name>.c compiles here; csrc/dispatch.c chooses among them at run time.
+X86, ARM, ANY = ("x86_64", "amd64"), ("arm64", "aarch64"), ("",)
+INSTRUCTION_SETS = {
+    "v4": (X86, "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx2 -mfma -mf16c", "/arch:AVX512"),
+    "v3": (X86, "-mavx2 -mfma -mf16c", "/arch:AVX2"),
+    "v2": (X86, "-msse4.2", ""),
+    "neon": (ARM, "", ""),
+    "baseline": (ANY, "", ""),
+}
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+# OpenMP: compiler flags, linker flags. Apple's clang takes a libomp installed beside it.
+OPENMP = [("/openmp", "")] if os.name == "nt" else [("-fopenmp", "-fopenmp")]
+if sys.platform == "darwin":
+    for prefix in (sys.prefix, "/opt/homebrew/opt/libomp", "/usr/local/opt/libomp"):
+        OPENMP.append((f"-Xpreprocessor -fopenmp -I{prefix}/include", f"-L{prefix}/lib -lomp"))
+    # One architecture at a time, under a universal Python too: the probes could not speak for two.
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
+
+
+class BuildCore(build_ext):
+    """build_ext that compiles the kernels per instruction set and dtype, the rest once, in parallel."""
+
+    def run(self):
+        super().run()
+        if not self.inplace:
+            # Python started in the checkout imports the package of the checkout: after `pip install .` too.
+            self.copy_extensions_to_source()
+
+    def build_extension(self, ext):
+        core, kernels, link = self.common_flags()
+        openmp, openmp_link = self.openmp_flags()
+        built = [name for name in INSTRUCTION_SETS if self.has_instruction_set(name)]
+        macros = [(f"ABN_WITH_{name.upper()}", "1") for name in built]
+        macros += [("ABN_VERSION", f'"{self.distribution.get_version()}"')]
+
+        jobs = [
+            (KERNELS, self.names(ABN_ISA=name, ABN_DTYPE=dtype), kernels + self.isa_flags(name))
+            for name in built
+            for dtype in DTYPES
+        ] + [(source, macros, core + openmp) for source in ext.sources]
+        with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
+            ext.extra_objects = list(pool.map(self.compile_one, *zip(*jobs, strict=True)))
+
+        ext.sources, ext.extra_link_args = [], link + openmp_link
+        self.force = True  # link in any case: what changed may be a flag
+        super().build_extension(ext)
+
+    @property
+    def msvc(self):
+        return self.compiler.compiler_type == "msvc"
+
+    @staticmethod
+    def names(**choices):
+        """Return ABN_ISA=v3 as two macros: the name itself to paste, and ABN_ISA_V3 to test for."""
+        return [
+            pair for key, name in choices.items() for pair in ((key, name), (f"{key}_{name.upper()}", "1"))
+        ]
+
+    def common_flags(self):
+        """Return the flags for the core, for the kernels and for the linker."""
+        if self.msvc:
+            return ["/O2", "/std:c11"], ["/O2", "/std:c11"], []
+        common = ["-O3", "-g0", "-std=c11", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+        if os.environ.get("INPLACE_ABN_WERROR", "0") != "0":
+            common += ["-Wall", "-Wextra", "-Werror"]
+        extra = shlex.split(os.environ.get("INPLACE_ABN_CFLAGS", ""))
+        core = [*common, "-ffp-contract=off", *extra]
+        return core, [*common, "-ffp-contract=fast", "-fopenmp-simd", *extra], [*extra, "-lm"]
+
+    def isa_flags(self, name):
+        _, unix, msvc = INSTRUCTION_SETS[name]
+        return (msvc if self.msvc else unix).split()
+
+    def has_instruction_set(self, name):
+        target = self.plat_name + os.environ.get("ARCHFLAGS", "")
+        found = any(machine in target for machine in INSTRUCTION_SETS[name][0])
+        found = found and (name == "baseline" or self.probe(name, self.isa_flags(name)))
+        print(f"inplace_abn: {name} kernels {'built' if found else 'left out'}", flush=True)
+        return found
+
+    def openmp_flags(self):
+        """Return the flags for the compiler and for the linker, both empty where there is no OpenMP."""
+        found = [], []
+        if os.environ.get("INPLACE_ABN_OPENMP", "1") != "0":
+            tries = ((flags.split(), link.split()) for flags, link in OPENMP)
+            found = next((pair for pair in tries if self.probe("openmp", *pair)), found)
+        print(f"inplace_abn: OpenMP {' '.join(found[0]) or 'left out: one thread'}", flush=True)
+        return found
+
+    def probe(self, name, flags, link=None):
+        """Return whether csrc/probes/<name>.c compiles with these flags and, given `link`, links."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                objects = self.compiler.compile([f"csrc/probes/{name}.c"], folder, extra_postargs=flags)
+                if link is not None:
+                    self.compiler.link_executable(objects, "probe", folder, extra_postargs=link)
+            except (CompileError, LinkError):
+                return False
+            return True
+
+    def compile_one(self, source, macros, flags):
+        """Compile, unless there is an object made from the same text by the same command; return its path."""
+        texts = b"".join(Path(name).read_bytes() for name in (source, *HEADERS))
+        command = repr((getattr(self.compiler, "compiler_so", ""), macros, flags, np.__version__)).encode()
+        folder = str(Path(self.build_temp, hashlib.sha256(texts + command).hexdigest()[:12]))
+        target = self.compiler.object_filenames([source], output_dir=folder)[0]
+        if self.force or not Path(target).exists():
+            self.compiler.compile([source], folder, macros, ["csrc", np.get_include()], extra_postargs=flags)
+        return target
+
+
+sources = sorted(glob("csrc/*.c") + glob("csrc/python/*.c"))
+core = Extension("inplace_abn._core", sources, depends=HEADERS)
+setup(ext_modules=[core], cmdclass={"build_ext": BuildCore})

@@ -1,0 +1,150 @@
+"""Batches to test with: dtypes, memory layouts, sizes, instruction sets, and a run of forward and backward.
+
+A batch is drawn as arrays of shape (N, C, ...) in the dtype under test, and laid out in memory afterwards.
+Results come back as (N, C, ...) too, whatever the layout.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from inplace_abn import _core, functional, reference
+
+try:
+    import ml_dtypes
+except ImportError:
+    ml_dtypes = None
+
+ISAS = list(functional.info()["isa_usable"])
+without_ml_dtypes = pytest.mark.skipif(ml_dtypes is None, reason="ml_dtypes is not installed")
+DTYPES = ["float32", "float64", "float16", pytest.param("bfloat16", marks=without_ml_dtypes)]
+STRATEGIES = ["standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"]
+ACTIVATIONS = list(reference.ACTIVATIONS)
+PARAM = {"identity": 1.0, "leaky_relu": 0.01, "elu": 0.75, "relu": 1.0}
+SCHEMES = [
+    (activation, strategy)
+    for activation in ACTIVATIONS
+    for strategy in STRATEGIES
+    if reference.ACTIVATIONS[activation].inverse or reference.KEEPS[strategy] != "z"
+]
+
+# Around one, two and four vectors of every width, and around blocks.
+CHANNELS = [1, 2, 3, 5, 15, 16, 17, 31, 33, 65, 129]
+SPATIAL = [1, 2, 7, 15, 16, 17, 31, 33, 49, 65]
+SHAPES = [(2 + (c + s) % 2, c, s) for c in CHANNELS for s in SPATIAL]
+SHAPES += [(n, c, s) for s in (4095, 4097, 70001) for n, c in ((1, 3), (2, 1))]
+SHAPES += [(1, 2, 2), (1, 1, 65), (7, 129), (2, 1), (33, 17), (2, 3, 4, 5), (3, 5, 1, 7), (2, 3, 2, 3, 4)]
+
+
+def dtype_of(name):
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def parameter_dtype(name):
+    return np.dtype("float64" if name == "float64" else "float32")
+
+
+# ---- memory layouts: from (N, C, ...) to an array of its own and its channel_axis --------------------------
+
+
+def channels_first(a):
+    return a.copy(), 1
+
+
+def channels_last(a):
+    return np.moveaxis(a, 1, -1).copy("C"), -1
+
+
+def channels_last_seen_as_first(a):
+    return np.moveaxis(channels_last(a)[0], -1, 1), 1
+
+
+def channels_first_sliced(a):
+    """Every second sample and every second channel of a larger array."""
+    larger = np.full((2 * a.shape[0] + 1, 2 * a.shape[1] + 1, *a.shape[2:]), 77, a.dtype)
+    view = larger[1::2, 1::2]
+    view[...] = a
+    return view, 1
+
+
+def channels_last_sliced(a):
+    """Every second sample, and neighbouring channels of more."""
+    larger = np.full((2 * a.shape[0] + 1, *a.shape[2:], a.shape[1] + 3), 77, a.dtype)
+    view = larger[1::2, ..., 2:-1]
+    view[...] = np.moveaxis(a, 1, -1)
+    return view, -1
+
+
+LAYOUTS = {
+    "first": channels_first,
+    "last": channels_last,
+    "last_seen_as_first": channels_last_seen_as_first,
+    "first_sliced": channels_first_sliced,
+    "last_sliced": channels_last_sliced,
+}
+
+
+def lay_out(a, layout):
+    return LAYOUTS[layout](a)[0]
+
+
+# ---- drawing -----------------------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """Of shape (N, C, ...) in the dtype under test, and of shape (C,) in that of its parameters."""
+
+    x: np.ndarray
+    dz: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+@cache
+def random_batch(shape, dtype, seed=0, mean=2.0, spread=1.0):
+    """Channels with means up to `mean`, spreads near `spread`, weights 0.25 to 2 of both signs. Read only."""
+    rng = np.random.default_rng(seed)
+    channels = shape[1]
+    each = (1, channels) + (1,) * (len(shape) - 2)
+    x = rng.normal(size=shape) * rng.uniform(0.5, 2, each) * spread + rng.uniform(-mean, mean, each)
+    weight = rng.uniform(0.25, 2, channels) * rng.choice([-1, 1], channels)
+    full, parameter = dtype_of(dtype), parameter_dtype(dtype)
+    batch = Batch(
+        x.astype(full), rng.normal(size=shape).astype(full), weight.astype(parameter),
+        rng.normal(size=channels).astype(parameter),
+    )  # fmt: skip
+    for array in batch:
+        array.flags.writeable = False
+    return batch
+
+
+# ---- running -----------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """What forward and backward gave, as (N, C, ...)."""
+
+    z: np.ndarray
+    dx: np.ndarray
+    dweight: np.ndarray | None
+    dbias: np.ndarray | None
+
+
+def run(batch, layout="first", *, isa=None, threads=None, overwrite=False, affine=True, **options):
+    """Forward and backward of the compiled module over fresh copies of the batch."""
+    x, axis = LAYOUTS[layout](batch.x)
+    dz = lay_out(batch.dz, layout)
+    parameters = (batch.weight, batch.bias) if affine else (None, None)
+    machine = {"isa": isa, "threads": threads}
+    z, ctx = _core.forward(x, *parameters, channel_axis=axis, **machine, **options)
+    z_before_backward = np.moveaxis(z, axis, 1).copy()
+    dx, dweight, dbias = _core.backward(ctx, dz, overwrite=overwrite, **machine)
+    return Run(z_before_backward, np.moveaxis(dx, axis, 1), dweight, dbias)
+
+
+def relative_l2(got, want):
+    """|got - want| / |want|."""
+    got, want = np.asarray(got, np.longdouble), np.asarray(want, np.longdouble)
+    return float(np.sqrt(((got - want) ** 2).sum() / (want**2).sum()))

@@ -1,0 +1,13 @@
+"""What holds for all tests: how hypothesis draws examples."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, so that a failure is a failure of the change under test.
+# HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=150)
+settings.register_profile(
+    "explore", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

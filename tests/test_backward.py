@@ -1,0 +1,247 @@
+"""The backward functions against the reference, and against finite differences of the compiled forward."""
+
+import numpy as np
+import pytest
+from batches import (
+    DTYPES,
+    ISAS,
+    LAYOUTS,
+    PARAM,
+    SCHEMES,
+    SHAPES,
+    STRATEGIES,
+    lay_out,
+    parameter_dtype,
+    random_batch,
+    run,
+)  # fmt: skip
+from bounds import assert_backward, assert_within, expected, expected_of_random, without_kinks
+from finite_differences import numerical_gradient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inplace_abn import _core, functional, reference
+
+
+@pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_kernel(isa, layout, dtype, activation, strategy):
+    want = expected_of_random((3, 37, 5, 7), dtype, activation, reference.KEEPS[strategy])
+    options = {"activation": activation, "activation_param": PARAM[activation], "strategy": strategy}
+    got = run(want.batch, layout, isa=isa, **options)
+    assert got.dx.dtype == want.batch.x.dtype
+    assert got.dweight.dtype == got.dbias.dtype == parameter_dtype(dtype)
+    assert_backward(got, want)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_size(isa, layout, shape):
+    want = expected_of_random(shape, "float32", "leaky_relu", "z")
+    assert_backward(run(want.batch, layout, isa=isa, overwrite=True), want)
+
+
+@pytest.mark.parametrize("shape", [(1, 17, 33), (5, 3, 2049), (33, 31), (2, 5, 65)], ids=str)
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_tails_of_every_dtype(isa, dtype, layout, shape):
+    want = expected_of_random(shape, dtype, "elu", "z")
+    got = run(want.batch, layout, isa=isa, activation="elu", activation_param=PARAM["elu"])
+    assert_backward(got, want)
+
+
+@given(
+    shape=st.tuples(
+        st.integers(1, 9),
+        st.integers(1, 40),
+        st.integers(1, 12),
+        st.integers(1, 12),
+    ).filter(lambda shape: shape[0] * shape[2] * shape[3] > 1),
+    dtype=st.sampled_from(["float32", "float64", "float16"]),
+    layout=st.sampled_from(list(LAYOUTS)),
+    isa=st.sampled_from(ISAS),
+    scheme=st.sampled_from(SCHEMES),
+    param=st.floats(0.001, 3),
+    mean=st.floats(0, 100),
+    spread=st.floats(0.1, 100),
+    affine=st.booleans(),
+    training=st.booleans(),
+    overwrite=st.booleans(),
+    seed=st.integers(0, 3),
+)
+def test_any_batch(shape, dtype, layout, isa, scheme, param, mean, spread, affine, training, overwrite, seed):
+    activation, strategy = scheme
+    keeps = reference.KEEPS[strategy]
+    batch = random_batch.__wrapped__(shape, dtype, seed, mean, spread)
+    running = batch.bias + 1, np.abs(batch.weight)
+    given = {
+        "activation": activation,
+        "param": param,
+        "affine": affine,
+        "statistics": None if training else running,
+    }
+    batch = without_kinks(batch, dtype, keeps, **given)
+    got = run(
+        batch, layout, isa=isa, activation=activation, activation_param=param, strategy=strategy,
+        affine=affine, overwrite=overwrite, training=training, running_mean=running[0],
+        running_var=running[1], momentum=0,
+    )  # fmt: skip
+    assert_backward(got, expected(batch, dtype, keeps, **given), affine)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
+def test_gradients_are_those_of_finite_differences(activation, strategy, layout, training):
+    """Through the compiled forward in float64; the formulas of the backward have no part in this."""
+    batch = random_batch((3, 4, 2, 2), "float64", seed=5)
+    x, weight, bias = batch.x.copy(), batch.weight.copy(), batch.bias.copy()
+    running = bias / 2 + 1, weight**2
+    options = {
+        "activation": activation, "activation_param": PARAM[activation], "strategy": strategy,
+        "training": training, "channel_axis": LAYOUTS[layout](x)[1],
+    }  # fmt: skip
+    dz = lay_out(batch.dz, layout)
+
+    def forward():
+        return functional.forward(
+            lay_out(x, layout), weight, bias, running[0].copy(), running[1].copy(), **options
+        )
+
+    def loss():
+        return (forward()[0] * dz).sum()
+
+    dx, dweight, dbias = functional.backward(forward()[1], dz)
+    for got, by in ((np.moveaxis(dx, options["channel_axis"], 1), x), (dweight, weight), (dbias, bias)):
+        np.testing.assert_allclose(got, numerical_gradient(loss, by), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_evaluation_has_no_terms_of_the_statistics(layout, strategy, dtype):
+    keeps = reference.KEEPS[strategy]
+    batch = random_batch((3, 17, 5, 3), dtype)
+    running = [a.astype(parameter_dtype(dtype)) for a in (np.linspace(-1, 2, 17), np.linspace(0.1, 4, 17))]
+    batch = without_kinks(batch, dtype, keeps, statistics=running)
+    want = expected(batch, dtype, keeps, "leaky_relu", statistics=running)
+    got = run(
+        batch, layout, strategy=strategy, training=False, running_mean=running[0], running_var=running[1]
+    )
+    assert_backward(got, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_overwrite_gives_the_same_numbers_in_the_memory_of_dz(layout, strategy, dtype):
+    batch = random_batch((3, 17, 5, 3), dtype)
+
+    def forward():
+        x, axis = LAYOUTS[layout](batch.x)
+        return functional.forward(x, batch.weight, batch.bias, strategy=strategy, channel_axis=axis)[1]
+
+    dz = lay_out(batch.dz, layout)
+    fresh = functional.backward(forward(), dz)
+    assert np.array_equal(dz, lay_out(batch.dz, layout))
+    assert not np.shares_memory(fresh.dx, dz)
+    over = functional.backward(forward(), dz, overwrite=True)
+    assert over.dx is dz
+    for name in functional.Gradients._fields:
+        assert np.array_equal(getattr(over, name), getattr(fresh, name)), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dz_may_be_laid_out_otherwise_than_x_and_be_read_only(layout):
+    """Slices of the same kind of memory: channels first or channels last."""
+    batch = random_batch((3, 17, 5, 3), "float32")
+    kind = "last" if "last" in layout else "first"
+    x, axis = LAYOUTS[kind](batch.x)
+    _, ctx = functional.forward(x, batch.weight, batch.bias, channel_axis=axis)
+    want = functional.backward(ctx, lay_out(batch.dz, kind))
+    x, axis = LAYOUTS[kind](batch.x)
+    _, ctx = functional.forward(x, batch.weight, batch.bias, channel_axis=axis)
+    dz = np.moveaxis(lay_out(batch.dz, layout), LAYOUTS[layout](batch.dz)[1], axis)
+    dz.flags.writeable = False
+    got = functional.backward(ctx, dz)
+    np.testing.assert_allclose(got.dx, want.dx, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got.dweight, want.dweight, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_parameters_are_there_where_the_parameters_were():
+    batch = random_batch((3, 5, 7), "float32")
+    for weight, bias in ((batch.weight, None), (None, batch.bias), (None, None)):
+        _, ctx = functional.forward(batch.x.copy(), weight, bias)
+        got = functional.backward(ctx, batch.dz)
+        assert isinstance(got, functional.Gradients)
+        assert (got.dweight is None) == (weight is None)
+        assert (got.dbias is None) == (bias is None)
+
+
+def test_later_changes_of_the_parameters_do_not_reach_the_backward():
+    batch = random_batch((3, 5, 7), "float32")
+    want = run(batch)
+    weight, bias = batch.weight.copy(), batch.bias.copy()
+    running = np.zeros(5, np.float32), np.ones(5, np.float32)
+    _, ctx = functional.forward(batch.x.copy(), weight, bias, *running)
+    for array in (weight, bias, *running):
+        array[...] = np.nan
+    got = functional.backward(ctx, batch.dz)
+    assert np.array_equal(got.dx, want.dx)
+    assert np.array_equal(got.dweight, want.dweight)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_reduce_and_apply_are_backward_in_two_steps(isa, layout, dtype, training):
+    batch = without_kinks(random_batch((3, 17, 5, 3), dtype), dtype, "z")
+    running = np.zeros_like(batch.weight), np.ones_like(batch.weight)
+    statistics = None if training else running
+    batch = without_kinks(batch, dtype, "z", statistics=statistics)
+    want = expected(batch, dtype, "z", "leaky_relu", statistics=statistics)
+    x, axis = LAYOUTS[layout](batch.x)
+    _, ctx = _core.forward(
+        x, batch.weight, batch.bias, *running, momentum=0, training=training, channel_axis=axis, isa=isa
+    )
+    dz = lay_out(batch.dz, layout)
+    sum_dy, sum_dy_xhat = _core.backward_reduce(ctx, dz, isa=isa)
+    assert sum_dy.dtype == sum_dy_xhat.dtype == np.float64
+    assert_within(sum_dy, want.dbias, want.dbias_error, "sum_dy")
+    assert_within(sum_dy_xhat, want.dweight, want.dweight_error, "sum_dy_xhat")
+    again = _core.backward_reduce(ctx, dz, isa=isa)
+    assert np.array_equal(again[0], sum_dy)
+    assert np.array_equal(again[1], sum_dy_xhat)
+    dx = _core.backward_apply(ctx, dz, sum_dy, sum_dy_xhat, 45 if training else 0, isa=isa)
+    assert not np.shares_memory(dx, dz)
+    assert_within(np.moveaxis(dx, axis, 1), want.dx, want.dx_error, "dx")
+
+
+def test_apply_writes_over_dz_where_asked():
+    batch = random_batch((3, 5, 7), "float32")
+    _, ctx = functional.forward(batch.x.copy(), batch.weight, batch.bias)
+    dz = batch.dz.copy()
+    sums = functional.backward_reduce(ctx, dz)
+    assert np.array_equal(dz, batch.dz)
+    dx = functional.backward_apply(ctx, dz, *sums, 21, overwrite=True)
+    assert dx is dz
+    np.testing.assert_allclose(dx, run(batch).dx, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_and_infinity_in_dz_stay_in_their_channel(layout, bad):
+    batch = random_batch((3, 19, 5), "float32")
+    healthy = run(batch, layout)
+    dz = batch.dz.copy()
+    dz[1, 2, 3] = bad
+    spoiled = run(batch._replace(dz=dz), layout)
+    others = [c for c in range(19) if c != 2]
+    assert np.array_equal(spoiled.dx[:, others], healthy.dx[:, others])
+    assert np.array_equal(spoiled.dweight[others], healthy.dweight[others])
+    assert np.isnan(spoiled.dx[1, 2, 3])

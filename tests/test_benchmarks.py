@@ -1,0 +1,268 @@
+"""Every benchmark runs once on tiny shapes, and what it prints and writes has the promised form.
+
+Nothing here looks at how long anything took.
+"""
+
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+if not (ROOT / "benchmarks").is_dir():
+    pytest.skip("the benchmarks are in the source tree only", allow_module_level=True)
+sys.path.append(str(ROOT))
+
+from benchmarks import accuracy, limit, peers, plans, report, tables, targets  # noqa: E402
+from benchmarks.contestants import Batch, InPlaceABN  # noqa: E402
+
+FAST = ["--processes", "1", "--repeat", "2", "--threads", "1", "--flush", "1"]
+SHAPES = ["2x16x4x4", "2x3x2x3x4"]
+
+
+def run_limit(folder, *arguments):
+    """Run the command and return limit.json's content."""
+    assert limit.main([*arguments, *FAST, "--output", str(folder)]) == 0
+    return json.loads((folder / "limit.json").read_text())
+
+
+def positive(figure):
+    return math.isfinite(figure) and figure > 0
+
+
+def test_every_section_has_a_row_for_every_shape_layout_and_variant(tmp_path, capsys):
+    dtypes = ["float64", "float16"]
+    summary = run_limit(
+        tmp_path, "--shapes", *SHAPES, "--no-peers", "--limit", "--dtypes", *dtypes, "--activations",
+        "--strategies", "--overhead",
+    )["summary"]  # fmt: skip
+    places = {("x".join(map(str, row["shape"])), row["layout"]) for row in summary["limit"]}
+    assert places == set(itertools.product(SHAPES, targets.LAYOUTS))
+    for row in summary["limit"]:
+        for name in ("forward", "backward"):
+            figures = row[name]["of_limit"]["value"], row[name]["stream_gbs"], row[name]["milliseconds"]
+            assert all(map(positive, figures))
+        assert row["extra_memory"]["value"] >= 0
+    names = {section: {row["name"] for row in summary[section]} for section in ("dtypes", "strategies")}
+    assert names["dtypes"] == {"float32", *dtypes}
+    assert names["strategies"] == {"standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"}
+    for section in ("dtypes", "activations", "strategies"):
+        for row in summary[section]:
+            assert positive(row["forward"]["relative"]["value"])
+            assert positive(row["backward"]["milliseconds"])
+            assert ("recompute" in row) == row["name"].startswith("checkpoint")
+    assert {row["module"] for row in summary["overhead"]} == {"functional", "_core"}
+    assert summary["peers"] == []
+    printed = capsys.readouterr().out
+    assert "2x16x4x4" in printed
+    assert "channels-last" in printed
+    assert f"numpy {np.__version__}" in printed
+
+
+def test_one_layout_and_one_section_can_be_chosen(tmp_path):
+    summary = run_limit(tmp_path, "--shapes", SHAPES[0], "--layouts", "channels-last", "--activations", "elu")
+    rows = summary["summary"]["activations"]
+    assert [(row["layout"], row["name"]) for row in rows] == [
+        ("channels-last", "leaky_relu"),
+        ("channels-last", "elu"),
+    ]
+    assert summary["summary"]["limit"] == []
+    assert not (tmp_path / "limit.png").exists()  # it shows the limit and the peers
+
+
+def test_the_picture_is_drawn_where_matplotlib_is(tmp_path):
+    pytest.importorskip("matplotlib")
+    run_limit(tmp_path, "--shapes", SHAPES[0], "--no-peers", "--limit")
+    assert (tmp_path / "limit.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "peer", [pytest.param(name, marks=[pytest.mark.torch] * name.startswith("torch")) for name in peers.PEERS]
+)
+def test_a_peer_takes_part(peer, tmp_path):
+    if peer not in peers.installed():
+        pytest.skip(f"{peer} is not installed")
+    content = run_limit(tmp_path, "--shapes", SHAPES[0], "--peers", peer, "--limit")
+    assert content["summary"]["errors"] == []
+    environments = {run["environment"] for run in content["runs"]}
+    rows = content["summary"]["peers"]
+    assert {(row["layout"], row["environment"], row["peer"]) for row in rows} == {
+        (layout, environment, peer) for layout in targets.LAYOUTS for environment in environments
+    }
+    assert all(positive(row["times"]["value"]) for row in rows)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("layout", targets.LAYOUTS)
+def test_pytorch_computes_the_same_layer(layout):
+    pytest.importorskip("torch")
+    batch = Batch((4, 6, 5, 5), layout)
+    theirs = accuracy.run_torch(batch, threads=1)
+    for name, ours in accuracy.run(batch, threads=1).items():
+        np.testing.assert_allclose(ours, theirs[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", targets.LAYOUTS)
+def test_jax_computes_the_same_layer(layout):
+    pytest.importorskip("jax")
+    batch = Batch((4, 6, 5, 5), layout)
+    peer = peers.Jax(batch, threads=1)
+    peer.both()
+    z, (dx, dweight, _), *_ = peer.results
+    ours = accuracy.run(batch, threads=1)
+    for name, theirs in (("z", z), ("dx", dx), ("dweight", dweight)):
+        np.testing.assert_allclose(ours[name], theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", targets.LAYOUTS)
+def test_onednn_computes_batch_norm_with_relu(layout):
+    if "onednn" not in peers.installed():
+        pytest.skip("oneDNN's library is not installed")
+    batch = Batch((4, 6, 5, 5), layout)
+    peer = peers.onednn(batch, threads=1)
+    for _, call in peer.run():
+        call()
+    layer = InPlaceABN(batch, 1, activation="relu", strategy="standard")
+    layer.forward()
+    layer.backward()
+    for ours, theirs in (
+        (layer.z, peer.z),
+        (layer.gradients.dx, peer.dx),
+        (layer.gradients.dweight, peer.dweight),
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_peer_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DNNL_LIBRARY", __file__)  # no shared library
+    content = run_limit(
+        tmp_path, "--shapes", SHAPES[0], "--layouts", "channels-first", "--peers", "onednn", "--limit"
+    )
+    assert content["summary"]["limit"]
+    assert content["summary"]["peers"] == []
+    assert "onednn did not take part (limit 2x16x4x4 channels-first)" in capsys.readouterr().out
+
+
+def test_a_process_that_dies_stops_the_measurement():
+    with pytest.raises(RuntimeError, match="ended with code"):
+        plans.run({"environment": "as-is", "threads": 1})
+
+
+def test_quick_is_the_limit_and_the_overhead_of_a_few_rows_without_peers():
+    options = limit.options(limit.parser().parse_args(["--quick"]))
+    assert options.sections == {"limit": list(targets.QUICK)}
+    assert options.overhead
+    assert options.peers == []
+
+
+def test_without_options_everything_is_measured():
+    options = limit.options(limit.parser().parse_args([]))
+    assert options.sections["limit"] == list(targets.LIMIT)
+    assert list(options.sections) == ["limit", "dtypes", "activations", "strategies"]
+    assert options.overhead
+    assert options.processes >= 5
+    assert options.repeat >= 7
+
+
+@pytest.mark.parametrize("text", ["4", "2x0x4", "axb"])
+def test_a_shape_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match=r".*"):
+        limit.shape(text)
+
+
+def made_up_run(seconds, shape=(32, 2048, 7, 7)):
+    """Return what a worker returns: the stream takes `seconds`, inplace_abn twice as long."""
+    kinds = (("stream", seconds), ("inplace_abn", 2 * seconds))
+    records = [
+        {"kind": kind, "pass": name, "seconds": [time] * 3}
+        for kind, time in kinds
+        for name in ("forward", "backward")
+    ]
+    group = {"section": "limit", "shape": shape, "layout": "channels-first", "records": records, "errors": []}
+    return {"environment": "as-is", "machine": {}, "overhead": {}, "groups": [group]}
+
+
+def test_processes_fall_into_two_states_at_the_largest_gap():
+    runs = [made_up_run(seconds) for seconds in (1.0e-3, 0.6e-3, 1.02e-3, 0.61e-3, 1.01e-3)]
+    summary = report.summarise(runs)
+    assert {name: state["processes"] for name, state in summary["states"].items()} == {
+        "slower": 3,
+        "faster": 2,
+    }
+    slower, faster = summary["limit"]
+    assert slower["forward"]["of_limit"] == report.Judged(0.5, 0.65)
+    assert slower["forward"]["of_limit"].missed
+    assert faster["forward"]["of_limit"] == report.Judged(0.5)  # shown, not judged
+    assert faster["backward"]["stream_gbs"] > slower["backward"]["stream_gbs"]
+
+
+def test_like_processes_are_in_one_state():
+    summary = report.summarise([made_up_run(seconds) for seconds in (1.0e-3, 1.05e-3, 1.1e-3)])
+    assert [(row["state"], row["processes"]) for row in summary["limit"]] == [("one", 3)]
+    assert summary["limit"][0]["forward"]["of_limit"].missed
+
+
+@pytest.mark.parametrize(
+    ("figure", "text"),
+    [
+        (report.Judged(0.912), "0.91"),
+        (report.Judged(0.912, 0.9), "0.91 (>= 0.9)"),
+        (report.Judged(0.85, 0.9), "0.85 MISSED (>= 0.9)"),
+        (report.Judged(0.7, 0.6, at_most=True), "0.70 MISSED (<= 0.6)"),
+        (None, ""),
+    ],
+)
+def test_a_missed_target_is_marked(figure, text):
+    assert tables.judged(figure) == text
+
+
+def test_tables_are_printed_without_tabulate_too(monkeypatch):
+    monkeypatch.setattr(tables, "tabulate", None)
+    lines = ["| a   | bc |", "| --- | -- |", "| 100 | 2  |"]
+    assert tables.grid(["a", "bc"], [["100", "2"]]).splitlines() == lines
+
+
+def test_the_readme_has_the_region_that_the_command_rewrites(tmp_path):
+    readme = tmp_path / "README.md"
+    before = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme.write_text(before, encoding="utf-8")
+    for content in ("one", "two"):
+        tables.rewrite(readme, content)
+    after = readme.read_text(encoding="utf-8")
+    assert f"{tables.BEGIN}\n\ntwo\n\n{tables.END}" in after
+    assert after.split(tables.BEGIN)[0] == before.split(tables.BEGIN)[0]
+    assert after.split(tables.END)[1] == before.split(tables.END)[1]
+
+
+def test_a_file_without_the_region_is_left_alone(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("text")
+    with pytest.raises(ValueError, match="no region"):
+        tables.rewrite(page, "table")
+    assert page.read_text() == "text"
+
+
+def test_accuracy_prints_every_row_and_meets_its_bounds(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(accuracy, "_HARD", (4, 32, 7, 7))
+    assert accuracy.main(["--shapes", *SHAPES, "--no-peers", "--output", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "accuracy.json").read_text())
+    assert len(content["accuracy"]) == len(SHAPES) * 2
+    for row in content["accuracy"]:
+        assert row["same_bits"]
+        assert not any(row[name]["missed"] for name in targets.ACCURACY)
+    assert len(content["hard_cases"]) == 6
+    assert not any(row["error"]["missed"] for row in content["hard_cases"])
+    assert "Hard cases" in capsys.readouterr().out
+
+
+def test_help_names_every_section(capsys):
+    with pytest.raises(SystemExit):
+        limit.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"--{name}" in printed for name in limit.SECTIONS)

@@ -1,0 +1,194 @@
+"""Any weights: channels that z alone would not give back, and weights at the ends of the number range."""
+
+import numpy as np
+import pytest
+from batches import (
+    DTYPES,
+    ISAS,
+    LAYOUTS,
+    STRATEGIES,
+    lay_out,
+    parameter_dtype,
+    random_batch,
+    relative_l2,
+    run,
+)
+from bounds import EPS, FLAT, SMALLEST, without_kinks, working_type
+
+from inplace_abn import functional, reference
+
+INPLACE = ["inplace_1", "inplace_2"]
+
+
+def most(dtype, activation):
+    """How far dx of a channel may be from float64's, relative L2.
+
+    Half types: about a quarter of an eps for being stored. For elu, y and the slope come from 1 + z / alpha,
+    which has lost digits, up to 1 / FLAT, when z nears -alpha; and a small weight magnifies the error of y.
+    """
+    if activation == "elu":
+        return {"float32": EPS["float32"] / FLAT["float32"], "float64": 1e-7}.get(dtype, 2 * EPS[dtype])
+    return {"float32": 1e-6, "float64": 1e-10}.get(dtype, EPS[dtype] / 2)
+
+
+def gradients(batch, dtype, **options):
+    """The reference's results for a batch."""
+    z, ctx = reference.forward(
+        batch.x, batch.weight, batch.bias, strategy="standard", dtype=working_type(dtype), **options
+    )
+    return z, reference.backward(ctx, batch.dz)
+
+
+def with_weights(dtype, weight, bias, shape=(8, None, 9, 9), seed=0):
+    """A batch with these weights, on data that has mean 0 and spread 1."""
+    channels = len(weight)
+    batch = random_batch((shape[0], channels, *shape[2:]), dtype, seed, mean=0.0)
+    parameter = parameter_dtype(dtype)
+    return batch._replace(weight=np.array(weight, parameter), bias=np.array(bias, parameter))
+
+
+def grid(dtype):
+    """|gamma| from 1e-6 to 10, both signs, and zero; beta from -10 to 10."""
+    sizes = [0, *np.logspace(-6, 1, 22)]
+    pairs = [(sign * g, b) for g in sizes for sign in (1, -1) for b in (0, 1e-6, 0.1, -1, 10, -10)]
+    return with_weights(dtype, *zip(*pairs, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["identity", "leaky_relu", "elu"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_dx_is_right_for_all_weights(strategy, activation, dtype, layout):
+    """In every channel by itself: a channel of weight 1e-6 would not show beside one of 10."""
+    param = 1.0 if activation == "elu" else 0.1
+    options = {"activation": activation, "activation_param": param}
+    batch = without_kinks(grid(dtype), dtype, reference.KEEPS[strategy], activation, param)
+    _, want = gradients(batch, dtype, **options)
+    got = run(batch, layout, strategy=strategy, **options)
+    if dtype in ("float32", "float64"):
+        assert relative_l2(got.dx, want.dx) <= {"float32": 1e-5, "float64": 1e-12}[dtype]
+    compared = 0
+    for c, pair in enumerate(zip(batch.weight, batch.bias, strict=True)):
+        size = np.sqrt((want.dx[:, c] ** 2).mean())
+        if size < 1e4 * SMALLEST[dtype]:  # dx is too small to be stored in all its digits, or zero
+            assert np.abs(got.dx[:, c].astype(float)).max() <= 1e5 * SMALLEST[dtype]
+            continue
+        assert relative_l2(got.dx[:, c], want.dx[:, c]) <= most(dtype, activation), pair
+        compared += 1
+    assert compared > 100
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("strategy", INPLACE)
+def test_zero_weights_learn(strategy, dtype, isa, layout):
+    """gamma = 0 is how residual branches start: dx is 0 there, dgamma is not."""
+    weight, bias = [0, 1, 0, 0, -1, 2, 0, 0.5, 0], [0.5, 0.5, -3, 10, 0.25, -1, -1e-3, 0, 2]
+    batch = with_weights(dtype, weight, bias, (4, None, 5, 7))
+    want_z, want = gradients(batch, dtype)
+    got = run(batch, layout, isa=isa, strategy=strategy)
+    zero = np.array(weight) == 0
+    assert not got.dx[:, zero].any()
+    off = np.abs(got.z.astype(np.float64) - want_z)[:, zero]
+    assert (off <= EPS[dtype] * np.abs(want_z[:, zero]) + SMALLEST[dtype]).all()
+    assert (np.abs(want.dweight[zero]) > 0.1).any()
+    # xhat is kept in the type of storage: half an eps of each term of the sum.
+    size = np.abs(batch.dz.astype(np.float64)).sum(axis=(0, 2, 3))
+    assert (np.abs(got.dweight - want.dweight)[zero] <= 2 * EPS[dtype] * size[zero]).all()
+    assert (np.abs(got.dbias - want.dbias)[zero] <= 1e-6 * size[zero]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_only_channels_that_need_it_are_guarded(strategy, dtype):
+    """Beside z, x-hat of those channels alone; nothing with the strategies that keep x or xhat."""
+    batch = with_weights(dtype, [1, 0, 0.5, -1, 1e-30, -2], [0, 1, 0.5, -1, 1, 2], (4, None, 5, 5))
+    x = batch.x.copy()
+    _, ctx = functional.forward(x, batch.weight, batch.bias, strategy=strategy)
+    saved = {name: (array, size) for name, array, size in ctx.saved}
+    if strategy not in INPLACE:
+        assert list(saved) == [reference.KEEPS[strategy]]
+        return
+    array, size = saved["guarded_xhat"]
+    assert array.dtype == batch.x.dtype
+    assert array.size == 2 * 4 * 5 * 5
+    assert size == array.nbytes
+    assert ctx.nbytes == x.nbytes + size
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pattern", ["alternating", "first", "last", "middle", "all", "none", "blocks"])
+@pytest.mark.parametrize("channels", [1, 3, 17, 70])
+def test_guarded_channels_anywhere_among_the_others(channels, pattern, isa, layout):
+    """Neighbours are worked on together; each keeps to its own constants and its own buffer."""
+    c = np.arange(channels)
+    guarded = {
+        "alternating": c % 2 == 0, "first": c == 0, "last": c == channels - 1, "middle": c == channels // 2,
+        "all": c >= 0, "none": c < 0, "blocks": c // 5 % 2 == 0,
+    }[pattern]  # fmt: skip
+    weight = np.where(guarded, 1e-9, 0.5 + c / channels)
+    batch = with_weights("float32", weight, np.where(guarded, 1, 0.1), (3, None, 7, 5), seed=channels)
+    want_z, want = gradients(batch, "float32")
+    got = run(batch, layout, isa=isa)
+    assert relative_l2(got.z, want_z) < 2e-7
+    for c in range(channels):
+        assert relative_l2(got.dx[:, c], want.dx[:, c]) < 2e-6
+    np.testing.assert_allclose(got.dweight, want.dweight, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("activation", ["leaky_relu", "elu"])
+def test_results_are_finite_wherever_those_of_float64_are(activation, strategy, layout):
+    """gamma from 1e-38, where z has fewer digits, to 1e30 in float32; and across zero in small steps."""
+    sizes = 10.0 ** np.arange(-38, 31, 4)
+    weight = [*sizes, *-sizes, 1e-45, -1e-45, 0.0, *sizes[::3], *np.linspace(-1e-3, 1e-3, 21)]
+    bias = [0.0] * (2 * len(sizes)) + [1.0] * (len(weight) - 2 * len(sizes))
+    batch = with_weights("float32", weight, bias)
+    want_z, want = gradients(batch, "float32", activation=activation, activation_param=0.5)
+    got = run(batch, layout, activation=activation, activation_param=0.5, strategy=strategy)
+    assert np.isfinite(want_z).all()
+    smallest = np.finfo(np.float32).smallest_subnormal
+    for name in ("z", "dx"):
+        one, other = getattr(got, name), {"z": want_z, "dx": want.dx}[name]
+        assert np.isfinite(one).all()
+        for c, g in enumerate(batch.weight):
+            size = np.sqrt((other[:, c] ** 2).mean())
+            off = np.sqrt(((one[:, c] - other[:, c]) ** 2).mean())
+            assert off <= 1e-5 * size + smallest, (name, g, bias[c], off, size)
+    np.testing.assert_allclose(got.dweight, want.dweight, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(got.dbias, want.dbias, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gamma_may_cross_zero_from_step_to_step(strategy):
+    """Training in which gamma passes through 0 exactly stays on the course of the standard scheme."""
+    batch = random_batch((16, 3, 5, 5), "float32", mean=0.0)
+    courses = []
+    for scheme in ("standard", strategy):
+        weight, bias = np.array([0.5, 0.25, -0.5], np.float32), np.array([0.1, -0.2, 0.3], np.float32)
+        course = []
+        for _ in range(9):
+            _, ctx = functional.forward(batch.x.copy(), weight, bias, strategy=scheme)
+            step = functional.backward(ctx, batch.dz)
+            course.append(np.concatenate([step.dx.ravel(), step.dweight, step.dbias]))
+            weight = weight - np.array([0.125, 0.125, -0.125], np.float32)
+        courses.append(course)
+        assert weight[0] == -0.625
+    for ours, standard in zip(*courses, strict=True):
+        assert relative_l2(ours, standard) < 1e-5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_reduce_and_apply_use_the_guarded_channels(layout):
+    batch = with_weights("float32", [1, 0, 1e-12, -2, 0.5], [0, 1, 1, -1, 0.1], (4, None, 5, 5))
+    want = run(batch, layout)
+    x, axis = LAYOUTS[layout](batch.x)
+    _, ctx = functional.forward(x, batch.weight, batch.bias, channel_axis=axis)
+    dz = lay_out(batch.dz, layout)
+    sums = functional.backward_reduce(ctx, dz)
+    np.testing.assert_allclose(sums[1], want.dweight, rtol=1e-6)
+    dx = functional.backward_apply(ctx, dz, *sums, 100)
+    np.testing.assert_allclose(np.moveaxis(dx, axis, 1), want.dx, rtol=1e-5, atol=1e-7)

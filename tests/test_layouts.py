@@ -1,0 +1,123 @@
+"""Which memory is taken for which layout: views of all kinds give the numbers of the contiguous array."""
+
+import numpy as np
+import pytest
+from batches import DTYPES, ISAS, LAYOUTS, STRATEGIES, Run, lay_out, random_batch, relative_l2, run
+from bounds import assert_backward, assert_forward, expected_of_random
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inplace_abn import functional, reference
+
+SHAPES = [
+    (6, 5),
+    (6, 5, 7),
+    (6, 5, 3, 4),
+    (6, 5, 2, 3, 4),
+    (6, 1, 4, 4),
+    (1, 5, 4, 4),
+    (6, 5, 1, 1),
+    (6, 1),
+    (6, 5, 1, 7),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_two_to_five_dimensions(isa, layout, strategy, shape):
+    want = expected_of_random(shape, "float32", "leaky_relu", reference.KEEPS[strategy])
+    got = run(want.batch, layout, isa=isa, strategy=strategy)
+    assert_forward(got, want)
+    assert_backward(got, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("layout", ["first_sliced", "last_sliced"])
+def test_memory_between_the_slices_is_left_alone(layout, strategy, dtype):
+    """It is filled with 77 by lay_out, and no value of the batch comes near that."""
+    batch = random_batch((4, 17, 5, 3), dtype)
+    x, axis = LAYOUTS[layout](batch.x)
+    dz = lay_out(batch.dz, layout)
+    around = [(view.base, view.base == 77) for view in (x, dz)]
+    _, ctx = functional.forward(x, batch.weight, batch.bias, strategy=strategy, channel_axis=axis)
+    functional.backward(ctx, dz, overwrite=True)
+    for base, outside in around:
+        assert outside.sum() == base.size - batch.x.size
+        assert (base[outside] == 77).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_channels_first_view_of_channels_last_memory_runs_the_same_kernels(dtype):
+    """As the channels_last tensors of PyTorch come: the same bits, and gradients in the same memory order."""
+    batch = random_batch((4, 17, 5, 3), dtype)
+    last, seen = run(batch, "last"), run(batch, "last_seen_as_first")
+    for got, want in zip(seen, last, strict=True):
+        assert np.array_equal(got, want)
+    assert seen.dx.strides == last.dx.strides
+    assert seen.dx.strides[1] == batch.x.itemsize
+
+
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fresh_arrays_have_the_layout_of_x(layout, strategy):
+    batch = random_batch((4, 17, 5, 3), "float32")
+    x, axis = LAYOUTS[layout](batch.x)
+    z, ctx = functional.forward(x, strategy=strategy, channel_axis=axis)
+    dx = functional.backward(ctx, lay_out(batch.dz, layout)).dx
+    contiguous = lay_out(batch.x, layout.removesuffix("_sliced"))
+    assert z.strides == dx.strides == contiguous.strides
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("sliced", ["x", "dz", "both"])
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1), (6, 5, 1, 1), (6, 2, 1)], ids=str)
+def test_single_positions_between_strides_of_both_kinds(shape, sliced, strategy):
+    """With S = 1 a contiguous array is channels-first and channels-last at once, a slice along C is not."""
+    want = expected_of_random(shape, "float32", "leaky_relu", reference.KEEPS[strategy])
+    batch = want.batch
+    x = lay_out(batch.x, "first" if sliced == "dz" else "first_sliced")
+    dz = lay_out(batch.dz, "first" if sliced == "x" else "first_sliced")
+    z, ctx = functional.forward(x, batch.weight, batch.bias, strategy=strategy)
+    got = Run(z.copy(), *functional.backward(ctx, dz))
+    assert_forward(got, want)
+    assert_backward(got, want)
+
+
+def test_strides_of_dimensions_of_size_one_do_not_matter():
+    batch = random_batch((4, 5, 1, 7), "float32")
+    odd = np.lib.stride_tricks.as_strided(batch.x.copy(), (4, 5, 1, 7), (140, 28, 4000, 4))
+    want, _ = functional.forward(batch.x.copy())
+    assert np.array_equal(functional.forward(odd)[0], want)
+    one = np.lib.stride_tricks.as_strided(batch.x[:1].copy(), (1, 5, 1, 7), (12, 28, 8, 4))
+    want, _ = functional.forward(batch.x[:1].copy())
+    assert np.array_equal(functional.forward(one)[0], want)
+
+
+@given(
+    shape=st.tuples(st.integers(2, 6), st.integers(1, 20), st.integers(1, 6), st.integers(1, 6)),
+    steps=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    starts=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dtype=st.sampled_from(["float32", "float64", "float16"]),
+    strategy=st.sampled_from(STRATEGIES),
+)
+def test_any_slice_along_samples_and_channels(shape, steps, starts, dtype, strategy):
+    samples, channels, *spatial = shape
+    batch = random_batch.__wrapped__(shape, dtype)
+    larger_shape = (starts[0] + samples * steps[0], starts[1] + channels * steps[1], *spatial)
+
+    def sliced(a):
+        larger = np.zeros(larger_shape, a.dtype)
+        view = larger[starts[0] :: steps[0], starts[1] :: steps[1]][:samples, :channels]
+        view[...] = a
+        return view
+
+    results = []
+    for place in (np.copy, sliced):
+        _, ctx = functional.forward(place(batch.x), batch.weight, batch.bias, strategy=strategy)
+        results.append(functional.backward(ctx, place(batch.dz)))
+    rtol = 1e-3 if dtype == "float16" else 1e-5
+    for got, want in zip(*results, strict=True):
+        assert relative_l2(got, want) <= rtol or not want.any()

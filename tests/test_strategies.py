@@ -1,0 +1,120 @@
+"""The strategies against one another: the same gradients from different things kept."""
+
+import numpy as np
+import pytest
+from batches import (
+    DTYPES,
+    LAYOUTS,
+    PARAM,
+    STRATEGIES,
+    lay_out,
+    parameter_dtype,
+    random_batch,
+    relative_l2,
+    run,
+)
+from bounds import EPS, assert_within, expected, without_kinks
+
+from inplace_abn import functional, reference
+
+INVERTIBLE = [name for name, activation in reference.ACTIVATIONS.items() if activation.inverse]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("activation", INVERTIBLE)
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_results_equal_those_of_standard_within_rounding(strategy, activation, layout, dtype):
+    """Within the errors that both may have: half types keep 3 or 2 digits of z or xhat."""
+    batch = random_batch((4, 17, 5, 7), dtype)
+    for keeps in ("x", "xhat", "z"):
+        batch = without_kinks(batch, dtype, keeps, activation)
+    options = {"activation": activation, "activation_param": PARAM[activation]}
+    standard = run(batch, layout, strategy="standard", **options)
+    other = run(batch, layout, strategy=strategy, **options)
+    may = [expected(batch, dtype, keeps, activation) for keeps in ("x", reference.KEEPS[strategy])]
+    for name in ("z", "dx", "dweight", "dbias"):
+        error = sum(getattr(m, f"{name}_error") for m in may)
+        want = getattr(standard, name).astype(error.dtype)
+        assert_within(getattr(other, name), want, error, name)
+    assert relative_l2(other.dx, standard.dx) < 2 * EPS[dtype]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inplace_is_inplace_2(dtype, layout):
+    batch = random_batch((4, 17, 5), dtype)
+    for got, want in zip(
+        run(batch, layout, strategy="inplace"), run(batch, layout, strategy="inplace_2"), strict=True
+    ):
+        assert np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_kept(dtype, strategy):
+    """One full-size buffer, by name; nothing else for ordinary weights and leaky_relu."""
+    batch = random_batch((4, 17, 5), dtype)
+    x = batch.x.copy()
+    z, ctx = functional.forward(x, batch.weight, np.zeros(17, parameter_dtype(dtype)), strategy=strategy)
+    ((name, array, size),) = ctx.saved
+    assert name == reference.KEEPS[strategy]
+    assert array is x
+    assert size == ctx.nbytes == x.nbytes
+    assert np.shares_memory(z, array) == (name == "z")
+
+
+@pytest.mark.parametrize("out", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("activation", list(reference.ACTIVATIONS))
+@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
+def test_recompute_gives_z_back(strategy, activation, layout, dtype, out):
+    """To the bit from x; within rounding from xhat, which has been rounded to the type of storage."""
+    batch = random_batch((4, 17, 5), dtype)
+    x, axis = LAYOUTS[layout](batch.x)
+    options = {"activation": activation, "activation_param": PARAM[activation]}
+    z, ctx = functional.forward(x, batch.weight, batch.bias, strategy=strategy, channel_axis=axis, **options)
+    buffer = np.full_like(z, 7) if out else None
+    again = ctx.recompute(out=buffer) if out else ctx.recompute()
+    assert out == (again is buffer)
+    assert again.shape == z.shape
+    assert again.dtype == z.dtype
+    assert not np.shares_memory(again, x)
+    if strategy == "checkpoint":
+        assert np.array_equal(again, z)
+    want = expected(batch, dtype, reference.KEEPS[strategy], activation)
+    assert_within(np.moveaxis(again, axis, 1), want.z, want.z_error, "z")
+    assert np.array_equal(ctx.recompute(), again)
+    functional.backward(ctx, lay_out(batch.dz, layout))
+
+
+def test_recompute_in_evaluation():
+    batch = random_batch((4, 5, 7), "float32")
+    running = batch.bias, np.abs(batch.weight)
+    z, ctx = functional.forward(
+        batch.x.copy(), batch.weight, batch.bias, *running, training=False, strategy="checkpoint"
+    )
+    assert np.array_equal(ctx.recompute(), z)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_chain_of_layers_has_the_same_gradients_for_every_strategy(dtype):
+    """x -> ABN -> times a matrix -> ABN -> loss: each z is the input of what follows, as in a network."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(64, 6)).astype(dtype)
+    matrix = rng.normal(size=(6, 6)).astype(dtype)
+    weight = rng.uniform(0.5, 1.5, (2, 6)).astype(dtype) * np.array([1, -1, 1, -1, 1, -1], dtype)
+    bias = rng.normal(size=(2, 6)).astype(dtype)
+    results = {}
+    for strategy in STRATEGIES:
+        first, ctx_1 = functional.forward(x.copy(), weight[0], bias[0], strategy=strategy)
+        second, ctx_2 = functional.forward(first @ matrix, weight[1], bias[1], strategy=strategy)
+        back = functional.backward(ctx_2, second**2, overwrite=True)
+        z = ctx_1.recompute() if strategy.startswith("checkpoint") else first
+        dmatrix = z.T @ back.dx
+        gradients = functional.backward(ctx_1, back.dx @ matrix.T)
+        results[strategy] = [gradients.dx, gradients.dweight, dmatrix, back.dweight]
+    for strategy in STRATEGIES[1:]:
+        for got, want in zip(results[strategy], results["standard"], strict=True):
+            assert relative_l2(got, want) < 32 * EPS[dtype], strategy

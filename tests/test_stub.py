@@ -1,0 +1,129 @@
+"""`_core.pyi` against the compiled module, the module against its binder, and the documented examples."""
+
+import ast
+import doctest
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inplace_abn import _core, functional
+
+STUB = Path(functional.__file__).with_name("_core.pyi")
+TREE = ast.parse(STUB.read_text(encoding="utf-8"))
+FUNCTIONS = {node.name: node for node in TREE.body if isinstance(node, ast.FunctionDef)}
+CONTEXT = next(node for node in TREE.body if isinstance(node, ast.ClassDef) and node.name == "Context")
+METHODS, PROPERTIES = {}, []
+for definition in CONTEXT.body:
+    if definition.decorator_list:
+        PROPERTIES.append(definition.name)
+    else:
+        METHODS[definition.name] = definition
+
+
+def public(names):
+    return {name for name in names if not name.startswith("_")}
+
+
+def parameters(function):
+    """Return (name, kind, default) of each, by introspection of the compiled function."""
+    return [(p.name, p.kind.name, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+def stub_parameters(node):
+    arguments, empty = node.args, inspect.Parameter.empty
+    assert not arguments.posonlyargs
+    defaults = [empty] * (len(arguments.args) - len(arguments.defaults))
+    defaults += [ast.literal_eval(default) for default in arguments.defaults]
+    listed = [(a.arg, "POSITIONAL_OR_KEYWORD", d) for a, d in zip(arguments.args, defaults, strict=True)]
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        listed.append((argument.arg, "KEYWORD_ONLY", empty if default is None else ast.literal_eval(default)))
+    return [parameter for parameter in listed if parameter[0] != "self"]
+
+
+def test_the_stub_names_everything_in_the_module():
+    assert public(dir(_core)) == {*FUNCTIONS, "Context"}
+
+
+def test_the_stub_names_everything_in_a_context():
+    assert public(dir(_core.Context)) == {*PROPERTIES, *METHODS}
+    for name in PROPERTIES:
+        assert inspect.isgetsetdescriptor(getattr(_core.Context, name))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_signatures(name):
+    assert stub_parameters(FUNCTIONS[name]) == parameters(getattr(_core, name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_signatures_of_methods(name):
+    listed = parameters(getattr(_core.Context, name))
+    assert listed[0][0] == "self"
+    assert stub_parameters(METHODS[name]) == listed[1:]
+
+
+@pytest.mark.parametrize("name", [name for name, node in FUNCTIONS.items() if stub_parameters(node)])
+def test_the_binder_takes_what_the_signature_says(name):
+    """It lists its names when it gets one that it has never heard of."""
+    function = getattr(_core, name)
+    with pytest.raises(TypeError, match="got an unexpected keyword argument") as caught:
+        function(xylophone=1)
+    listed = re.search(r"it takes (.*)", str(caught.value))[1].split(", ")
+    assert listed == [parameter for parameter, _, _ in parameters(function)]
+    positional = [p for p, kind, _ in parameters(function) if kind == "POSITIONAL_OR_KEYWORD"]
+    with pytest.raises(TypeError, match=f"at most {len(positional)} positional arguments"):
+        function(*[None] * (len(positional) + 1))
+    required = [p for p, _, default in parameters(function) if default is inspect.Parameter.empty]
+    for i in range(len(required)):
+        with pytest.raises(TypeError, match=rf"{name}\(\) needs '{required[i]}'"):
+            function(*[None] * i)
+
+
+@pytest.mark.parametrize("name", public(dir(_core)) & set(functional.__all__))
+def test_functional_takes_the_same_arguments_but_isa(name):
+    compiled = [p for p in parameters(getattr(_core, name)) if p[0] != "isa"] if name != "Context" else None
+    assert name == "Context" or parameters(getattr(functional, name)) == compiled
+
+
+def test_everything_is_documented():
+    for name in functional.__all__:
+        assert getattr(functional, name).__doc__
+    for name in FUNCTIONS:
+        assert getattr(_core, name).__doc__
+    for name in (*METHODS, *PROPERTIES):
+        assert getattr(_core.Context, name).__doc__
+
+
+def test_the_choices_in_the_stub_are_those_of_the_module():
+    choices = {
+        node.target.id: ast.literal_eval(node.value.slice)
+        for node in TREE.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Subscript)
+        and getattr(node.value.value, "id", "") == "Literal"
+    }  # fmt: skip
+    x = np.ones((4, 3), np.float32)
+    for name, listed in [("activation", choices["_Activation"]), ("strategy", choices["_Strategy"])]:
+        with pytest.raises(ValueError, match=name) as caught:
+            _core.forward(x, **{name: "none of them"})
+        assert sorted(re.findall(r"'(\w+)'", str(caught.value))) == sorted(listed)
+        for choice in listed:
+            options = {"strategy": "standard", name: choice}
+            assert getattr(_core.forward(x.copy(), **options)[1], name) == choice
+
+
+def test_the_module_says_what_info_returns():
+    (info,) = (node for node in TREE.body if isinstance(node, ast.ClassDef) and node.name == "_Info")
+    assert [field.target.id for field in info.body] == list(_core.info())
+
+
+def test_the_package_is_marked_as_typed():
+    assert STUB.with_name("py.typed").exists()
+
+
+def test_documented_examples():
+    result = doctest.testmod(functional)
+    assert result.attempted > 20
+    assert result.failed == 0
