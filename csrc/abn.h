@@ -25,8 +25,8 @@ size_t abn_dtype_size(abn_dtype dtype);
 /* One row of this table per activation; nothing else outside kernels/activations.h knows one by name. */
 typedef struct {
     const char *name;
-    int invertible;  /* can y be had back from z? If not, only strategies that keep x or xhat take it. */
-    int has_param;   /* slope of leaky_relu, alpha of elu: must be > 0 and finite */
+    int invertible; /* can y be had back from z? If not, only strategies that keep x or xhat take it. */
+    int has_param;  /* slope of leaky_relu, alpha of elu: must be > 0 and finite */
 } abn_activation_info;
 extern const abn_activation_info abn_activation_table[ABN_ACTIVATIONS];
 
@@ -82,8 +82,8 @@ typedef struct {
  * All zero means: none. */
 typedef struct {
     ptrdiff_t count;
-    ptrdiff_t *first;   /* channels + 1 entries */
-    int64_t *position;  /* n * S + s */
+    ptrdiff_t *first;  /* channels + 1 entries */
+    int64_t *position; /* n * S + s */
     double *xhat;
 } abn_escapes;
 
@@ -104,14 +104,13 @@ typedef struct {
     abn_activation activation;
     double activation_param;
     abn_norm norm;
-    abn_guard guard;      /* ABN_KEEP_Z only */
-    abn_escapes escapes;  /* ABN_KEEP_Z only */
+    abn_guard guard;     /* ABN_KEEP_Z only */
+    abn_escapes escapes; /* ABN_KEEP_Z only */
 } abn_context;
 
 /* Fills slot[0..channels) and returns how many channels have to be guarded. Depends on the weights alone. */
-ptrdiff_t abn_guard_channels(abn_dtype dtype, abn_activation activation, double activation_param,
-                             const double *weight, const double *bias, ptrdiff_t channels, ptrdiff_t per_channel,
-                             ptrdiff_t *slot);
+ptrdiff_t abn_guard_channels(abn_dtype dtype, abn_activation activation, double activation_param, const double *weight,
+                             const double *bias, ptrdiff_t channels, ptrdiff_t per_channel, ptrdiff_t *slot);
 
 /* ---- the operations --------------------------------------------------------------------------------- */
 

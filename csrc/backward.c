@@ -133,8 +133,10 @@ static void for_each_run(const backward_operation *b, const abn_tile *tile, cons
         of_part.escape_below = b->escape_below;
         if (guarded) part.source = abn_guard_xhat(op, &b->context->guard, &run);
         const int from = guarded ? ABN_FROM_X : b->from;
-        if (partial) b->kernels->gradient_sums[from](&part, &of_part, (char *)partial + skipped * sum_bytes);
-        else b->kernels->gradient_apply[from](&part, &of_part);
+        if (partial)
+            b->kernels->gradient_sums[from](&part, &of_part, (char *)partial + skipped * sum_bytes);
+        else
+            b->kernels->gradient_apply[from](&part, &of_part);
         left.channel += run.channels;
         left.channels -= run.channels;
     }
@@ -179,15 +181,17 @@ static abn_status run(const abn_machine *machine, backward_operation *b, const a
 
 abn_status abn_backward_reduce(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                                double *sum_dy, double *sum_dy_xhat) {
-    backward_operation b = {.op = {.sums = sums, .finish = finish}, .context = context, .sum_dy = sum_dy,
-                            .sum_dy_xhat = sum_dy_xhat};
+    backward_operation b = {
+        .op = {.sums = sums, .finish = finish}, .context = context, .sum_dy = sum_dy, .sum_dy_xhat = sum_dy_xhat};
     return run(machine, &b, dz);
 }
 
 abn_status abn_backward_apply(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                               const abn_batch *dx, const double *sum_dy, const double *sum_dy_xhat, double count) {
-    backward_operation b = {.op = {.destination = *dx, .apply = apply}, .context = context,
-                            .sum_dy = (double *)(uintptr_t)sum_dy, .sum_dy_xhat = (double *)(uintptr_t)sum_dy_xhat,
+    backward_operation b = {.op = {.destination = *dx, .apply = apply},
+                            .context = context,
+                            .sum_dy = (double *)(uintptr_t)sum_dy,
+                            .sum_dy_xhat = (double *)(uintptr_t)sum_dy_xhat,
                             .count = count};
     return run(machine, &b, dz);
 }
@@ -195,7 +199,9 @@ abn_status abn_backward_apply(const abn_machine *machine, const abn_context *con
 abn_status abn_backward(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                         const abn_batch *dx, double *sum_dy, double *sum_dy_xhat, int training) {
     backward_operation b = {.op = {.destination = *dx, .sums = sums, .finish = finish, .apply = apply},
-                            .context = context, .sum_dy = sum_dy, .sum_dy_xhat = sum_dy_xhat,
+                            .context = context,
+                            .sum_dy = sum_dy,
+                            .sum_dy_xhat = sum_dy_xhat,
                             .count = training ? (double)dz->batch * (double)dz->spatial : 0};
     return run(machine, &b, dz);
 }

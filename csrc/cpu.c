@@ -1,6 +1,7 @@
 #include "cpu.h"
 
 #include "abn.h"
+#include "threads.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
@@ -43,8 +44,8 @@ static int all(unsigned have, unsigned want) { return (have & want) == want; }
 
 static unsigned ask_features(void) {
     enum { SSE3 = 1, SSSE3 = 1 << 9, FMA = 1 << 12, SSE41 = 1 << 19, SSE42 = 1 << 20, POPCNT = 1 << 23 };
-    enum { OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29 };                              /* leaf 1, c */
-    const unsigned avx2 = 1u << 5, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;      /* leaf 7, b: F DQ BW VL */
+    enum { OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29 };                         /* leaf 1, c */
+    const unsigned avx2 = 1u << 5, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* leaf 7, b: F DQ BW VL */
     const unsigned long long ymm = 0x6, zmm = 0xe6;
     const unsigned highest = cpuid(0, 0).a;
     const registers basic = cpuid(1, 0);
@@ -70,6 +71,7 @@ static abn_caches caches = {512 << 10, 8 << 20};
 
 /* Asking costs microseconds on a virtual machine, too much for every call. */
 void abn_initialize(void) {
+    abn_watch_forks();
     features = ask_features();
 #if defined(_SC_LEVEL2_CACHE_SIZE) && defined(_SC_LEVEL3_CACHE_SIZE)
     const long level2 = sysconf(_SC_LEVEL2_CACHE_SIZE), level3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
@@ -81,3 +83,5 @@ void abn_initialize(void) {
 unsigned abn_cpu_features(void) { return features; }
 
 abn_caches abn_cache_sizes(void) { return caches; }
+
+size_t abn_group_bytes(void) { return 2 * caches.level2; }

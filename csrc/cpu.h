@@ -20,4 +20,8 @@ typedef struct {
 
 abn_caches abn_cache_sizes(void);
 
+/* How much one thread should take through both passes together. Twice the second level, which measured best: what
+ * does not fit there is found in the third, and longer contiguous stretches make up for it. */
+size_t abn_group_bytes(void);
+
 #endif

@@ -5,13 +5,15 @@
 #include "cpu.h"
 #include "kernels/kernels.h"
 
-#define DECLARE(isa)                                                                          \
-    extern const abn_kernel_set abn_kernels_##isa##_float32, abn_kernels_##isa##_float64,     \
-        abn_kernels_##isa##_float16, abn_kernels_##isa##_bfloat16;
-#define SETS(isa)                                                                             \
-    {                                                                                         \
-        [ABN_FLOAT32] = &abn_kernels_##isa##_float32, [ABN_FLOAT64] = &abn_kernels_##isa##_float64, \
-        [ABN_FLOAT16] = &abn_kernels_##isa##_float16, [ABN_BFLOAT16] = &abn_kernels_##isa##_bfloat16, \
+#define DECLARE(isa)                                                                                                   \
+    extern const abn_kernel_set abn_kernels_##isa##_float32, abn_kernels_##isa##_float64, abn_kernels_##isa##_float16, \
+        abn_kernels_##isa##_bfloat16;
+#define SETS(isa)                                       \
+    {                                                   \
+        [ABN_FLOAT32] = &abn_kernels_##isa##_float32,   \
+        [ABN_FLOAT64] = &abn_kernels_##isa##_float64,   \
+        [ABN_FLOAT16] = &abn_kernels_##isa##_float16,   \
+        [ABN_BFLOAT16] = &abn_kernels_##isa##_bfloat16, \
     }
 
 #ifdef ABN_WITH_V4
@@ -50,6 +52,4 @@ const abn_kernels *abn_kernels_at(int index) {
 
 const char *abn_kernels_name(const abn_kernels *kernels) { return kernels->name; }
 
-int abn_kernels_usable(const abn_kernels *kernels) {
-    return (abn_cpu_features() & kernels->needs) == kernels->needs;
-}
+int abn_kernels_usable(const abn_kernels *kernels) { return (abn_cpu_features() & kernels->needs) == kernels->needs; }

@@ -58,7 +58,8 @@ abn_status abn_escapes_gather(abn_escape_list *lists, int threads, ptrdiff_t cha
     }
     if (status == ABN_OK && count > 0) {
         abn_escape *all = malloc((size_t)count * sizeof *all);
-        if (all == NULL) status = ABN_NO_MEMORY;
+        if (all == NULL)
+            status = ABN_NO_MEMORY;
         else {
             ptrdiff_t filled = 0;
             for (int t = 0; t < threads; t++) {

@@ -57,8 +57,7 @@ static abn_constants with_activation(const forward_operation *f, abn_constants c
     return constants;
 }
 
-static void write_xhat(const forward_operation *f, abn_tile tile, abn_constants constants, void *to,
-                       ptrdiff_t stride) {
+static void write_xhat(const forward_operation *f, abn_tile tile, abn_constants constants, void *to, ptrdiff_t stride) {
     constants.of[ABN_SCALE] = constants.of[XHAT_SCALE];
     constants.of[ABN_SHIFT] = constants.of[XHAT_SHIFT];
     tile.destination = to;
@@ -113,7 +112,6 @@ static void collect_escapes(const forward_operation *f, const abn_tile *tile, co
             const ptrdiff_t left = tile->length - column;
             abn_tile piece = *tile;
             piece.source.data = (const char *)tile->source.data + (row * tile->source.stride + column) * size;
-            piece.source.ahead = 0;
             piece.rows = 1;
             piece.length = left < PIECE ? left : PIECE;
             if (f->op.kernels->any_below(&piece, &at, f->escape.candidates_below))
@@ -123,8 +121,8 @@ static void collect_escapes(const forward_operation *f, const abn_tile *tile, co
 }
 
 /* z over x. Where z will not tell xhat, that goes to its side buffer before x is gone. */
-static void apply_inplace(abn_operation *op, const abn_tile *tile, const abn_span *span,
-                          const abn_constants *constants, int thread) {
+static void apply_inplace(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
+                          int thread) {
     forward_operation *f = (forward_operation *)op;
     abn_span left = *span;
     while (left.channels > 0) {
@@ -145,8 +143,8 @@ static void apply_inplace(abn_operation *op, const abn_tile *tile, const abn_spa
     }
 }
 
-static void apply_beside(abn_operation *op, const abn_tile *tile, const abn_span *span,
-                         const abn_constants *constants, int thread) {
+static void apply_beside(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
+                         int thread) {
     const forward_operation *f = (const forward_operation *)op;
     const abn_constants with_param = with_activation(f, *constants);
     (void)span, (void)thread;
@@ -161,8 +159,12 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
                        int training) {
     const int inplace = context->keep == ABN_KEEP_Z;
     forward_operation f = {
-        .op = {.source = *x, .destination = *z, .arrays = inplace ? 1 : 2, .apply = inplace ? apply_inplace : apply_beside,
-               .sums_use = 1 << ABN_CENTRE, .apply_use = AFFINE},
+        .op = {.source = *x,
+               .destination = *z,
+               .arrays = inplace ? 1 : 2,
+               .apply = inplace ? apply_inplace : apply_beside,
+               .sums_use = 1 << ABN_CENTRE,
+               .apply_use = AFFINE},
         .context = context,
     };
     abn_status status = abn_operation_open(&f.op, machine, context->guard.count > 0);
@@ -172,8 +174,7 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
     f.kernels = &f.op.kernels->of[context->activation];
     f.identity = &f.op.kernels->of[ABN_IDENTITY];
     if (inplace) f.escape = abn_escape_rule_of(context->activation, context->activation_param, x->dtype);
-    if (context->guard.count > 0 || context->keep == ABN_KEEP_XHAT)
-        f.op.apply_use |= 1 << XHAT_SCALE | 1 << XHAT_SHIFT;
+    if (context->guard.count > 0 || context->keep == ABN_KEEP_XHAT) f.op.apply_use |= 1 << XHAT_SCALE | 1 << XHAT_SHIFT;
     if (training) {
         f.op.begin = abn_moments_begin;
         f.op.sums = abn_moments_sums;
@@ -182,12 +183,12 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
         f.op.begin = begin_given;
     }
     if (f.escape.escapes) f.escaped = calloc((size_t)machine->threads, sizeof *f.escaped);
-    if (f.escape.escapes && f.escaped == NULL) status = ABN_NO_MEMORY;
+    if (f.escape.escapes && f.escaped == NULL)
+        status = ABN_NO_MEMORY;
     else {
         status = abn_walk(&f.op);
         if (f.escape.escapes) {
-            const abn_status gathered =
-                abn_escapes_gather(f.escaped, machine->threads, x->channels, &context->escapes);
+            const abn_status gathered = abn_escapes_gather(f.escaped, machine->threads, x->channels, &context->escapes);
             if (status == ABN_OK) status = gathered;
             free(f.escaped);
         }
@@ -208,8 +209,12 @@ abn_status abn_recompute(const abn_machine *machine, const abn_context *context,
     abn_context same = *context;
     same.keep = ABN_KEEP_X; /* whatever is kept is only read */
     forward_operation f = {
-        .op = {.source = context->kept, .destination = *z, .arrays = 2, .apply = apply_beside,
-               .begin = context->keep == ABN_KEEP_XHAT ? begin_recompute : begin_given, .apply_use = AFFINE},
+        .op = {.source = context->kept,
+               .destination = *z,
+               .arrays = 2,
+               .apply = apply_beside,
+               .begin = context->keep == ABN_KEEP_XHAT ? begin_recompute : begin_given,
+               .apply_use = AFFINE},
         .context = &same,
     };
     abn_status status = abn_operation_open(&f.op, machine, 0);

@@ -28,9 +28,8 @@ static int needs_guard(limits limit, double least_slope, double weight, double b
              size * largest_xhat + offset <= limit.largest);
 }
 
-ptrdiff_t abn_guard_channels(abn_dtype dtype, abn_activation activation, double activation_param,
-                             const double *weight, const double *bias, ptrdiff_t channels, ptrdiff_t per_channel,
-                             ptrdiff_t *slot) {
+ptrdiff_t abn_guard_channels(abn_dtype dtype, abn_activation activation, double activation_param, const double *weight,
+                             const double *bias, ptrdiff_t channels, ptrdiff_t per_channel, ptrdiff_t *slot) {
     const double least_slope = abn_activation_least_slope(activation, activation_param);
     const double largest_xhat = sqrt((double)per_channel); /* of m numbers with mean 0 and variance 1 */
     ptrdiff_t count = 0;
@@ -64,11 +63,12 @@ abn_tile abn_guard_part(const abn_operation *op, const abn_tile *tile, const abn
     part.source = input_part(tile->source, skipped * size * (rows ? tile->source.stride : op->spread));
     part.gradient = input_part(tile->gradient, skipped * size * (rows ? tile->gradient.stride : op->spread));
     if (tile->destination) {
-        part.destination = (char *)tile->destination +
-                           skipped * size * (rows ? tile->destination_stride : op->spread);
+        part.destination = (char *)tile->destination + skipped * size * (rows ? tile->destination_stride : op->spread);
     }
-    if (rows) part.rows = run->channels;
-    else part.length = run->channels * op->spread;
+    if (rows)
+        part.rows = run->channels;
+    else
+        part.length = run->channels * op->spread;
     return part;
 }
 
@@ -76,8 +76,11 @@ abn_input abn_guard_xhat(const abn_operation *op, const abn_guard *guard, const 
     const ptrdiff_t size = (ptrdiff_t)abn_dtype_size(op->source.dtype), slot = guard->slot[run->channel];
     const ptrdiff_t position = run->image * op->source.spatial + run->from;
     char *xhat = guard->xhat;
-    if (op->layout == ABN_COLUMNS && op->spread == 1)
-        return (abn_input){xhat + (position * guard->count + slot) * size, guard->count, 0};
+    /* Single positions may be walked in rows though their channels lie side by side, and so do their xhat. */
+    const int side_by_side =
+        op->layout == ABN_ROWS ? op->source.channels > 1 && op->source.channel_stride == 1 : op->spread == 1;
+    if (side_by_side)
+        return (abn_input){xhat + (position * guard->count + slot) * size, op->layout == ABN_ROWS ? 1 : guard->count};
     return (abn_input){xhat + (slot * op->per_channel + position) * size,
-                       op->layout == ABN_ROWS ? op->per_channel : op->spread, 0};
+                       op->layout == ABN_ROWS ? op->per_channel : op->spread};
 }

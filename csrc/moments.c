@@ -56,7 +56,8 @@ int abn_moments_finish(abn_operation *op, abn_moments moments, ptrdiff_t channel
         const ptrdiff_t c = channel + i;
         const double offset = first[i] / count, square = offset * offset;
         double mean = abn_get_constant(op, ABN_CENTRE, c) + offset, var = second[i] / count - square;
-        if (!isfinite(var)) exact_moments(op, c, &mean, &var);
+        if (!isfinite(var))
+            exact_moments(op, c, &mean, &var);
         else if (!again && square > FAR_FROM_CENTRE * var) {
             abn_set_constant(op, ABN_CENTRE, c, mean);
             more = 1;
@@ -79,8 +80,12 @@ static int finish_statistics(abn_operation *op, ptrdiff_t channel, ptrdiff_t cha
 
 abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, double *mean, double *var) {
     statistics_operation statistics = {
-        .op = {.source = *x, .arrays = 1, .begin = abn_moments_begin, .sums = abn_moments_sums,
-               .finish = finish_statistics, .sums_use = 1 << ABN_CENTRE},
+        .op = {.source = *x,
+               .arrays = 1,
+               .begin = abn_moments_begin,
+               .sums = abn_moments_sums,
+               .finish = finish_statistics,
+               .sums_use = 1 << ABN_CENTRE},
         .moments = {mean, var},
     };
     abn_status status = abn_operation_open(&statistics.op, machine, 0);

@@ -6,7 +6,7 @@
 #include "half.h"
 
 enum {
-    ROW_LENGTH_WANTED = 128, /* columns that a channels-last row should have at least */
+    ROW_LENGTH_WANTED = 256, /* columns that a channels-last row should have at least */
     SHORT_ROW = 512,         /* channels-first rows up to this are stacked, image upon image, as columns ... */
     STACK = 4,               /* ... if there are that many images */
 };
@@ -76,15 +76,17 @@ static void choose_layout(abn_operation *op, int single_rows) {
     op->spread = op->repeat = 1;
     op->layout = ABN_COLUMNS;
     if (all_of(op, has_rows) && !(spatial <= 1 && all_of(op, has_columns))) {
-        if (spatial <= SHORT_ROW && op->source.batch >= STACK && all_of(op, is_stacked)) op->spread = spatial;
-        else op->layout = ABN_ROWS;
+        if (spatial <= SHORT_ROW && op->source.batch >= STACK && all_of(op, is_stacked))
+            op->spread = spatial;
+        else
+            op->layout = ABN_ROWS;
         return;
     }
     if (!all_of(op, joinable)) return;
     join_images(&op->source);
     join_images(&op->gradient);
     join_images(&op->destination);
-    if (all_of(op, is_dense) && !single_rows && channels > 0 && channels < ROW_LENGTH_WANTED / 2)
+    if (all_of(op, is_dense) && !single_rows && channels > 0 && channels <= ROW_LENGTH_WANTED / 2)
         op->repeat = ROW_LENGTH_WANTED / channels;
 }
 
@@ -109,8 +111,10 @@ abn_status abn_walk(abn_operation *op) {
 }
 
 void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double value) {
-    if (op->source.dtype == ABN_FLOAT64) ((double *)op->constants[which])[channel] = value;
-    else ((float *)op->constants[which])[channel] = (float)value;
+    if (op->source.dtype == ABN_FLOAT64)
+        ((double *)op->constants[which])[channel] = value;
+    else
+        ((float *)op->constants[which])[channel] = (float)value;
 }
 
 double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel) {
@@ -137,21 +141,17 @@ static ptrdiff_t row_stride(const abn_operation *op, const abn_batch *batch) {
     return op->spread > 1 ? batch->batch_stride : batch->spatial_stride * op->repeat;
 }
 
-static abn_input input_of(const abn_operation *op, const abn_batch *batch, const abn_span *span,
-                          const abn_span *ahead) {
-    const char *at = abn_address(batch, span->image, span->channel, span->from);
-    const char *next = ahead ? abn_address(batch, ahead->image, ahead->channel, ahead->from) : at;
-    return (abn_input){at, row_stride(op, batch), (ptrdiff_t)((uintptr_t)next - (uintptr_t)at)};
+static abn_input input_of(const abn_operation *op, const abn_batch *batch, const abn_span *span) {
+    return (abn_input){abn_address(batch, span->image, span->channel, span->from), row_stride(op, batch)};
 }
 
-abn_tile abn_tile_of(const abn_operation *op, const abn_span *span, const abn_span *ahead) {
-    abn_tile tile = {{NULL, 0, 0}, {NULL, 0, 0}, NULL, 0, span->channels, span->count};
-    tile.source = input_of(op, &op->source, span, ahead);
-    if (op->gradient.data) tile.gradient = input_of(op, &op->gradient, span, ahead);
+abn_tile abn_tile_of(const abn_operation *op, const abn_span *span) {
+    abn_tile tile = {{NULL, 0}, {NULL, 0}, NULL, 0, span->channels, span->count};
+    tile.source = input_of(op, &op->source, span);
+    if (op->gradient.data) tile.gradient = input_of(op, &op->gradient, span);
     if (op->destination.data) {
-        const abn_input destination = input_of(op, &op->destination, span, NULL);
-        tile.destination = (void *)(uintptr_t)destination.data;
-        tile.destination_stride = destination.stride;
+        tile.destination = abn_address(&op->destination, span->image, span->channel, span->from);
+        tile.destination_stride = row_stride(op, &op->destination);
     }
     if (op->layout == ABN_COLUMNS && op->spread > 1) {
         tile.rows = span->images;

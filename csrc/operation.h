@@ -21,7 +21,7 @@ struct abn_operation {
     const abn_layout_kernels *kernels; /* set->layout[layout] */
     int layout;
     int threads;
-    int arrays; /* how many arrays of the batch's size pass through the cache */
+    int arrays;                              /* how many arrays of the batch's size pass through the cache */
     abn_batch source, gradient, destination; /* data == NULL: not used */
     ptrdiff_t per_channel;                   /* elements of a channel */
     /* What a tile's columns are (ABN_COLUMNS):
@@ -53,8 +53,7 @@ abn_status abn_walk(abn_operation *op);
 abn_status abn_walk_rows(abn_operation *op);
 abn_status abn_walk_columns(abn_operation *op);
 
-/* The tile of a span; `ahead` (or NULL) is a span of the same size that will be wanted soon. */
-abn_tile abn_tile_of(const abn_operation *op, const abn_span *span, const abn_span *ahead);
+abn_tile abn_tile_of(const abn_operation *op, const abn_span *span);
 
 /* The constants from `channel` on, one number per channel. */
 abn_constants abn_constants_from(const abn_operation *op, ptrdiff_t channel);

@@ -5,16 +5,35 @@
 #ifdef _OPENMP
 #include <omp.h>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+
+static int used, orphaned; /* threads have been started; by a parent of this process */
+
+static void after_fork_in_child(void) { orphaned = used; }
+
+void abn_watch_forks(void) {
+    static int watching;
+    if (!watching) watching = pthread_atfork(NULL, NULL, after_fork_in_child) == 0;
+}
+#else
+static int used, orphaned;
+
+void abn_watch_forks(void) {}
+#endif
+
 int abn_has_openmp(void) { return 1; }
 
 int abn_default_threads(void) { return omp_get_max_threads(); }
 
 /* num_threads() on the region: the process's own OpenMP settings are never changed. */
 void abn_parallel(int threads, abn_body *body, void *argument) {
-    if (threads <= 1) {
+    if (threads <= 1 || orphaned) {
         body(argument, 0, 1);
         return;
     }
+#pragma omp atomic write
+    used = 1;
 #pragma omp parallel num_threads(threads)
     body(argument, omp_get_thread_num(), omp_get_num_threads());
 }
@@ -28,6 +47,8 @@ void abn_barrier(void) {
 int abn_has_openmp(void) { return 0; }
 
 int abn_default_threads(void) { return 1; }
+
+void abn_watch_forks(void) {}
 
 void abn_parallel(int threads, abn_body *body, void *argument) {
     (void)threads;

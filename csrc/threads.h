@@ -8,6 +8,10 @@
 typedef void abn_body(void *argument, int thread, int threads);
 void abn_parallel(int threads, abn_body *body, void *argument);
 
+/* Once, before the first abn_parallel: a forked child has none of its parent's threads, and OpenMP runtimes wait for
+ * them forever. Children therefore compute on the thread that they have. */
+void abn_watch_forks(void);
+
 /* Inside a body: waits for all its threads. */
 void abn_barrier(void);
 

@@ -11,12 +11,12 @@
 #include "cpu.h"
 #include "operation.h"
 #include "threads.h"
-static int E(const char*n,int d){const char*v=getenv(n);return v?atoi(v):d;}
-static int eP,eA,eL2,eST,eAH,eAH2;
 
 enum {
-    CHUNK = 512, /* rows: sums in double cost 16 bytes per channel and chunk */
-    BLOCK = 128, /* rows summed in float before they are added in double */
+    CHUNK = 512,     /* rows: sums in double cost 16 bytes per channel and chunk */
+    BLOCK = 128,     /* rows summed in float before they are added in double */
+    LINE = 64,       /* bytes of a cache line */
+    LEAST_LINES = 4, /* a channels-last strip should take this many of each row */
 };
 
 typedef struct {
@@ -24,7 +24,6 @@ typedef struct {
     ptrdiff_t rows, stacks; /* rows of a stack; more than one stack where images cannot be joined */
     ptrdiff_t chunk, chunks_per_stack, chunks;
     ptrdiff_t strip, strips; /* channels of a strip */
-    ptrdiff_t step;          /* rows between two calls, the grain of prefetching */
     double *chunk_sums;      /* per chunk and strip 2 * strip */
     int *again;              /* per thread: does any of its channels need its sums again? */
 } walk;
@@ -55,7 +54,7 @@ static row_range chunk_rows(const walk *w, ptrdiff_t chunk) {
 /* How many of the rows from `row` on go into one tile; those that do not fill a joined row come last, alone. */
 static ptrdiff_t rows_of_tile(const walk *w, ptrdiff_t row, ptrdiff_t last) {
     const ptrdiff_t left = last - row, repeat = w->op->repeat;
-    if (left > w->step) return w->step;
+    if (left > BLOCK * repeat) return BLOCK * repeat;
     return left > repeat ? left - left % repeat : left;
 }
 
@@ -77,21 +76,14 @@ static void sum_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, double *f
     const row_range range = chunk_rows(w, chunk);
     abn_span span = rows_span(w, strip, 0, 0, 0);
     const abn_constants constants = constants_of(op, span.channel, span.channels, op->sums_use, space);
-    ptrdiff_t unfolded = 0;
     memset(first, 0, (size_t)span.channels * sizeof *first);
     memset(second, 0, (size_t)span.channels * sizeof *second);
     for (ptrdiff_t row = range.first, rows; row < range.last; row += rows) {
         rows = rows_of_tile(w, row, range.last);
         span = rows_span(w, strip, range.stack, row, rows);
-        abn_tile tile = abn_tile_of(op, &span, NULL);
-        if (op->spread > 1) { if (row + eP*w->step < w->rows) { tile.source.ahead = eP*w->step*tile.source.stride*(ptrdiff_t)abn_dtype_size(op->source.dtype); tile.gradient.ahead=eP*w->step*tile.gradient.stride*(ptrdiff_t)abn_dtype_size(op->source.dtype); } }
-        else tile.source.ahead = tile.gradient.ahead = eAH;
+        const abn_tile tile = abn_tile_of(op, &span);
         op->sums(op, &tile, &span, &constants, space->partial);
-        unfolded += rows;
-        if (unfolded + w->step > BLOCK * op->repeat || row + rows >= range.last) {
-            op->kernels->fold(space->partial, (abn_columns){span.channels, op->spread, op->repeat}, first, second);
-            unfolded = 0;
-        }
+        op->kernels->fold(space->partial, (abn_columns){span.channels, op->spread, op->repeat}, first, second);
     }
 }
 
@@ -103,9 +95,7 @@ static void apply_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, int thr
     for (ptrdiff_t row = range.first, rows; row < range.last; row += rows) {
         rows = rows_of_tile(w, row, range.last);
         span = rows_span(w, strip, range.stack, row, rows);
-        abn_tile tile = abn_tile_of(op, &span, NULL);
-        if (op->spread > 1) { if(row<eA*w->step) tile.source.ahead = tile.gradient.ahead = tile.length*(ptrdiff_t)abn_dtype_size(op->source.dtype); }
-        else tile.source.ahead = tile.gradient.ahead = eAH2;
+        const abn_tile tile = abn_tile_of(op, &span);
         op->apply(op, &tile, &span, &constants, thread);
     }
 }
@@ -216,10 +206,24 @@ static abn_status walk_all_chunks(walk *w) {
     return ABN_OK;
 }
 
+/* How many channels side by side stay in cache over all rows? Whole cache lines of each row, or 0. */
+static ptrdiff_t channels_in_cache(const walk *w, ptrdiff_t widest) {
+    const abn_operation *op = w->op;
+    const size_t element = abn_dtype_size(op->source.dtype);
+    const size_t channel_bytes = (size_t)op->per_channel * element * (size_t)op->arrays;
+    const ptrdiff_t fitting = (ptrdiff_t)(abn_group_bytes() / channel_bytes);
+    ptrdiff_t grain = 1;
+    while ((size_t)(grain * op->spread) * element % LINE) grain *= 2;
+    if (op->spread == 1) grain *= LEAST_LINES;
+    if (fitting >= op->source.channels && op->source.channels <= widest) return op->source.channels;
+    const ptrdiff_t most = fitting < widest ? fitting : widest;
+    return most >= grain ? most - most % grain : op->spread > 1 ? most : 0;
+}
+
 abn_status abn_walk_columns(abn_operation *op) {
     const abn_batch *b = &op->source;
+    const ptrdiff_t widest = ABN_COLUMNS_MAX / (op->spread * op->repeat);
     walk w = {.op = op};
-    eP=E("P",2);eA=E("A",4);eL2=E("L2",50);eST=E("ST",4);eAH=E("AH",8192);eAH2=E("AH2",8192);
     w.rows = op->spread > 1 ? b->batch : b->spatial;
     w.stacks = op->spread > 1 ? 1 : b->batch;
     const ptrdiff_t joined = (w.rows + op->repeat - 1) / op->repeat;
@@ -227,16 +231,9 @@ abn_status abn_walk_columns(abn_operation *op) {
     w.chunk = (joined + w.chunks_per_stack - 1) / w.chunks_per_stack * op->repeat;
     w.chunks_per_stack = (w.rows + w.chunk - 1) / w.chunk;
     w.chunks = w.stacks * w.chunks_per_stack;
-    w.step = op->repeat * (op->spread>1?eST:BLOCK);
 
-    const ptrdiff_t widest = ABN_COLUMNS_MAX / op->spread;
-    const size_t row_bytes = (size_t)(w.rows * w.stacks * op->spread) * abn_dtype_size(b->dtype) * (size_t)op->arrays;
-    ptrdiff_t in_cache = (ptrdiff_t)(abn_cache_sizes().level2 * (size_t)eL2/100 / row_bytes);
-    if (in_cache > widest) in_cache = widest;
-    const ptrdiff_t align = op->spread==1?64/abn_dtype_size(b->dtype)*E("LINES",4): op->spread%16==0?1:op->spread%4==0?4:16;
-    if (in_cache > align) in_cache -= in_cache % align;
-    w.strip = in_cache;
-    if (w.strip >= align || (op->spread > 1 && w.strip > 0)) {
+    w.strip = channels_in_cache(&w, widest);
+    if (w.strip > 0) {
         w.strips = (b->channels + w.strip - 1) / w.strip;
         if (w.strips >= op->threads) {
             abn_parallel(op->threads, walk_strips, &w);

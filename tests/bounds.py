@@ -22,9 +22,10 @@ from batches import PARAM, Batch, random_batch
 from inplace_abn import reference
 
 # Errors of sums in units of u: up to some hundred terms in a row are added in the compute type, then in
-# double. Rounding errors that point either way leave the square root of that; but values of a half type lie
-# on so coarse a grid that, shifted by a centre, they share their last digits, and lose them in one direction.
-SUMMING = {"float32": 16, "float64": 16, "float16": 160, "bfloat16": 160}
+# double. Rounding errors that point either way leave less than the square root of that; but values of a half
+# type lie on so coarse a grid that, shifted by a centre, they share their last digits, and lose them in one
+# direction.
+SUMMING = {"float32": 8, "float64": 8, "float16": 160, "bfloat16": 160}
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 SMALLEST = {"float32": 2.0**-149, "float64": 2.0**-1074, "float16": 2.0**-24, "bfloat16": 2.0**-133}
@@ -70,6 +71,7 @@ class _Terms:
         work = working_type(dtype)
         self.u, self.stored = eps_of_compute(dtype) / 2, EPS[dtype] / 2
         self.smallest, self.flat = SMALLEST[dtype], FLAT[dtype]
+        self.tiny = 2 * SMALLEST["float64" if dtype == "float64" else "float32"]  # a product that underflows
         self.keeps, self.activation, self.param = keeps, activation, param
         x = batch.x.astype(work)
         mean, var = statistics if statistics is not None else reference.statistics(x, dtype=work)[:2]
@@ -87,8 +89,10 @@ class _Terms:
         self.xhat_error = np.abs(self.xhat) * (4 * self.u + self.summing) + self.summing
         # mean and centre are rounded to double, wherever they lie.
         self.xhat_error = self.xhat_error + 2 * EPS["float64"] * np.abs(mean) * self.inv_std
-        if keeps == "xhat":  # what is stored is what z is computed from, now and again
-            self.xhat_error = self.xhat_error + self.stored * np.abs(self.xhat) + self.smallest
+        # Where xhat itself is stored: for keeps == "z" in guarded channels, which the library chooses.
+        self.storing_xhat = (self.stored * np.abs(self.xhat) + self.smallest) * (keeps != "x")
+        if keeps == "xhat":  # z may be computed from what is stored, now and again
+            self.xhat_error = self.xhat_error + self.storing_xhat
         rounding = self.u * (np.abs(self.y) + 2 * np.abs(self.beta))
         self.y_error = np.abs(self.gamma) * self.xhat_error + rounding
         steepest = np.where(self.at_kink(), np.maximum(1, param), np.abs(self.slope))
@@ -97,31 +101,33 @@ class _Terms:
 
     def at_kink(self):
         """Where y may come out on the other side of 0: by its error, or by underflow in the stored z."""
-        near = 4 * self.y_error + 4 * self.smallest / min(1, self.param)
-        return (np.abs(self.y) <= near) & (self.y != 0)
+        near = self.y_error + np.abs(self.gamma) * self.storing_xhat + self.smallest / min(1, self.param)
+        return (np.abs(self.y) <= 4 * near) & (self.y != 0)
 
+    @np.errstate(over="ignore")  # of what no z gives back
     def of_kept(self):
         """Errors of xhat and of activation'(y) in the backward, from what was kept."""
         alpha = self.param if self.activation == "elu" else 0
         curved = alpha * np.exp(np.minimum(self.y, 0))  # elu: how fast its slope changes with y
+        gamma = np.abs(self.gamma)
+        slope_error = curved * (self.y_error + 6 * self.u) + 2 * self.u * self.slope + self.tiny * (alpha > 0)
         if self.keeps != "z":
-            return self.xhat_error, curved * (self.y_error + 6 * self.u) + 2 * self.u * self.slope
-        safe_gamma = np.where(self.gamma == 0, 1, np.abs(self.gamma))
+            return self.xhat_error, slope_error
+        beside = self.xhat_error + self.storing_xhat
+        slope_beside = slope_error + curved * gamma * self.storing_xhat
         y_error = (self.z_error + 2 * self.u * np.abs(self.z)) / np.where(self.slope == 0, 1, self.slope)
         y_error = y_error + 4 * self.u * (np.abs(self.y) + np.abs(self.beta))
-        beside = (self.gamma == 0) | ((alpha > 0) & (self.z + self.z_error < -alpha * (1 - self.flat)))
-        kept_beside = self.xhat_error + self.stored * np.abs(self.xhat) + self.smallest
-        # A channel may be guarded, and its xhat be kept, at weights that are up to the library to choose.
-        xhat_error = np.where(beside, kept_beside, np.maximum(kept_beside, y_error / safe_gamma))
-        slope_error = (self.z_error if alpha else 0) + 4 * self.u * np.maximum(alpha, self.slope)
-        return xhat_error, slope_error
+        lost = (gamma == 0) | ((alpha > 0) & (self.z + self.z_error < -alpha * (1 - self.flat)))
+        xhat_error = np.maximum(beside, np.where(lost, 0, y_error / np.where(gamma == 0, 1, gamma)))
+        from_z = (self.z_error if alpha else 0) + 4 * self.u * np.maximum(alpha, self.slope)
+        return xhat_error, np.maximum(slope_beside, from_z)
 
     def backward(self, dz, training):
         """Errors of dx, dweight and dbias."""
         count = max(1, self.y.size // self.y.shape[1])
         xhat_error, slope_error = self.of_kept()
         dz, xhat = np.abs(dz.astype(self.y.dtype)), np.abs(self.xhat)
-        dy, dy_error = dz * np.abs(self.slope), dz * slope_error
+        dy, dy_error = dz * np.abs(self.slope), dz * slope_error + self.tiny
         sum_error = _sum(dy_error) + self.sums * _sum(dy)
         product_error = _sum(dy * xhat_error + xhat * dy_error) + self.sums * _sum(dy * xhat)
         sum_dy, sum_dy_xhat = _each(_sum(dy), dy) / count, _each(_sum(dy * xhat), dy) / count

@@ -121,6 +121,22 @@ def test_gradients_are_those_of_finite_differences(activation, strategy, layout,
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
+def test_the_derivative_at_zero_is_the_one_from_the_right(activation, strategy, layout, dtype):
+    """A new residual branch, gamma = beta = 0, has y = 0 or -0 throughout: all schemes agree on it."""
+    batch = random_batch((4, 6, 5, 7), dtype)
+    batch = batch._replace(weight=np.array([0, -0.0] * 3, batch.weight.dtype), bias=np.zeros_like(batch.bias))
+    want = expected(batch, dtype, reference.KEEPS[strategy], activation)
+    options = {"activation": activation, "activation_param": PARAM[activation], "strategy": strategy}
+    got = run(batch, layout, **options)
+    assert not got.z.any()
+    assert not got.dx.any()
+    assert_backward(got, want)
+    np.testing.assert_allclose(got.dbias, batch.dz.astype(float).sum(axis=(0, 2, 3)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_evaluation_has_no_terms_of_the_statistics(layout, strategy, dtype):

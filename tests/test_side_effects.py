@@ -165,16 +165,22 @@ def test_import_starts_no_thread_and_changes_no_environment():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
-def test_calls_work_after_a_fork():
-    """In a child whose parent has used its threads, as multiprocessing starts them."""
+@pytest.mark.parametrize("threads", [1, 2])
+def test_calls_work_after_a_fork(threads):
+    """In a child of a process that has used its threads, as multiprocessing starts them on Linux."""
     script = (
         WORK
-        + """
+        + f"""
 import os
+import signal
+import warnings
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, about forking beside threads
 work(2)
 child = os.fork()
 if child == 0:
-    work(1)
+    signal.alarm(30)  # a call that never comes back ends the child
+    work({threads})
     os._exit(7)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """

@@ -1,5 +1,6 @@
 """Numbers of threads: the same bits from each; several Python threads at once."""
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -90,27 +91,25 @@ def test_batches_of_several_python_threads_do_not_disturb_one_another():
             assert got == want
 
 
-def test_other_threads_run_meanwhile():
-    """The interpreter is not held while a large batch is worked on: another thread gets turns."""
-    x = np.ones((16, 64, 128, 128), np.float32)
-    started, stopped = threading.Event(), threading.Event()
-    turns = []
+def test_other_threads_run_while_a_large_batch_is_worked_on():
+    """With forced switches off, this thread gets its turn only where the calls let go of the interpreter."""
+    x = np.ones((16, 64, 64, 64), np.float32)
+    started, finished = threading.Event(), threading.Event()
 
-    def count():
+    def work():
         started.set()
-        while not stopped.is_set():
-            turns.append(inside[0])
-
-    inside = [False]
-    thread = threading.Thread(target=count)
-    thread.start()
-    started.wait()
-    try:
-        for _ in range(5):
-            inside[0] = True
+        for _ in range(20):
             functional.statistics(x, threads=1)
-            inside[0] = False
+        finished.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        started.wait()
+        meanwhile = not finished.is_set()
     finally:
-        stopped.set()
-        thread.join()
-    assert any(turns)
+        sys.setswitchinterval(interval)
+    thread.join()
+    assert meanwhile

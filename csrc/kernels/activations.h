@@ -22,8 +22,7 @@ INLINE activation_constants activation_load(double param, double escape_below) {
 INLINE vec activate(abn_activation activation, vec y, activation_constants k) {
     switch (activation) {
         case ABN_LEAKY_RELU: return v_select(v_ge(y, v_zero()), y, v_mul(y, k.param));
-        case ABN_ELU:
-            return v_select(v_ge(y, v_zero()), y, v_mul(v_expm1_negative(v_min(v_zero(), y)), k.param));
+        case ABN_ELU: return v_select(v_ge(y, v_zero()), y, v_mul(v_expm1_negative(v_min(v_zero(), y)), k.param));
         case ABN_RELU: return v_select(v_lt(y, v_zero()), v_zero(), y);
         default: return y;
     }
@@ -34,8 +33,7 @@ INLINE vec activation_gradient(abn_activation activation, vec y, vec dz, activat
     switch (activation) {
         case ABN_LEAKY_RELU: return v_select(v_ge(y, v_zero()), dz, v_mul(dz, k.param));
         case ABN_ELU:
-            return v_select(v_ge(y, v_zero()), dz,
-                            v_mul(dz, v_mul(v_exp_negative(v_min(v_zero(), y)), k.param)));
+            return v_select(v_ge(y, v_zero()), dz, v_mul(dz, v_mul(v_exp_negative(v_min(v_zero(), y)), k.param)));
         case ABN_RELU: return v_select(v_ge(y, v_zero()), dz, v_zero());
         default: return dz;
     }

@@ -10,18 +10,18 @@
 
 /* Calls step(..., row, rows, column, n): over `rows` rows from `row` on, n columns from `column` on. Both numbers are
  * constants but for what is left over at the end of the rows and of the columns, so the steps unroll. */
-#define FOR_STEPS_OF_ROWS(tile, step, row, rows, ...)                                              \
-    do {                                                                                           \
-        ptrdiff_t j_ = 0;                                                                          \
-        for (; j_ + W <= (tile).length; j_ += W) step(__VA_ARGS__, row, rows, j_, W);              \
-        if (j_ < (tile).length) step(__VA_ARGS__, row, rows, j_, (tile).length - j_);              \
+#define FOR_STEPS_OF_ROWS(tile, step, row, rows, ...)                                 \
+    do {                                                                              \
+        ptrdiff_t j_ = 0;                                                             \
+        for (; j_ + W <= (tile).length; j_ += W) step(__VA_ARGS__, row, rows, j_, W); \
+        if (j_ < (tile).length) step(__VA_ARGS__, row, rows, j_, (tile).length - j_); \
     } while (0)
-#define FOR_STEPS(tile, step, ...)                                                                 \
-    do {                                                                                           \
-        ptrdiff_t row_ = 0;                                                                        \
-        for (; row_ + ROWS_AT_ONCE <= (tile).rows; row_ += ROWS_AT_ONCE)                           \
-            FOR_STEPS_OF_ROWS(tile, step, row_, ROWS_AT_ONCE, __VA_ARGS__);                        \
-        for (; row_ < (tile).rows; row_++) FOR_STEPS_OF_ROWS(tile, step, row_, 1, __VA_ARGS__);    \
+#define FOR_STEPS(tile, step, ...)                                                              \
+    do {                                                                                        \
+        ptrdiff_t row_ = 0;                                                                     \
+        for (; row_ + ROWS_AT_ONCE <= (tile).rows; row_ += ROWS_AT_ONCE)                        \
+            FOR_STEPS_OF_ROWS(tile, step, row_, ROWS_AT_ONCE, __VA_ARGS__);                     \
+        for (; row_ < (tile).rows; row_++) FOR_STEPS_OF_ROWS(tile, step, row_, 1, __VA_ARGS__); \
     } while (0)
 
 INLINE const storage *element_at(abn_input input, ptrdiff_t row, ptrdiff_t column) {
@@ -30,7 +30,8 @@ INLINE const storage *element_at(abn_input input, ptrdiff_t row, ptrdiff_t colum
 
 INLINE void add_to_columns(real *partial, vec sum) { v_store_real(partial, v_add(v_load_real(partial), sum)); }
 
-INLINE void moments_step(abn_tile tile, abn_constants constants, real *sums, ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
+INLINE void moments_step(abn_tile tile, abn_constants constants, real *sums, ptrdiff_t row, int rows, ptrdiff_t j,
+                         ptrdiff_t n) {
     real *squares = sums + ABN_COLUMNS_STRIDE;
     const vec centre = constant(ABN_COLUMNS, constants, ABN_CENTRE, j);
     vec sum = v_zero(), square = v_zero();
@@ -38,7 +39,6 @@ INLINE void moments_step(abn_tile tile, abn_constants constants, real *sums, ptr
         const storage *x = element_at(tile.source, row + r, j);
         vec d = v_sub(v_load_upto(x, n), centre);
         if (n < W) d = v_first(d, n); /* the sums beyond belong to other columns */
-        prefetch(x, W, tile.source.ahead);
         sum = v_add(sum, d);
         square = v_fma(d, d, square);
     }
@@ -50,13 +50,12 @@ INLINE void columns_moments(abn_tile tile, abn_constants constants, void *partia
     FOR_STEPS(tile, moments_step, tile, constants, partial);
 }
 
-INLINE void apply_step(abn_activation activation, abn_tile tile, abn_constants constants,
-                        activation_constants k, ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
+INLINE void apply_step(abn_activation activation, abn_tile tile, abn_constants constants, activation_constants k,
+                       ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
     const affine from_x = affine_constants(ABN_COLUMNS, constants, j);
     UNROLLED for (int r = 0; r < rows; r++) {
         const storage *x = element_at(tile.source, row + r, j);
         storage *z = (storage *)tile.destination + (row + r) * tile.destination_stride + j;
-        prefetch(x, W, tile.source.ahead);
         v_store_upto(z, activate(activation, affine_apply(v_load_upto(x, n), from_x), k), n);
     }
 }
@@ -66,9 +65,8 @@ INLINE void columns_apply(abn_activation activation, abn_tile tile, abn_constant
     FOR_STEPS(tile, apply_step, activation, tile, constants, k);
 }
 
-INLINE void gradient_sums_step(int from, abn_activation activation, abn_tile tile,
-                                abn_constants constants, activation_constants k, real *sums, ptrdiff_t row,
-                                int rows, ptrdiff_t j, ptrdiff_t n) {
+INLINE void gradient_sums_step(int from, abn_activation activation, abn_tile tile, abn_constants constants,
+                               activation_constants k, real *sums, ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
     real *products = sums + ABN_COLUMNS_STRIDE;
     const backward_constants b = all_backward_constants(ABN_COLUMNS, from, constants, j);
     vec sum = v_zero(), product = v_zero();
@@ -77,8 +75,6 @@ INLINE void gradient_sums_step(int from, abn_activation activation, abn_tile til
         const storage *gradient = element_at(tile.gradient, row + r, j);
         const backward_pair p =
             backward_element(from, activation, v_load_upto(source, n), v_load_upto(gradient, n), b, k);
-        prefetch(source, W, tile.source.ahead);
-        prefetch(gradient, W, tile.gradient.ahead);
         sum = v_add(sum, p.dy);
         product = v_fma(p.dy, p.w, product);
     }
@@ -86,14 +82,14 @@ INLINE void gradient_sums_step(int from, abn_activation activation, abn_tile til
     add_to_columns(products + j, product);
 }
 
-INLINE void columns_gradient_sums(int from, abn_activation activation, abn_tile tile,
-                                  abn_constants constants, void *partial) {
+INLINE void columns_gradient_sums(int from, abn_activation activation, abn_tile tile, abn_constants constants,
+                                  void *partial) {
     const activation_constants k = activation_load(constants.param, constants.escape_below);
     FOR_STEPS(tile, gradient_sums_step, from, activation, tile, constants, k, partial);
 }
 
-INLINE void gradient_apply_step(int from, abn_activation activation, abn_tile tile,
-                                 abn_constants constants, activation_constants k, ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
+INLINE void gradient_apply_step(int from, abn_activation activation, abn_tile tile, abn_constants constants,
+                                activation_constants k, ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
     const backward_constants b = all_backward_constants(ABN_COLUMNS, from, constants, j);
     UNROLLED for (int r = 0; r < rows; r++) {
         const storage *source = element_at(tile.source, row + r, j);
@@ -101,14 +97,11 @@ INLINE void gradient_apply_step(int from, abn_activation activation, abn_tile ti
         storage *dx = (storage *)tile.destination + (row + r) * tile.destination_stride + j;
         const backward_pair p =
             backward_element(from, activation, v_load_upto(source, n), v_load_upto(gradient, n), b, k);
-        prefetch(source, W, tile.source.ahead);
-        prefetch(gradient, W, tile.gradient.ahead);
         v_store_upto(dx, backward_result(p, b), n);
     }
 }
 
-INLINE void columns_gradient_apply(int from, abn_activation activation, abn_tile tile,
-                                   abn_constants constants) {
+INLINE void columns_gradient_apply(int from, abn_activation activation, abn_tile tile, abn_constants constants) {
     const activation_constants k = activation_load(constants.param, constants.escape_below);
     FOR_STEPS(tile, gradient_apply_step, from, activation, tile, constants, k);
 }

@@ -51,8 +51,11 @@ INLINE affine affine_constants(int layout, abn_constants c, ptrdiff_t at) {
 
 /* Only the result needs the three factors; a compiler drops the loads where they are not used. */
 INLINE backward_constants all_backward_constants(int layout, int from, abn_constants c, ptrdiff_t at) {
-    backward_constants b = {affine_constants(layout, c, at), v_zero(), v_zero(),
-                            constant(layout, c, ABN_DY_FACTOR, at), constant(layout, c, ABN_W_FACTOR, at),
+    backward_constants b = {affine_constants(layout, c, at),
+                            v_zero(),
+                            v_zero(),
+                            constant(layout, c, ABN_DY_FACTOR, at),
+                            constant(layout, c, ABN_W_FACTOR, at),
                             constant(layout, c, ABN_OFFSET, at)};
     if (from == ABN_FROM_X) {
         b.weight = constant(layout, c, ABN_WEIGHT, at);

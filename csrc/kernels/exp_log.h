@@ -10,14 +10,16 @@
 #define LN2_LOW 0x1.473de6af278edp-34
 #define LOG2_E 0x1.71547652b82fep+0
 #define SQRT_HALF_BITS 0x3fe6a09e667f3bcd
-#define EXP_ZERO -750.0        /* below: exp is 0 */
+#define EXP_ZERO -750.0       /* below: exp is 0 */
 #define EXPM1_MINUS_ONE -50.0 /* below: expm1 is -1 */
-static const real expm1_polynomial[] = { /* (expm1(r) - r) / r^2, |r| <= ln(2)/2 */
+static const real expm1_polynomial[] = {
+    /* (expm1(r) - r) / r^2, |r| <= ln(2)/2 */
     0x1.0000000000000p-1,  0x1.5555555555555p-3,  0x1.5555555555557p-5,  0x1.1111111111111p-7,
     0x1.6c16c16c15a6cp-10, 0x1.a01a01a0196aep-13, 0x1.a01a01a9e80fep-16, 0x1.71de3a5aa6edbp-19,
     0x1.27e4d41d6f553p-22, 0x1.ae642c8730352p-26, 0x1.1f7f2000f4cf3p-29, 0x1.61bfa22dd3437p-33,
 };
-static const real log1p_polynomial[] = { /* (2 atanh(s) - 2 s) / s^3 in s^2 */
+static const real log1p_polynomial[] = {
+    /* (2 atanh(s) - 2 s) / s^3 in s^2 */
     0x1.5555555555555p-1, 0x1.9999999999a38p-2, 0x1.2492492476cccp-2, 0x1.c71c720159177p-3,
     0x1.745cf9048dd95p-3, 0x1.3b1c355a8f7a2p-3, 0x1.0fbe95d716020p-3, 0x1.0c039c49989c6p-3,
 };
@@ -28,10 +30,12 @@ static const real log1p_polynomial[] = { /* (2 atanh(s) - 2 s) / s^3 in s^2 */
 #define SQRT_HALF_BITS 0x3f3504f3
 #define EXP_ZERO -105.0f
 #define EXPM1_MINUS_ONE -30.0f
-static const real expm1_polynomial[] = { /* (expm1(r) - r) / r^2, |r| <= ln(2)/2 */
+static const real expm1_polynomial[] = {
+    /* (expm1(r) - r) / r^2, |r| <= ln(2)/2 */
     0x1.000000p-1f, 0x1.555556p-3f, 0x1.5554eap-5f, 0x1.1110e0p-7f, 0x1.6d4316p-10f, 0x1.a124e4p-13f,
 };
-static const real log1p_polynomial[] = { /* (log1p(f) - f + f^2/2) / f^3 */
+static const real log1p_polynomial[] = {
+    /* (log1p(f) - f + f^2/2) / f^3 */
     0x1.555554p-2f,  -0x1.fffffcp-3f, 0x1.999d5ap-3f,  -0x1.555b4ap-3f, 0x1.23d21ap-3f,
     -0x1.fcf4c6p-4f, 0x1.dea282p-4f,  -0x1.d635bcp-4f, 0x1.1d8ea6p-4f,
 };

@@ -6,37 +6,37 @@
 /* Tiles and constants go by value from here on: stores of vectors may alias anything that is reached by a pointer. */
 #define DEFINE_LAYOUT(layout, name, activation)                                                    \
     static void layout##_apply_##name(const abn_tile *t, const abn_constants *c) {                 \
-        layout##_apply(activation, *t, *c);                                                          \
+        layout##_apply(activation, *t, *c);                                                        \
     }                                                                                              \
     static void layout##_sums_z_##name(const abn_tile *t, const abn_constants *c, void *partial) { \
-        layout##_gradient_sums(ABN_FROM_Z, activation, *t, *c, partial);                             \
+        layout##_gradient_sums(ABN_FROM_Z, activation, *t, *c, partial);                           \
     }                                                                                              \
     static void layout##_sums_x_##name(const abn_tile *t, const abn_constants *c, void *partial) { \
-        layout##_gradient_sums(ABN_FROM_X, activation, *t, *c, partial);                             \
+        layout##_gradient_sums(ABN_FROM_X, activation, *t, *c, partial);                           \
     }                                                                                              \
     static void layout##_gradient_z_##name(const abn_tile *t, const abn_constants *c) {            \
-        layout##_gradient_apply(ABN_FROM_Z, activation, *t, *c);                                     \
+        layout##_gradient_apply(ABN_FROM_Z, activation, *t, *c);                                   \
     }                                                                                              \
     static void layout##_gradient_x_##name(const abn_tile *t, const abn_constants *c) {            \
-        layout##_gradient_apply(ABN_FROM_X, activation, *t, *c);                                     \
+        layout##_gradient_apply(ABN_FROM_X, activation, *t, *c);                                   \
     }
-#define DEFINE_SHARED(layout)                                                                                  \
-    static void layout##_moments_(const abn_tile *t, const abn_constants *c, void *partial) {                 \
-        layout##_moments(*t, *c, partial);                                                                     \
-    }                                                                                                          \
-    static int layout##_any_below_(const abn_tile *t, const abn_constants *c, double threshold) {              \
-        return layout##_any_below(*t, *c, threshold);                                                          \
+#define DEFINE_SHARED(layout)                                                                     \
+    static void layout##_moments_(const abn_tile *t, const abn_constants *c, void *partial) {     \
+        layout##_moments(*t, *c, partial);                                                        \
+    }                                                                                             \
+    static int layout##_any_below_(const abn_tile *t, const abn_constants *c, double threshold) { \
+        return layout##_any_below(*t, *c, threshold);                                             \
     }
 DEFINE_SHARED(rows)
 DEFINE_SHARED(columns)
 
-#define DEFINE(name, activation)            \
-    DEFINE_LAYOUT(rows, name, activation)   \
+#define DEFINE(name, activation)          \
+    DEFINE_LAYOUT(rows, name, activation) \
     DEFINE_LAYOUT(columns, name, activation)
 
-#define ENTRY(layout, name, activation)                                 \
-    [activation] = {layout##_apply_##name,                              \
-                    {layout##_sums_z_##name, layout##_sums_x_##name},   \
+#define ENTRY(layout, name, activation)                               \
+    [activation] = {layout##_apply_##name,                            \
+                    {layout##_sums_z_##name, layout##_sums_x_##name}, \
                     {layout##_gradient_z_##name, layout##_gradient_x_##name}},
 #define ROWS_ENTRY(name, activation) ENTRY(rows, name, activation)
 #define COLUMNS_ENTRY(name, activation) ENTRY(columns, name, activation)
@@ -56,16 +56,19 @@ static void stream(void *a, void *b, ptrdiff_t count, double c, double d) {
     for (ptrdiff_t i = 0; i < count; i += W) {
         const ptrdiff_t n = count - i;
         const vec x = v_load_upto(first + i, n);
-        if (second) v_store_upto(second + i, v_fma(v_load_upto(second + i, n), factor, v_mul(x, other)), n);
-        else v_store_upto(first + i, v_fma(x, factor, other), n);
+        if (second)
+            v_store_upto(second + i, v_fma(v_load_upto(second + i, n), factor, v_mul(x, other)), n);
+        else
+            v_store_upto(first + i, v_fma(x, factor, other), n);
     }
 }
 
 const abn_kernel_set JOIN3(JOIN3(abn_kernels_, ABN_ISA, _), ABN_DTYPE, ) = {
-    .layout = {
-        [ABN_ROWS] = {rows_moments_, rows_any_below_, rows_fold, {FOR_EACH_ACTIVATION(ROWS_ENTRY)}},
-        [ABN_COLUMNS] = {columns_moments_, columns_any_below_, columns_fold, {FOR_EACH_ACTIVATION(COLUMNS_ENTRY)}},
-    },
+    .layout =
+        {
+            [ABN_ROWS] = {rows_moments_, rows_any_below_, rows_fold, {FOR_EACH_ACTIVATION(ROWS_ENTRY)}},
+            [ABN_COLUMNS] = {columns_moments_, columns_any_below_, columns_fold, {FOR_EACH_ACTIVATION(COLUMNS_ENTRY)}},
+        },
     .expand = columns_expand,
     .stream = stream,
 };

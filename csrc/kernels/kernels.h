@@ -10,11 +10,9 @@
 
 enum { ABN_ROWS, ABN_COLUMNS, ABN_LAYOUTS };
 
-/* Where a tile lies. `ahead`: bytes from an element to one that will be wanted soon. */
 typedef struct {
     const void *data;
     ptrdiff_t stride; /* elements from row to row */
-    ptrdiff_t ahead;
 } abn_input;
 
 typedef struct {
@@ -30,9 +28,7 @@ typedef struct {
  *   from z:  w = activation^-1(z) * scale + shift
  *   kept x:  y = w * weight + bias
  *   result:  dx = dy * dy_factor + w * w_factor + offset */
-enum {
-    ABN_CENTRE, ABN_SCALE, ABN_SHIFT, ABN_WEIGHT, ABN_BIAS, ABN_DY_FACTOR, ABN_W_FACTOR, ABN_OFFSET, ABN_CONSTANTS
-};
+enum { ABN_CENTRE, ABN_SCALE, ABN_SHIFT, ABN_WEIGHT, ABN_BIAS, ABN_DY_FACTOR, ABN_W_FACTOR, ABN_OFFSET, ABN_CONSTANTS };
 typedef struct {
     const void *of[ABN_CONSTANTS];
     double param;        /* of the activation */
@@ -43,9 +39,9 @@ typedef struct {
  * ABN_ROWS: per row two vectors of ABN_LANE_BYTES; ABN_COLUMNS: two arrays of `length` numbers, the second
  * beginning ABN_COLUMNS_STRIDE numbers after the first. */
 #define ABN_LANE_BYTES 64
-#define ABN_ROWS_MAX 64      /* rows of an ABN_ROWS tile */
-#define ABN_COLUMNS_MAX 1024 /* length of an ABN_COLUMNS tile */
-#define ABN_PADDING 16       /* numbers that may be read past the end of an array of constants or sums */
+#define ABN_ROWS_MAX 64 /* rows of an ABN_ROWS tile */
+#define ABN_COLUMNS_MAX 1024
+#define ABN_PADDING 16 /* numbers that may be read past the end of an array of constants or sums */
 #define ABN_COLUMNS_STRIDE (ABN_COLUMNS_MAX + ABN_PADDING)
 #define ABN_PARTIAL_BYTES (2 * ABN_COLUMNS_STRIDE * sizeof(double)) /* enough for either layout */
 

@@ -22,12 +22,11 @@ INLINE void add_partial(real *partial, const vec *sums) {
     v_store_real(partial, v_add(v_load_real(partial), sum));
 }
 
-INLINE void moments_of_run(const storage *x, ptrdiff_t length, vec centre, ptrdiff_t ahead, real *partial) {
+INLINE void moments_of_run(const storage *x, ptrdiff_t length, vec centre, real *partial) {
     vec sums[UNROLL], squares[UNROLL];
     ptrdiff_t i = 0;
     UNROLLED for (int u = 0; u < UNROLL; u++) sums[u] = squares[u] = v_zero();
     for (; i + UNROLL * W <= length; i += UNROLL * W) {
-        prefetch(x + i, UNROLL * W, ahead);
         UNROLLED for (int u = 0; u < UNROLL; u++) {
             const vec d = v_sub(v_load(x + i + u * W), centre);
             sums[u] = v_add(sums[u], d);
@@ -38,7 +37,6 @@ INLINE void moments_of_run(const storage *x, ptrdiff_t length, vec centre, ptrdi
         const ptrdiff_t n = length - i;
         vec d = v_sub(v_load_upto(x + i, n), centre);
         if (n < W) d = v_first(d, n);
-        prefetch(x + i, W, ahead);
         sums[0] = v_add(sums[0], d);
         squares[0] = v_fma(d, d, squares[0]);
     }
@@ -51,7 +49,7 @@ INLINE void rows_moments(abn_tile tile, abn_constants constants, void *partial) 
         const vec centre = constant(ABN_ROWS, constants, ABN_CENTRE, row);
         for (ptrdiff_t i = 0; i < tile.length; i += RUN) {
             const ptrdiff_t left = tile.length - i;
-            moments_of_run(row_of(tile.source, row) + i, left < RUN ? left : RUN, centre, tile.source.ahead,
+            moments_of_run(row_of(tile.source, row) + i, left < RUN ? left : RUN, centre,
                            (real *)partial + 2 * row * LANES);
         }
     }
@@ -65,13 +63,11 @@ INLINE void rows_apply(abn_activation activation, abn_tile tile, abn_constants c
         const affine from_x = affine_constants(ABN_ROWS, constants, row);
         ptrdiff_t i = 0;
         for (; i + UNROLL * W <= tile.length; i += UNROLL * W) {
-            prefetch(x + i, UNROLL * W, tile.source.ahead);
             UNROLLED for (int u = 0; u < UNROLL; u++)
                 v_store(z + i + u * W, activate(activation, affine_apply(v_load(x + i + u * W), from_x), k));
         }
         for (; i < tile.length; i += W) {
             const ptrdiff_t n = tile.length - i;
-            prefetch(x + i, W, tile.source.ahead);
             v_store_upto(z + i, activate(activation, affine_apply(v_load_upto(x + i, n), from_x), k), n);
         }
     }
@@ -84,8 +80,6 @@ INLINE void gradient_sums_of_run(int from, abn_activation activation, abn_tile t
     ptrdiff_t i = 0;
     UNROLLED for (int u = 0; u < UNROLL; u++) sums[u] = products[u] = v_zero();
     for (; i + UNROLL * W <= length; i += UNROLL * W) {
-        prefetch(source + i, UNROLL * W, tile.source.ahead);
-        prefetch(gradient + i, UNROLL * W, tile.gradient.ahead);
         UNROLLED for (int u = 0; u < UNROLL; u++) {
             const backward_pair p =
                 backward_element(from, activation, v_load(source + i + u * W), v_load(gradient + i + u * W), b, k);
@@ -95,10 +89,8 @@ INLINE void gradient_sums_of_run(int from, abn_activation activation, abn_tile t
     }
     for (; i < length; i += W) {
         const ptrdiff_t n = length - i;
-        const backward_pair p = backward_element(from, activation, v_load_upto(source + i, n),
-                                                 v_load_upto(gradient + i, n), b, k);
-        prefetch(source + i, W, tile.source.ahead);
-        prefetch(gradient + i, W, tile.gradient.ahead);
+        const backward_pair p =
+            backward_element(from, activation, v_load_upto(source + i, n), v_load_upto(gradient + i, n), b, k);
         sums[0] = v_add(sums[0], p.dy);
         products[0] = v_fma(p.dy, p.w, products[0]);
     }
@@ -122,8 +114,7 @@ INLINE void rows_gradient_sums(int from, abn_activation activation, abn_tile til
     }
 }
 
-INLINE void rows_gradient_apply(int from, abn_activation activation, abn_tile tile,
-                                abn_constants constants) {
+INLINE void rows_gradient_apply(int from, abn_activation activation, abn_tile tile, abn_constants constants) {
     const activation_constants k = activation_load(constants.param, constants.escape_below);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
         const storage *source = row_of(tile.source, row), *gradient = row_of(tile.gradient, row);
@@ -131,8 +122,6 @@ INLINE void rows_gradient_apply(int from, abn_activation activation, abn_tile ti
         const backward_constants b = all_backward_constants(ABN_ROWS, from, constants, row);
         ptrdiff_t i = 0;
         for (; i + UNROLL * W <= tile.length; i += UNROLL * W) {
-            prefetch(source + i, UNROLL * W, tile.source.ahead);
-            prefetch(gradient + i, UNROLL * W, tile.gradient.ahead);
             UNROLLED for (int u = 0; u < UNROLL; u++) {
                 const ptrdiff_t at = i + u * W;
                 const backward_pair p =
@@ -142,10 +131,8 @@ INLINE void rows_gradient_apply(int from, abn_activation activation, abn_tile ti
         }
         for (; i < tile.length; i += W) {
             const ptrdiff_t n = tile.length - i;
-            const backward_pair p = backward_element(from, activation, v_load_upto(source + i, n),
-                                                     v_load_upto(gradient + i, n), b, k);
-            prefetch(source + i, W, tile.source.ahead);
-            prefetch(gradient + i, W, tile.gradient.ahead);
+            const backward_pair p =
+                backward_element(from, activation, v_load_upto(source + i, n), v_load_upto(gradient + i, n), b, k);
             v_store_upto(dx + i, backward_result(p, b), n);
         }
     }

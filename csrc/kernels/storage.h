@@ -133,18 +133,10 @@ INLINE void v_store_first(storage *p, vec v, ptrdiff_t n) {
 /* Of n remaining elements, W or as many as there are. */
 INLINE vec v_load_upto(const storage *p, ptrdiff_t n) { return n >= W ? v_load(p) : v_load_first(p, n); }
 INLINE void v_store_upto(storage *p, vec v, ptrdiff_t n) {
-    if (n >= W) v_store(p, v);
-    else v_store_first(p, v, n);
-}
-
-/* Asks for the cache lines of elements that will be wanted `ahead` bytes from the `count` elements at p. */
-INLINE void prefetch(const storage *p, ptrdiff_t count, ptrdiff_t ahead) {
-#if defined(__GNUC__)
-    const char *from = (const char *)((uintptr_t)p + (uintptr_t)ahead);
-    UNROLLED for (ptrdiff_t i = 0; i < count * (ptrdiff_t)sizeof(storage); i += 64) __builtin_prefetch(from + i, 0, 2);
-#else
-    (void)p, (void)count, (void)ahead;
-#endif
+    if (n >= W)
+        v_store(p, v);
+    else
+        v_store_first(p, v, n);
 }
 
 #endif

@@ -155,7 +155,9 @@ static int choose_layout(batch *b, const batch *like) {
         b->layout = core->channel_stride == 1 ? CHANNELS_LAST : CHANNELS_FIRST;
     else
         b->layout = first ? CHANNELS_FIRST : CHANNELS_LAST;
-    if (b->layout == CHANNELS_FIRST ? !first : !last)
+    /* One channel, or one position, can be read in either layout whatever its strides. */
+    const int plain = core->channels == 1 || core->spatial == 1;
+    if (!(like && plain) && (b->layout == CHANNELS_FIRST ? !first : !last))
         return refuse_layout(b, !like
                                     ? "is neither (N, C, *spatial) with contiguous spatial dimensions nor channels-last"
                                 : b->layout == CHANNELS_FIRST ? "must be channels-first in memory, as x was"
