@@ -1,5 +1,6 @@
 #include "operation.h"
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 
@@ -114,7 +115,7 @@ void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double va
     if (op->source.dtype == ABN_FLOAT64)
         ((double *)op->constants[which])[channel] = value;
     else
-        ((float *)op->constants[which])[channel] = (float)value;
+        ((float *)op->constants[which])[channel] = isnan(value) ? NAN : (float)value;
 }
 
 double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel) {

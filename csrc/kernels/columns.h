@@ -6,7 +6,7 @@
 
 #include "elements.h"
 
-#define ROWS_AT_ONCE 4
+#define ROWS_AT_ONCE (sizeof(storage) == 2 ? 8 : 4)
 
 /* Calls step(..., row, rows, column, n): over `rows` rows from `row` on, n columns from `column` on. Both numbers are
  * constants but for what is left over at the end of the rows and of the columns, so the steps unroll. */

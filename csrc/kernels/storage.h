@@ -47,13 +47,12 @@ typedef __m128i half_vec;
 typedef uint16x4_t half_vec;
 
 #elif defined(ABN_DTYPE_BFLOAT16) && (defined(ABN_ISA_V4) || defined(ABN_ISA_V3) || defined(ABN_ISA_V2))
-/* Round to nearest even by adding 0x7fff and the lowest kept bit; NaN is kept a NaN by setting its quiet bit. */
+/* Round to nearest even by adding 0x7fff and the lowest kept bit. A NaN stays one, because the low half of a NaN is
+ * zero here: elements come from bfloat16, constants are canonical (abn_set_constant), operations keep either. */
 INLINE ivec bfloat16_bits(vec v) {
     const ivec bits = v_bits(v);
     const ivec odd = i_and(i_shift_right(bits, 16), i_set1(1));
-    const vec rounded = v_from_bits(i_add(bits, i_add(odd, i_set1(0x7fff))));
-    const vec quiet = v_from_bits(i_or(bits, i_set1(0x400000)));
-    return i_shift_right(v_bits(v_select(v_ge(v_mul(v, v), v_zero()), rounded, quiet)), 16);
+    return i_shift_right(i_add(bits, i_add(odd, i_set1(0x7fff))), 16);
 }
 #if defined(ABN_ISA_V4)
 #define HALF_LOAD(p) _mm256_loadu_si256((const void *)(p))
