@@ -8,11 +8,15 @@
 
 #define ROWS_AT_ONCE (sizeof(storage) == 2 ? 8 : 4)
 
-/* Calls step(..., row, rows, column, n): over `rows` rows from `row` on, n columns from `column` on. Both numbers are
+/* Where a row's first columns are not aligned they are a step of their own; each column has its own sums, so these do
+ * not depend on it.
+ *
+ * Calls step(..., row, rows, column, n): over `rows` rows from `row` on, n columns from `column` on. Both numbers are
  * constants but for what is left over at the end of the rows and of the columns, so the steps unroll. */
 #define FOR_STEPS_OF_ROWS(tile, step, row, rows, ...)                                 \
     do {                                                                              \
-        ptrdiff_t j_ = 0;                                                             \
+        ptrdiff_t j_ = columns_to_alignment(tile, row);                               \
+        if (j_ > 0) step(__VA_ARGS__, row, rows, 0, j_);                              \
         for (; j_ + W <= (tile).length; j_ += W) step(__VA_ARGS__, row, rows, j_, W); \
         if (j_ < (tile).length) step(__VA_ARGS__, row, rows, j_, (tile).length - j_); \
     } while (0)
@@ -26,6 +30,11 @@
 
 INLINE const storage *element_at(abn_input input, ptrdiff_t row, ptrdiff_t column) {
     return (const storage *)input.data + row * input.stride + column;
+}
+
+/* For short rows two parts of vectors cost more than what alignment saves. */
+INLINE ptrdiff_t columns_to_alignment(abn_tile tile, ptrdiff_t row) {
+    return tile.length < 32 * W ? 0 : elements_to_alignment(element_at(tile.source, row, 0), tile.length);
 }
 
 INLINE void add_to_columns(real *partial, vec sum) { v_store_real(partial, v_add(v_load_real(partial), sum)); }
@@ -56,7 +65,7 @@ INLINE void apply_step(abn_activation activation, abn_tile tile, abn_constants c
     UNROLLED for (int r = 0; r < rows; r++) {
         const storage *x = element_at(tile.source, row + r, j);
         storage *z = (storage *)tile.destination + (row + r) * tile.destination_stride + j;
-        v_store_upto(z, activate(activation, affine_apply(v_load_upto(x, n), from_x), k), n);
+        apply_to_vector(activation, x, z, n, from_x, k);
     }
 }
 
@@ -95,9 +104,7 @@ INLINE void gradient_apply_step(int from, abn_activation activation, abn_tile ti
         const storage *source = element_at(tile.source, row + r, j);
         const storage *gradient = element_at(tile.gradient, row + r, j);
         storage *dx = (storage *)tile.destination + (row + r) * tile.destination_stride + j;
-        const backward_pair p =
-            backward_element(from, activation, v_load_upto(source, n), v_load_upto(gradient, n), b, k);
-        v_store_upto(dx, backward_result(p, b), n);
+        gradient_of_vector(from, activation, source, gradient, dx, n, b, k);
     }
 }
 

@@ -37,6 +37,18 @@ INLINE vec backward_result(backward_pair p, backward_constants b) {
     return v_fma(p.dy, b.dy_factor, v_fma(p.w, b.w_factor, b.offset));
 }
 
+/* The first n elements of a vector, n <= W or more. */
+INLINE void apply_to_vector(abn_activation activation, const storage *x, storage *z, ptrdiff_t n, affine from_x,
+                            activation_constants k) {
+    v_store_upto(z, activate(activation, affine_apply(v_load_upto(x, n), from_x), k), n);
+}
+
+INLINE void gradient_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,
+                               storage *dx, ptrdiff_t n, backward_constants b, activation_constants k) {
+    const backward_pair p = backward_element(from, activation, v_load_upto(source, n), v_load_upto(gradient, n), b, k);
+    v_store_upto(dx, backward_result(p, b), n);
+}
+
 /* The constant of channel `at` in every lane (ABN_ROWS), or those of W channels from `at` on (ABN_COLUMNS). The
  * arrays are padded, so the last load of a tile may reach past its channels. */
 INLINE vec constant(int layout, abn_constants constants, int which, ptrdiff_t at) {

@@ -2,7 +2,8 @@
  *
  * UNROLL vectors go side by side so that additions do not wait for one another; what is left of a row goes vector
  * by vector, the last one partly. The partial sums of a row are one vector each, so that a short row costs no
- * reduction across lanes. */
+ * reduction across lanes. Sums begin with the first element whatever its address, so that they are the same wherever
+ * the batch lies; the passes that only write go to an aligned address first. */
 #ifndef ABN_KERNEL_ROWS_H
 #define ABN_KERNEL_ROWS_H
 
@@ -22,24 +23,20 @@ INLINE void add_partial(real *partial, const vec *sums) {
     v_store_real(partial, v_add(v_load_real(partial), sum));
 }
 
+INLINE void moments_of_vector(const storage *x, ptrdiff_t n, vec centre, vec *sum, vec *square) {
+    vec d = v_sub(v_load_upto(x, n), centre);
+    if (n < W) d = v_first(d, n);
+    *sum = v_add(*sum, d);
+    *square = v_fma(d, d, *square);
+}
+
 INLINE void moments_of_run(const storage *x, ptrdiff_t length, vec centre, real *partial) {
     vec sums[UNROLL], squares[UNROLL];
     ptrdiff_t i = 0;
     UNROLLED for (int u = 0; u < UNROLL; u++) sums[u] = squares[u] = v_zero();
-    for (; i + UNROLL * W <= length; i += UNROLL * W) {
-        UNROLLED for (int u = 0; u < UNROLL; u++) {
-            const vec d = v_sub(v_load(x + i + u * W), centre);
-            sums[u] = v_add(sums[u], d);
-            squares[u] = v_fma(d, d, squares[u]);
-        }
-    }
-    for (; i < length; i += W) {
-        const ptrdiff_t n = length - i;
-        vec d = v_sub(v_load_upto(x + i, n), centre);
-        if (n < W) d = v_first(d, n);
-        sums[0] = v_add(sums[0], d);
-        squares[0] = v_fma(d, d, squares[0]);
-    }
+    for (; i + UNROLL * W <= length; i += UNROLL * W)
+        UNROLLED for (int u = 0; u < UNROLL; u++) moments_of_vector(x + i + u * W, W, centre, &sums[u], &squares[u]);
+    for (; i < length; i += W) moments_of_vector(x + i, length - i, centre, &sums[0], &squares[0]);
     add_partial(partial, sums);
     add_partial(partial + LANES, squares);
 }
@@ -61,39 +58,32 @@ INLINE void rows_apply(abn_activation activation, abn_tile tile, abn_constants c
         const storage *x = row_of(tile.source, row);
         storage *z = (storage *)tile.destination + row * tile.destination_stride;
         const affine from_x = affine_constants(ABN_ROWS, constants, row);
-        ptrdiff_t i = 0;
-        for (; i + UNROLL * W <= tile.length; i += UNROLL * W) {
+        ptrdiff_t i = elements_to_alignment(x, tile.length);
+        if (i > 0) apply_to_vector(activation, x, z, i, from_x, k);
+        for (; i + UNROLL * W <= tile.length; i += UNROLL * W)
             UNROLLED for (int u = 0; u < UNROLL; u++)
-                v_store(z + i + u * W, activate(activation, affine_apply(v_load(x + i + u * W), from_x), k));
-        }
-        for (; i < tile.length; i += W) {
-            const ptrdiff_t n = tile.length - i;
-            v_store_upto(z + i, activate(activation, affine_apply(v_load_upto(x + i, n), from_x), k), n);
-        }
+                apply_to_vector(activation, x + i + u * W, z + i + u * W, W, from_x, k);
+        for (; i < tile.length; i += W) apply_to_vector(activation, x + i, z + i, tile.length - i, from_x, k);
     }
 }
 
-INLINE void gradient_sums_of_run(int from, abn_activation activation, abn_tile tile, ptrdiff_t length,
-                                 backward_constants b, activation_constants k, real *partial) {
-    const storage *source = tile.source.data, *gradient = tile.gradient.data;
+INLINE void gradient_sums_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,
+                                    ptrdiff_t n, backward_constants b, activation_constants k, vec *sum, vec *product) {
+    const backward_pair p = backward_element(from, activation, v_load_upto(source, n), v_load_upto(gradient, n), b, k);
+    *sum = v_add(*sum, p.dy);
+    *product = v_fma(p.dy, p.w, *product);
+}
+
+INLINE void gradient_sums_of_run(int from, abn_activation activation, const storage *source, const storage *gradient,
+                                 ptrdiff_t length, backward_constants b, activation_constants k, real *partial) {
     vec sums[UNROLL], products[UNROLL];
     ptrdiff_t i = 0;
     UNROLLED for (int u = 0; u < UNROLL; u++) sums[u] = products[u] = v_zero();
-    for (; i + UNROLL * W <= length; i += UNROLL * W) {
-        UNROLLED for (int u = 0; u < UNROLL; u++) {
-            const backward_pair p =
-                backward_element(from, activation, v_load(source + i + u * W), v_load(gradient + i + u * W), b, k);
-            sums[u] = v_add(sums[u], p.dy);
-            products[u] = v_fma(p.dy, p.w, products[u]);
-        }
-    }
-    for (; i < length; i += W) {
-        const ptrdiff_t n = length - i;
-        const backward_pair p =
-            backward_element(from, activation, v_load_upto(source + i, n), v_load_upto(gradient + i, n), b, k);
-        sums[0] = v_add(sums[0], p.dy);
-        products[0] = v_fma(p.dy, p.w, products[0]);
-    }
+    for (; i + UNROLL * W <= length; i += UNROLL * W)
+        UNROLLED for (int u = 0; u < UNROLL; u++) gradient_sums_of_vector(
+            from, activation, source + i + u * W, gradient + i + u * W, W, b, k, &sums[u], &products[u]);
+    for (; i < length; i += W)
+        gradient_sums_of_vector(from, activation, source + i, gradient + i, length - i, b, k, &sums[0], &products[0]);
     add_partial(partial, sums);
     add_partial(partial + LANES, products);
 }
@@ -105,11 +95,8 @@ INLINE void rows_gradient_sums(int from, abn_activation activation, abn_tile til
         const backward_constants b = all_backward_constants(ABN_ROWS, from, constants, row);
         for (ptrdiff_t i = 0; i < tile.length; i += RUN) {
             const ptrdiff_t left = tile.length - i;
-            abn_tile run = tile;
-            run.source.data = row_of(tile.source, row) + i;
-            run.gradient.data = row_of(tile.gradient, row) + i;
-            gradient_sums_of_run(from, activation, run, left < RUN ? left : RUN, b, k,
-                                 (real *)partial + 2 * row * LANES);
+            gradient_sums_of_run(from, activation, row_of(tile.source, row) + i, row_of(tile.gradient, row) + i,
+                                 left < RUN ? left : RUN, b, k, (real *)partial + 2 * row * LANES);
         }
     }
 }
@@ -120,21 +107,13 @@ INLINE void rows_gradient_apply(int from, abn_activation activation, abn_tile ti
         const storage *source = row_of(tile.source, row), *gradient = row_of(tile.gradient, row);
         storage *dx = (storage *)tile.destination + row * tile.destination_stride;
         const backward_constants b = all_backward_constants(ABN_ROWS, from, constants, row);
-        ptrdiff_t i = 0;
-        for (; i + UNROLL * W <= tile.length; i += UNROLL * W) {
-            UNROLLED for (int u = 0; u < UNROLL; u++) {
-                const ptrdiff_t at = i + u * W;
-                const backward_pair p =
-                    backward_element(from, activation, v_load(source + at), v_load(gradient + at), b, k);
-                v_store(dx + at, backward_result(p, b));
-            }
-        }
-        for (; i < tile.length; i += W) {
-            const ptrdiff_t n = tile.length - i;
-            const backward_pair p =
-                backward_element(from, activation, v_load_upto(source + i, n), v_load_upto(gradient + i, n), b, k);
-            v_store_upto(dx + i, backward_result(p, b), n);
-        }
+        ptrdiff_t i = elements_to_alignment(source, tile.length);
+        if (i > 0) gradient_of_vector(from, activation, source, gradient, dx, i, b, k);
+        for (; i + UNROLL * W <= tile.length; i += UNROLL * W)
+            UNROLLED for (int u = 0; u < UNROLL; u++)
+                gradient_of_vector(from, activation, source + i + u * W, gradient + i + u * W, dx + i + u * W, W, b, k);
+        for (; i < tile.length; i += W)
+            gradient_of_vector(from, activation, source + i, gradient + i, dx + i, tile.length - i, b, k);
     }
 }
 

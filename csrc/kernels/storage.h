@@ -116,6 +116,18 @@ INLINE void v_store_first(storage *p, vec v, ptrdiff_t n) { HALF_STORE_FIRST(p, 
 #endif
 #endif
 
+/* How many elements come before the first whole vector that starts at a multiple of its size? Loads across cache lines
+ * cost twice, and large NumPy arrays begin 16 bytes after one. Where part of a vector is slow to load: none. */
+INLINE ptrdiff_t elements_to_alignment(const storage *p, ptrdiff_t length) {
+#ifdef ABN_STORAGE_HAS_FIRST
+    const uintptr_t bytes = W * sizeof(storage);
+    const ptrdiff_t count = (ptrdiff_t)((bytes - (uintptr_t)p % bytes) % bytes / sizeof(storage));
+    return count < length ? count : length;
+#else
+    return (void)p, (void)length, 0;
+#endif
+}
+
 #ifndef ABN_STORAGE_HAS_FIRST
 INLINE vec v_load_first(const storage *p, ptrdiff_t n) {
     storage lanes[W] = {0};
