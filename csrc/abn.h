@@ -22,7 +22,7 @@ typedef enum { ABN_OK, ABN_NO_MEMORY } abn_status;
 
 size_t abn_dtype_size(abn_dtype dtype);
 
-/* One row of this table per activation; nothing else outside kernels/activations.h knows one by name. */
+/* One row of this table per activation. By name they are known there, in activations.c and in kernels/activations.h. */
 typedef struct {
     const char *name;
     int invertible; /* can y be had back from z? If not, only strategies that keep x or xhat take it. */
@@ -30,7 +30,7 @@ typedef struct {
 } abn_activation_info;
 extern const abn_activation_info abn_activation_table[ABN_ACTIVATIONS];
 
-/* Elements of element (n, c, s) at data + n*batch_stride + c*channel_stride + s*spatial_stride (in elements).
+/* Element (n, c, s) is at data + n*batch_stride + c*channel_stride + s*spatial_stride (in elements).
  * Channels-first: spatial_stride == 1. Channels-last: channel_stride == 1. Strides are positive. */
 typedef struct {
     void *data;

@@ -163,7 +163,7 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
                .destination = *z,
                .arrays = inplace ? 1 : 2,
                .apply = inplace ? apply_inplace : apply_beside,
-               .sums_use = 1 << ABN_CENTRE,
+               .sums_use = 1 << ABN_SUMS_CENTRE,
                .apply_use = AFFINE},
         .context = context,
     };

@@ -23,13 +23,16 @@ static double sample_mean(const abn_operation *op, ptrdiff_t channel) {
 }
 
 void abn_moments_begin(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
-    for (ptrdiff_t c = channel; c < channel + channels; c++) abn_set_constant(op, ABN_CENTRE, c, sample_mean(op, c));
+    for (ptrdiff_t c = channel; c < channel + channels; c++)
+        abn_set_constant(op, ABN_SUMS_CENTRE, c, sample_mean(op, c));
 }
 
 void abn_moments_sums(const abn_operation *op, const abn_tile *tile, const abn_span *span,
                       const abn_constants *constants, void *partial) {
     (void)span;
-    op->kernels->moments(tile, constants, partial);
+    abn_constants around = *constants;
+    around.of[ABN_CENTRE] = constants->of[ABN_SUMS_CENTRE];
+    op->kernels->moments(tile, &around, partial);
 }
 
 /* Two passes in double over a channel whose squares overflow float (or that is not finite). */
@@ -55,11 +58,11 @@ int abn_moments_finish(abn_operation *op, abn_moments moments, ptrdiff_t channel
     for (ptrdiff_t i = 0; i < channels; i++) {
         const ptrdiff_t c = channel + i;
         const double offset = first[i] / count, square = offset * offset;
-        double mean = abn_get_constant(op, ABN_CENTRE, c) + offset, var = second[i] / count - square;
+        double mean = abn_get_constant(op, ABN_SUMS_CENTRE, c) + offset, var = second[i] / count - square;
         if (!isfinite(var))
             exact_moments(op, c, &mean, &var);
         else if (!again && square > FAR_FROM_CENTRE * var) {
-            abn_set_constant(op, ABN_CENTRE, c, mean);
+            abn_set_constant(op, ABN_SUMS_CENTRE, c, mean);
             more = 1;
         }
         moments.mean[c] = mean;
@@ -85,7 +88,7 @@ abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, double
                .begin = abn_moments_begin,
                .sums = abn_moments_sums,
                .finish = finish_statistics,
-               .sums_use = 1 << ABN_CENTRE},
+               .sums_use = 1 << ABN_SUMS_CENTRE},
         .moments = {mean, var},
     };
     abn_status status = abn_operation_open(&statistics.op, machine, 0);

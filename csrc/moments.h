@@ -9,8 +9,11 @@ typedef struct {
     double *mean, *var;
 } abn_moments;
 
-/* The steps `begin`, `sums` and `finish` of an operation on op->source; ABN_CENTRE is theirs between the first and
- * the last. finish says whether the sums have to be taken again. */
+/* The sums' centre has a place of its own: where some channels' sums are taken again, those of the others, whose
+ * constants may be set by then, must come out as before. The forward has no other use for it. */
+enum { ABN_SUMS_CENTRE = ABN_OFFSET };
+
+/* The steps `begin`, `sums` and `finish` of an operation on op->source; ABN_SUMS_CENTRE is theirs. finish says whether the sums have to be taken again. */
 void abn_moments_begin(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels);
 void abn_moments_sums(const abn_operation *op, const abn_tile *tile, const abn_span *span,
                       const abn_constants *constants, void *partial);

@@ -13,10 +13,10 @@
 #include "threads.h"
 
 enum {
-    CHUNK = 512,     /* rows: sums in double cost 16 bytes per channel and chunk */
-    BLOCK = 128,     /* rows summed in float before they are added in double */
-    LINE = 64,       /* bytes of a cache line */
-    LEAST_LINES = 4, /* a channels-last strip should take this many of each row */
+    CHUNK = 512,      /* rows: sums in double cost 16 bytes per channel and chunk */
+    BLOCK = 128,      /* rows summed in float before they are added in double */
+    LINE = 64,        /* bytes of a cache line */
+    LEAST_LINES = 16, /* a channels-last strip should take this many of each row */
 };
 
 typedef struct {
@@ -216,6 +216,7 @@ static ptrdiff_t channels_in_cache(const walk *w, ptrdiff_t widest) {
     while ((size_t)(grain * op->spread) * element % LINE) grain *= 2;
     if (op->spread == 1) grain *= LEAST_LINES;
     if (fitting >= op->source.channels && op->source.channels <= widest) return op->source.channels;
+    if (op->repeat > 1) return 0; /* a joined row has all channels */
     const ptrdiff_t most = fitting < widest ? fitting : widest;
     return most >= grain ? most - most % grain : op->spread > 1 ? most : 0;
 }

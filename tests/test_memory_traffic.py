@@ -28,7 +28,7 @@ def peak_during(call):
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_forward_and_backward_allocate_nothing_full_size(strategy, layout, dtype, activation):
     """But the fresh z of the strategies that keep x or xhat."""

@@ -82,7 +82,7 @@ def test_the_binder_takes_what_the_signature_says(name):
             function(*[None] * i)
 
 
-@pytest.mark.parametrize("name", public(dir(_core)) & set(functional.__all__))
+@pytest.mark.parametrize("name", sorted(public(dir(_core)) & set(functional.__all__)))
 def test_functional_takes_the_same_arguments_but_isa(name):
     compiled = [p for p in parameters(getattr(_core, name)) if p[0] != "isa"] if name != "Context" else None
     assert name == "Context" or parameters(getattr(functional, name)) == compiled

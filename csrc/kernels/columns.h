@@ -82,8 +82,7 @@ INLINE void gradient_sums_step(int from, abn_activation activation, abn_tile til
     UNROLLED for (int r = 0; r < rows; r++) {
         const storage *source = element_at(tile.source, row + r, j);
         const storage *gradient = element_at(tile.gradient, row + r, j);
-        const backward_pair p =
-            backward_element(from, activation, v_load_upto(source, n), v_load_upto(gradient, n), b, k);
+        const backward_pair p = backward_of_vector(from, activation, source, gradient, n, b, k);
         sum = v_add(sum, p.dy);
         product = v_fma(p.dy, p.w, product);
     }

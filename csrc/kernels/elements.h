@@ -37,6 +37,18 @@ INLINE vec backward_result(backward_pair p, backward_constants b) {
     return v_fma(p.dy, b.dy_factor, v_fma(p.w, b.w_factor, b.offset));
 }
 
+/* Of n elements; what a vector has beyond them counts for nothing, whatever constants meet there. */
+INLINE backward_pair backward_of_vector(int from, abn_activation activation, const storage *source,
+                                        const storage *gradient, ptrdiff_t n, backward_constants b,
+                                        activation_constants k) {
+    backward_pair p = backward_element(from, activation, v_load_upto(source, n), v_load_upto(gradient, n), b, k);
+    if (n < W) {
+        p.dy = v_first(p.dy, n);
+        p.w = v_first(p.w, n);
+    }
+    return p;
+}
+
 /* The first n elements of a vector, n <= W or more. */
 INLINE void apply_to_vector(abn_activation activation, const storage *x, storage *z, ptrdiff_t n, affine from_x,
                             activation_constants k) {

@@ -69,7 +69,7 @@ INLINE void rows_apply(abn_activation activation, abn_tile tile, abn_constants c
 
 INLINE void gradient_sums_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,
                                     ptrdiff_t n, backward_constants b, activation_constants k, vec *sum, vec *product) {
-    const backward_pair p = backward_element(from, activation, v_load_upto(source, n), v_load_upto(gradient, n), b, k);
+    const backward_pair p = backward_of_vector(from, activation, source, gradient, n, b, k);
     *sum = v_add(*sum, p.dy);
     *product = v_fma(p.dy, p.w, *product);
 }

@@ -160,8 +160,9 @@ static int choose_layout(batch *b, const batch *like) {
     if (!(like && plain) && (b->layout == CHANNELS_FIRST ? !first : !last))
         return refuse_layout(b, !like
                                     ? "is neither (N, C, *spatial) with contiguous spatial dimensions nor channels-last"
-                                : b->layout == CHANNELS_FIRST ? "must be channels-first in memory, as x was"
-                                                              : "must be channels-last in memory, as x was");
+                                : b->layout == CHANNELS_FIRST
+                                    ? "must be channels-first in memory, as x was (copy it into numpy.empty_like(x))"
+                                    : "must be channels-last in memory, as x was (copy it into numpy.empty_like(x))");
     dense = *core;
     contiguous_strides(&dense, b->layout);
     if (core->spatial == 1) core->spatial_stride = dense.spatial_stride;

@@ -1,0 +1,46 @@
+"""Faults that were found by attacking the library, each as small as it could be made."""
+
+import numpy as np
+import pytest
+
+from inplace_abn import _core, functional
+
+
+@pytest.mark.parametrize("positions", [300, 1500, 6272, 20000])
+@pytest.mark.parametrize("channels", [65, 100, 128])
+def test_joined_rows_of_channels_last_are_never_cut_between_channels(channels, positions):
+    """Whatever the size of the cache: rows of several positions were once cut into strips of channels."""
+    x = np.random.default_rng(0).normal(size=(1, positions, channels)).astype(np.float32)
+    mean, var, _ = _core.statistics(x, channel_axis=-1, threads=2)
+    np.testing.assert_allclose(mean, x.mean((0, 1), dtype=np.float64), atol=2e-6)
+    np.testing.assert_allclose(var, x.var((0, 1), dtype=np.float64), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "channel_axis"), [((1, 40000, 64), -1), ((1200, 30, 49), 1)])
+def test_sums_taken_again_for_one_channel_leave_the_others_as_they_were(shape, channel_axis):
+    """The first elements of a channel do not speak for it, and threads finish different channels."""
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    x[0, :8, 48] = 1e4
+    results = {
+        functional.forward(x.copy(), channel_axis=channel_axis, threads=threads)[0].tobytes()
+        for threads in (1, 2, 3, 7, 16)
+    }
+    assert len(results) == 1
+
+
+def test_nan_does_not_reach_the_columns_beyond_a_strip():
+    x = np.random.default_rng(0).normal(size=(11000, 82, 25)).astype(np.float32)
+    x[0, 40:80] = np.nan
+    z, ctx = functional.forward(x, np.ones(82, np.float32), np.zeros(82, np.float32), strategy="standard")
+    dweight = functional.backward(ctx, np.ones_like(x)).dweight
+    assert np.isnan(dweight).nonzero()[0].tolist() == list(range(40, 80))
+    assert z is not x
+
+
+@pytest.mark.parametrize("isa", [name for name in _core.info()["isa_usable"]])
+def test_a_constant_channel_of_a_large_value_has_finite_gradients(isa):
+    x = np.full((3, 2, 5), 2e36, np.float32)
+    _, ctx = _core.forward(x, np.ones(2, np.float32), np.zeros(2, np.float32), strategy="standard", isa=isa)
+    dx, dweight, _ = _core.backward(ctx, np.ones_like(x), isa=isa)
+    assert np.isfinite(dx).all()
+    assert not dweight.any()
