@@ -1,0 +1,481 @@
+"""What must not go wrong silently: writes into what a backward needs, a second backward, unlike shapes."""
+
+import gc
+
+import numpy as np
+import pytest
+from networks import OVERWRITING, STRATEGIES, abn, assert_close, blocks, chain, conv, normal, run
+
+from inplace_abn import memory, models
+from inplace_abn.layers import (
+    ABN,
+    Activation,
+    AvgPool2d,
+    Context,
+    Conv2d,
+    CrossEntropy,
+    Dropout,
+    InPlaceABN,
+    Layer,
+    Linear,
+    MaxPool2d,
+    Residual,
+    Sequential,
+    Upsample,
+    kept,
+    no_grad,
+)
+
+SHAPE = (2, 4, 3, 3)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_locked():
+    """Nothing is kept for layers that are gone."""
+    yield
+    gc.collect()
+    assert not kept._entries
+    assert not kept._locks
+    assert not kept._offers
+
+
+# ---- the lock ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", OVERWRITING)
+def test_z_is_locked_until_the_backward_has_run(strategy):
+    net, x = chain(strategy), normal(SHAPE)
+    net(x)
+    with pytest.raises(ValueError, match="read-only"):
+        x += 1
+    net.backward(normal(SHAPE))
+    x += 1
+
+
+def test_adding_a_shortcut_to_z_is_an_error_at_that_line():
+    layer, shortcut = InPlaceABN(4, dtype=np.float64), normal(SHAPE)
+    z = layer(normal(SHAPE))
+    with pytest.raises(ValueError, match="read-only"):
+        z += shortcut
+
+
+def test_every_saved_array_is_locked():
+    layer, x = conv(), normal(SHAPE)
+    layer(x)
+    with pytest.raises(ValueError, match="read-only"):
+        x += 1
+    layer.backward(normal(SHAPE))
+    x += 1
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2)])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint"])
+def test_an_array_that_several_keep_is_unlocked_by_the_last(strategy, order):
+    layers, x = [conv(), abn(4, strategy), conv()], normal(SHAPE)
+    for layer in layers:
+        layer(x)
+    for i in order:
+        assert not x.flags.writeable
+        layers[i].backward(normal(SHAPE))
+    assert x.flags.writeable
+
+
+def test_what_was_read_only_stays_so():
+    layer, x = conv(), normal(SHAPE)
+    x.flags.writeable = False
+    layer(x)
+    layer.backward(normal(SHAPE))
+    assert not x.flags.writeable
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("kind", blocks("standard"))
+def test_nothing_is_locked_after_the_backward(kind, strategy):
+    block, x = blocks(strategy)[kind], normal(SHAPE)
+    z = block(x)
+    block.backward(normal(SHAPE))
+    assert x.flags.writeable
+    assert z.flags.writeable
+    assert not kept._entries
+    assert not kept._locks
+
+
+def test_dropping_a_layer_unlocks():
+    x = normal(SHAPE)
+    net = chain("inplace")
+    net(x)
+    del net
+    gc.collect()
+    assert x.flags.writeable
+
+
+# ---- overlap -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", OVERWRITING)
+def test_overwriting_what_a_convolution_keeps_names_both_layers(strategy):
+    x = normal(SHAPE)
+    net = Sequential({"keeps": conv(), "writes": abn(4, strategy)})
+    net.keeps(x)
+    before = x.copy()
+    message = r"^writes \(ABN\): strategy .* overwrites its input, but keeps \(Conv2d\) keeps that .* 'input'"
+    with pytest.raises(ValueError, match=message):
+        net.writes(x)
+    assert np.array_equal(x, before)
+    assert net.writes.num_batches_tracked == 0
+    net.keeps.backward(normal(SHAPE))
+    net.writes(x)
+
+
+@pytest.mark.parametrize("keeper", STRATEGIES)
+def test_overwriting_what_another_normalization_keeps_names_both_layers(keeper):
+    net = Sequential({"keeps": abn(4, keeper), "writes": InPlaceABN(4, dtype=np.float64)})
+    x = normal(SHAPE)
+    net.keeps(x)
+    with pytest.raises(
+        ValueError, match=r"writes \(InPlaceABN\).* keeps \(ABN\) keeps that memory as '(x|xhat|z)'"
+    ):
+        net.writes(x)
+
+
+def test_overlapping_views_are_found_and_neighbours_are_not_in_the_way():
+    buffer = normal((2, 8, 3, 3))
+    keeps, writes = conv(), abn(4, "inplace")
+    keeps(buffer[:, :4])
+    writes(buffer[:, 4:])
+    with pytest.raises(ValueError, match="overwrites its input, but Conv2d keeps that memory"):
+        writes(buffer[:, 2:6])
+
+
+def test_an_activation_in_place_is_refused_too():
+    net = Sequential({"keeps": conv(), "writes": Activation(inplace=True)})
+    x = normal(SHAPE)
+    net.keeps(x)
+    with pytest.raises(ValueError, match=r"writes \(Activation\): inplace=True .* keeps \(Conv2d\)"):
+        net.writes(x)
+
+
+# ---- shortcuts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_identity_shortcut_adds_what_x_was(strategy):
+    block, x = Residual(chain(strategy)), normal(SHAPE)
+    branch = chain("standard")(x.copy())
+    np.testing.assert_allclose(block(x.copy()), branch + x, atol=1e-13)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_only_strategies_that_overwrite_take_the_callers_x(strategy):
+    x = normal(SHAPE)
+    before = x.copy()
+    with no_grad():
+        Residual(chain(strategy))(x)
+    assert np.array_equal(x, before) == (strategy not in OVERWRITING)
+
+
+@pytest.mark.parametrize("kind", blocks("standard"))
+def test_the_sum_is_not_written_into_what_others_need(kind):
+    """With layers around: what comes in is kept by one before, what goes out by one behind."""
+    x, dz = normal(SHAPE), normal(SHAPE, 1)
+    want = run(Sequential(conv(), blocks("standard")[kind], conv()), x, dz)
+    for strategy in STRATEGIES:
+        assert_close(run(Sequential(conv(), blocks(strategy)[kind], conv()), x, dz), want)
+
+
+def test_a_branch_that_is_the_identity():
+    block = Residual(Dropout()).eval()
+    x, dz = normal(SHAPE), normal(SHAPE, 1)
+    before = x.copy()
+    assert_close(run(block, x, dz), {"z": 2 * x, "dx": 2 * dz})
+    block(x)
+    assert np.array_equal(x, before)
+
+
+def test_a_layer_that_hides_that_it_overwrites_is_found_out():
+    class Hides(Layer):
+        def __init__(self):
+            self.abn = abn(4, "inplace")
+
+        def forward(self, ctx, x):
+            return self.abn(x)
+
+    with pytest.raises(ValueError, match=r"branch.abn \(ABN\).* Residual keeps that memory as 'shortcut'"):
+        Residual(Hides())(normal(SHAPE))
+
+
+def test_a_projection_of_what_the_branch_overwrites_names_both_layers():
+    block = Residual(chain("inplace"), conv(4, 4, 1))
+    x = normal(SHAPE)
+    before = x.copy()
+    with pytest.raises(
+        ValueError, match=r"branch.0 \(ABN\).* shortcut \(Conv2d\) keeps that memory as 'input'"
+    ):
+        block(x)
+    assert np.array_equal(x, before)
+    assert x.flags.writeable
+
+
+def test_a_shortcut_that_keeps_nothing_goes_first():
+    x, dz = normal(SHAPE), normal(SHAPE, 1)
+    want, got = (run(Residual(chain(name), AvgPool2d(1)), x, dz) for name in ("standard", "inplace"))
+    assert_close(got, want)
+
+
+# ---- freed -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_contexts_are_freed_as_soon_as_their_backward_ran(strategy):
+    live = []
+
+    class Probe(Layer):
+        def forward(self, ctx, x):
+            return x.copy()
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            live.append(len(kept._entries))
+            return dz
+
+    net = Sequential(Probe(), *chain(strategy), Probe(), *chain(strategy), Probe())
+    net(normal(SHAPE))
+    net.backward(normal(SHAPE))
+    assert live[0] > live[1] > live[2] == 0
+
+
+def test_a_second_backward_names_the_layer():
+    net = Sequential({"abn": abn(4, "inplace")})
+    net(normal(SHAPE))
+    net.backward(normal(SHAPE))
+    for layer, name in ((net.abn, r"abn \(ABN\)"), (net, "Sequential")):
+        with pytest.raises(
+            RuntimeError, match=f"^{name}: .*the backward has run already.*run the forward again"
+        ):
+            layer.backward(normal(SHAPE))
+
+
+def test_backward_without_forward():
+    with pytest.raises(RuntimeError, match=r"Conv2d: .*the layer was not called"):
+        conv().backward(normal(SHAPE))
+    layer = conv()
+    with no_grad():
+        layer(normal(SHAPE))
+    with pytest.raises(RuntimeError, match=r"it was called inside no_grad\(\)"):
+        layer.backward(normal(SHAPE))
+
+
+def test_a_freed_context_names_its_operation():
+    ctx = Context("square")
+    ctx.save_for_backward(input=normal((2, 2)))
+    ctx.free()
+    with pytest.raises(RuntimeError, match="square: the context of this call is freed"):
+        _ = ctx.saved
+
+
+def test_a_refused_gradient_can_be_mended():
+    layer = abn(4, "inplace")
+    layer(normal(SHAPE))
+    with pytest.raises(
+        ValueError, match=r"ABN: dz must have the shape of the layer's result, \(2, 4, 3, 3\), got \(2"
+    ):
+        layer.backward(normal((2, 4, 3, 4)))
+    with pytest.raises(TypeError, match="dz must be float64 as the layer's result was, got float32"):
+        layer.backward(normal(SHAPE, dtype=np.float32))
+    with pytest.raises(TypeError, match=r"dz must be a numpy.ndarray, got list"):
+        layer.backward([1.0])
+    layer.backward(normal(SHAPE))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_error_inside_a_network_leaves_nothing_behind(strategy):
+    net, x = Sequential(*chain(strategy, 2), conv(5, 4)), normal(SHAPE)
+    with pytest.raises(ValueError, match=r"^4 \(Conv2d\): "):
+        net(x)
+    assert not kept._entries
+    assert x.flags.writeable
+    with pytest.raises(RuntimeError, match=r"0 \(ABN\): .*its forward failed"):
+        net[0].backward(normal(SHAPE))
+
+
+def test_an_error_inside_a_backward_leaves_nothing_behind():
+    class Fails(Layer):
+        def forward(self, ctx, x):
+            return x.copy()
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            raise ArithmeticError("it fails")
+
+    net = Sequential(*chain("inplace"), Fails(), conv())
+    net(normal(SHAPE))
+    with pytest.raises(ArithmeticError, match="it fails"):
+        net.backward(normal(SHAPE))
+    assert not kept._entries
+
+
+def test_release():
+    net, x = chain("inplace", 2), normal(SHAPE)
+    net(x)
+    assert net.release() is net
+    assert x.flags.writeable
+    assert not kept._entries
+    with pytest.raises(RuntimeError, match="what it kept was released"):
+        net.backward(normal(SHAPE))
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------
+
+
+def test_shapes_that_do_not_fit_name_the_layer_and_both_shapes():
+    x = np.zeros((2, 3, 8, 8), np.float32)
+    for layer, message in [
+        (Conv2d(4, 8, 3), r"net \(Conv2d\): .*\(8, 4, 3, 3\).*\(2, 3, 8, 8\)"),
+        (Linear(4, 8), r"net \(Linear\): .*\(8, 4\).*\(2, 3, 8, 8\)"),
+        (
+            InPlaceABN(4),
+            r"net \(InPlaceABN\): num_features=4 takes x of shape \(N, 4, ...\), got \(2, 3, 8, 8\) with 3",
+        ),
+        (
+            ABN(4, channel_axis=-1),
+            r"net \(ABN\): num_features=4 takes x of shape \(N, ..., 4\), got \(2, 3, 8, 8\) wi",
+        ),
+        (
+            Residual(Conv2d(3, 4, 3, stride=2, padding=1)),
+            r"net \(Residual\): the branch gives float32 of shape \(2, 4, 4, 4\), .*\(2, 3, 8, 8\)",
+        ),
+        (MaxPool2d(9), r"net \(MaxPool2d\): .*9 x 9.*8 x 8"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Sequential({"net": layer})(x)
+    with pytest.raises(
+        ValueError, match=r"CrossEntropy: target must be of shape \(2,\).*\(2, 5\).*got \(3,\)"
+    ):
+        CrossEntropy()(np.zeros((2, 5)), np.zeros(3, int))
+
+
+def test_an_image_that_an_encoder_decoder_cannot_halve_names_the_level():
+    net = models.encoder_decoder(1, 2, (4, 4))
+    with pytest.raises(ValueError, match=r"body.across \(Residual\): .*\(1, 4, 8, 6\).*\(1, 4, 7, 6\)"):
+        net(np.zeros((1, 1, 7, 6), np.float32))
+
+
+def test_other_dtypes_name_the_layer():
+    for layer in (conv(), abn()):
+        with pytest.raises(TypeError, match=f"^{type(layer).__name__}: .*float"):
+            layer(np.zeros(SHAPE, np.float32))
+    with pytest.raises(TypeError, match=r"Activation: x must be of a floating dtype, got int64"):
+        Activation()(np.zeros(3, np.int64))
+    for layer in (Activation(), InPlaceABN(3), Linear(3, 3)):
+        with pytest.raises(TypeError, match=f"{type(layer).__name__}: x must be a numpy.ndarray"):
+            layer([1.0, 2.0])
+
+
+def test_unknown_names_list_the_valid_ones():
+    strategies = "'standard', 'checkpoint', 'checkpoint_xhat', 'inplace_1', 'inplace_2', 'inplace'"
+    with pytest.raises(ValueError, match=f"strategy must be one of {strategies}, got 'in_place'"):
+        ABN(3, strategy="in_place")
+    activations = "'identity', 'leaky_relu', 'elu', 'relu'"
+    for make in (ABN, InPlaceABN):
+        with pytest.raises(ValueError, match=f"activation must be one of {activations}, got 'gelu'"):
+            make(3, activation="gelu")
+    with pytest.raises(ValueError, match=f"activation must be one of {activations}, got 'gelu'"):
+        Activation("gelu")
+    with pytest.raises(
+        ValueError, match="block must be one of 'preactivation', 'postactivation', got 'both'"
+    ):
+        models.residual_network(1, 2, block="both")
+
+
+def test_relu_in_place_is_refused_and_leaky_relu_named():
+    with pytest.raises(ValueError, match=r"'relu' has no inverse.*use 'leaky_relu'"):
+        InPlaceABN(3, activation="relu")
+    layer = ABN(3, activation="relu")
+    with pytest.raises(ValueError, match="use 'leaky_relu'"):
+        layer.strategy = "inplace_1"
+    assert layer.strategy == "standard"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: InPlaceABN(0), ValueError, "num_features must be at least 1, got 0"),
+        (lambda: InPlaceABN(2.5), TypeError, "num_features must be a whole number, got 2.5"),
+        (lambda: InPlaceABN(2, eps=0), ValueError, "eps must be greater than 0, got 0"),
+        (lambda: InPlaceABN(2, momentum=1.5), ValueError, "momentum must be from 0 to 1, got 1.5"),
+        (lambda: InPlaceABN(2, momentum="a"), TypeError, "momentum must be a number, got 'a'"),
+        (
+            lambda: InPlaceABN(2, activation_param=-1),
+            ValueError,
+            "activation_param must be greater than 0, got -1",
+        ),
+        (lambda: InPlaceABN(2, activation_param=np.inf), ValueError, "activation_param must be finite"),
+        (lambda: InPlaceABN(2, channel_axis=2), ValueError, "channel_axis must be one of 1, -1, got 2"),
+        (lambda: InPlaceABN(2, dtype="float16"), ValueError, "dtype must be one of 'float32', 'float64'"),
+        (lambda: Conv2d(3, 4, (1, 2, 3)), ValueError, "kernel_size must be one whole number or two"),
+        (
+            lambda: Conv2d(3, 4, 3, groups=2),
+            ValueError,
+            "groups must divide in_channels=3 and out_channels=4, got 2",
+        ),
+        (lambda: Linear(3, -1), ValueError, "out_features must be at least 1, got -1"),
+        (lambda: Dropout(1.1), ValueError, "p must be from 0 to 1, got 1.1"),
+        (
+            lambda: MaxPool2d(2, padding=2),
+            ValueError,
+            r"padding must be at most half of kernel_size=\(2, 2\)",
+        ),
+        (lambda: Upsample(), ValueError, "give either size or scale_factor"),
+        (lambda: Upsample(scale_factor=0), ValueError, "scale_factor must be greater than 0, got 0"),
+        (lambda: Residual(None), TypeError, "branch must be a Layer, got None"),
+        (lambda: Residual(conv(), 3), TypeError, "shortcut must be a Layer, got 3"),
+        (
+            lambda: models.residual_network(1, 2, ()),
+            ValueError,
+            "widths must be at least one number of channels",
+        ),
+    ],
+)
+def test_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+# ---- the loss ----------------------------------------------------------------------------------------------
+
+
+def test_labels_out_of_range():
+    with pytest.raises(ValueError, match=r"CrossEntropy: target\[1\] is 5: labels must be from 0 to 4"):
+        CrossEntropy()(np.zeros((2, 5)), np.array([0, 5]))
+
+
+def poisoned():
+    net = models.residual_network(1, 3, (4,), 1, dtype=np.float64, rng=0)
+    net.stage1[0].branch.conv1.weight.data[0] = np.nan
+    return net
+
+
+def test_a_loss_that_is_not_finite_says_how_to_find_out_more():
+    scores = poisoned()(normal((2, 1, 4, 4)))
+    with pytest.raises(
+        FloatingPointError, match=r"CrossEntropy: the loss is nan; .* inplace_abn.memory.ledger\(\)"
+    ):
+        CrossEntropy()(scores, np.array([0, 1]))
+
+
+def test_with_a_ledger_it_names_the_layer_where_it_began():
+    net, criterion, target = poisoned(), CrossEntropy(), np.array([0, 1])
+    x = normal((2, 1, 4, 4))
+    with memory.ledger():
+        with pytest.raises(FloatingPointError, match=r"in the result of stage1.0.branch.conv1 \(Conv2d\)"):
+            criterion(net(x.copy()), target)
+        net.stage1[0].branch.conv1.weight.data[...] = 0
+        assert np.isfinite(criterion(net(x.copy()), target))
+        x[0, 0, 0, 0] = np.inf
+        with pytest.raises(FloatingPointError, match="in the input of Sequential"):
+            criterion(net(x), target)
+        with pytest.raises(FloatingPointError, match="in the input of CrossEntropy"):
+            criterion(np.full((2, 3), np.nan), target)
+
+
+def test_a_loss_of_no_labels():
+    with pytest.raises(FloatingPointError, match="no label counts, all 2 are -100"):
+        CrossEntropy()(np.zeros((2, 5)), np.array([-100, -100]))
