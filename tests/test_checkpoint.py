@@ -63,6 +63,13 @@ def test_the_identity_mapping_block_of_the_paper_keeps_three_buffers_and_six_wit
     assert in_all == pytest.approx((buffers - 1) * BUFFER, abs=0.01 * live)
 
 
+def test_a_z_that_is_reshaped_is_one_buffer():
+    net, x = Sequential(abn(4, "inplace"), Flatten(), Linear(36, 5, dtype=np.float64)), normal((2, 4, 3, 3))
+    with memory.ledger() as ledger:
+        net(x)
+    assert ledger.live == x.nbytes
+
+
 @pytest.mark.parametrize("strategy", CHECKPOINTS)
 def test_the_convolution_does_not_hold_z(strategy):
     first, second, x = abn(4, strategy), conv(), normal((2, 4, 3, 3))

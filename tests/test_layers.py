@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import dtype_of, without_ml_dtypes
 from networks import STRATEGIES, abn, assert_close, blocks, chain, conv, normal, run
 
 from inplace_abn import layers, models
@@ -200,6 +201,18 @@ def test_channels_last():
     got = run(last, *(np.moveaxis(a, 1, -1).copy() for a in (x, dz)))
     np.testing.assert_allclose(np.moveaxis(got["z"], -1, 1), want["z"])
     np.testing.assert_allclose(np.moveaxis(got["dx"], -1, 1), want["dx"])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=without_ml_dtypes)])
+def test_half_types(dtype, strategy):
+    x, dz = (normal((4, 3, 5, 5), seed).astype(dtype_of(dtype)) for seed in (0, 1))
+    net = Sequential(ABN(3, strategy=strategy), Activation())
+    got, want = run(net, x, dz), run(net, x.astype(np.float32), dz.astype(np.float32))
+    assert got["z"].dtype == got["dx"].dtype == x.dtype
+    for name, result in got.items():
+        atol = 0.03 * np.abs(want[name]).max()
+        np.testing.assert_allclose(result.astype(np.float32), want[name], rtol=0, atol=atol, err_msg=name)
 
 
 # ---- activations -------------------------------------------------------------------------------------------

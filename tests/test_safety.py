@@ -1,6 +1,7 @@
 """What must not go wrong silently: writes into what a backward needs, a second backward, unlike shapes."""
 
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -106,6 +107,28 @@ def test_dropping_a_layer_unlocks():
     net(x)
     del net
     gc.collect()
+    assert x.flags.writeable
+
+
+def test_threads_that_share_a_batch():
+    """Each has layers of its own; the batch is unlocked when the last of them is done."""
+    x, dz, failures = normal((2, 4, 8, 8)), normal((2, 4, 8, 8), 1), []
+    want = run(chain("checkpoint"), x, dz)
+
+    def work():
+        net = chain("checkpoint")
+        for _ in range(20):
+            net.zero_grad()
+            net(x)
+            if not np.array_equal(net.backward(dz), want["dx"]):
+                failures.append("another gradient")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
     assert x.flags.writeable
 
 

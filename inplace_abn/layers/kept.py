@@ -1,6 +1,7 @@
 """The arrays that live contexts keep: locks, keepers, and arrays that can be had again instead."""
 
 import itertools
+import threading
 import weakref
 from contextlib import suppress
 
@@ -19,6 +20,7 @@ class _Lock:
 
 
 _tokens = itertools.count()
+_one_at_a_time = threading.RLock()  # a context may be dropped, and so freed, by whatever runs in between
 _locks = {}  # id of an array -> its _Lock
 _entries = {}  # token -> (first byte, last byte + 1, array, function that returns the keeper's name, role)
 
@@ -40,27 +42,28 @@ def add(array, name, role, writeable=None):
     token
         For `remove`.
     """
-    lock = _locks.setdefault(
-        id(array), _Lock(array, array.flags.writeable if writeable is None else writeable)
-    )
-    lock.count += 1
-    array.flags.writeable = False
-    token = next(_tokens)
-    _entries[token] = (*_bounds(array), array, name, role)
+    with _one_at_a_time:
+        after = array.flags.writeable if writeable is None else writeable
+        lock = _locks.setdefault(id(array), _Lock(array, after))
+        lock.count += 1
+        array.flags.writeable = False
+        token = next(_tokens)
+        _entries[token] = (*_bounds(array), array, name, role)
     return token
 
 
 def remove(token):
     """Undo one `add`."""
-    array = _entries.pop(token)[2]
-    lock = _locks[id(array)]
-    lock.count -= 1
-    if lock.count:
-        array.flags.writeable = False  # the compiled core may just have unlocked it, for another context
-        return
-    del _locks[id(array)]
-    if lock.writeable:
-        _make_writeable(array)
+    with _one_at_a_time:
+        array = _entries.pop(token)[2]
+        lock = _locks[id(array)]
+        lock.count -= 1
+        if lock.count:
+            array.flags.writeable = False  # the compiled core may just have unlocked it, for another context
+            return
+        del _locks[id(array)]
+        if lock.writeable:
+            _make_writeable(array)
 
 
 def _make_writeable(array):
@@ -69,7 +72,10 @@ def _make_writeable(array):
 
 
 def _bounds(array):
-    return np.lib.array_utils.byte_bounds(array)
+    if not array.flags.forc:
+        return np.lib.array_utils.byte_bounds(array)
+    low = array.__array_interface__["data"][0]
+    return low, low + array.nbytes
 
 
 def _keeper_of(array):
