@@ -126,12 +126,17 @@ def test_a_reshaped_z_is_recomputed_too(strategy):
     assert ledger.live == x.nbytes
 
 
-@pytest.mark.parametrize("part", [np.s_[:, :2], np.s_[::-1], np.s_[:, :, 1:]])
-def test_a_part_of_z_is_kept_itself(part):
-    ctx = Context()
-    z = abn(4, "checkpoint")(normal((2, 4, 3)))
-    ctx.save_for_backward(part=z[part])
-    assert np.shares_memory(ctx.saved["part"], z)
+@pytest.mark.parametrize(
+    "part", [np.s_[:, :2], np.s_[::-1], np.s_[:, :, 1:], np.s_[:, 1:, ::2], np.s_[0], None]
+)
+def test_parts_of_z(part):
+    """Those that begin where z does are recomputed, others are kept themselves."""
+    layer, ctx = abn(4, "checkpoint"), Context()
+    z = layer(normal((2, 4, 3)))
+    ctx.save_for_backward(part=z[part], bits=z[part].view(np.int64))
+    assert np.array_equal(ctx.saved["part"], z[part])
+    assert np.array_equal(ctx.saved["bits"], z[part].view(np.int64))
+    assert np.shares_memory(ctx.saved["part"], z) == (z[part].ctypes.data != z.ctypes.data)
 
 
 @pytest.mark.parametrize("strategy", CHECKPOINTS)

@@ -1,6 +1,7 @@
 """What must not go wrong silently: writes into what a backward needs, a second backward, unlike shapes."""
 
 import gc
+import itertools
 import threading
 
 import numpy as np
@@ -62,10 +63,13 @@ def test_every_saved_array_is_locked():
     x += 1
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (1, 0, 2)])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint"])
-def test_an_array_that_several_keep_is_unlocked_by_the_last(strategy, order):
+@pytest.mark.parametrize("first", ["conv", "abn"])
+def test_an_array_that_several_keep_is_unlocked_by_the_last(first, strategy, order):
     layers, x = [conv(), abn(4, strategy), conv()], normal(SHAPE)
+    if first == "abn":
+        layers[:2] = layers[1::-1]
     for layer in layers:
         layer(x)
     for i in order:
@@ -74,8 +78,9 @@ def test_an_array_that_several_keep_is_unlocked_by_the_last(strategy, order):
     assert x.flags.writeable
 
 
-def test_what_was_read_only_stays_so():
-    layer, x = conv(), normal(SHAPE)
+@pytest.mark.parametrize("make", [conv, abn], ids=["conv", "abn"])
+def test_what_was_read_only_stays_so(make):
+    layer, x = make(), normal(SHAPE)
     x.flags.writeable = False
     layer(x)
     layer.backward(normal(SHAPE))
@@ -206,6 +211,56 @@ def test_a_branch_that_is_the_identity():
     assert_close(run(block, x, dz), {"z": 2 * x, "dx": 2 * dz})
     block(x)
     assert np.array_equal(x, before)
+
+
+def test_a_branch_whose_result_is_kept_under_another_name():
+    """A view that was made before the lock is writeable; what is below it is not to be written."""
+
+    class Doubles(Layer):
+        def forward(self, ctx, x):
+            z = 2 * x
+            view = z[...]
+            ctx.save_for_backward(result=z)
+            return view
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            return 2 * dz + 0 * ctx.saved["result"]
+
+    block, x = Residual(Doubles()), normal(SHAPE)
+    assert np.array_equal(block(x), 3 * x)
+    assert np.array_equal(block.branch._contexts[-1].saved["result"], 2 * x)
+
+
+class PassesOn(Layer):
+    """Hands back the very arrays that it is given."""
+
+    returns_input = True
+
+    def forward(self, ctx, x):
+        return x
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        return dz
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_gradient_that_is_passed_on_is_still_the_callers(strategy):
+    for net in (
+        Sequential(abn(4, strategy), PassesOn()),
+        Residual(PassesOn()),
+        Residual(PassesOn(), PassesOn()),
+        Residual(PassesOn(), preactivation=abn(4, strategy)),
+        Residual(PassesOn(), abn(4, "standard")),
+        Residual(PassesOn(), conv(), preactivation=abn(4, strategy)),
+        Residual(Sequential(conv(), abn(4, strategy)), PassesOn(), activation=PassesOn()),
+    ):
+        x, dz = normal(SHAPE), normal(SHAPE, 1)
+        net(x)
+        before = dz.copy()
+        first = net.backward(dz).copy()
+        assert np.array_equal(dz, before)
+        net(normal(SHAPE))
+        assert np.array_equal(net.backward(dz, overwrite=True), first)
 
 
 def test_a_layer_that_hides_that_it_overwrites_is_found_out():

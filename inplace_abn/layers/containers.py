@@ -183,7 +183,7 @@ class Residual(Layer):
             return _sum(dx, dz, dz, own)
         last_use = own and dz.flags.writeable and not np.may_share_memory(da, dz)
         da = _sum(da, self.shortcut.backward(dz, overwrite=last_use), dz, own)
-        return self._before(da, owned=own or not np.may_share_memory(da, dz))
+        return self._before(da, owned=True)  # the sum is dz only if that is our own
 
     def _before(self, da, owned):
         if self.preactivation is None:

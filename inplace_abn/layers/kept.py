@@ -159,7 +159,7 @@ def withdraw(array):
 
 
 class Recipe:
-    """The means to have an array, or a reshaped view of it, once more."""
+    """The means to have an array, or a view that begins where it does, once more."""
 
     __slots__ = ("recompute", "shape", "strides")
 
@@ -175,12 +175,14 @@ class Recipe:
 
 
 def recipe(array):
-    """Return the `Recipe` of an array on offer, or of a view of the whole of one; None for all others."""
+    """Return the `Recipe` of an array on offer or of a view of it, such as a reshaped one; else None.
+
+    A view has to begin where the array does: not a flipped one, not a slice from the second sample on.
+    """
     owner = array if array.base is None else array.base
     found = _offers.get(id(owner))
     if found is None or found.reference() is not owner:
         return None
-    whole = array.size == owner.size and array.dtype == owner.dtype and _bounds(array) == _bounds(owner)
-    if not whole or array.ctypes.data != owner.ctypes.data:  # a flipped view starts elsewhere
+    if array.dtype != owner.dtype or array.ctypes.data != owner.ctypes.data:
         return None
     return Recipe(found.recompute, array.shape, array.strides)
