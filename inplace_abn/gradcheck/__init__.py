@@ -1,0 +1,106 @@
+"""Gradients checked against finite differences: of layers, networks, and pairs of functions.
+
+>>> import numpy as np
+>>> from inplace_abn.gradcheck import gradcheck
+>>> from inplace_abn.layers import InPlaceABN
+>>> report = gradcheck(InPlaceABN(3), np.random.default_rng(0).normal(size=(4, 3, 5)))
+>>> report.ok
+True
+>>> [(row.mode, row.name, row.checked) for row in report.rows][:3]
+[('train', 'x', 60), ('train', 'weight', 3), ('train', 'bias', 3)]
+
+A gradient that is wrong, and where:
+
+>>> wrong = (lambda x: (x**2, x), lambda ctx, dz: 2 * ctx * dz + (ctx > 2))
+>>> report = gradcheck(wrong, np.array([1.0, 3.0]))
+>>> report.ok, report.worst.index, report.worst.wrong
+(False, (1,), 1)
+"""
+
+import numpy as np
+
+from ..layers.context import is_grad_enabled
+from . import differences, subjects
+from .report import Report, Row
+
+__all__ = ["Report", "Row", "gradcheck"]
+
+
+def gradcheck(
+    target, inputs, *, wrt=None, modes=("train", "eval"), step=1e-4, rtol=1e-6, samples=None, seed=0
+):
+    """Compare analytic gradients with central finite differences, all in float64.
+
+    The objective is the sum of the result times random numbers, which the backward gets as dz. Differences
+    are of five points; elements that do not agree are looked at with smaller steps, since the first may have
+    met a kink, such as that of leaky_relu at 0.
+
+    Parameters
+    ----------
+    target : Layer, or pair of functions, or function
+        - A layer, also one made of layers. Its parameters are checked as well, in training and in evaluation.
+          Parameters, gradients, running statistics and generators of random numbers are as before afterwards.
+        - ``(forward, backward)``, or an object that has both, such as the module `inplace_abn.ops.conv2d`.
+          Either ``forward(*inputs)`` returns ``(z, ctx)``, as in `inplace_abn.functional`, or
+          ``forward(ctx, *inputs)``, with a first parameter of that name, returns z. ``backward(ctx, dz)``
+          returns the gradients of the inputs. Options go in by `functools.partial`; arrays and generators
+          among them are put back before each call.
+        - A function that returns ``(z, backward)``, with ``backward(dz)``.
+    inputs : ndarray or sequence
+        What it is called with. Floating arrays are converted to float64, with their memory layout, and
+        checked; each call gets fresh copies, so that it may overwrite them. Anything else is passed on.
+    wrt : sequence of int, optional
+        Which of the inputs the returned gradients belong to. Default: all, or all floating arrays.
+    modes : sequence of {"train", "eval"}
+        Of a layer.
+    step : float
+        Of the differences, in units of the standard deviation of each array.
+    rtol : float
+        How far a gradient may be off, relative to itself or to the root mean square of its array; what
+        differences cannot tell from rounding is allowed for on top.
+    samples : int, optional
+        Check only so many elements of each array, drawn at random.
+    seed : int
+        Of dz and `samples`.
+
+    Returns
+    -------
+    Report
+        True in a condition if all is well. Printed, it shows for each array the element that is worst.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a target that is none of these, results that are not finite, not float64 or not the same for the
+        same inputs, and gradients that cannot be told apart (pass `wrt`).
+    RuntimeError
+        Inside `inplace_abn.layers.no_grad`.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> import numpy as np
+    >>> from inplace_abn import functional
+    >>> from inplace_abn.gradcheck import gradcheck
+    >>> x, weight, bias = np.random.default_rng(0).normal(size=(3, 8, 8))
+    >>> forward = partial(functional.forward, activation="elu", activation_param=1.0)
+    >>> report = gradcheck((forward, functional.backward), (x, weight[0], bias[0]))
+    >>> report.ok, [row.name for row in report.rows]
+    (True, ['x', 'weight', 'bias'])
+    """
+    if not is_grad_enabled():
+        raise RuntimeError("gradcheck needs contexts for the backward, and cannot run inside no_grad()")
+    inputs = [_float64(array) for array in (inputs if isinstance(inputs, (tuple, list)) else (inputs,))]
+    subject = subjects.make(target, inputs, wrt)
+    report = Report()
+    with subject.prepared():
+        for mode in subject.modes(modes):
+            check = differences.Check(subject, step, rtol, samples, np.random.default_rng(seed))
+            report.extend(mode, check)
+    return report
+
+
+def _float64(array):
+    if isinstance(array, np.ndarray) and (array.dtype.kind == "f" or array.dtype.name == "bfloat16"):
+        return array.astype(np.float64, order="K")
+    return array

@@ -1,0 +1,252 @@
+"""What can be checked: layers, pairs of functions, functions that return their backward."""
+
+import inspect
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+
+from ..layers.base import Layer, Parameter
+from ..layers.context import Context, no_grad
+
+MODES = ("train", "eval")
+
+
+def make(target, inputs, wrt):
+    """Return the `Subject` that `target` is."""
+    if isinstance(target, Layer):
+        return OfLayer(target, inputs, wrt)
+    if isinstance(target, (tuple, list)) and len(target) == 2 and all(map(callable, target)):
+        return OfPair(*target, inputs, wrt)
+    if callable(getattr(target, "forward", None)) and callable(getattr(target, "backward", None)):
+        return OfPair(target.forward, target.backward, inputs, wrt)
+    if callable(target):
+        return OfFunction(target, inputs, wrt)
+    raise TypeError(
+        "target must be a Layer, a pair of functions (forward, backward), an object that has these, or a "
+        f"function that returns (result, backward), got {target!r}"
+    )
+
+
+class State:
+    """Arrays and generators as they are now, to be put back."""
+
+    def __init__(self, values):
+        self._arrays = [(value, value.copy()) for value in values if isinstance(value, np.ndarray)]
+        generators = (value.bit_generator for value in values if isinstance(value, np.random.Generator))
+        self._generators = [(generator, generator.state) for generator in generators]
+
+    def put_back(self):
+        """Make them again what they were; those that are read-only are."""
+        for array, copy in self._arrays:
+            if array.flags.writeable:
+                array[...] = copy
+        for generator, state in self._generators:
+            generator.state = state
+
+
+class Subject:
+    """Base of all subjects. The arrays of `arrays` may be changed between calls.
+
+    Attributes
+    ----------
+    can_overwrite : bool
+        Does the backward take ``overwrite``?
+    """
+
+    can_overwrite = False
+
+    def __init__(self, inputs, wrt):
+        self._inputs, self._wrt = inputs, wrt
+        if wrt is not None:
+            for i in wrt:
+                if not (isinstance(i, int) and 0 <= i < len(inputs)) or not _floats(inputs[i]):
+                    raise ValueError(f"wrt must name inputs that are floating arrays by number, got {wrt!r}")
+
+    def modes(self, modes):
+        """Go through the modes, switching to each."""
+        yield ""
+
+    @contextmanager
+    def prepared(self):
+        """While the block runs, the subject is as the check needs it; afterwards as before."""
+        yield
+
+    def arrays(self):
+        """Return the arrays whose gradients are checked, by name."""
+        wanted = self._wrt if self._wrt is not None else range(len(self._inputs))
+        return {self._name(i): self._inputs[i] for i in wanted if _floats(self._inputs[i])}
+
+    def evaluate(self):
+        """Return the result for the arrays as they are, as an array of its own."""
+        with no_grad():
+            return np.array(self._call()[0])
+
+    def gradients(self, dz, overwrite=False):
+        """Return the gradients for the arrays as they are, by name."""
+        z, backward = self._call()
+        dz = dz if isinstance(z, np.ndarray) else float(dz)
+        found = backward(dz, overwrite=True) if overwrite else backward(dz)
+        return self._match(found if isinstance(found, (tuple, list)) else (found,))
+
+    def _call(self):
+        """Return the result, and a function of dz for the gradients."""
+        raise NotImplementedError
+
+    def _fresh(self):
+        return [value.copy(order="K") if isinstance(value, np.ndarray) else value for value in self._inputs]
+
+    def _match(self, found):
+        """Return gradients by the name of what they belong to."""
+        expected = len(self._inputs) if self._wrt is None else len(self._wrt)
+        while len(found) > expected and found[-1] is None:
+            found = found[:-1]
+        floating = [i for i, value in enumerate(self._inputs) if _floats(value)]
+        owners = next(
+            (owners for owners in (self._wrt, range(len(self._inputs)), floating)
+             if owners is not None and len(owners) == len(found)), None,
+        )  # fmt: skip
+        if owners is None or (self._wrt is not None and owners is not self._wrt):
+            raise ValueError(
+                f"wrt must say which inputs the gradients belong to: the backward returned {len(found)} "
+                f"for {len(self._inputs)} inputs, {len(floating)} of these floating arrays"
+                + (f"; wrt is {self._wrt!r}" if self._wrt is not None else "")
+            )
+        return {
+            self._name(i): None if gradient is None else np.array(gradient)
+            for i, gradient in zip(owners, found, strict=True) if _floats(self._inputs[i])
+        }  # fmt: skip
+
+    def _name(self, i):
+        return self._names[i] if i < len(self._names) else f"input {i}"
+
+
+def _floats(value):
+    return isinstance(value, np.ndarray) and value.dtype == np.float64
+
+
+def _names(function, bound=()):
+    """Return the names of the parameters that inputs can be passed for, in order."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in positional and p.name not in bound]
+
+
+class OfFunction(Subject):
+    """``function(*inputs)`` returns ``(z, backward)``."""
+
+    def __init__(self, function, inputs, wrt):
+        super().__init__(inputs, wrt)
+        self._function, self._names = function, _names(function)
+        self._state = State(_options(function))
+
+    def _call(self):
+        self._state.put_back()
+        result = self._function(*self._fresh())
+        if not isinstance(result, tuple) or len(result) != 2 or not callable(result[1]):
+            raise TypeError(f"target must return (result, backward), got {result!r}")
+        return result
+
+    @contextmanager
+    def prepared(self):
+        """Put the options back afterwards."""
+        try:
+            yield
+        finally:
+            self._state.put_back()
+
+
+class OfPair(OfFunction):
+    """``forward(*inputs)`` returns ``(z, ctx)``, or ``forward(ctx, *inputs)`` z; ``backward(ctx, dz)``."""
+
+    def __init__(self, forward, backward, inputs, wrt):
+        super().__init__(forward, inputs, wrt)
+        self._backward = backward
+        self._takes_context = self._names[:1] == ["ctx"]
+        self._names = self._names[self._takes_context :]
+        self._state = State([*_options(forward), *_options(backward)])
+        self.can_overwrite = "overwrite" in inspect.signature(backward).parameters
+
+    def _call(self):
+        self._state.put_back()
+        if self._takes_context:
+            ctx = Context("operation")
+            z = self._function(ctx, *self._fresh())
+        else:
+            result = self._function(*self._fresh())
+            if not isinstance(result, tuple) or len(result) != 2:
+                raise TypeError(
+                    f"forward must return (result, ctx), or take ctx first, but it returned {result!r}"
+                )
+            z, ctx = result
+        return z, partial(self._backward, ctx)
+
+
+def _options(function):
+    return [*function.args, *function.keywords.values()] if isinstance(function, partial) else []
+
+
+class OfLayer(Subject):
+    """A layer; its parameters are checked as well."""
+
+    can_overwrite = True
+
+    def __init__(self, layer, inputs, wrt):
+        super().__init__(inputs, wrt)
+        self._layer = layer
+        self._names = _names(layer.forward, bound=("ctx",))
+
+    def modes(self, modes):
+        """Go through the modes, switching to each."""
+        for mode in (modes,) if isinstance(modes, str) else modes:
+            if mode not in MODES:
+                raise ValueError(f"modes must be of 'train' and 'eval', got {mode!r}")
+            self._layer.train(mode == "train")
+            yield mode
+
+    @contextmanager
+    def prepared(self):
+        """Parameters and buffers are float64 copies meanwhile."""
+        layers = [layer for _, layer in self._layer.named_layers()]
+        before = [(value, dict(vars(value))) for value in [*layers, *self._layer.parameters()]]
+        copies = {}
+        for owner, attributes in before:
+            for key, value in attributes.items():
+                if isinstance(value, np.ndarray):
+                    copy = copies.setdefault(id(value), value.astype(_wide(value.dtype), order="K"))
+                    vars(owner)[key] = copy
+            if isinstance(owner, Parameter):
+                owner.grad = None
+        self._state = State([value for layer in layers for value in vars(layer).values()])
+        try:
+            yield
+        except BaseException:
+            self._layer.release()
+            raise
+        finally:
+            self._state.put_back()
+            for owner, attributes in before:
+                vars(owner).update(attributes)
+
+    def arrays(self):
+        """Return inputs and parameters, by name."""
+        return super().arrays() | {name: p.data for name, p in self._layer.named_parameters()}
+
+    def gradients(self, dz, overwrite=False):
+        """Return the gradients of inputs and parameters, by name."""
+        parameters = dict(self._layer.named_parameters())
+        gradients = super().gradients(dz, overwrite)
+        for name, parameter in parameters.items():
+            gradients[name], parameter.grad = parameter.grad, None
+        return gradients
+
+    def _call(self):
+        self._state.put_back()
+        return self._layer(*self._fresh()), self._layer.backward
+
+
+def _wide(dtype):
+    return np.float64 if dtype.kind == "f" else dtype

@@ -1,0 +1,50 @@
+"""Layers on NumPy arrays, with their gradients: what a convolutional network needs, and nothing kept twice.
+
+A layer is called, ``z = layer(x)``, and gone back through, ``dx = layer.backward(dz)``; the gradients of its
+parameters add up in ``parameter.grad``:
+
+>>> import numpy as np
+>>> from inplace_abn import layers
+>>> net = layers.Sequential(layers.InPlaceABN(3), layers.GlobalAvgPool2d())
+>>> x = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
+>>> z = net(x)
+>>> dx = net.backward(np.ones_like(z))
+>>> [parameter.name for parameter in net.parameters()], dx.shape
+(['0.weight', '0.bias'], (4, 3, 8, 8))
+
+What a call keeps for its backward is locked, and let go as soon as that has run; `no_grad` is for calls
+without one. Networks of these layers are in `inplace_abn.models`, writing a layer is shown in
+`inplace_abn.layers.base`.
+"""
+
+from .abn import ABN, InPlaceABN
+from .activation import Activation
+from .base import Context, Layer, Parameter
+from .containers import Residual, Sequential
+from .context import is_grad_enabled, no_grad
+from .convolution import Conv2d
+from .linear import Dropout, Flatten, Linear
+from .loss import CrossEntropy
+from .pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d, Upsample
+
+__all__ = [
+    "ABN",
+    "Activation",
+    "AvgPool2d",
+    "Context",
+    "Conv2d",
+    "CrossEntropy",
+    "Dropout",
+    "Flatten",
+    "GlobalAvgPool2d",
+    "InPlaceABN",
+    "Layer",
+    "Linear",
+    "MaxPool2d",
+    "Parameter",
+    "Residual",
+    "Sequential",
+    "Upsample",
+    "is_grad_enabled",
+    "no_grad",
+]

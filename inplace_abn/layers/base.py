@@ -1,0 +1,310 @@
+"""Layers and their parameters: what all layers have in common, and how to write one.
+
+A layer is parameters and two functions. ``forward(ctx, x)`` saves on ctx what the other one needs;
+``gradients(ctx, dz, overwrite=False)`` returns dx, followed by the gradients of the parameters in the order
+in which they were assigned:
+
+>>> import numpy as np
+>>> class Scale(Layer):
+...     def __init__(self, features):
+...         self.weight = Parameter(np.ones(features))
+...     def forward(self, ctx, x):
+...         ctx.save_for_backward(input=x)
+...         return x * self.weight.data
+...     def gradients(self, ctx, dz, *, overwrite=False):
+...         return dz * self.weight.data, (dz * ctx.saved["input"]).sum(axis=0)
+>>> layer, x = Scale(2), np.array([[1.0, 2.0]])
+>>> z = layer(x)
+>>> layer.backward(np.ones_like(z))
+array([[1., 1.]])
+>>> layer.weight.grad
+array([1., 2.])
+
+A layer made of layers calls them in ``forward``, and their ``backward`` in ``gradients``, where it returns dx
+alone.
+"""
+
+import weakref
+
+import numpy as np
+
+from .. import memory
+from . import text, watch
+from .context import Context
+from .state import StateMixin
+
+__all__ = ["Context", "Layer", "OperationLayer", "Parameter"]
+
+
+class _Named:
+    """Has a place in a layer, and a name after it."""
+
+    _parent = None
+    _key = ""
+
+    @property
+    def name(self):
+        """The path from the outermost layer: "body.0.weight"; empty for that layer itself."""
+        parent = self._parent and self._parent()
+        above = parent.name if parent is not None else ""
+        return f"{above}.{self._key}" if above else self._key
+
+    @property
+    def _homeless(self):
+        return self._parent is None or self._parent() is None
+
+    def _belongs_to(self, parent, key):
+        self._parent, self._key = weakref.ref(parent), key
+
+    def __getstate__(self):
+        # The place is found anew by the parent: see Layer.__setstate__.
+        return {name: value for name, value in vars(self).items() if name not in ("_parent", "_contexts")}
+
+
+class Parameter(_Named):
+    """An array that is trained.
+
+    Parameters
+    ----------
+    data : ndarray
+
+    Attributes
+    ----------
+    data : ndarray
+    grad : ndarray or None
+        The sum of the gradients since it was None.
+    name : str
+        The path from the outermost layer, such as "body.0.weight".
+    """
+
+    def __init__(self, data):
+        self.data = np.asarray(data)
+        self.grad = None
+
+    def accumulate(self, gradient):
+        """Add a gradient, which becomes the parameter's own if it is the first."""
+        if gradient.shape != self.data.shape:
+            raise ValueError(
+                f"{self.name or 'parameter'}: the gradient has shape {gradient.shape}, "
+                f"the data {self.data.shape}"
+            )
+        if self.grad is None:
+            self.grad = gradient
+        else:
+            self.grad += gradient
+
+    def __repr__(self):
+        return f"Parameter {self.name or '(no name)'} of shape {self.data.shape}, {self.data.dtype}"
+
+
+class Layer(_Named, StateMixin):
+    """Base of all layers.
+
+    A layer may be called several times before its backward; the calls are gone through backwards then, the
+    last one first. What a call keeps is let go as soon as its backward has run.
+
+    Attributes
+    ----------
+    name : str
+        The path from the outermost layer, such as "body.0".
+    training : bool
+        Set by `train` and `eval`.
+    overwrites_input : bool
+        Does a call overwrite its input?
+    returns_input : bool
+        May a call return its input itself, or a view of it?
+    """
+
+    buffers = ()  # names of the attributes that belong into the state and are not trained
+    training = True
+    overwrites_input = False
+    returns_input = False
+
+    def __new__(cls, *args, **kwargs):  # noqa: D102
+        self = super().__new__(cls)
+        vars(self)["_contexts"] = []
+        vars(self)["_last"] = "the layer was not called"
+        return self
+
+    def __setattr__(self, key, value):
+        super().__setattr__(key, value)
+        if isinstance(value, _Named) and not key.startswith("_") and value._homeless:
+            value._belongs_to(self, key)
+
+    def __setstate__(self, state):
+        for key, value in state.items():
+            setattr(self, key, value)
+
+    # ---- to be written by each layer ---------------------------------------------------------------------
+
+    def forward(self, ctx, x):
+        """Return z, having saved on ctx what `gradients` needs."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward(ctx, x)")
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        """Return dx, or a tuple of dx and the gradients of the layer's own parameters (None for none)."""
+        raise NotImplementedError(f"{type(self).__name__} has no gradients(ctx, dz, overwrite=False)")
+
+    # ---- forward and backward ----------------------------------------------------------------------------
+
+    def __call__(self, *inputs):
+        """Return ``forward(ctx, *inputs)`` with a context that is kept for the backward.
+
+        An error leaves nothing behind of what the layers inside have kept, and names the layer.
+        """
+        ctx = Context(self)
+        try:
+            z = self.forward(ctx, *inputs) if memory.recorder is None else self._watched(ctx, *inputs)
+        except BaseException as error:
+            ctx.free()
+            self._drop(ctx.id, "its forward failed")
+            raise text.with_name(error, self) from error.__cause__
+        if not ctx.recording:
+            self._last = "it was called inside no_grad()"
+            return z
+        ctx.expect_gradient_of(z)
+        self._contexts.append(ctx)
+        return z
+
+    def _watched(self, ctx, *inputs):
+        watch.begin(self, inputs)
+        z = None
+        try:
+            z = self.forward(ctx, *inputs)
+        finally:
+            watch.end(self, z)
+        return z
+
+    def backward(self, dz, *, overwrite=False):
+        """Gradient of the input of the last call; those of the parameters are added to their ``grad``.
+
+        Parameters
+        ----------
+        dz : ndarray
+            Gradient of the result, of its shape and dtype.
+        overwrite : bool
+            True allows that dx is written over dz.
+
+        Returns
+        -------
+        dx : ndarray
+
+        Raises
+        ------
+        RuntimeError
+            If the last call's backward has run, or there was no call.
+        TypeError, ValueError
+            For a dz of another dtype or shape. The backward can be run once more then.
+        """
+        if not self._contexts:
+            raise RuntimeError(
+                f"{self.label}: there is nothing to go back through: {self._last}; every backward needs a "
+                "forward of its own, so run the forward again"
+            )
+        ctx = self._contexts[-1]
+        try:
+            ctx.check_gradient(dz)
+            result = self.gradients(ctx, dz, overwrite=overwrite)
+        except BaseException as error:
+            if any(True for _ in self.children()):
+                self._drop(ctx.id, "its backward failed")
+            raise text.with_name(error, self) from error.__cause__
+        dx, *gradients = result if isinstance(result, tuple) else (result,)
+        for parameter, gradient in zip(self._own(Parameter), gradients, strict=True) if gradients else ():
+            if gradient is not None:
+                parameter.accumulate(gradient)
+        self._contexts.pop()
+        ctx.free()
+        self._last = "the backward has run already and has freed what was kept"
+        return dx
+
+    def release(self):
+        """Let go of all that was kept for backwards that will not run. Returns the layer."""
+        self._drop(-1, "what it kept was released")
+        return self
+
+    def _drop(self, first, why):
+        """Free the contexts of this layer and of those inside from the id `first` on."""
+        for _, layer in self.named_layers():
+            while layer._contexts and layer._contexts[-1].id >= first:
+                layer._contexts.pop().free()
+                layer._last = why
+
+    # ---- the layers and parameters inside ----------------------------------------------------------------
+
+    def _own(self, kind):
+        return [value for value in vars(self).values() if isinstance(value, kind)]
+
+    def children(self):
+        """Go through the layers right inside, as (name, layer)."""
+        for key, value in vars(self).items():
+            if isinstance(value, Layer):
+                yield key, value
+
+    def named_layers(self, prefix=""):
+        """Go through this layer, named `prefix`, and all those inside, as (path, layer); each once."""
+        seen, waiting = set(), [(prefix, self)]
+        while waiting:
+            path, layer = waiting.pop()
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            yield path, layer
+            inside = [(f"{path}.{key}" if path else key, child) for key, child in layer.children()]
+            waiting.extend(reversed(inside))
+
+    def named_parameters(self):
+        """Go through all parameters, as (path, Parameter); each once."""
+        seen = set()
+        for path, layer in self.named_layers():
+            for key, value in vars(layer).items():
+                if isinstance(value, Parameter) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield f"{path}.{key}" if path else key, value
+
+    def parameters(self):
+        """Return the list of all parameters, each once."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def zero_grad(self):
+        """Set all gradients to None."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def train(self, mode=True):
+        """Switch this layer and those inside to training or, with False, to evaluation; return self."""
+        for _, layer in self.named_layers():
+            layer.training = bool(mode)
+        return self
+
+    def eval(self):
+        """Switch to evaluation: ABN takes the running statistics, Dropout passes on. Return self."""
+        return self.train(False)
+
+    # ---- what it looks like ------------------------------------------------------------------------------
+
+    @property
+    def label(self):
+        """Name and type, for messages: "body.0 (Conv2d)"."""
+        kind = type(self).__name__
+        return f"{self.name} ({kind})" if self.name else kind
+
+    def extra_repr(self):
+        """Return the arguments of the layer, as they are shown by repr."""
+        return ""
+
+    def __repr__(self):
+        return text.plain(self)
+
+    def _repr_html_(self):
+        return text.html(self)
+
+
+class OperationLayer(Layer):
+    """A layer over a pair of functions of `inplace_abn.ops`, the module `operation`."""
+
+    operation = None
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        """Return what the operation's backward returns: dx and the gradients of the parameters."""
+        return self.operation.backward(ctx, dz, overwrite=overwrite)

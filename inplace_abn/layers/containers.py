@@ -1,0 +1,199 @@
+"""Layers made of layers: one after the other, and with a shortcut around."""
+
+import numpy as np
+
+from .base import Layer
+from .kept import may_overwrite
+
+
+class Sequential(Layer):
+    """Layers one after the other.
+
+    In the backward, the gradients that pass from layer to layer belong to this container, so that each layer
+    may overwrite them.
+
+    Parameters
+    ----------
+    *layers : Layer, or one dict of names to layers
+        Without names they are called "0", "1" and so on.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn.layers import InPlaceABN
+    >>> net = Sequential(InPlaceABN(3), Sequential(InPlaceABN(3, activation="identity")))
+    >>> net
+    Sequential(
+      (0): InPlaceABN(3, eps=1e-05, momentum=0.1, affine=True, ...)
+      (1): Sequential(
+        (0): InPlaceABN(3, eps=1e-05, momentum=0.1, affine=True, ...)
+      )
+    )
+    >>> net[1][0].name
+    '1.0'
+    """
+
+    def __init__(self, *layers):
+        named = layers[0] if len(layers) == 1 and isinstance(layers[0], dict) else dict(enumerate(layers))
+        for key, layer in named.items():
+            self.append(layer, str(key))
+
+    def append(self, layer, name=None):
+        """Put a layer behind the others."""
+        name = str(len(self)) if name is None else name
+        if not isinstance(layer, Layer):
+            raise TypeError(f"layer {name!r} must be a Layer, got {layer!r}")
+        if hasattr(self, name) or not name or "." in name:
+            raise ValueError(f"a layer cannot be called {name!r} here: it is empty, taken or has a dot in it")
+        setattr(self, name, layer)
+        return self
+
+    def __iter__(self):
+        return (layer for _, layer in self.children())
+
+    def __len__(self):
+        return sum(1 for _ in self)
+
+    def __getitem__(self, index):
+        layers = list(self)[index]
+        return Sequential(*layers) if isinstance(index, slice) else layers
+
+    @property
+    def overwrites_input(self):
+        """True if a layer that the input reaches unchanged overwrites it."""
+        for layer in self:
+            if layer.overwrites_input:
+                return True
+            if not layer.returns_input:
+                return False
+        return False
+
+    @property
+    def returns_input(self):
+        """True if all layers may."""
+        return all(layer.returns_input for layer in self)
+
+    def forward(self, ctx, x):
+        """One layer after the other."""
+        for layer in self:
+            x = layer(x)
+        return x
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        """One layer after the other, from the last to the first."""
+        given, own = dz, overwrite
+        for layer in reversed(list(self)):
+            dz = layer.backward(dz, overwrite=own and dz.flags.writeable)
+            own = own or not np.may_share_memory(dz, given)
+        return dz
+
+
+class Residual(Layer):
+    """A branch of layers and a shortcut around it: ``activation(branch(a) + shortcut(a))``.
+
+    ``a = preactivation(x)``. Without a shortcut it is the identity, of x itself: ``branch(a) + x``.
+
+    The blocks of pre-activation networks are ``Residual(Sequential(ABN, Conv2d, ...))`` where the shape
+    stays, the identity mapping, and ``Residual(Sequential(Conv2d, ...), Conv2d, preactivation=ABN)`` where it
+    changes: a projection of what is activated already. Those of post-activation networks are
+    ``Residual(Sequential(Conv2d, ABN, ..., ABN with "identity"), activation=Activation(inplace=True))``, with
+    a `Conv2d` as shortcut where the shape changes.
+
+    If the first layer on the way of x overwrites it, as `InPlaceABN` does, the identity shortcut is a copy of
+    x, which lives until the sum is done and is not kept. The sum is written over one of its terms where
+    nobody needs that.
+
+    Parameters
+    ----------
+    branch : Layer
+    shortcut : Layer, optional
+        Runs before the branch. Default: the identity.
+    preactivation : Layer, optional
+        What branch and shortcut have in common.
+    activation : Layer, optional
+        Of the sum.
+
+    Raises
+    ------
+    ValueError
+        In a call, if branch and shortcut give different shapes or dtypes, or if a layer of the one would
+        overwrite what the other one needs.
+    """
+
+    def __init__(self, branch, shortcut=None, *, preactivation=None, activation=None):
+        self.preactivation, self.branch = preactivation, branch
+        self.shortcut, self.activation = shortcut, activation
+        for key in ("preactivation", "branch", "shortcut", "activation"):
+            layer = getattr(self, key)
+            if not isinstance(layer, Layer) and (layer is not None or key == "branch"):
+                raise TypeError(f"{key} must be a Layer, got {layer!r}")
+
+    @property
+    def overwrites_input(self):
+        """True if the first layer on any way of x overwrites it."""
+        first = self.preactivation
+        if first is not None and (first.overwrites_input or not first.returns_input):
+            return first.overwrites_input
+        return any(layer.overwrites_input for layer in (self.branch, self.shortcut) if layer is not None)
+
+    def forward(self, ctx, x):
+        """Branch, shortcut, sum, activation."""
+        z = self._add(*self._terms(ctx, x), x)
+        return z if self.activation is None else self.activation(z)
+
+    def _terms(self, ctx, x):
+        """Return what is added; nobody may overwrite what the branch or the sum will still need."""
+        a = x
+        if self.shortcut is not None:
+            a = x if self.preactivation is None else self.preactivation(x)
+            with ctx.holding("input of the branch", a):
+                shortcut = self.shortcut(a)
+        elif self.overwrites_input:
+            shortcut = x.copy(order="K")
+            ctx.temporary(x.nbytes)
+        else:
+            shortcut = x
+        with ctx.holding("shortcut", shortcut):
+            if self.shortcut is None and self.preactivation is not None:
+                a = self.preactivation(x)
+            return self.branch(a), shortcut
+
+    def _add(self, branch, shortcut, x):
+        """Return the sum, over one of the terms if that is neither x nor kept by anyone."""
+        if (branch.shape, branch.dtype) != (shortcut.shape, shortcut.dtype):
+            raise ValueError(
+                f"the branch gives {branch.dtype} of shape {branch.shape}, the shortcut {shortcut.dtype} of "
+                f"shape {shortcut.shape}; they are added, so they must be alike: a Conv2d as shortcut "
+                "changes channels and, with a stride, size"
+            )
+        for term, other in ((branch, shortcut), (shortcut, branch)):
+            if not np.may_share_memory(term, x) and may_overwrite(term):
+                return np.add(term, other, out=term)
+        return branch + shortcut
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        """Send the gradient both ways, and add what comes back."""
+        given, own = dz, overwrite
+        if self.activation is not None:
+            dz = self.activation.backward(dz, overwrite=own)
+            own = own or not np.may_share_memory(dz, given)
+        da = self.branch.backward(dz)
+        if self.shortcut is None:
+            dx = self._before(da, owned=not np.may_share_memory(da, dz))
+            return _sum(dx, dz, dz, own)
+        last_use = own and dz.flags.writeable and not np.may_share_memory(da, dz)
+        da = _sum(da, self.shortcut.backward(dz, overwrite=last_use), dz, own)
+        return self._before(da, owned=True)  # the sum is dz only if that is our own
+
+    def _before(self, da, owned):
+        if self.preactivation is None:
+            return da
+        return self.preactivation.backward(da, overwrite=owned and da.flags.writeable)
+
+
+def _sum(first, second, dz, own):
+    """Add two gradients, in the memory of one of them that is not dz, or is our own."""
+    for term, other in ((first, second), (second, first)):
+        if term.flags.writeable and (own or not np.may_share_memory(term, dz)):
+            return np.add(term, other, out=term)
+    return first + second

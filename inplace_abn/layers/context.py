@@ -1,0 +1,221 @@
+"""What a forward keeps for its backward: contexts, the lock on what they keep, arrays recomputed instead.
+
+An operation is a pair of functions, and a `Context` is all that they share. Here is one, with its gradient:
+
+>>> import numpy as np
+>>> def forward(ctx, x):
+...     ctx.save_for_backward(input=x)
+...     return x * x
+>>> def backward(ctx, dz, *, overwrite=False):
+...     return 2 * ctx.saved["input"] * dz
+>>> ctx, x = Context("square"), np.array([1.0, 3.0])
+>>> z = forward(ctx, x)
+>>> x.flags.writeable  # x is needed as it is until the backward has run
+False
+>>> backward(ctx, np.ones(2))
+array([2., 6.])
+>>> ctx.free()
+>>> x.flags.writeable
+True
+"""
+
+import itertools
+import threading
+import weakref
+from contextlib import contextmanager
+from types import MappingProxyType
+
+import numpy as np
+
+from .. import memory
+from . import kept
+
+_mode = threading.local()
+_ids = itertools.count()
+
+
+def is_grad_enabled():
+    """Return whether calls of layers are recorded for a backward: False inside `no_grad`."""
+    return getattr(_mode, "grad", True)
+
+
+@contextmanager
+def no_grad():
+    """Layers called inside keep nothing for a backward, as for predictions.
+
+    What a strategy does to its input stays the same: an `InPlaceABN` still overwrites it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn.layers import ABN
+    >>> layer, x = ABN(1).eval(), np.ones((2, 1), np.float32)
+    >>> with no_grad():
+    ...     z = layer(x)
+    >>> x.flags.writeable  # nobody keeps it
+    True
+    """
+    before = is_grad_enabled()
+    _mode.grad = False
+    try:
+        yield
+    finally:
+        _mode.grad = before
+
+
+def _name_of(layer):
+    """Return a function for the name: put together for messages only, and keeping no layer alive."""
+    if isinstance(layer, str):
+        return lambda: layer
+    reference, kind = weakref.ref(layer), type(layer).__name__
+
+    def name():
+        found = reference()
+        return kind if found is None else found.label
+
+    return name
+
+
+# ---- the context -------------------------------------------------------------------------------------------
+
+
+class Context:
+    """What one forward call of one operation keeps for its backward.
+
+    Operations may set attributes of their own on it, for numbers and other small things.
+
+    Parameters
+    ----------
+    layer : Layer or str
+        Whose call it is, for messages and for `inplace_abn.memory`.
+
+    Attributes
+    ----------
+    id : int
+        Grows from call to call.
+    recording : bool
+        False where nothing is to be kept: inside `no_grad`.
+    freed : bool
+    """
+
+    def __init__(self, layer="operation"):
+        self.id = next(_ids)
+        self.recording = is_grad_enabled()
+        self.freed = False
+        self._name = _name_of(layer)
+        self._offered = None
+        self._saved = {}
+        self._tokens = []
+        self._output = None
+
+    @property
+    def name(self):
+        """Name and type of the layer, for messages."""
+        return self._name()
+
+    # ---- in the forward --------------------------------------------------------------------------------
+
+    def save_for_backward(self, **arrays):
+        """Keep arrays for the backward, each under the name of its role; None is kept as None.
+
+        They are not copied but locked, until the context is freed. An array that a checkpointing
+        normalization has made is not kept at all: `saved` computes it once more.
+        """
+        for role, array in arrays.items():
+            recipe = kept.recipe(array) if isinstance(array, np.ndarray) and self.recording else None
+            if recipe is None:
+                self.keep(role, array)
+            else:
+                self._saved[role] = recipe
+
+    def keep(self, role, array, writeable=None):
+        """Keep an array itself, even if it could be recomputed.
+
+        Parameters
+        ----------
+        role : str
+        array : ndarray or None
+        writeable : bool, optional
+            What the array is to be when it is freed. Default: what it is now.
+        """
+        if not self.recording:
+            return
+        self._saved[role] = array
+        if array is None:
+            return
+        self._tokens.append(kept.add(array, self._name, role, writeable))
+        if memory.recorder is not None:
+            memory.recorder.saved(self.id, self.name, role, array)
+
+    def expect_gradient_of(self, result):
+        """Note shape and dtype of the result, for `check_gradient`."""
+        self._output = (result.shape, result.dtype) if isinstance(result, np.ndarray) else None
+
+    def temporary(self, nbytes):
+        """Tell the ledger, if one is on, of scratch memory."""
+        if memory.recorder is not None:
+            memory.recorder.temporary(self.name, nbytes)
+
+    def offer(self, array, recompute):
+        """Let other contexts keep the means to compute `array` once more, instead of `array`.
+
+        It is locked until this context is freed: who writes into it would get what was there before from
+        ``recompute()``.
+        """
+        kept.offer(array, recompute)
+        self._offered = weakref.ref(array)
+
+    @contextmanager
+    def holding(self, role, array):
+        """Lock `array` and refuse that an in-place layer overwrites it, while the block runs."""
+        token = kept.add(array, self._name, role)
+        try:
+            yield
+        finally:
+            kept.remove(token)
+
+    # ---- in the backward -------------------------------------------------------------------------------
+
+    def check_gradient(self, dz):
+        """Refuse a dz that is no array, or has not the shape and dtype of the forward's result."""
+        if self._output is None:
+            return
+        shape, dtype = self._output
+        if not isinstance(dz, np.ndarray):
+            raise TypeError(f"dz must be a numpy.ndarray, got {type(dz).__name__}")
+        if dz.shape != shape:
+            raise ValueError(f"dz must have the shape of the layer's result, {shape}, got {dz.shape}")
+        if dz.dtype != dtype:
+            raise TypeError(f"dz must be {dtype} as the layer's result was, got {dz.dtype}")
+
+    @property
+    def saved(self):
+        """What was saved, by role, as a read-only mapping. Recomputed arrays last until `free`."""
+        if self.freed:
+            raise RuntimeError(
+                f"{self.name}: the context of this call is freed, nothing is left of what it kept; every "
+                "backward needs a forward of its own, so run the forward again"
+            )
+        for role, entry in self._saved.items():
+            if isinstance(entry, kept.Recipe):
+                self._saved[role] = entry.make()
+                self.temporary(self._saved[role].nbytes)
+        return MappingProxyType(self._saved)
+
+    def free(self):
+        """Let go of everything kept, and unlock it."""
+        if self.freed:
+            return
+        self.freed = True
+        tokens, self._tokens = self._tokens, []
+        self._saved = {}
+        for token in tokens:
+            kept.remove(token)
+        offered = self._offered and self._offered()
+        if offered is not None:
+            kept.withdraw(offered)
+        if tokens and memory.recorder is not None:
+            memory.recorder.freed(self.id)
+
+    def __del__(self):
+        self.free()

@@ -1,0 +1,141 @@
+"""Layers that change the size of images: pooling and interpolation."""
+
+from ..ops import avg_pool2d, global_avg_pool2d, max_pool2d, upsample_bilinear2d
+from .base import OperationLayer
+from .checks import choice, pair, positive, whole
+
+
+class _Pool2d(OperationLayer):
+    """What both kinds of windows have in common."""
+
+    def __init__(self, kernel_size, stride=None, padding=0, *, channel_axis=1):
+        self.kernel_size = pair("kernel_size", kernel_size, least=1)
+        self.stride = self.kernel_size if stride is None else pair("stride", stride, least=1)
+        self.padding = pair("padding", padding, least=0)
+        self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
+        if any(2 * pad > size for pad, size in zip(self.padding, self.kernel_size, strict=True)):
+            raise ValueError(
+                f"padding must be at most half of kernel_size={self.kernel_size}, got {self.padding}"
+            )
+
+    def forward(self, ctx, x):
+        """Pool."""
+        return self.operation.forward(
+            ctx, x, self.kernel_size, stride=self.stride, padding=self.padding, channel_axis=self.channel_axis
+        )
+
+    def extra_repr(self):
+        """Return the arguments."""
+        sizes = {name: getattr(self, name) for name in ("kernel_size", "stride", "padding")}
+        return ", ".join(f"{name}={pair[0] if pair[0] == pair[1] else pair}" for name, pair in sizes.items())
+
+
+class MaxPool2d(_Pool2d):
+    """Largest value in every window, as `torch.nn.MaxPool2d`.
+
+    Keeps one byte per value of the result for the backward, and not its input.
+
+    Parameters
+    ----------
+    kernel_size : int or (int, int)
+        Along H and W, here and below.
+    stride : int or (int, int), optional
+        `kernel_size` by default.
+    padding : int or (int, int)
+        By minus infinity; at most half of the kernel.
+    channel_axis : {1, -1}
+        -1 for batches (N, H, W, C).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> MaxPool2d(2)(np.arange(4.0).reshape(1, 1, 2, 2))
+    array([[[[3.]]]])
+    """
+
+    operation = max_pool2d
+
+
+class AvgPool2d(_Pool2d):
+    """Mean of every window, as `torch.nn.AvgPool2d`.
+
+    Keeps no array for the backward.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding, channel_axis
+        As for `MaxPool2d`, but padding is by zeros, which count.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> AvgPool2d(2)(np.arange(4.0).reshape(1, 1, 2, 2))
+    array([[[[1.5]]]])
+    """
+
+    operation = avg_pool2d
+
+
+class GlobalAvgPool2d(OperationLayer):
+    """Mean of every channel of every image, of shape (N, C). Keeps no array for the backward.
+
+    Parameters
+    ----------
+    keepdims : bool
+        True gives (N, C, 1, 1), as `torch.nn.AdaptiveAvgPool2d(1)`, or (N, 1, 1, C).
+    channel_axis : {1, -1}
+    """
+
+    operation = global_avg_pool2d
+
+    def __init__(self, keepdims=False, *, channel_axis=1):
+        self.keepdims = bool(keepdims)
+        self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
+
+    def forward(self, ctx, x):
+        """Average over the pixels."""
+        return global_avg_pool2d.forward(ctx, x, keepdims=self.keepdims, channel_axis=self.channel_axis)
+
+    def extra_repr(self):
+        """Return the arguments, without those that are as usual."""
+        return "keepdims=True" if self.keepdims else ""
+
+
+class Upsample(OperationLayer):
+    """Bilinear interpolation, as `torch.nn.Upsample` in mode "bilinear". Keeps no array for the backward.
+
+    Parameters
+    ----------
+    size : int or (int, int), optional
+        Of the result. Either this or `scale_factor`.
+    scale_factor : float or (float, float), optional
+        Size of the result by size of the input, rounded down.
+    channel_axis : {1, -1}
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Upsample(scale_factor=2)(np.array([[[[0.0, 4.0]]]]))[0, 0, 0]
+    array([0., 1., 3., 4.])
+    """
+
+    operation = upsample_bilinear2d
+
+    def __init__(self, size=None, scale_factor=None, *, channel_axis=1):
+        if (size is None) == (scale_factor is None):
+            raise ValueError(f"give either size or scale_factor, got {size=} and {scale_factor=}")
+        self.size = size if size is None or isinstance(size, tuple) else whole("size", size, least=1)
+        self.scale_factor = scale_factor
+        if scale_factor is not None and not isinstance(scale_factor, tuple):
+            positive("scale_factor", scale_factor)
+        self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
+
+    def forward(self, ctx, x):
+        """Interpolate."""
+        return upsample_bilinear2d.forward(
+            ctx, x, size=self.size, scale_factor=self.scale_factor, channel_axis=self.channel_axis
+        )
+
+    def extra_repr(self):
+        """Return the arguments."""
+        return f"scale_factor={self.scale_factor}" if self.size is None else f"size={self.size}"

@@ -1,0 +1,150 @@
+"""What a ledger writes down, and how it is counted: entries of arrays, and the memory behind them.
+
+A ledger is a list of events, to which something is only ever appended, so that any thread and any destructor
+may do so. Everything else is found by going through the list.
+"""
+
+import time
+import weakref
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Saved(NamedTuple):
+    """An array that a context keeps from now on.
+
+    ``buffer`` identifies the memory that the array is a view of (or has itself), ``buffer_nbytes`` its size;
+    ``first`` and ``end`` are the addresses between which the array lies. Nothing is kept alive.
+    """
+
+    context: Hashable
+    layer: str
+    role: str
+    shape: tuple
+    dtype: np.dtype
+    nbytes: int
+    buffer: int
+    buffer_nbytes: int
+    first: int
+    end: int
+    owner: weakref.ref | None
+    seconds: float
+
+
+class Freed(NamedTuple):
+    """A context lets go of all that it kept."""
+
+    context: Hashable
+    seconds: float
+
+
+class Temporary(NamedTuple):
+    """An operation of a layer needs ``nbytes`` for itself while it runs."""
+
+    layer: str
+    nbytes: int
+    seconds: float
+
+
+def owner_of(array):
+    """Return the object whose memory `array` is a view of: the last array, or what is behind that."""
+    while True:
+        behind = array.base if isinstance(array, np.ndarray) else getattr(array, "obj", None)
+        if behind is None:
+            return array
+        array = behind
+
+
+def saved(context, layer, role, array):
+    """Return the `Saved` of an array."""
+    owner = owner_of(array)
+    first, end = np.lib.array_utils.byte_bounds(array)
+    return Saved(
+        context, layer, role, array.shape, array.dtype, array.nbytes, id(owner),
+        getattr(owner, "nbytes", array.nbytes), first, end,
+        weakref.ref(owner) if isinstance(owner, np.ndarray) else None, time.perf_counter(),
+    )  # fmt: skip
+
+
+def bytes_of(entries):
+    """Return how many bytes the arrays of one buffer cover together.
+
+    That is the union of their address ranges; for arrays with gaps, such as a slice of the channels, no more
+    than what they have in elements.
+
+    >>> memory = np.zeros(100, np.uint8)
+    >>> views = {"front": memory[:60], "back": memory[40:], "even": memory[::2], "odd": memory[1::2]}
+    >>> def count(*names):
+    ...     return bytes_of([saved(0, "", name, views[name]) for name in names])
+    >>> count("front", "front"), count("front", "back"), count("even"), count("even", "odd")
+    (60, 100, 50, 100)
+    """
+    covered, reached = 0, 0
+    for first, end in sorted({(entry.first, entry.end) for entry in entries}):
+        covered += max(0, end - max(first, reached))
+        reached = max(reached, end)
+    elements = sum({(entry.first, entry.end, entry.shape): entry.nbytes for entry in entries}.values())
+    return min(covered, elements)
+
+
+class Count:
+    """What is kept after each event in turn.
+
+    Attributes
+    ----------
+    live : int
+        Bytes kept by contexts.
+    total : int
+        The same and what the running operation holds for itself.
+    """
+
+    def __init__(self):
+        self.live = self.total = 0
+        self._contexts = {}
+        self._buffers = {}
+        self._sizes = {}
+        self._running = None
+
+    def add(self, event):
+        """Take in the next event."""
+        if isinstance(event, Temporary):
+            self.total = (self.total if event.layer == self._running else self.live) + event.nbytes
+            self._running = event.layer
+            return
+        self._running = None
+        if isinstance(event, Saved):
+            self._contexts.setdefault(event.context, []).append(event)
+            self._buffers.setdefault(event.buffer, []).append(event)
+            self._measure({event.buffer})
+        else:
+            gone = self._contexts.pop(event.context, [])
+            for buffer in {entry.buffer for entry in gone}:
+                self._buffers[buffer] = [e for e in self._buffers[buffer] if e.context != event.context]
+            self._measure({entry.buffer for entry in gone})
+        self.total = self.live
+
+    def _measure(self, buffers):
+        for buffer in buffers:
+            size = bytes_of(self._buffers[buffer])
+            self.live += size - self._sizes.get(buffer, 0)
+            self._sizes[buffer] = size
+            if not self._buffers[buffer]:
+                del self._buffers[buffer], self._sizes[buffer]
+
+    def of(self, context):
+        """Return the entries of what one context keeps."""
+        return self._contexts.get(context, [])
+
+    def entries(self):
+        """Return the entries of what is kept, in the order in which it was saved."""
+        return [entry for entries in self._contexts.values() for entry in entries]
+
+
+def at(events, count):
+    """Return the `Count` after the first `count` of some events."""
+    result = Count()
+    for event in events[:count]:
+        result.add(event)
+    return result

@@ -1,0 +1,34 @@
+"""Operations of convolutional networks, as pairs of plain functions on NumPy arrays.
+
+Every module here is one operation: ``forward(ctx, x, ...) -> z`` and
+``backward(ctx, dz, *, overwrite=False) -> (dx, *gradients of the parameters)``. Arrays for the backward go
+through ``ctx.save_for_backward(role=array)`` and ``ctx.saved``, and all that is small is an attribute of ctx.
+Weights stay with their owner: what the backward reads is the array that the forward was given.
+
+Arrays are float32 or float64; images are (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``, in memory of
+any strides. Everything is checked before the first write: an exception means untouched arrays.
+"""
+
+from . import (
+    avg_pool2d,
+    conv2d,
+    cross_entropy,
+    dropout,
+    flatten,
+    global_avg_pool2d,
+    linear,
+    max_pool2d,
+    upsample_bilinear2d,
+)
+
+__all__ = [
+    "avg_pool2d",
+    "conv2d",
+    "cross_entropy",
+    "dropout",
+    "flatten",
+    "global_avg_pool2d",
+    "linear",
+    "max_pool2d",
+    "upsample_bilinear2d",
+]

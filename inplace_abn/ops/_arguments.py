@@ -1,0 +1,82 @@
+"""What the operations ask of their arguments, and the words in which they refuse them."""
+
+import operator
+
+import numpy as np
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def floats(name, array, axes, dtype=None, leading=False):
+    """Check that `array` is a float32 or float64 array with the axes named.
+
+    Parameters
+    ----------
+    name : str
+        What the caller calls it.
+    array : object
+    axes : str
+        How its shape is written, such as "(N, C, H, W)".
+    dtype : dtype, optional
+        Of x, if `array` is to be of the same.
+    leading : bool
+        True where "..." in `axes` stands for any number of axes.
+    """
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
+    if array.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32 or float64 in native byte order, got {array.dtype}")
+    if dtype is not None and array.dtype != dtype:
+        raise TypeError(f"{name} is {array.dtype} and x is {dtype}: both must be of one dtype")
+    names = [axis for axis in axes.strip("()").split(",") if axis.strip()]
+    if array.ndim < len(names) - 1 if leading else array.ndim != len(names):
+        raise ValueError(f"{name} must be of shape {axes}, got {array.shape}")
+
+
+def same_shape(name, array, shape, reason):
+    """Check that `array` has `shape`; `reason` says where that comes from."""
+    if array.shape != shape:
+        raise ValueError(f"{name} must be of shape {shape}, {reason}, got {array.shape}")
+
+
+def gradient(name, dz, shape, dtype):
+    """Check that `dz` fits the result of the forward."""
+    if not isinstance(dz, np.ndarray):
+        raise TypeError(f"{name} must be a numpy.ndarray, got {type(dz).__name__}")
+    if dz.dtype != dtype:
+        raise TypeError(f"{name} is {dz.dtype} and the result of the forward was {dtype}")
+    same_shape(name, dz, tuple(shape), "as the result of the forward was")
+
+
+def integer(name, value, least):
+    """Return `value` as an int of at least `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def pair(name, value, least):
+    """Return `value`, one integer or two, as (along H, along W)."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"{name} must be one integer or two, (along H, along W), got {value!r}")
+        return tuple(integer(name, part, least) for part in value)
+    return (integer(name, value, least),) * 2
+
+
+def channel_axis_of(channel_axis):
+    """Check `channel_axis` and return it."""
+    if isinstance(channel_axis, bool) or channel_axis not in (1, -1):
+        raise ValueError(
+            f"channel_axis must be 1, for (N, C, ...), or -1, for (N, ..., C), got {channel_axis!r}"
+        )
+    return channel_axis
+
+
+def images(channel_axis):
+    """Return how the shape of a batch of images is written."""
+    return "(N, C, H, W)" if channel_axis == 1 else "(N, H, W, C)"

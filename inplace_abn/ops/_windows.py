@@ -1,0 +1,129 @@
+"""Sliding windows over an image: how many there are, which pixels a tap of them meets, and blocks of them."""
+
+import math
+from typing import NamedTuple
+
+from . import _arguments as arguments
+
+
+class Span(NamedTuple):
+    """Along one axis, the outputs for which a tap lies inside of the input, and what it meets there.
+
+    ``first`` and ``last`` bound the outputs, ``source`` is the slice of the input.
+    """
+
+    first: int
+    last: int
+    source: slice
+
+
+class Axis(NamedTuple):
+    """The windows along one axis: taps of output ``o`` meet ``o * stride + tap * dilation - padding``."""
+
+    length: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+    @property
+    def windows(self):
+        """How many windows there are; less than one if the input is too short."""
+        return (self.length + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+
+    def span(self, tap, begin, end):
+        """Return the `Span` of a tap among the outputs in [begin, end)."""
+        offset = tap * self.dilation - self.padding
+        first = min(end, max(begin, -(offset // self.stride)))
+        last = max(first, min(end, (self.length - 1 - offset) // self.stride + 1))
+        start = first * self.stride + offset
+        if first == last:
+            return Span(first, first, slice(0, 0))
+        return Span(first, last, slice(start, start + (last - first - 1) * self.stride + 1, self.stride))
+
+
+class Block(NamedTuple):
+    """Some whole samples, or some rows of one."""
+
+    samples: slice
+    begin: int
+    end: int
+
+
+def make_axes(name, size, kernel, stride, padding, dilation):
+    """Return the `Axis` along H and along W, or refuse an image that is smaller than the window."""
+    axes = tuple(map(Axis, size, kernel, stride, padding, dilation))
+    if any(axis.windows < 1 for axis in axes):
+        reach = tuple(axis.dilation * (axis.kernel - 1) + 1 for axis in axes)
+        raise ValueError(
+            f"a window of {reach[0]} x {reach[1]} pixels does not fit into {name} with images of "
+            f"{size[0]} x {size[1]} and padding {padding[0]} x {padding[1]}"
+        )
+    return axes
+
+
+def blocks(samples, rows, row_bytes, budget):
+    """Cut a batch of images into blocks of at most `budget` bytes, or of one row where that is more.
+
+    The blocks of a batch are as equal as possible.
+
+    >>> [(block.samples.start, block.begin, block.end) for block in blocks(2, 5, 10, 20)]
+    [(0, 0, 2), (0, 2, 4), (0, 4, 5), (1, 0, 2), (1, 2, 4), (1, 4, 5)]
+    >>> [(block.samples.start, block.samples.stop) for block in blocks(5, 1, 10, 20)]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    count = max(1, budget // max(1, row_bytes))
+    if count >= rows:
+        step, height = _even(samples, count // max(1, rows)), rows
+    else:
+        step, height = 1, _even(rows, count)
+    for first in range(0, samples, max(1, step)):
+        for begin in range(0, rows, max(1, height)):
+            yield Block(slice(first, min(first + step, samples)), begin, min(begin + height, rows))
+
+
+def some_samples(shape, least=1 << 16):
+    """Cut a batch of this shape into slices of at least so many elements, of whole samples.
+
+    >>> some_samples((5, 3), 6)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 6, None)]
+    """
+    step = -(-least // max(1, math.prod(shape[1:])))
+    return [slice(first, first + step) for first in range(0, shape[0], step)]
+
+
+def _even(total, most):
+    """Return the length of equal parts of at most `most`."""
+    parts = -(-total // max(1, most))
+    return -(-total // max(1, parts))
+
+
+def taps(axes, block):
+    """Go through the taps of the window: (row, column, `Span` along H, `Span` along W) in a block."""
+    down, across = axes
+    columns = [(j, across.span(j, 0, across.windows)) for j in range(across.kernel)]
+    for i in range(down.kernel):
+        rows = down.span(i, block.begin, block.end)
+        for j, column in columns:
+            yield i, j, rows, column
+
+
+def make_pooling_axes(x, kernel_size, stride, padding, dilation, channel_axis):
+    """Check the arguments of a pooling; return the `Axis` along H and along W."""
+    arguments.channel_axis_of(channel_axis)
+    arguments.floats("x", x, arguments.images(channel_axis))
+    kernel = arguments.pair("kernel_size", kernel_size, 1)
+    stride = kernel if stride is None else arguments.pair("stride", stride, 1)
+    padding = arguments.pair("padding", padding, 0)
+    if any(2 * pad > width for pad, width in zip(padding, kernel, strict=True)):
+        raise ValueError(f"padding must be at most half of kernel_size, got {padding} for {kernel}")
+    size = x.shape[2:] if channel_axis == 1 else x.shape[1:3]
+    return make_axes("x", size, kernel, stride, padding, arguments.pair("dilation", dilation, 1))
+
+
+def pooled_shape(ctx):
+    """Return the shape of what a pooling gives: every channel for itself."""
+    size = tuple(axis.windows for axis in ctx.axes)
+    if ctx.channel_axis == 1:
+        return ctx.input_shape[:2] + size
+    return ctx.input_shape[:1] + size + ctx.input_shape[3:]

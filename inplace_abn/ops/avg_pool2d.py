@@ -1,0 +1,99 @@
+"""The mean of every window of an image."""
+
+import numpy as np
+
+from . import _arguments as arguments
+from ._windows import Block, make_pooling_axes, pooled_shape, some_samples, taps
+
+
+def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=True, channel_axis=1):
+    """Mean of every window, as `torch.nn.functional.avg_pool2d`.
+
+    Parameters
+    ----------
+    ctx : Context
+    x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
+        float32 or float64; read only, and not kept.
+    kernel_size : int or (int, int)
+    stride : int or (int, int), optional
+        `kernel_size` by default.
+    padding : int or (int, int)
+        By zeros; at most half of the kernel.
+    count_include_pad : bool
+        False divides by the number of pixels in the window instead of by its size.
+    channel_axis : {1, -1}
+
+    Returns
+    -------
+    z : ndarray of shape (N, C, Ho, Wo), or (N, Ho, Wo, C)
+        Fresh.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an x of another dtype or shape, and windows that are too large for it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn.layers import Context
+    >>> ctx = Context()
+    >>> forward(ctx, np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), 2)
+    array([[[[2.5]]]])
+    >>> backward(ctx, np.ones((1, 1, 1, 1)))
+    (array([[[[0.25, 0.25],
+             [0.25, 0.25]]]]),)
+    """
+    axes = make_pooling_axes(x, kernel_size, stride, padding, 1, channel_axis)
+    ctx.axes, ctx.channel_axis, ctx.input_shape, ctx.dtype = axes, channel_axis, x.shape, x.dtype
+    ctx.counts = _counts(axes, count_include_pad).astype(x.dtype)
+    z = np.zeros(pooled_shape(ctx), x.dtype)
+    images, means = (np.moveaxis(array, channel_axis, 1) for array in (x, z))
+    for _, _, rows, columns in taps(axes, Block(slice(1), 0, axes[0].windows)):
+        inside = means[..., rows.first : rows.last, columns.first : columns.last]
+        inside += images[..., rows.source, columns.source]
+    means /= ctx.counts
+    return z
+
+
+def backward(ctx, dz, *, overwrite=False):
+    """Gradient of x: its share of dz, from every window that it is in.
+
+    Parameters
+    ----------
+    ctx : Context
+        From `forward`.
+    dz : ndarray
+        Of z's shape and dtype.
+    overwrite : bool
+        True may write anything into dz.
+
+    Returns
+    -------
+    tuple of ndarray
+        dx alone, fresh.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dz that does not fit the result of the forward.
+    """
+    arguments.gradient("dz", dz, pooled_shape(ctx), ctx.dtype)
+    dx = np.zeros(ctx.input_shape, ctx.dtype)
+    images, gradients = (np.moveaxis(array, ctx.channel_axis, 1) for array in (dx, dz))
+    for some in some_samples(dz.shape):
+        share = np.divide(gradients[some], ctx.counts, out=gradients[some] if overwrite else None)
+        for _, _, rows, columns in taps(ctx.axes, Block(slice(1), 0, ctx.axes[0].windows)):
+            inside = share[..., rows.first : rows.last, columns.first : columns.last]
+            images[some, :, rows.source, columns.source] += inside
+    return (dx,)
+
+
+def _counts(axes, count_include_pad):
+    """By what the sum of each window is divided, of shape (Ho, Wo)."""
+    lengths = []
+    for axis in axes:
+        starts = np.arange(axis.windows) * axis.stride - axis.padding
+        pixels = np.minimum(starts + axis.kernel, axis.length) - np.maximum(starts, 0)
+        lengths.append(np.full(axis.windows, axis.kernel) if count_include_pad else pixels)
+    return np.outer(*lengths)

@@ -1,0 +1,118 @@
+"""The largest value in every window of an image."""
+
+import numpy as np
+
+from . import _arguments as arguments
+from ._windows import Block, make_pooling_axes, pooled_shape, some_samples, taps
+
+
+def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_axis=1):
+    """Largest value in every window, as `torch.nn.functional.max_pool2d`.
+
+    Parameters
+    ----------
+    ctx : Context
+    x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
+        float32 or float64; read only, and not kept: the backward needs one byte per value of z, which says
+        where in the window it came from.
+    kernel_size : int or (int, int)
+        Of at most 256 values.
+    stride : int or (int, int), optional
+        `kernel_size` by default.
+    padding : int or (int, int)
+        By minus infinity; at most half of the kernel.
+    dilation : int or (int, int)
+    channel_axis : {1, -1}
+
+    Returns
+    -------
+    z : ndarray of shape (N, C, Ho, Wo), or (N, Ho, Wo, C)
+        Fresh. Of equal values the first one counts; a window with a NaN gives NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an x of another dtype or shape, and windows that are too large for it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn.layers import Context
+    >>> ctx = Context()
+    >>> forward(ctx, np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), 2)
+    array([[[[4.]]]])
+    >>> ctx.saved["indices"]
+    array([[[[2]]]], dtype=uint8)
+    >>> backward(ctx, np.ones((1, 1, 1, 1)))
+    (array([[[[0., 0.],
+             [1., 0.]]]]),)
+    """
+    axes = make_pooling_axes(x, kernel_size, stride, padding, dilation, channel_axis)
+    if axes[0].kernel * axes[1].kernel > 256:
+        raise ValueError(f"kernel_size must have at most 256 values, got {axes[0].kernel} x {axes[1].kernel}")
+    ctx.axes, ctx.channel_axis, ctx.input_shape, ctx.dtype = axes, channel_axis, x.shape, x.dtype
+    z = np.full(pooled_shape(ctx), -np.inf, x.dtype)
+    indices = np.empty(z.shape, np.uint8)
+    first = [np.array([_first_tap(axis, o) for o in range(axis.windows)]) for axis in axes]
+    np.moveaxis(indices, channel_axis, 1)[...] = first[0][:, None] * axes[1].kernel + first[1]
+    images, maxima, offsets = (np.moveaxis(array, channel_axis, 1) for array in (x, z, indices))
+    for some in some_samples(z.shape):
+        _forward(images[some], maxima[some], offsets[some], axes)
+    ctx.save_for_backward(indices=indices)
+    return z
+
+
+def backward(ctx, dz, *, overwrite=False):
+    """Gradient of x: every value of dz where the largest value came from.
+
+    Parameters
+    ----------
+    ctx : Context
+        From `forward`.
+    dz : ndarray
+        Of z's shape and dtype; read only.
+    overwrite : bool
+        Makes no difference: dx is of another shape than dz.
+
+    Returns
+    -------
+    tuple of ndarray
+        dx alone, fresh.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dz that does not fit the result of the forward.
+    """
+    arguments.gradient("dz", dz, pooled_shape(ctx), ctx.dtype)
+    dx = np.zeros(ctx.input_shape, ctx.dtype)
+    arrays = (dx, dz, ctx.saved["indices"])
+    images, gradients, offsets = (np.moveaxis(array, ctx.channel_axis, 1) for array in arrays)
+    for some in some_samples(dz.shape):
+        _backward(images[some], gradients[some], offsets[some], ctx.axes)
+    return (dx,)
+
+
+def _first_tap(axis, output):
+    """Return the first tap of a window that lies inside of the image."""
+    start = output * axis.stride - axis.padding
+    return max(0, -(start // axis.dilation)) % axis.kernel
+
+
+def _forward(images, maxima, offsets, axes):
+    larger = np.empty_like(maxima, bool)
+    for i, j, rows, columns in taps(axes, Block(slice(1), 0, axes[0].windows)):
+        inside = ..., slice(rows.first, rows.last), slice(columns.first, columns.last)
+        values, most = images[..., rows.source, columns.source], maxima[inside]
+        np.greater(values, most, out=larger[inside])
+        np.copyto(offsets[inside], i * axes[1].kernel + j, where=larger[inside])
+        np.maximum(most, values, out=most)
+
+
+def _backward(images, gradients, offsets, axes):
+    here = np.empty_like(offsets, bool)
+    for i, j, rows, columns in taps(axes, Block(slice(1), 0, axes[0].windows)):
+        inside = ..., slice(rows.first, rows.last), slice(columns.first, columns.last)
+        np.equal(offsets[inside], i * axes[1].kernel + j, out=here[inside])
+        values = images[..., rows.source, columns.source]
+        np.add(values, gradients[inside], out=values, where=here[inside])

@@ -1,0 +1,178 @@
+"""Arguments and batches that layers refuse: the message names the layer, what it got and what would do."""
+
+import numpy as np
+import pytest
+from networks import abn, conv, normal
+
+from inplace_abn import memory, models
+from inplace_abn.layers import (
+    ABN,
+    Activation,
+    Conv2d,
+    CrossEntropy,
+    Dropout,
+    InPlaceABN,
+    Linear,
+    MaxPool2d,
+    Residual,
+    Sequential,
+    Upsample,
+)
+
+SHAPE = (2, 4, 3, 3)
+
+
+def test_shapes_that_do_not_fit_name_the_layer_and_both_shapes():
+    x = np.zeros((2, 3, 8, 8), np.float32)
+    for layer, message in [
+        (Conv2d(4, 8, 3), r"net \(Conv2d\): .*\(8, 4, 3, 3\).*\(2, 3, 8, 8\)"),
+        (Linear(4, 8), r"net \(Linear\): .*\(8, 4\).*\(2, 3, 8, 8\)"),
+        (
+            InPlaceABN(4),
+            r"net \(InPlaceABN\): num_features=4 takes x of shape \(N, 4, ...\), got \(2, 3, 8, 8\) with 3",
+        ),
+        (
+            ABN(4, channel_axis=-1),
+            r"net \(ABN\): num_features=4 takes x of shape \(N, ..., 4\), got \(2, 3, 8, 8\) wi",
+        ),
+        (
+            Residual(Conv2d(3, 4, 3, stride=2, padding=1)),
+            r"net \(Residual\): the branch gives float32 of shape \(2, 4, 4, 4\), .*\(2, 3, 8, 8\)",
+        ),
+        (MaxPool2d(9), r"net \(MaxPool2d\): .*9 x 9.*8 x 8"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Sequential({"net": layer})(x)
+    with pytest.raises(
+        ValueError, match=r"CrossEntropy: target must be of shape \(2,\).*\(2, 5\).*got \(3,\)"
+    ):
+        CrossEntropy()(np.zeros((2, 5)), np.zeros(3, int))
+
+
+def test_an_image_that_an_encoder_decoder_cannot_halve_names_the_level():
+    net = models.encoder_decoder(1, 2, (4, 4))
+    with pytest.raises(ValueError, match=r"body.across \(Residual\): .*\(1, 4, 8, 6\).*\(1, 4, 7, 6\)"):
+        net(np.zeros((1, 1, 7, 6), np.float32))
+
+
+def test_other_dtypes_name_the_layer():
+    for layer in (conv(), abn()):
+        with pytest.raises(TypeError, match=f"^{type(layer).__name__}: .*float"):
+            layer(np.zeros(SHAPE, np.float32))
+    with pytest.raises(TypeError, match=r"Activation: x must be of a floating dtype, got int64"):
+        Activation()(np.zeros(3, np.int64))
+    for layer in (Activation(), InPlaceABN(3), Linear(3, 3)):
+        with pytest.raises(TypeError, match=f"{type(layer).__name__}: x must be a numpy.ndarray"):
+            layer([1.0, 2.0])
+
+
+def test_unknown_names_list_the_valid_ones():
+    strategies = "'standard', 'checkpoint', 'checkpoint_xhat', 'inplace_1', 'inplace_2', 'inplace'"
+    with pytest.raises(ValueError, match=f"strategy must be one of {strategies}, got 'in_place'"):
+        ABN(3, strategy="in_place")
+    activations = "'identity', 'leaky_relu', 'elu', 'relu'"
+    for make in (ABN, InPlaceABN):
+        with pytest.raises(ValueError, match=f"activation must be one of {activations}, got 'gelu'"):
+            make(3, activation="gelu")
+    with pytest.raises(ValueError, match=f"activation must be one of {activations}, got 'gelu'"):
+        Activation("gelu")
+    with pytest.raises(
+        ValueError, match="block must be one of 'preactivation', 'postactivation', got 'both'"
+    ):
+        models.residual_network(1, 2, block="both")
+
+
+def test_relu_in_place_is_refused_and_leaky_relu_named():
+    with pytest.raises(ValueError, match=r"'relu' has no inverse.*use 'leaky_relu'"):
+        InPlaceABN(3, activation="relu")
+    layer = ABN(3, activation="relu")
+    with pytest.raises(ValueError, match="use 'leaky_relu'"):
+        layer.strategy = "inplace_1"
+    assert layer.strategy == "standard"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: InPlaceABN(0), ValueError, "num_features must be at least 1, got 0"),
+        (lambda: InPlaceABN(2.5), TypeError, "num_features must be a whole number, got 2.5"),
+        (lambda: InPlaceABN(2, eps=0), ValueError, "eps must be greater than 0, got 0"),
+        (lambda: InPlaceABN(2, momentum=1.5), ValueError, "momentum must be from 0 to 1, got 1.5"),
+        (lambda: InPlaceABN(2, momentum="a"), TypeError, "momentum must be a number, got 'a'"),
+        (
+            lambda: InPlaceABN(2, activation_param=-1),
+            ValueError,
+            "activation_param must be greater than 0, got -1",
+        ),
+        (lambda: InPlaceABN(2, activation_param=np.inf), ValueError, "activation_param must be finite"),
+        (lambda: InPlaceABN(2, channel_axis=2), ValueError, "channel_axis must be one of 1, -1, got 2"),
+        (lambda: InPlaceABN(2, dtype="float16"), ValueError, "dtype must be one of 'float32', 'float64'"),
+        (lambda: Conv2d(3, 4, (1, 2, 3)), ValueError, "kernel_size must be one whole number or two"),
+        (
+            lambda: Conv2d(3, 4, 3, groups=2),
+            ValueError,
+            "groups must divide in_channels=3 and out_channels=4, got 2",
+        ),
+        (lambda: Linear(3, -1), ValueError, "out_features must be at least 1, got -1"),
+        (lambda: Dropout(1.1), ValueError, "p must be from 0 to 1, got 1.1"),
+        (
+            lambda: MaxPool2d(2, padding=2),
+            ValueError,
+            r"padding must be at most half of kernel_size=\(2, 2\)",
+        ),
+        (lambda: Upsample(), ValueError, "give either size or scale_factor"),
+        (lambda: Upsample(scale_factor=0), ValueError, "scale_factor must be greater than 0, got 0"),
+        (lambda: Residual(None), TypeError, "branch must be a Layer, got None"),
+        (lambda: Residual(conv(), 3), TypeError, "shortcut must be a Layer, got 3"),
+        (
+            lambda: models.residual_network(1, 2, ()),
+            ValueError,
+            "widths must be at least one number of channels",
+        ),
+    ],
+)
+def test_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+# ---- the loss ----------------------------------------------------------------------------------------------
+
+
+def test_labels_out_of_range():
+    with pytest.raises(ValueError, match=r"CrossEntropy: target\[1\] is 5: labels must be from 0 to 4"):
+        CrossEntropy()(np.zeros((2, 5)), np.array([0, 5]))
+
+
+def poisoned():
+    net = models.residual_network(1, 3, (4,), 1, dtype=np.float64, rng=0)
+    net.stage1[0].branch.conv1.weight.data[0] = np.nan
+    return net
+
+
+def test_a_loss_that_is_not_finite_says_how_to_find_out_more():
+    scores = poisoned()(normal((2, 1, 4, 4)))
+    with pytest.raises(
+        FloatingPointError, match=r"CrossEntropy: the loss is nan; .* inplace_abn.memory.ledger\(\)"
+    ):
+        CrossEntropy()(scores, np.array([0, 1]))
+
+
+def test_with_a_ledger_it_names_the_layer_where_it_began():
+    net, criterion, target = poisoned(), CrossEntropy(), np.array([0, 1])
+    x = normal((2, 1, 4, 4))
+    with memory.ledger():
+        with pytest.raises(FloatingPointError, match=r"in the result of stage1.0.branch.conv1 \(Conv2d\)"):
+            criterion(net(x.copy()), target)
+        net.stage1[0].branch.conv1.weight.data[...] = 0
+        assert np.isfinite(criterion(net(x.copy()), target))
+        x[0, 0, 0, 0] = np.inf
+        with pytest.raises(FloatingPointError, match="in the input of Sequential"):
+            criterion(net(x), target)
+        with pytest.raises(FloatingPointError, match="in the input of CrossEntropy"):
+            criterion(np.full((2, 3), np.nan), target)
+
+
+def test_a_loss_of_no_labels():
+    with pytest.raises(FloatingPointError, match="no label counts, all 2 are -100"):
+        CrossEntropy()(np.zeros((2, 5)), np.array([-100, -100]))

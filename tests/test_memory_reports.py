@@ -1,0 +1,243 @@
+"""The ledger in words, tables and pictures."""
+
+import doctest
+import gc
+import html.parser
+import itertools
+
+import numpy as np
+import pytest
+from test_memory import STRATEGIES, chain, images
+
+from inplace_abn import memory
+from inplace_abn.layers import ABN, InPlaceABN
+from inplace_abn.memory import book, events, tables
+
+
+def run(net, x, label=""):
+    with memory.ledger(label=label) as ledger:
+        net.backward(np.ones_like(net(x)))
+    return ledger
+
+
+@pytest.mark.parametrize("module", [memory, book, events, tables], ids=lambda module: module.__name__)
+def test_examples(module):
+    failed, tried = doctest.testmod(module)
+    assert tried > 0
+    assert failed == 0
+
+
+# ---- tables ------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_the_table():
+    x = images()
+    table = run(chain("inplace"), x).table()
+    wanted = [
+        ("0 (Pointwise)", "input", x.nbytes, None),
+        ("1 (ABN)", "z", 2 * x.nbytes, None),
+        ("2 (Pointwise)", "input", 0, ("1 (ABN)", "z")),
+        ("3 (ABN)", "z", 2 * x.nbytes, None),
+        ("4 (Pointwise)", "input", 0, ("3 (ABN)", "z")),
+    ]
+    assert [(row.layer, row.role, row.nbytes, row.shared_with) for row in table] == wanted
+    assert table[1].shape == (4, 8, 64, 64)
+    assert table[1].dtype == np.float32
+    assert (len(table), table.buffers, table.nbytes) == (5, 3, 5 * x.nbytes)
+
+
+def test_text_of_the_table():
+    text = str(run(chain("inplace"), images()).table())
+    lines = text.splitlines()
+    assert lines[0].split() == ["layer", "role", "shape", "dtype", "MiB"]
+    assert lines[2].split() == ["0", "(Pointwise)", "input", "(4,", "4,", "64,", "64)", "float32", "0.250"]
+    assert lines[4].endswith("z of 1 (ABN)")
+    assert lines[-1].split() == ["kept", "for", "the", "backward,", "3", "buffers", "1.250"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_calls_of_one_layer_are_one_row():
+    layer, x = ABN(4), images()
+    with memory.ledger() as ledger:
+        layer(layer(x))
+    (row,) = ledger.table()
+    assert (row.count, row.nbytes) == (2, 2 * x.nbytes)
+    assert "x (2 times)" in str(ledger.table())
+
+
+def test_the_table_of_nothing():
+    with memory.ledger() as ledger:
+        pass
+    assert list(ledger.table()) == []
+    assert str(ledger.table()).splitlines()[-1].split()[-1] == "0"
+    assert "0 bytes kept" in str(ledger)
+    assert "<table>" in ledger._repr_html_()
+
+
+def test_the_table_of_now():
+    net, x = chain("inplace"), images()
+    with memory.ledger() as ledger:
+        z = net(x)
+        assert ledger.table("now").nbytes == ledger.table().nbytes == ledger.kept
+        net.backward(np.ones_like(z))
+        assert ledger.table("now").nbytes == 0
+    for call in (ledger.table, ledger.explain):
+        with pytest.raises(
+            ValueError, match="when must be 'kept', at the highest point, or 'now', got 'then'"
+        ):
+            call("then")
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"), [(0, "0 bytes"), (1023, "1,023 bytes"), (1024, "1.0 KiB"), (5 << 29, "2.5 GiB")]
+)
+def test_numbers_of_bytes(nbytes, text):
+    assert tables.human(nbytes) == text
+
+
+# ---- words -------------------------------------------------------------------------------------------------
+
+
+def test_explain_names_who_holds_what_and_what_would_free_it():
+    """The buffers that standard keeps twice, and what the in-place strategy makes of them."""
+    text = run(chain("standard"), images()).explain()
+    assert text.startswith("2.2 MiB in 5 buffers, kept at the highest point.")
+    assert "1. 512.0 KiB (22%) as x of 1 (ABN)" in text
+    assert "2 (Pointwise) keeps what 1 (ABN) made of it, 512.0 KiB: strategy='inplace' would write" in text
+    text = run(chain("inplace"), images()).explain()
+    assert "as z of 1 (ABN) and input of 2 (Pointwise)" in text
+    assert "one buffer for 2 layers: it is free when the backward of all has run" in text
+    assert "strategy='inplace'" not in text
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+def test_explain_gives_no_advice_that_would_not_help(strategy):
+    assert "strategy='inplace' would" not in run(chain(strategy), images()).explain()
+
+
+def test_explain_lists_the_largest():
+    ledger = run(chain("standard"), images())
+    text = ledger.explain(most=1)
+    assert "\n2. " not in text
+    assert "4 more buffers: 1.8 MiB." in text
+
+
+def test_explain_when_nothing_is_kept():
+    net, x = chain("standard"), images()
+    ledger = run(net, x)
+    del x
+    gc.collect()
+    assert ledger.explain("now") == "Nothing is kept for a backward now."
+
+
+def test_explain_says_that_a_variable_keeps_an_array():
+    net, x = chain("standard"), images()
+    ledger = run(net, x)
+    text = ledger.explain("now")
+    assert "256.0 KiB has been let go by its layers and is still there" in text
+    assert "input of 0 (Pointwise)" in text
+    assert x is not None
+
+
+def test_explain_says_that_a_view_keeps_the_whole():
+    data = images(n=16)
+    with memory.ledger() as ledger:
+        ABN(4)(data[:2])
+        layer = ABN(4)
+        layer(data[:2])
+    assert "it is part of an array of 1.0 MiB, which stays as a whole" in ledger.explain("now")
+
+
+def test_explain_counts_calls_without_a_backward():
+    layer = ABN(4)
+    with memory.ledger() as ledger:
+        for _ in range(3):
+            layer(images())
+    assert "3 calls of ABN wait for their backward" in ledger.explain()
+
+
+def test_explain_tells_of_guarded_channels():
+    layer = InPlaceABN(4)
+    layer.weight.data[:] = 0
+    with memory.ledger() as ledger:
+        layer(images())
+    assert "what would free it: weights further from zero, or strategy 'checkpoint_xhat'" in ledger.explain()
+
+
+def test_explain_shows_itself_as_it_is():
+    text = run(chain("standard"), images()).explain()
+    assert repr(text) == str(text)
+    assert text._repr_html_().startswith("<pre>2.2 MiB")
+
+
+# ---- pictures ----------------------------------------------------------------------------------------------
+
+
+def test_one_line_of_text():
+    ledger = run(chain("standard"), images())
+    line = str(ledger).splitlines()[-1]
+    heights = [" ▁▂▃▄▅▆▇█".index(bar) for bar in line]
+    top = heights.index(max(heights))
+    assert heights[:top] == sorted(heights[:top])
+    assert heights[top:] == sorted(heights[top:], reverse=True)
+    assert max(heights) == 8
+    assert heights[0] == heights[-1] == 0
+
+
+class Balanced(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.text = [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_html():
+    page = Balanced()
+    page.feed(run(chain("inplace"), images(), "<inplace>")._repr_html_())
+    page.close()
+    assert not page.open
+    assert "<Ledger '<inplace>': 1.2 MiB kept" in page.text
+    assert "z of 1 (ABN)" in page.text
+
+
+def test_timeline():
+    seconds, live, total = run(chain("standard"), images()).timeline()
+    assert len(seconds) == len(live) == len(total)
+    assert all(a <= b for a, b in itertools.pairwise(seconds))
+    assert live[0] == live[-1] == 0
+    assert (total >= live).all()
+
+
+def test_plot():
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="plots need matplotlib")
+    ledgers = [run(chain(strategy), images(), strategy) for strategy in ("standard", "checkpoint", "inplace")]
+    backend = pyplot.rcParams["backend"]
+    pyplot.switch_backend("agg")
+    try:
+        ax = ledgers[0].plot(*ledgers[1:])
+        labels = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert labels == ["standard: 2.2 MiB kept", "checkpoint: 1.2 MiB kept", "inplace: 1.2 MiB kept"]
+        heights = [max(line.get_ydata()) for line in ax.get_lines()]
+        assert heights == [ledger.kept / 2**20 for ledger in ledgers]
+        ax.figure.canvas.draw()
+        assert ledgers[0].plot(ax=ax) is ax
+    finally:
+        pyplot.close("all")
+        pyplot.switch_backend(backend)
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"pip install 'inplace-abn-numpy\[demo\]'"):
+        run(chain("standard"), images()).plot()

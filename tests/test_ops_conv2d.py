@@ -1,0 +1,258 @@
+"""Convolution: against a definition with loops, finite differences and PyTorch; scratch memory; refusals."""
+
+import itertools
+import tracemalloc
+
+import numpy as np
+import pytest
+from operations import EPS, Context, assert_gradients, laid_out, normal, run, strided
+
+from inplace_abn.ops import conv2d
+from inplace_abn.ops._windows import blocks
+
+# kernel, stride, padding, dilation, groups, inputs, outputs
+CASES = [
+    ((3, 3), 1, 1, 1, 1, 4, 4),
+    ((3, 3), 2, 1, 1, 1, 3, 8),
+    ((3, 3), 1, 2, 2, 2, 4, 6),
+    ((3, 3), 1, 1, 1, 4, 4, 4),
+    ((3, 3), 2, 1, 1, 4, 4, 8),
+    ((1, 1), 1, 0, 1, 1, 4, 6),
+    ((1, 1), 1, 0, 1, 2, 4, 6),
+    ((1, 1), 2, 0, 1, 1, 4, 4),
+    ((1, 1), 1, 1, 1, 1, 4, 4),
+    ((2, 5), (2, 1), (0, 2), (1, 2), 1, 2, 3),
+    ((4, 2), (3, 2), (5, 1), (2, 1), 1, 2, 2),
+    ((7, 7), 2, 3, 1, 1, 1, 16),
+    ((3, 3), 1, 4, 1, 1, 2, 2),
+]
+NAMES = ("stride", "padding", "dilation", "groups")
+
+
+def arrays_of(case, dtype="float64", shape=(3, 11, 9)):
+    kernel, *_, groups, inputs, outputs = case
+    x = normal((shape[0], inputs, *shape[1:]), dtype, 1)
+    return (
+        x,
+        normal((outputs, inputs // groups, *kernel), dtype, 2),
+        normal(outputs, dtype, 3),
+        dict(zip(NAMES, case[1:5], strict=True)),
+    )
+
+
+def by_definition(x, weight, bias, stride, padding, dilation, groups):
+    """Convolve by the formula, output pixel by output pixel."""
+    (sy, sx), (py, px), (dy, dx) = (
+        v if isinstance(v, tuple) else (v, v) for v in (stride, padding, dilation)
+    )
+    x = np.pad(x, ((0, 0), (0, 0), (py, py), (px, px)))
+    outputs, inputs, ky, kx = weight.shape
+    rows = (x.shape[2] - dy * (ky - 1) - 1) // sy + 1
+    columns = (x.shape[3] - dx * (kx - 1) - 1) // sx + 1
+    z = np.empty((len(x), outputs, rows, columns))
+    for o, i, j in np.ndindex(outputs, rows, columns):
+        first = o // (outputs // groups) * inputs
+        window = x[:, first : first + inputs, i * sy :: dy, j * sx :: dx][:, :, :ky, :kx]
+        z[:, o, i, j] = (window * weight[o]).sum(axis=(1, 2, 3)) + bias[o]
+    return z
+
+
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_forward_is_the_definition(case, channel_axis):
+    x, weight, bias, settings = arrays_of(case)
+    z, _, _ = run(conv2d, laid_out(x, channel_axis), weight, bias, channel_axis=channel_axis, **settings)
+    assert z.flags.c_contiguous
+    want = by_definition(x, weight, bias, **settings)
+    np.testing.assert_allclose(np.moveaxis(z, channel_axis, 1), want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("case", CASES[:6] + CASES[9:10], ids=str)
+def test_gradients_are_those_of_finite_differences(case, channel_axis):
+    x, weight, bias, settings = arrays_of(case, shape=(2, 6, 5))
+    arrays = [laid_out(x, channel_axis), weight, bias]
+    assert_gradients(conv2d, arrays, channel_axis=channel_axis, **settings)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_against_torch(case, channel_axis, dtype):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x, weight, bias, settings = arrays_of(case, dtype)
+    tensors = [torch.tensor(a.astype(np.float64), requires_grad=True) for a in (x, weight, bias)]
+    sizes = [torch.tensor(np.abs(a).astype(np.float64), requires_grad=True) for a in (x, weight, bias)]
+    result, size = (torch.nn.functional.conv2d(*t, *settings.values()) for t in (tensors, sizes))
+    dz = normal(tuple(result.shape), dtype, 4)
+    result.backward(torch.tensor(dz.astype(np.float64)))
+    size.backward(torch.tensor(np.abs(dz).astype(np.float64)))
+    z, (dx, dweight, dbias), _ = run(
+        conv2d, laid_out(x, channel_axis), weight, bias, dz=laid_out(dz, channel_axis),
+        channel_axis=channel_axis, **settings,
+    )  # fmt: skip
+    got = np.moveaxis(z, channel_axis, 1), np.moveaxis(dx, channel_axis, 1), dweight, dbias
+    # A sum of n products in any order is off by n * eps / 2 times the sum of their sizes, at most.
+    window, pixels = weight[0].size, dz.size // dz.shape[1]
+    terms = window + 1, window * len(weight), pixels, pixels
+    for ours, theirs, bound, n in zip(
+        got, (result, *(t.grad for t in tensors)), (size, *(t.grad for t in sizes)), terms, strict=True
+    ):
+        error = np.abs(ours - theirs.detach().numpy())
+        assert ours.dtype == dtype
+        assert (error <= (n + 2) * EPS[dtype] * bound.detach().numpy()).all()
+
+
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("case", CASES[:9], ids=str)
+def test_memory_of_any_strides(case, channel_axis):
+    x, weight, bias, settings = arrays_of(case)
+    settings["channel_axis"] = channel_axis
+    x = laid_out(x, channel_axis)
+    dz = normal(conv2d.forward(Context(), x, weight, bias, **settings).shape, seed=5)
+    z, gradients, _ = run(conv2d, x, weight, bias, dz=dz, **settings)
+    others = strided(x), np.asfortranarray(weight), bias[::-1].copy()[::-1]
+    z2, gradients2, _ = run(conv2d, *others, dz=strided(dz), **settings)
+    # What the operands are copied to decides in which order BLAS adds.
+    np.testing.assert_allclose(z2, z, rtol=0, atol=1e-13)
+    for one, other in zip(gradients, gradients2, strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("budget", [1, 5000, 20000, 1 << 30])
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[2], CASES[10]], ids=str)
+def test_the_cut_into_blocks_does_not_show(case, budget, channel_axis, monkeypatch):
+    x, weight, bias, settings = arrays_of(case, shape=(5, 11, 9))
+    arrays = laid_out(x, channel_axis), weight, bias
+    want, wanted, dz = run(conv2d, *arrays, channel_axis=channel_axis, **settings)
+    monkeypatch.setattr(conv2d, "SCRATCH_BYTES", budget)
+    monkeypatch.setattr(conv2d, "BLOCK_BYTES", budget)
+    z, gradients, _ = run(conv2d, *arrays, dz=dz, channel_axis=channel_axis, **settings)
+    np.testing.assert_allclose(z, want, rtol=0, atol=1e-12)
+    for one, other in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rows", "budget"), [*itertools.product((0, 1, 3, 8), (1, 5), (1, 20, 100))]
+)
+def test_blocks_cover_every_row_once_within_the_budget(samples, rows, budget):
+    seen = np.zeros((samples, rows), int)
+    for block in blocks(samples, rows, 10, budget):
+        seen[block.samples, block.begin : block.end] += 1
+        count = (block.samples.stop - block.samples.start) * (block.end - block.begin)
+        assert count * 10 <= max(budget, 10)
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_arguments_are_left_alone(overwrite):
+    x, weight, bias, settings = arrays_of(CASES[0])
+    before = x.copy(), weight.copy(), bias.copy()
+    _, _, dz = run(conv2d, x, weight, bias, overwrite=overwrite, **settings)
+    for array, copy in zip((x, weight, bias), before, strict=True):
+        assert (array == copy).all()
+    assert (dz == 1).all()
+
+
+def test_without_bias_there_is_no_gradient_of_one():
+    x, weight, bias, settings = arrays_of(CASES[1])
+    with_bias, _, _ = run(conv2d, x, weight, 0 * bias, **settings)
+    z, (_, _, dbias), _ = run(conv2d, x, weight, **settings)
+    assert dbias is None
+    assert (z == with_bias).all()
+
+
+@pytest.mark.parametrize("channel_axis", [1, -1])
+def test_an_empty_batch(channel_axis):
+    x = laid_out(np.zeros((0, 4, 5, 5)), channel_axis)
+    z, (dx, dweight, dbias), _ = run(
+        conv2d, x, np.ones((6, 4, 3, 3)), np.ones(6), padding=1, channel_axis=channel_axis
+    )
+    assert z.shape == laid_out(np.zeros((0, 6, 5, 5)), channel_axis).shape
+    assert dx.shape == x.shape
+    assert not dweight.any()
+    assert not dbias.any()
+
+
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_scratch_is_below_a_tenth_of_the_input(kernel, channel_axis):
+    """The shape of the issue: float32, 64 to 64 channels, (8, 64, 56, 56); of numpy's own allocations."""
+    x = laid_out(normal((8, 64, 56, 56), "float32"), channel_axis)
+    weight, ctx = normal((64, 64, kernel, kernel), "float32"), Context()
+    conv2d.forward(ctx, x[:1], weight, padding=kernel // 2, channel_axis=channel_axis)
+    tracemalloc.start()
+    try:
+        z = conv2d.forward(ctx, x, weight, padding=kernel // 2, channel_axis=channel_axis)
+        forward = tracemalloc.get_traced_memory()[1] - z.nbytes
+        dz = z
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        dx, dweight, _ = conv2d.backward(ctx, dz)
+        backward = tracemalloc.get_traced_memory()[1] - held - dx.nbytes - dweight.nbytes
+    finally:
+        tracemalloc.stop()
+    assert forward < x.nbytes / 10
+    assert backward < x.nbytes / 10
+    assert max(forward, backward) <= ctx.scratch + 50_000  # what the ledger is told, and small objects
+    assert kernel > 1 or forward < 50_000
+
+
+def test_scratch_does_not_grow_with_the_batch():
+    weight, found = normal((8, 8, 3, 3)), []
+    for samples in (64, 256):
+        ctx = Context()
+        x = normal((samples, 8, 32, 32))
+        conv2d.backward(ctx, conv2d.forward(ctx, x, weight, padding=1))
+        found.append(ctx.scratch)
+    assert found[0] == found[1] <= conv2d.SCRATCH_BYTES
+
+
+X, W = (2, 4, 5, 5), (6, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"x": [1.0]}, TypeError, ["x must be a numpy.ndarray", "list"]),
+        ({"x": np.zeros(X, int)}, TypeError, ["x must be float32 or float64", "int64"]),
+        ({"x": np.zeros(X, ">f8")}, TypeError, ["x must be float32 or float64 in native byte order"]),
+        ({"x": np.zeros((2, 4, 5))}, ValueError, ["x must be of shape (N, C, H, W)", "(2, 4, 5)"]),
+        ({"x": np.zeros((2, 3, 5, 5))}, ValueError, ["shape (6, 4, 3, 3)", "x of shape (2, 3, 5, 5)"]),
+        ({"channel_axis": -1}, ValueError, ["weight of shape (6, 4, 3, 3)", "x of shape (2, 4, 5, 5)"]),
+        ({"channel_axis": 2}, ValueError, ["channel_axis must be 1", "2"]),
+        ({"weight": np.zeros(W, "f4")}, TypeError, ["weight is float32 and x is float64"]),
+        ({"weight": np.zeros((6, 4, 3))}, ValueError, ["weight must be of shape (O,", "(6, 4, 3)"]),
+        ({"groups": 2}, ValueError, ["groups=2", "8 channels", "x of shape (2, 4, 5, 5)"]),
+        ({"groups": 0}, ValueError, ["groups must be at least 1, got 0"]),
+        ({"bias": np.zeros(5)}, ValueError, ["bias must be of shape (6,)", "(6, 4, 3, 3)", "(5,)"]),
+        ({"stride": 0}, ValueError, ["stride must be at least 1, got 0"]),
+        ({"stride": (1, 2, 3)}, ValueError, ["stride must be one integer or two", "(1, 2, 3)"]),
+        ({"padding": -1}, ValueError, ["padding must be at least 0, got -1"]),
+        ({"dilation": 1.5}, TypeError, ["dilation must be an integer, got 1.5"]),
+        ({"dilation": 3}, ValueError, ["window of 7 x 7 pixels", "5 x 5"]),
+    ],
+)  # fmt: skip
+def test_refusals(changes, kind, words):
+    arguments = {"x": np.zeros(X), "weight": np.zeros(W), "bias": np.zeros(6)} | changes
+    with pytest.raises(kind) as caught:
+        conv2d.forward(Context(), **arguments)
+    assert not [word for word in words if word not in str(caught.value)], str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dz", "kind", "words"),
+    [
+        (None, TypeError, "dz must be a numpy.ndarray, got NoneType"),
+        (np.zeros((2, 6, 3, 3), "f4"), TypeError, "dz is float32 and the result of the forward was float64"),
+        (np.zeros((2, 6, 5, 5)), ValueError, "dz must be of shape (2, 6, 3, 3), .* got (2, 6, 5, 5)"),
+    ],
+)
+def test_gradients_that_do_not_fit_are_refused(dz, kind, words):
+    ctx = Context()
+    conv2d.forward(ctx, np.zeros(X), np.zeros(W))
+    with pytest.raises(kind, match=words.replace("(", r"\(").replace(")", r"\)")):
+        conv2d.backward(ctx, dz)

@@ -1,0 +1,393 @@
+"""What must not go wrong silently: writes into what a backward needs, a second backward, unlike shapes."""
+
+import gc
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from networks import OVERWRITING, STRATEGIES, abn, assert_close, blocks, chain, conv, normal, run
+
+from inplace_abn.layers import (
+    Activation,
+    AvgPool2d,
+    Context,
+    Dropout,
+    InPlaceABN,
+    Layer,
+    Residual,
+    Sequential,
+    kept,
+    no_grad,
+)
+
+SHAPE = (2, 4, 3, 3)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_locked():
+    """Nothing is kept for layers that are gone."""
+    yield
+    gc.collect()
+    assert not kept._entries
+    assert not kept._locks
+    assert not kept._offers
+
+
+# ---- the lock ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", OVERWRITING)
+def test_z_is_locked_until_the_backward_has_run(strategy):
+    net, x = chain(strategy), normal(SHAPE)
+    net(x)
+    with pytest.raises(ValueError, match="read-only"):
+        x += 1
+    net.backward(normal(SHAPE))
+    x += 1
+
+
+def test_adding_a_shortcut_to_z_is_an_error_at_that_line():
+    layer, shortcut = InPlaceABN(4, dtype=np.float64), normal(SHAPE)
+    z = layer(normal(SHAPE))
+    with pytest.raises(ValueError, match="read-only"):
+        z += shortcut
+
+
+def test_every_saved_array_is_locked():
+    layer, x = conv(), normal(SHAPE)
+    layer(x)
+    with pytest.raises(ValueError, match="read-only"):
+        x += 1
+    layer.backward(normal(SHAPE))
+    x += 1
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint"])
+@pytest.mark.parametrize("first", ["conv", "abn"])
+def test_an_array_that_several_keep_is_unlocked_by_the_last(first, strategy, order):
+    layers, x = [conv(), abn(4, strategy), conv()], normal(SHAPE)
+    if first == "abn":
+        layers[:2] = layers[1::-1]
+    for layer in layers:
+        layer(x)
+    for i in order:
+        assert not x.flags.writeable
+        layers[i].backward(normal(SHAPE))
+    assert x.flags.writeable
+
+
+@pytest.mark.parametrize("make", [conv, abn], ids=["conv", "abn"])
+def test_what_was_read_only_stays_so(make):
+    layer, x = make(), normal(SHAPE)
+    x.flags.writeable = False
+    layer(x)
+    layer.backward(normal(SHAPE))
+    assert not x.flags.writeable
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("kind", blocks("standard"))
+def test_nothing_is_locked_after_the_backward(kind, strategy):
+    block, x = blocks(strategy)[kind], normal(SHAPE)
+    z = block(x)
+    block.backward(normal(SHAPE))
+    assert x.flags.writeable
+    assert z.flags.writeable
+    assert not kept._entries
+    assert not kept._locks
+
+
+def test_dropping_a_layer_unlocks():
+    x = normal(SHAPE)
+    net = chain("inplace")
+    net(x)
+    del net
+    gc.collect()
+    assert x.flags.writeable
+
+
+def test_threads_that_share_a_batch():
+    """Each has layers of its own; the batch is unlocked when the last of them is done."""
+    x, dz, failures = normal((2, 4, 8, 8)), normal((2, 4, 8, 8), 1), []
+    want = run(chain("checkpoint"), x, dz)
+
+    def work():
+        net = chain("checkpoint")
+        for _ in range(20):
+            net.zero_grad()
+            net(x)
+            if not np.array_equal(net.backward(dz), want["dx"]):
+                failures.append("another gradient")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert x.flags.writeable
+
+
+# ---- overlap -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", OVERWRITING)
+def test_overwriting_what_a_convolution_keeps_names_both_layers(strategy):
+    x = normal(SHAPE)
+    net = Sequential({"keeps": conv(), "writes": abn(4, strategy)})
+    net.keeps(x)
+    before = x.copy()
+    message = r"^writes \(ABN\): strategy .* overwrites its input, but keeps \(Conv2d\) keeps that .* 'input'"
+    with pytest.raises(ValueError, match=message):
+        net.writes(x)
+    assert np.array_equal(x, before)
+    assert net.writes.num_batches_tracked == 0
+    net.keeps.backward(normal(SHAPE))
+    net.writes(x)
+
+
+@pytest.mark.parametrize("keeper", STRATEGIES)
+def test_overwriting_what_another_normalization_keeps_names_both_layers(keeper):
+    net = Sequential({"keeps": abn(4, keeper), "writes": InPlaceABN(4, dtype=np.float64)})
+    x = normal(SHAPE)
+    net.keeps(x)
+    with pytest.raises(
+        ValueError, match=r"writes \(InPlaceABN\).* keeps \(ABN\) keeps that memory as '(x|xhat|z)'"
+    ):
+        net.writes(x)
+
+
+def test_overlapping_views_are_found_and_neighbours_are_not_in_the_way():
+    buffer = normal((2, 8, 3, 3))
+    keeps, writes = conv(), abn(4, "inplace")
+    keeps(buffer[:, :4])
+    writes(buffer[:, 4:])
+    with pytest.raises(ValueError, match="overwrites its input, but Conv2d keeps that memory"):
+        writes(buffer[:, 2:6])
+
+
+def test_an_activation_in_place_is_refused_too():
+    net = Sequential({"keeps": conv(), "writes": Activation(inplace=True)})
+    x = normal(SHAPE)
+    net.keeps(x)
+    with pytest.raises(ValueError, match=r"writes \(Activation\): inplace=True .* keeps \(Conv2d\)"):
+        net.writes(x)
+
+
+# ---- shortcuts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_identity_shortcut_adds_what_x_was(strategy):
+    block, x = Residual(chain(strategy)), normal(SHAPE)
+    branch = chain("standard")(x.copy())
+    np.testing.assert_allclose(block(x.copy()), branch + x, atol=1e-13)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_only_strategies_that_overwrite_take_the_callers_x(strategy):
+    x = normal(SHAPE)
+    before = x.copy()
+    with no_grad():
+        Residual(chain(strategy))(x)
+    assert np.array_equal(x, before) == (strategy not in OVERWRITING)
+
+
+@pytest.mark.parametrize("kind", blocks("standard"))
+def test_the_sum_is_not_written_into_what_others_need(kind):
+    """With layers around: what comes in is kept by one before, what goes out by one behind."""
+    x, dz = normal(SHAPE), normal(SHAPE, 1)
+    want = run(Sequential(conv(), blocks("standard")[kind], conv()), x, dz)
+    for strategy in STRATEGIES:
+        assert_close(run(Sequential(conv(), blocks(strategy)[kind], conv()), x, dz), want)
+
+
+def test_a_branch_that_is_the_identity():
+    block = Residual(Dropout()).eval()
+    x, dz = normal(SHAPE), normal(SHAPE, 1)
+    before = x.copy()
+    assert_close(run(block, x, dz), {"z": 2 * x, "dx": 2 * dz})
+    block(x)
+    assert np.array_equal(x, before)
+
+
+def test_a_branch_whose_result_is_kept_under_another_name():
+    """A view that was made before the lock is writeable; what is below it is not to be written."""
+
+    class Doubles(Layer):
+        def forward(self, ctx, x):
+            z = 2 * x
+            view = z[...]
+            ctx.save_for_backward(result=z)
+            return view
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            return 2 * dz + 0 * ctx.saved["result"]
+
+    block, x = Residual(Doubles()), normal(SHAPE)
+    assert np.array_equal(block(x), 3 * x)
+    assert np.array_equal(block.branch._contexts[-1].saved["result"], 2 * x)
+
+
+class PassesOn(Layer):
+    """Hands back the very arrays that it is given."""
+
+    returns_input = True
+
+    def forward(self, ctx, x):
+        return x
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        return dz
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_gradient_that_is_passed_on_is_still_the_callers(strategy):
+    for net in (
+        Sequential(abn(4, strategy), PassesOn()),
+        Residual(PassesOn()),
+        Residual(PassesOn(), PassesOn()),
+        Residual(PassesOn(), preactivation=abn(4, strategy)),
+        Residual(PassesOn(), abn(4, "standard")),
+        Residual(PassesOn(), conv(), preactivation=abn(4, strategy)),
+        Residual(Sequential(conv(), abn(4, strategy)), PassesOn(), activation=PassesOn()),
+    ):
+        x, dz = normal(SHAPE), normal(SHAPE, 1)
+        net(x)
+        before = dz.copy()
+        first = net.backward(dz).copy()
+        assert np.array_equal(dz, before)
+        net(normal(SHAPE))
+        assert np.array_equal(net.backward(dz, overwrite=True), first)
+
+
+def test_a_layer_that_hides_that_it_overwrites_is_found_out():
+    class Hides(Layer):
+        def __init__(self):
+            self.abn = abn(4, "inplace")
+
+        def forward(self, ctx, x):
+            return self.abn(x)
+
+    with pytest.raises(ValueError, match=r"branch.abn \(ABN\).* Residual keeps that memory as 'shortcut'"):
+        Residual(Hides())(normal(SHAPE))
+
+
+def test_a_projection_of_what_the_branch_overwrites_names_both_layers():
+    block = Residual(chain("inplace"), conv(4, 4, 1))
+    x = normal(SHAPE)
+    before = x.copy()
+    with pytest.raises(
+        ValueError, match=r"branch.0 \(ABN\).* shortcut \(Conv2d\) keeps that memory as 'input'"
+    ):
+        block(x)
+    assert np.array_equal(x, before)
+    assert x.flags.writeable
+
+
+def test_a_shortcut_that_keeps_nothing_goes_first():
+    x, dz = normal(SHAPE), normal(SHAPE, 1)
+    want, got = (run(Residual(chain(name), AvgPool2d(1)), x, dz) for name in ("standard", "inplace"))
+    assert_close(got, want)
+
+
+# ---- freed -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_contexts_are_freed_as_soon_as_their_backward_ran(strategy):
+    live = []
+
+    class Probe(Layer):
+        def forward(self, ctx, x):
+            return x.copy()
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            live.append(len(kept._entries))
+            return dz
+
+    net = Sequential(Probe(), *chain(strategy), Probe(), *chain(strategy), Probe())
+    net(normal(SHAPE))
+    net.backward(normal(SHAPE))
+    assert live[0] > live[1] > live[2] == 0
+
+
+def test_a_second_backward_names_the_layer():
+    net = Sequential({"abn": abn(4, "inplace")})
+    net(normal(SHAPE))
+    net.backward(normal(SHAPE))
+    for layer, name in ((net.abn, r"abn \(ABN\)"), (net, "Sequential")):
+        with pytest.raises(
+            RuntimeError, match=f"^{name}: .*the backward has run already.*run the forward again"
+        ):
+            layer.backward(normal(SHAPE))
+
+
+def test_backward_without_forward():
+    with pytest.raises(RuntimeError, match=r"Conv2d: .*the layer was not called"):
+        conv().backward(normal(SHAPE))
+    layer = conv()
+    with no_grad():
+        layer(normal(SHAPE))
+    with pytest.raises(RuntimeError, match=r"it was called inside no_grad\(\)"):
+        layer.backward(normal(SHAPE))
+
+
+def test_a_freed_context_names_its_operation():
+    ctx = Context("square")
+    ctx.save_for_backward(input=normal((2, 2)))
+    ctx.free()
+    with pytest.raises(RuntimeError, match="square: the context of this call is freed"):
+        _ = ctx.saved
+
+
+def test_a_refused_gradient_can_be_mended():
+    layer = abn(4, "inplace")
+    layer(normal(SHAPE))
+    with pytest.raises(
+        ValueError, match=r"ABN: dz must have the shape of the layer's result, \(2, 4, 3, 3\), got \(2"
+    ):
+        layer.backward(normal((2, 4, 3, 4)))
+    with pytest.raises(TypeError, match="dz must be float64 as the layer's result was, got float32"):
+        layer.backward(normal(SHAPE, dtype=np.float32))
+    with pytest.raises(TypeError, match=r"dz must be a numpy.ndarray, got list"):
+        layer.backward([1.0])
+    layer.backward(normal(SHAPE))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_error_inside_a_network_leaves_nothing_behind(strategy):
+    net, x = Sequential(*chain(strategy, 2), conv(5, 4)), normal(SHAPE)
+    with pytest.raises(ValueError, match=r"^4 \(Conv2d\): "):
+        net(x)
+    assert not kept._entries
+    assert x.flags.writeable
+    with pytest.raises(RuntimeError, match=r"0 \(ABN\): .*its forward failed"):
+        net[0].backward(normal(SHAPE))
+
+
+def test_an_error_inside_a_backward_leaves_nothing_behind():
+    class Fails(Layer):
+        def forward(self, ctx, x):
+            return x.copy()
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            raise ArithmeticError("it fails")
+
+    net = Sequential(*chain("inplace"), Fails(), conv())
+    net(normal(SHAPE))
+    with pytest.raises(ArithmeticError, match="it fails"):
+        net.backward(normal(SHAPE))
+    assert not kept._entries
+
+
+def test_release():
+    net, x = chain("inplace", 2), normal(SHAPE)
+    net(x)
+    assert net.release() is net
+    assert x.flags.writeable
+    assert not kept._entries
+    with pytest.raises(RuntimeError, match="what it kept was released"):
+        net.backward(normal(SHAPE))

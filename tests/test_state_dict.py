@@ -1,0 +1,170 @@
+"""state_dict and load_state_dict: PyTorch's names, checkpoints in .npz, and what does not match."""
+
+import numpy as np
+import pytest
+from networks import STRATEGIES, assert_close, normal, run
+
+from inplace_abn import models
+from inplace_abn.layers import ABN, Conv2d, Flatten, InPlaceABN, Linear, Sequential, no_grad
+
+
+def network(**style):
+    return models.residual_network(1, 3, (4, 8), 1, dtype=np.float64, **style)
+
+
+def trained(net):
+    """Give every entry of the state another value."""
+    state = {name: normal(array.shape, seed) ** 2 for seed, (name, array) in enumerate(net.named_state())}
+    state.update((name, np.array(7)) for name in state if name.endswith("num_batches_tracked"))
+    net.load_state_dict(state)
+    return net
+
+
+def test_names_are_pytorchs():
+    net = Sequential(Conv2d(1, 2, 3), InPlaceABN(2), Flatten(), Linear(8, 3, bias=False))
+    assert list(net.state_dict()) == [
+        "0.weight", "0.bias",
+        "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked",
+        "3.weight",
+    ]  # fmt: skip
+    assert net.state_dict()["1.num_batches_tracked"].shape == ()
+    assert list(ABN(2, affine=False).state_dict()) == ["running_mean", "running_var", "num_batches_tracked"]
+    assert list(ABN(2, track_running_stats=False).state_dict()) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_checkpoint_in_npz(strategy, tmp_path):
+    net, other = trained(network(rng=0)), network(strategy=strategy, rng=1)
+    np.savez(tmp_path / "checkpoint.npz", **net.state_dict())
+    with np.load(tmp_path / "checkpoint.npz") as checkpoint:
+        assert other.load_state_dict(checkpoint) == ([], [])
+    x, dz = normal((2, 1, 8, 8)), normal((2, 3), 1)
+    assert_close(run(other, x, dz), run(net, x, dz), rtol=1e-11)
+    assert_close(run(other.eval(), x, dz), run(net.eval(), x, dz), rtol=1e-11)
+    assert_close(other.state_dict(), net.state_dict())
+
+
+def test_the_state_is_a_copy_and_is_loaded_in_place():
+    net = network()
+    state = net.state_dict()
+    weight = net.stem.weight.data
+    weight += 1
+    assert not np.array_equal(state["stem.weight"], weight)
+    net.load_state_dict(state)
+    assert net.stem.weight.data is weight
+    assert np.array_equal(state["stem.weight"], weight)
+
+
+def test_other_floating_dtypes_are_converted():
+    layer = InPlaceABN(2)
+    layer.load_state_dict({**layer.state_dict(), "weight": np.array([0.5, 2.0])})
+    assert layer.weight.data.dtype == np.float32
+    assert layer.weight.data.tolist() == [0.5, 2]
+
+
+def test_num_batches_tracked_may_be_missing_as_in_old_checkpoints():
+    layer = InPlaceABN(2)
+    state = layer.state_dict()
+    del state["num_batches_tracked"]
+    assert layer.load_state_dict(state) == ([], [])
+
+
+def test_missing_and_unexpected_names_are_listed():
+    net = Sequential(Linear(2, 3), InPlaceABN(3))
+    state = net.state_dict()
+    del state["0.bias"], state["1.running_var"]
+    state.update({"2.weight": np.ones(3), "module.bias": np.ones(3)})
+    before = net.state_dict()
+    with pytest.raises(RuntimeError) as caught:
+        net.load_state_dict(state)
+    assert str(caught.value).splitlines() == [
+        "Error(s) in loading state_dict for Sequential:",
+        '\tMissing key(s) in state_dict: "0.bias", "1.running_var".',
+        '\tUnexpected key(s) in state_dict: "2.weight", "module.bias".',
+    ]
+    assert_close(net.state_dict(), before)
+    state["0.weight"] = np.full((3, 2), 9)
+    result = net.load_state_dict(state, strict=False)
+    assert result.missing_keys == ["0.bias", "1.running_var"]
+    assert result.unexpected_keys == ["2.weight", "module.bias"]
+    assert (net[0].weight.data == 9).all()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_shapes_that_differ_are_listed_and_nothing_is_loaded(strict):
+    net = Sequential(Linear(2, 3))
+    before = net.state_dict()
+    message = r"size mismatch for 0.bias: the state_dict has shape \(4,\), the layer \(3,\)"
+    with pytest.raises(RuntimeError, match=message):
+        net.load_state_dict({"0.weight": np.zeros((3, 2)), "0.bias": np.zeros(4)}, strict=strict)
+    assert_close(net.state_dict(), before)
+
+
+def test_dtypes_that_do_not_fit():
+    net = Sequential(Linear(2, 3, bias=False))
+    with pytest.raises(
+        RuntimeError, match=r"dtype mismatch for 0.weight: complex128 does not fit into float32"
+    ):
+        net.load_state_dict({"0.weight": np.zeros((3, 2), complex)})
+    with pytest.raises(TypeError, match="state must be a mapping of names to arrays"):
+        net.load_state_dict([1])
+
+
+# ---- against PyTorch ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_batch_norm_of_pytorch_gives_the_same_after_loading(strategy, training, tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    theirs = torch.nn.BatchNorm2d(5, dtype=torch.float64)
+    with torch.no_grad():
+        theirs.weight.copy_(torch.tensor(normal(5)))
+        theirs.bias.copy_(torch.tensor(normal(5, 1)))
+        theirs(torch.tensor(normal((4, 5, 3, 3), 2)))
+    np.savez(tmp_path / "bn.npz", **{name: value.numpy() for name, value in theirs.state_dict().items()})
+    ours = ABN(5, strategy=strategy, dtype=np.float64)
+    ours.load_state_dict(np.load(tmp_path / "bn.npz"))
+
+    x, dz = normal((4, 5, 3, 3), 3), normal((4, 5, 3, 3), 4)
+    given = torch.tensor(x, requires_grad=True)
+    z = torch.nn.functional.leaky_relu(theirs.train(training)(given), 0.01)
+    z.backward(torch.tensor(dz))
+    got = run(ours.train(training), x, dz)
+    want = {"z": z.detach(), "dx": given.grad, "weight": theirs.weight.grad, "bias": theirs.bias.grad}
+    assert_close(got, {name: value.numpy() for name, value in want.items()}, rtol=1e-11)
+    assert_close(ours.state_dict(), {name: value.numpy() for name, value in theirs.state_dict().items()})
+
+
+@pytest.mark.torch
+def test_pytorch_loads_what_we_save_and_lists_the_same_keys():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    ours = Sequential(Conv2d(2, 3, 3), InPlaceABN(3))
+    theirs = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3))
+    state = {name: torch.tensor(array) for name, array in ours.state_dict().items()}
+    assert list(state) == list(theirs.state_dict())
+    theirs.load_state_dict(state)
+    del state["0.bias"]
+    state["2.bias"] = torch.zeros(3)
+    with pytest.raises(RuntimeError) as theirs_says:
+        theirs.load_state_dict(state)
+    with pytest.raises(RuntimeError) as ours_says:
+        ours.load_state_dict(state)
+    assert str(ours_says.value).split() == str(theirs_says.value).split()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_running_statistics_are_pytorchs(momentum):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    ours = InPlaceABN(3, momentum=momentum, dtype=np.float64)
+    theirs = torch.nn.BatchNorm1d(3, momentum=momentum, dtype=torch.float64)
+    for seed in range(3):
+        x = normal((6, 3), seed)
+        theirs(torch.tensor(x))
+        with no_grad():
+            ours(x)
+    assert_close(
+        ours.state_dict(), {name: value.detach().numpy() for name, value in theirs.state_dict().items()}
+    )
