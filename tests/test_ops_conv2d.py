@@ -25,6 +25,8 @@ CASES = [
     ((4, 2), (3, 2), (5, 1), (2, 1), 1, 2, 2),
     ((7, 7), 2, 3, 1, 1, 1, 16),
     ((3, 3), 1, 4, 1, 1, 2, 2),
+    ((3, 2), (2, 1), 1, (1, 2), 5, 5, 5),
+    ((2, 3), 1, 0, (3, 1), 3, 3, 3),
 ]
 NAMES = ("stride", "padding", "dilation", "groups")
 
@@ -68,7 +70,7 @@ def test_forward_is_the_definition(case, channel_axis):
 
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
-@pytest.mark.parametrize("case", CASES[:6] + CASES[9:10], ids=str)
+@pytest.mark.parametrize("case", CASES[:6] + CASES[9:10] + CASES[13:], ids=str)
 def test_gradients_are_those_of_finite_differences(case, channel_axis):
     x, weight, bias, settings = arrays_of(case, shape=(2, 6, 5))
     arrays = [laid_out(x, channel_axis), weight, bias]
@@ -105,7 +107,7 @@ def test_against_torch(case, channel_axis, dtype):
 
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
-@pytest.mark.parametrize("case", CASES[:9], ids=str)
+@pytest.mark.parametrize("case", CASES[:9] + CASES[13:], ids=str)
 def test_memory_of_any_strides(case, channel_axis):
     x, weight, bias, settings = arrays_of(case)
     settings["channel_axis"] = channel_axis
@@ -122,13 +124,15 @@ def test_memory_of_any_strides(case, channel_axis):
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("budget", [1, 5000, 20000, 1 << 30])
-@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[2], CASES[10]], ids=str)
+@pytest.mark.parametrize("case", [*CASES[:4], CASES[10], *CASES[12:]], ids=str)
 def test_the_cut_into_blocks_does_not_show(case, budget, channel_axis, monkeypatch):
     x, weight, bias, settings = arrays_of(case, shape=(5, 11, 9))
     arrays = laid_out(x, channel_axis), weight, bias
     want, wanted, dz = run(conv2d, *arrays, channel_axis=channel_axis, **settings)
-    monkeypatch.setattr(conv2d, "SCRATCH_BYTES", budget)
-    monkeypatch.setattr(conv2d, "BLOCK_BYTES", budget)
+    monkeypatch.setattr(conv2d, "SCRATCH", budget // 8)
+    monkeypatch.setattr(conv2d, "BLOCK", budget // 8)
+    monkeypatch.setattr(conv2d, "SAMPLES", 0)
+    monkeypatch.setattr(conv2d._depthwise, "BLOCK", budget // 8)
     z, gradients, _ = run(conv2d, *arrays, dz=dz, channel_axis=channel_axis, **settings)
     np.testing.assert_allclose(z, want, rtol=0, atol=1e-12)
     for one, other in zip(gradients, wanted, strict=True):
@@ -197,7 +201,8 @@ def test_scratch_is_below_a_tenth_of_the_input(kernel, channel_axis):
         tracemalloc.stop()
     assert forward < x.nbytes / 10
     assert backward < x.nbytes / 10
-    assert max(forward, backward) <= ctx.scratch + 50_000  # what the ledger is told, and small objects
+    # What the ledger is told, small objects, and what NumPy sets aside for the addition of strided arrays.
+    assert max(forward, backward) <= ctx.scratch + 50_000 + (1 << 16)
     assert kernel > 1 or forward < 50_000
 
 
@@ -208,7 +213,7 @@ def test_scratch_does_not_grow_with_the_batch():
         x = normal((samples, 8, 32, 32))
         conv2d.backward(ctx, conv2d.forward(ctx, x, weight, padding=1))
         found.append(ctx.scratch)
-    assert found[0] == found[1] <= conv2d.SCRATCH_BYTES
+    assert found[0] == found[1] <= 8 * conv2d.SCRATCH
 
 
 X, W = (2, 4, 5, 5), (6, 4, 3, 3)

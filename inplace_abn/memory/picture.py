@@ -51,7 +51,8 @@ def draw(ledgers, ax=None):
         spikes = total > live
         ax.vlines(time[spikes], live[spikes], total[spikes], color=steps.get_color(), alpha=0.35, linewidth=1)
     ax.set(xlabel="time (ms)", ylabel="kept for the backward (MiB)")
-    ax.set_ylim(bottom=0)
+    highest = max(ledger.peak for ledger in ledgers) / 2**20 or 1
+    ax.set_ylim(0, highest * (1.08 + 0.08 * len(ledgers)))  # the legend goes above
     ax.set_xlim(left=0)
-    ax.legend()
+    ax.legend(loc="upper center", fontsize="small", ncols=2)
     return ax

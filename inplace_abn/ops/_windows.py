@@ -1,6 +1,7 @@
 """Sliding windows over an image: how many there are, which pixels a tap of them meets, and blocks of them."""
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 from . import _arguments as arguments
@@ -62,24 +63,26 @@ def make_axes(name, size, kernel, stride, padding, dilation):
     return axes
 
 
-def blocks(samples, rows, row_bytes, budget):
+def blocks(samples, rows, row_bytes, budget, sample_bytes=0):
     """Cut a batch of images into blocks of at most `budget` bytes, or of one row where that is more.
 
-    The blocks of a batch are as equal as possible.
+    A row takes `row_bytes`, and every sample in a block `sample_bytes` beside. The blocks of a batch are as
+    equal as possible.
 
     >>> [(block.samples.start, block.begin, block.end) for block in blocks(2, 5, 10, 20)]
     [(0, 0, 2), (0, 2, 4), (0, 4, 5), (1, 0, 2), (1, 2, 4), (1, 4, 5)]
     >>> [(block.samples.start, block.samples.stop) for block in blocks(5, 1, 10, 20)]
     [(0, 2), (2, 4), (4, 5)]
     """
-    count = max(1, budget // max(1, row_bytes))
-    if count >= rows:
-        step, height = _even(samples, count // max(1, rows)), rows
-    else:
-        step, height = 1, _even(rows, count)
-    for first in range(0, samples, max(1, step)):
-        for begin in range(0, rows, max(1, height)):
-            yield Block(slice(first, min(first + step, samples)), begin, min(begin + height, rows))
+    whole = budget // max(1, rows * row_bytes + sample_bytes)
+    if whole >= 1:
+        for first, last in _parts(samples, whole):
+            yield Block(slice(first, last), 0, rows)
+        return
+    parts = _parts(rows, max(1, (budget - sample_bytes) // row_bytes))
+    for sample in range(samples):
+        for begin, end in parts:
+            yield Block(slice(sample, sample + 1), begin, end)
 
 
 def some_samples(shape, least=1 << 16):
@@ -92,10 +95,11 @@ def some_samples(shape, least=1 << 16):
     return [slice(first, first + step) for first in range(0, shape[0], step)]
 
 
-def _even(total, most):
-    """Return the length of equal parts of at most `most`."""
-    parts = -(-total // max(1, most))
-    return -(-total // max(1, parts))
+def _parts(total, most):
+    """Cut into parts of at most `most` that differ by one at most, the longer ones first."""
+    count = max(1, -(-total // most))
+    bounds = [-(-total * part // count) for part in range(count + 1)]
+    return list(pairwise(bounds)) if total else []
 
 
 def taps(axes, block):

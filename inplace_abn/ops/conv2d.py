@@ -1,21 +1,28 @@
 """Convolution of images through BLAS, a block of rows at a time.
 
 A block of the batch (some rows of a sample, or some samples where they are small) is unfolded into a matrix
-of one column per output pixel and one row per channel and tap, which is then multiplied by the weight; the
-batch as a whole is never unfolded. The matrix is to stay in the processor's cache, whatever the size of
-the batch. Convolutions of 1 x 1 without stride and padding need no such matrix.
+of one column per output pixel, which is then multiplied by the weight; the batch as a whole is never unfolded.
+The matrix is to stay in the processor's cache, whatever the size of the batch. Convolutions of 1 x 1 without
+stride and padding need no such matrix, depthwise ones with the channels last no BLAS.
+
+Scratch is `SCRATCH` values, or the copies of a large weight and one row of windows where that is more.
 """
 
 import numpy as np
 
 from . import _arguments as arguments
-from ._unfold import Unfolding, pixels, weight_from_matrix, weight_matrix
-from ._windows import Axis, blocks, make_axes
+from . import _depthwise
+from ._unfold import Columns, pixels, weight_from_matrices, weight_matrices
+from ._windows import Axis, make_axes
 
-#: Bytes of an unfolded block and of the copies of the weight beside it: within a processor's second cache.
-SCRATCH_BYTES = 1 << 19
-#: Bytes of an unfolded block, however large the weight: with less, BLAS has too little to do in a call.
-BLOCK_BYTES = 1 << 18
+#: Values of scratch: the columns of a block and the copies of the weight, for a processor's second cache.
+SCRATCH = 1 << 17
+#: Values of the columns of a block, however large the weight: with less, BLAS has too little to do.
+BLOCK = 60_000
+#: Values of a product on its way to the gradient of the weight: for the cache again.
+TERM = 1 << 17
+#: As many samples are unfolded at once for a weight of many more values than that, at most.
+SAMPLES = 4
 
 
 def forward(ctx, x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, channel_axis=1):
@@ -69,7 +76,12 @@ def forward(ctx, x, weight, bias=None, *, stride=1, padding=0, dilation=1, group
     ctx.weight, ctx.has_bias = weight, bias is not None
     ctx.axes, ctx.groups, ctx.channel_axis, ctx.input_shape = axes, groups, channel_axis, x.shape
     z = np.empty(_result_shape(ctx), x.dtype)
-    _forward(ctx, images, np.moveaxis(z, channel_axis, 1), bias)
+    if _by_channel(ctx):
+        _depthwise.forward(ctx, x, weight, axes, z)
+    else:
+        _forward(ctx, images, np.moveaxis(z, channel_axis, 1))
+    if bias is not None:
+        z += bias if channel_axis == -1 else bias[:, None, None]
     return z
 
 
@@ -96,15 +108,23 @@ def backward(ctx, dz, *, overwrite=False):
         For a dz that does not fit the result of the forward.
     """
     arguments.gradient("dz", dz, _result_shape(ctx), ctx.weight.dtype)
-    x = np.moveaxis(ctx.saved["input"], ctx.channel_axis, 1)
-    gradient = np.moveaxis(dz, ctx.channel_axis, 1)
-    dbias = gradient.sum(axis=(0, 2, 3)) if ctx.has_bias else None
+    x = ctx.saved["input"]
     dx = np.empty(ctx.input_shape, dz.dtype)
-    images = np.moveaxis(dx, ctx.channel_axis, 1)
-    # Unfolding dz serves both gradients, but is too much of a detour if z has many more channels than x.
-    turned = all(axis.stride == 1 for axis in ctx.axes) and len(ctx.weight) <= 2 * x.shape[1]
-    dweight = (_backward_turned if turned else _backward)(ctx, x, gradient, images)
-    return dx, dweight, dbias
+    if _by_channel(ctx):
+        dweight = _depthwise.backward(ctx, x, ctx.weight, ctx.axes, dz, dx)
+    else:
+        channels = ctx.input_shape[ctx.channel_axis]
+        # Unfolding dz serves both gradients, but is too much of a detour if z has many more channels than x.
+        turned = all(axis.stride == 1 for axis in ctx.axes) and len(ctx.weight) <= 2 * channels
+        images = (np.moveaxis(array, ctx.channel_axis, 1) for array in (x, dz, dx))
+        dweight = (_backward_turned if turned else _backward)(ctx, *images)
+    others = (0, 2, 3) if ctx.channel_axis == 1 else (0, 1, 2)
+    return dx, dweight, dz.sum(axis=others) if ctx.has_bias else None
+
+
+def _by_channel(ctx):
+    """Tell whether this is a depthwise convolution of images with the channels last."""
+    return ctx.channel_axis == -1 and ctx.groups == ctx.input_shape[-1] == len(ctx.weight)
 
 
 def _check(x, weight, bias, groups, channel_axis):
@@ -133,38 +153,72 @@ def _grouped(weight, groups):
     return weight.reshape(groups, -1, *weight.shape[1:])
 
 
-class _Columns:
-    """The unfolded blocks of some images; of a 1 x 1 convolution the images themselves."""
+def _by_row(images, axes, weight):
+    """Tell whether it is better to go through the rows of the window one by one.
 
-    def __init__(self, ctx, images, axes, beside):
-        self.images, self.groups, self.last = images, ctx.groups, ctx.channel_axis == -1
-        self.buffer = Unfolding(images.shape[1], ctx.groups, axes, self.last, images.dtype)
-        self.direct = all(axis == Axis(axis.length, 1, 1, 0, axis.dilation) for axis in axes)
-        row_bytes, budget = self.buffer.row_bytes, max(BLOCK_BYTES, SCRATCH_BYTES - beside)
-        if self.direct and np.moveaxis(images, 1, ctx.channel_axis).flags.c_contiguous:
-            row_bytes = 0  # neither unfolded nor copied
-        self.blocks = list(blocks(len(images), axes[0].windows, row_bytes, budget))
-        ctx.temporary(beside + (0 if self.direct else self._largest() * self.buffer.row_bytes))
-
-    def _largest(self):
-        return max(((b.samples.stop - b.samples.start) * (b.end - b.begin) for b in self.blocks), default=0)
-
-    def of(self, block):
-        """Return the unfolded block, as matrices of (C / groups * taps, windows)."""
-        if self.direct:
-            return pixels(self.images, block, self.groups, self.last)
-        return self.buffer.fill(self.images, block)
+    Less is unfolded then, but there are sums of results, and the weight is to be copied in another order.
+    """
+    outputs, channels, height, width = weight.shape[1:]
+    windows = len(images) * axes[0].windows * axes[1].windows
+    return axes[0].stride == 1 and height > 1 and outputs <= min(channels * width, windows // 2)
 
 
-def _forward(ctx, images, z, bias):
-    last = ctx.channel_axis == -1
-    matrix = weight_matrix(_grouped(ctx.weight, ctx.groups), last)
-    columns = _Columns(ctx, images, ctx.axes, _copied(matrix, ctx.weight))
-    for block in columns.blocks:
-        out = pixels(z, block, ctx.groups, last)
-        np.matmul(matrix, columns.of(block), out=out)
-        if bias is not None:
-            out += bias.reshape(ctx.groups, -1, 1)
+class _Product:
+    """The unfolded blocks of a convolution's images, times its weight."""
+
+    def __init__(self, ctx, images, axes, weight, by_row, gradient):
+        self.last = ctx.channel_axis == -1
+        self.weights = weight_matrices(weight, self.last, by_row)
+        self.columns = Columns(images, ctx.groups, axes, self.last, by_row)
+        beside = 0 if np.may_share_memory(self.weights, ctx.weight) else self.weights.nbytes
+        self.total = np.zeros(self.weights.shape, images.dtype) if gradient else None
+        self._term = self._empty_term() if gradient else None
+        self._part = None
+        beside += self._term.nbytes if gradient else 0
+        # A large weight is better read not too often.
+        least = min(self.weights.nbytes, SAMPLES * axes[0].windows * self.columns.row_bytes)
+        budget = max(BLOCK * images.itemsize, SCRATCH * images.itemsize - beside, least)
+        sum_bytes = len(ctx.weight) * axes[1].windows * images.itemsize if len(self.weights) > 1 else 0
+        self.blocks, most = self.columns.blocks(budget, sum_bytes)
+        ctx.temporary(beside + most)
+
+    def _empty_term(self):
+        _, groups, outputs, size = self.weights.shape
+        return np.empty((groups, min(outputs, max(1, TERM // (groups * size))), size), self.weights.dtype)
+
+    def of(self, images, block):
+        """Return the pixels of a block of other images, as matrices that fit the columns."""
+        return pixels(images, block, self.columns.groups, self.last, self.columns.merged)
+
+    def into(self, out, columns):
+        """Write the sum of the weights times the columns into `out`."""
+        np.matmul(self.weights[0], columns[0], out=out)
+        for weight, matrix in zip(self.weights[1:], columns[1:], strict=True):
+            if self._part is None or self._part.shape != out.shape:
+                self._part = None  # not two at a time
+                self._part = np.empty_like(out)
+            out += np.matmul(weight, matrix, out=self._part)
+
+    def add(self, gradient, columns):
+        """Add ``gradient @ columns.T`` to the gradient of the weights, sample by sample."""
+        for total, matrix in zip(self.total, columns, strict=True):
+            for one, other in zip(gradient, matrix, strict=True):
+                for first in range(0, total.shape[1], self._term.shape[1]):
+                    rows = slice(first, first + self._term.shape[1])
+                    term = self._term[:, : total.shape[1] - first]
+                    total[:, rows] += np.matmul(one[:, rows], other.swapaxes(1, 2), out=term)
+
+    def weight_gradient(self, shape):
+        """Return the gradient of the weight, of `shape`; scratch is let go."""
+        self.weights = self.columns = self._term = self._part = None
+        return weight_from_matrices(self.total, shape, self.last)
+
+
+def _forward(ctx, images, z):
+    weight = _grouped(ctx.weight, ctx.groups)
+    product = _Product(ctx, images, ctx.axes, weight, _by_row(images, ctx.axes, weight), gradient=False)
+    for block in product.blocks:
+        product.into(product.of(z, block), product.columns.of(block))
 
 
 def _backward_turned(ctx, x, dz, dx):
@@ -172,67 +226,33 @@ def _backward_turned(ctx, x, dz, dx):
 
     The blocks of dz that are unfolded for it, times the pixels of x, are the gradient of the turned weight.
     """
-    last = ctx.channel_axis == -1
     axes = tuple(
         Axis(axis.windows, axis.kernel, 1, axis.dilation * (axis.kernel - 1) - axis.padding, axis.dilation)
         for axis in ctx.axes
     )
     turned = _turn(_grouped(ctx.weight, ctx.groups))
-    matrix = weight_matrix(turned, last)
-    columns = _Columns(ctx, dz, axes, _copied(matrix, ctx.weight) + matrix.nbytes)
-    total = _Sum(matrix)
-    for block in columns.blocks:
-        unfolded = columns.of(block)
-        np.matmul(matrix, unfolded, out=pixels(dx, block, ctx.groups, last))
-        total.add(pixels(x, block, ctx.groups, last), unfolded)
-    del matrix, columns
-    dweight = _turn(weight_from_matrix(total.value(), turned.shape, last))
+    product = _Product(ctx, dz, axes, turned, _by_row(dz, axes, turned), gradient=True)
+    for block in product.blocks:
+        columns = product.columns.of(block)
+        product.into(product.of(dx, block), columns)
+        product.add(product.of(x, block), columns)
+    dweight = _turn(product.weight_gradient(turned.shape))
     return np.ascontiguousarray(dweight).reshape(ctx.weight.shape)
 
 
 def _backward(ctx, x, dz, dx):
     """Return dweight and fill dx, for any stride: unfold x for the one, fold back for the other."""
-    last = ctx.channel_axis == -1
     weight = _grouped(ctx.weight, ctx.groups)
-    matrix = weight_matrix(weight, last)
-    columns = _Columns(ctx, x, ctx.axes, _copied(matrix, ctx.weight) + matrix.nbytes)
-    total = _Sum(matrix)
+    product = _Product(ctx, x, ctx.axes, weight, by_row=False, gradient=True)
     dx[...] = 0
-    for block in columns.blocks:
-        gradient = pixels(dz, block, ctx.groups, last)
-        total.add(gradient, columns.of(block))
-        np.matmul(matrix.swapaxes(1, 2), gradient, out=columns.buffer.matrix(block))
-        columns.buffer.add_to(dx, block)
-    del matrix, columns
-    dweight = weight_from_matrix(total.value(), weight.shape, last)
-    return np.ascontiguousarray(dweight).reshape(ctx.weight.shape)
+    for block in product.blocks:
+        gradient = product.of(dz, block)
+        product.add(gradient, product.columns.of(block))
+        np.matmul(product.weights[0].swapaxes(1, 2), gradient, out=product.columns.room(block))
+        product.columns.fold(dx, block)
+    return np.ascontiguousarray(product.weight_gradient(weight.shape)).reshape(ctx.weight.shape)
 
 
 def _turn(weight):
     """Return a view of (groups, O, C, height, width) with O and C exchanged and the taps reversed."""
     return weight.swapaxes(1, 2)[..., ::-1, ::-1]
-
-
-def _copied(matrix, weight):
-    return 0 if np.may_share_memory(matrix, weight) else matrix.nbytes
-
-
-class _Sum:
-    """The sum over all samples of products of matrices."""
-
-    def __init__(self, like):
-        self._total, self._term = np.zeros_like(like), None
-
-    def add(self, left, right):
-        """Add ``left @ right.T``, sample by sample."""
-        for one, other in zip(left, right, strict=True):
-            if self._term is None:
-                self._term = np.matmul(one, other.swapaxes(1, 2), out=np.empty_like(self._total))
-            else:
-                np.matmul(one, other.swapaxes(1, 2), out=self._term)
-            self._total += self._term
-
-    def value(self):
-        """Return the sum; nothing more can be added."""
-        self._term = None
-        return self._total

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from . import _arguments as arguments
+from ._select import select
 from ._windows import some_samples
 
 
@@ -98,7 +99,7 @@ def backward(ctx, dz=1.0, *, overwrite=False):
         np.exp(np.subtract(scores[some], logs[some][:, None], out=gradient), out=gradient)
         np.put_along_axis(gradient, labels, np.take_along_axis(gradient, labels, 1) - 1, 1)
         gradient *= scale
-        np.copyto(gradient, 0, where=~counted)
+        select(gradient, counted, gradient)
     return (dx,)
 
 

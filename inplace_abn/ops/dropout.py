@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from . import _arguments as arguments
+from ._select import select
 from ._windows import some_samples
 
 
@@ -107,7 +108,7 @@ def probability(name, value):
 
 
 def _apply(source, keep, kept, out):
-    # where=, not a product: an element that is infinite and left out is 0, not NaN.
-    keep = keep.reshape(source.shape)
-    np.divide(source, kept, out=out, where=keep)
-    np.copyto(out, 0, where=~keep)
+    if kept == 0:
+        out[...] = 0
+        return
+    select(np.divide(source, kept, out=out), keep.reshape(source.shape), out)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from . import _arguments as arguments
+from ._select import select
 from ._windows import Block, make_pooling_axes, pooled_shape, some_samples, taps
 
 
@@ -104,15 +105,16 @@ def _forward(images, maxima, offsets, axes):
     for i, j, rows, columns in taps(axes, Block(slice(1), 0, axes[0].windows)):
         inside = ..., slice(rows.first, rows.last), slice(columns.first, columns.last)
         values, most = images[..., rows.source, columns.source], maxima[inside]
-        np.greater(values, most, out=larger[inside])
-        np.copyto(offsets[inside], i * axes[1].kernel + j, where=larger[inside])
+        # Taps come in order: the last one that was larger than all before is the largest of these numbers.
+        tap = np.greater(values, most, out=larger[inside]).view(np.uint8)
+        tap *= np.uint8(i * axes[1].kernel + j)
+        np.maximum(offsets[inside], tap, out=offsets[inside])
         np.maximum(most, values, out=most)
 
 
 def _backward(images, gradients, offsets, axes):
-    here = np.empty_like(offsets, bool)
+    here, chosen = np.empty_like(offsets, bool), np.empty_like(gradients)
     for i, j, rows, columns in taps(axes, Block(slice(1), 0, axes[0].windows)):
         inside = ..., slice(rows.first, rows.last), slice(columns.first, columns.last)
         np.equal(offsets[inside], i * axes[1].kernel + j, out=here[inside])
-        values = images[..., rows.source, columns.source]
-        np.add(values, gradients[inside], out=values, where=here[inside])
+        images[..., rows.source, columns.source] += select(gradients[inside], here[inside], chosen[inside])

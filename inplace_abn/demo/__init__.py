@@ -1,0 +1,86 @@
+"""Train the same network with every strategy, step by step in turn, and compare accuracy, memory and time."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .. import reference
+from . import tasks
+
+#: "inplace" is another name for "inplace_2".
+STRATEGIES = [strategy for strategy in reference.KEEPS if strategy != "inplace"]
+NEEDED = ("sklearn", "matplotlib", "tqdm")
+
+
+def add_arguments(parser):
+    """Add the options of the demo to an `argparse.ArgumentParser`."""
+    parser.add_argument("--task", choices=list(tasks.TASKS), default="classification",
+                        help="classes of digits, or of the pixels of images composed of digits")  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true", help="a smaller network and fewer epochs: half a minute"
+    )
+    parser.add_argument(
+        "--epochs", type=_positive, metavar="N", help="default: enough to converge, in 2 minutes"
+    )
+    parser.add_argument("--batch-size", type=_positive, metavar="N", help="default: 64, for segmentation 16")
+    parser.add_argument("--strategy", nargs="+", choices=[*STRATEGIES, "inplace"], default=STRATEGIES,
+                        metavar="NAME", help=f"some of {', '.join(STRATEGIES)}; default: all")  # fmt: skip
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and batches")
+    parser.add_argument("--output", type=Path, metavar="FILE.png",
+                        help="the picture; the numbers go beside it, as .json")  # fmt: skip
+
+
+def main(options):
+    """Run the demo with the options of the command line; returns what the process exits with."""
+    missing = [name for name in NEEDED if not _importable(name)]
+    if missing:
+        print(
+            f"The demo needs {', '.join(missing)}: pip install 'inplace-abn-numpy[demo]', or in a checkout "
+            "pip install '.[demo]'", file=sys.stderr,
+        )  # fmt: skip
+        return 1
+    from . import report, training
+
+    task = tasks.TASKS[options.task]
+    setting = task.setting(
+        quick=options.quick, epochs=options.epochs, batch_size=options.batch_size, dtype=options.dtype,
+        seed=options.seed,
+    )  # fmt: skip
+    strategies = list(dict.fromkeys("inplace_2" if name == "inplace" else name for name in options.strategy))
+    runs = training.compare(setting, strategies)
+    output = options.output or Path(f"inplace_abn_{options.task}.png")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    report.draw(setting, runs, output)
+    report.write(setting, runs, output.with_suffix(".json"))
+    print(report.table(report.results(setting, runs)))
+    print(f"\n{output} has the memory over one step and the learning curves.")
+    return 0
+
+
+def _positive(text):
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _importable(name):
+    try:
+        __import__(name)
+    except ImportError:
+        return False
+    return True
+
+
+def parse(arguments):
+    """Return the options for a list of arguments, as from the command line."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+__all__ = ["STRATEGIES", "add_arguments", "main", "parse"]

@@ -1,0 +1,111 @@
+"""What came out: a table, a picture, and the numbers."""
+
+import json
+import platform
+
+import numpy as np
+
+from .. import functional
+from ..memory.tables import human
+
+COLUMNS = {
+    "kept": "kept for backward",
+    "tracemalloc": "tracemalloc peak",
+    "process": "process peak",
+    "seconds": "time per step",
+}
+
+
+def results(setting, runs):
+    """Return all numbers, as they go into the file."""
+    info = functional.info()
+    strategies = {
+        run.strategy: {
+            "score": run.scores[-1],
+            "kept": run.ledger.kept,
+            **run.peaks,
+            "seconds": float(np.median(run.seconds)),
+            "scores": run.scores,
+            "losses": run.losses,
+        }
+        for run in runs
+    }
+    return {
+        "task": setting.task.name,
+        "scored": setting.task.scored,
+        "epochs": setting.epochs,
+        "batch_size": setting.batch_size,
+        "dtype": setting.dtype,
+        "widths": list(setting.widths),
+        "parameters": int(sum(p.data.nbytes for p in runs[0].trainer.net.parameters())),
+        "machine": f"{platform.machine()} ({info['isa_active']}), {info['threads']} threads",
+        "strategies": strategies,
+    }
+
+
+def rows(numbers):
+    """Return the table as lists of cells, the head first.
+
+    Each quantity is followed by its share of that of "standard", or of the first strategy without that.
+    """
+    strategies = numbers["strategies"]
+    base = strategies.get("standard") or next(iter(strategies.values()))
+    table = [["strategy", numbers["scored"], *COLUMNS.values()]]
+    for strategy, row in strategies.items():
+        cells = [strategy, f"{row['score']:.2%}"]
+        for key in COLUMNS:
+            if row[key] is None:
+                cells.append("unknown")
+                continue
+            value = f"{1e3 * row[key]:.1f} ms" if key == "seconds" else human(row[key])
+            cells.append(f"{value} {row[key] / base[key]:6.1%}")
+        table.append(cells)
+    return table
+
+
+def table(numbers):
+    """Return the table as text."""
+    lines = rows(numbers)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    head = (
+        f"{numbers['task']}: {numbers['epochs']} epochs, batches of {numbers['batch_size']}, "
+        f"{numbers['dtype']}, {human(numbers['parameters'])} of parameters; {numbers['machine']}"
+    )
+    return "\n".join([head, "", texts[0], "-" * len(texts[0]), *texts[1:]])
+
+
+def markdown(numbers):
+    """Return the table for a README."""
+    head, *body = rows(numbers)
+    ruler = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ruler, *body])
+
+
+def write(setting, runs, path):
+    """Write the numbers into a file."""
+    path.write_text(json.dumps(results(setting, runs), indent=1) + "\n", encoding="utf-8")
+
+
+def draw(setting, runs, path):
+    """Write a picture of the memory over one step, and of the learning curves."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    runs[0].ledger.plot(*(run.ledger for run in runs[1:]), ax=left)
+    left.set_title("memory during one step")
+    for number, run in enumerate(runs):
+        style = {"linewidth": 1 + 1.5 * (len(runs) - number), "alpha": 0.8, "label": run.strategy}
+        middle.plot(smooth(run.losses), **style)
+        right.plot(range(1, len(run.scores) + 1), run.scores, marker="o", **style)
+    middle.set(title="training loss", xlabel="step", yscale="log")
+    right.set(title=setting.task.scored, xlabel="epoch")
+    right.legend()
+    figure.savefig(path, dpi=120)
+
+
+def smooth(losses, window=10):
+    """Return running means of the losses."""
+    window = min(window, len(losses))
+    return np.convolve(losses, np.full(window, 1 / window), "valid")

@@ -1,0 +1,182 @@
+"""What is learned: digits, and the pixels of images composed of digits.
+
+The 1,797 digits are those of scikit-learn, real handwriting on 8 x 8 pixels; nothing is downloaded. They are
+enlarged, so that activations need far more memory than weights, as they do in networks for photographs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .. import layers, models
+
+#: Side of all images.
+SIZE = 32
+#: The label of pixels that are neither ink nor background; the loss ignores them.
+FAINT = -100
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task with everything that may be chosen."""
+
+    task: "Task"
+    widths: tuple
+    epochs: int
+    batch_size: int
+    dtype: str
+    seed: int
+
+    def network(self, strategy):
+        """Return the network; the same one for all strategies."""
+        return self.task.make(self.widths, strategy=strategy, dtype=np.dtype(self.dtype), rng=self.seed)
+
+    def data(self):
+        """Return an object with ``batches(epoch)``, and ``test``, (images, targets)."""
+        return self.task.data(self)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned, and with which network.
+
+    ``make(widths, **style)`` returns the network, ``data(setting)`` images, and ``score(scores, targets)``
+    what the result is worth, from 0 to 1. ``target_shape(batch)`` is that of the labels of a batch. `usual`
+    and `quick` are widths of the network, epochs and size of batches.
+    """
+
+    key: str
+    name: str
+    scored: str
+    make: Callable
+    data: Callable
+    score: Callable
+    target_shape: Callable
+    usual: tuple
+    quick: tuple
+
+    def setting(self, quick=False, epochs=None, batch_size=None, dtype="float32", seed=0):
+        """Return the `Setting` with what is not None."""
+        widths, default_epochs, default_batch_size = self.quick if quick else self.usual
+        chosen = Setting(self, widths, default_epochs, default_batch_size, dtype, seed)
+        given = {"epochs": epochs, "batch_size": batch_size}
+        return replace(chosen, **{name: value for name, value in given.items() if value is not None})
+
+
+def load():
+    """Return the digits as (images (N, 8, 8) from 0 to 1, labels (N,)), for training and for the test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    train, test, train_labels, test_labels = train_test_split(
+        digits.images / 16, digits.target, test_size=360, stratify=digits.target, random_state=0
+    )
+    return (train, train_labels), (test, test_labels)
+
+
+def enlarge(images, factor):
+    """Return images (N, H, W) enlarged by bilinear interpolation."""
+    with layers.no_grad():
+        return layers.Upsample(scale_factor=factor)(images[:, None])[:, 0]
+
+
+def as_input(images, dtype):
+    """Return images (N, H, W) from 0 to 1 as input (N, 1, H, W) of a network."""
+    return np.ascontiguousarray((2 * images - 1)[:, None], dtype)
+
+
+class Digits:
+    """Single digits, shifted at random for training."""
+
+    shift = 3
+
+    def __init__(self, setting):
+        self._setting = setting
+        (images, self._labels), (test, test_labels) = load()
+        margin = ((0, 0), (self.shift, self.shift), (self.shift, self.shift))
+        self._padded = np.pad(enlarge(images, SIZE // 8), margin)
+        self.steps = len(images) // setting.batch_size
+        self.test = as_input(enlarge(test, SIZE // 8), setting.dtype), test_labels
+
+    def batches(self, epoch):
+        """Go through the training images in an order of the epoch's own, as (images, labels)."""
+        rng, size = np.random.default_rng((self._setting.seed, epoch)), self._setting.batch_size
+        order = rng.permutation(len(self._labels))
+        windows = np.lib.stride_tricks.sliding_window_view(self._padded, (SIZE, SIZE), axis=(1, 2))
+        for step in range(self.steps):
+            chosen = order[step * size : (step + 1) * size]
+            down, across = rng.integers(2 * self.shift + 1, size=(2, len(chosen)))
+            yield as_input(windows[chosen, down, across], self._setting.dtype), self._labels[chosen]
+
+
+class Pixels:
+    """Images of 32 x 32 pixels with three digits, on noise; the label of a pixel is 0, or 1 + the digit."""
+
+    each, side, tests = 3, 16, 160
+
+    def __init__(self, setting):
+        self._setting = setting
+        (train, self._labels), (test, test_labels) = load()
+        self._train = enlarge(train, self.side // 8)
+        self.steps = len(train) // setting.batch_size
+        rng = np.random.default_rng((setting.seed, 1))
+        images, targets = compose(enlarge(test, self.side // 8), test_labels, self.tests, rng)
+        self.test = as_input(images, setting.dtype), targets
+
+    def batches(self, epoch):
+        """Go through newly composed images, as (images, labels of the pixels)."""
+        rng = np.random.default_rng((self._setting.seed, 2, epoch))
+        for _ in range(self.steps):
+            images, targets = compose(self._train, self._labels, self._setting.batch_size, rng)
+            yield as_input(images, self._setting.dtype), targets
+
+
+def compose(digits, labels, count, rng):
+    """Return `count` images of digits, about one in each quarter, and the labels of their pixels."""
+    side = digits.shape[1]
+    images, targets = np.zeros((count, SIZE, SIZE)), np.zeros((count, SIZE, SIZE), np.int64)
+    for image, target in zip(images, targets, strict=True):
+        for quarter in rng.permutation(4)[: Pixels.each]:
+            corner = np.array(divmod(quarter, 2)) * side + rng.integers(-3, 4, size=2)
+            row, column = np.clip(corner, 0, SIZE - side)
+            which = rng.integers(len(digits))
+            window = np.s_[row : row + side, column : column + side]
+            ink = digits[which]
+            above = ink > np.maximum(image[window], 0.1)
+            target[window][above] = np.where(ink[above] > 0.4, labels[which] + 1, FAINT)
+            image[window][above] = ink[above]
+    return np.clip(images + 0.1 * rng.standard_normal(images.shape), 0, 1), targets
+
+
+def accuracy(scores, targets):
+    """Return the share of samples with the highest score for their label."""
+    return float(np.mean(scores.argmax(axis=1) == targets))
+
+
+def mean_iou(scores, targets):
+    """Return intersection over union of predicted and true pixels, as a mean over the classes."""
+    counted = targets != FAINT
+    predicted, true = scores.argmax(axis=1)[counted], targets[counted]
+    classes = scores.shape[1]
+    confusion = np.bincount(classes * true + predicted, minlength=classes**2).reshape(classes, classes)
+    hits, union = np.diag(confusion), confusion.sum(axis=0) + confusion.sum(axis=1) - np.diag(confusion)
+    return float(np.mean(hits[union > 0] / union[union > 0]))
+
+
+_TASKS = (
+    Task(
+        "classification", "digits", "test accuracy",
+        lambda widths, **style: models.residual_network(1, 10, widths, blocks=1, **style),
+        Digits, accuracy, lambda batch: (batch,), ((16, 32, 64), 8, 64), ((8, 16, 32), 4, 32),
+    ),
+    Task(
+        "segmentation", "pixels of digits", "mean IoU",
+        lambda widths, **style: models.encoder_decoder(1, 11, widths, **style),
+        Pixels, mean_iou, lambda batch: (batch, SIZE, SIZE),
+        ((16, 32, 64), 5, 16), ((8, 16, 32, 64), 2, 16),
+    ),
+)  # fmt: skip
+
+TASKS = {task.key: task for task in _TASKS}

@@ -1,0 +1,246 @@
+"""The demo: its data, its training, its table, and the command."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inplace_abn import demo
+from inplace_abn.__main__ import main
+from inplace_abn.demo import peaks, report, tasks, training
+
+for needed in demo.NEEDED:
+    pytest.importorskip(needed, reason="the demo needs the extra 'demo'")
+
+TASKS = list(tasks.TASKS)
+
+
+def small(task, **options):
+    """Return a setting that trains in a second."""
+    setting = tasks.TASKS[task].setting(**{"quick": True, "epochs": 1, "batch_size": 16, **options})
+    return replace(setting, widths=(4, 4))
+
+
+# ---- data --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("task", TASKS)
+def test_batches(task, dtype):
+    setting = small(task, dtype=dtype)
+    data = setting.data()
+    batches = list(data.batches(0))
+    assert len(batches) == data.steps == 1437 // 16
+    for images, targets in [batches[0], batches[-1], data.test]:
+        assert images.shape == (len(images), 1, 32, 32)
+        assert images.dtype == dtype
+        assert -1 <= images.min() < -0.8
+        assert 0.8 < images.max() <= 1
+        assert targets.shape == setting.task.target_shape(len(images))
+    assert batches[0][0].shape[0] == 16
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_batches_come_from_the_seed_and_the_epoch(task):
+    def first(seed, epoch):
+        return next(iter(small(task, seed=seed).data().batches(epoch)))[0]
+
+    assert np.array_equal(first(0, 0), first(0, 0))
+    assert not np.array_equal(first(0, 0), first(0, 1))
+    assert not np.array_equal(first(0, 0), first(1, 0))
+
+
+def test_no_digit_is_both_in_training_and_test():
+    (train, _), (test, labels) = tasks.load()
+    assert (len(train), len(test)) == (1437, 360)
+    assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
+    assert np.bincount(labels).min() >= 34  # all classes alike
+
+
+def test_composed_images():
+    (digits, labels), _ = tasks.load()
+    images, targets = tasks.compose(tasks.enlarge(digits, 2), labels, 50, np.random.default_rng(0))
+    assert set(np.unique(targets)) == {tasks.FAINT, *range(11)}
+    assert images[targets > 0].mean() > 0.6 > 0.2 > images[targets == 0].mean()
+    shares = [np.mean(targets == label) for label in (0, tasks.FAINT)]
+    assert shares[0] > 0.5
+    assert shares[1] < 0.2
+
+
+def test_mean_intersection_over_union():
+    targets = np.array([[[0, 0, 1], [1, tasks.FAINT, 1]]])
+    scores = np.zeros((1, 3, 2, 3))
+    scores[0, 1] = 1  # everything is 1: of 5 pixels 3 are, and 2 of class 0 are missed
+    assert tasks.mean_iou(scores, targets) == pytest.approx((3 / 5 + 0) / 2)
+    scores = np.moveaxis(np.eye(3)[np.where(targets < 0, 2, targets)], -1, 1)
+    assert tasks.mean_iou(scores, targets) == 1
+
+
+# ---- training ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_strategies_agree_in_float64(task):
+    """The losses of 20 steps from the same weights on the same batches, to 1e-9."""
+    setting = small(task, dtype="float64")
+    batches = setting.data().batches(0)
+    trainers = [training.Trainer(setting.network(strategy), 20) for strategy in demo.STRATEGIES]
+    for (images, targets), _ in zip(batches, range(20), strict=False):
+        first, *others = (trainer.step(images, targets) for trainer in trainers)
+        assert others == pytest.approx([first] * len(others), rel=1e-9)
+    assert first < 2.3
+
+
+@pytest.fixture(scope="module")
+def compared():
+    """Return the setting and the runs of a short training with two strategies."""
+    setting = small("classification", batch_size=128)
+    return setting, training.compare(setting, ["standard", "inplace_2"], progress=False)
+
+
+def test_runs(compared):
+    setting, runs = compared
+    for run in runs:
+        assert len(run.losses) == 1437 // 128
+        assert len(run.seconds) == len(run.losses) - training.WATCHED - 1
+        assert len(run.scores) == setting.epochs
+        assert run.ledger.live == 0
+    standard, inplace = runs
+    assert inplace.losses[0] == pytest.approx(standard.losses[0], rel=1e-5)
+    assert inplace.ledger.kept <= 0.56 * standard.ledger.kept
+    assert inplace.peaks["tracemalloc"] < 0.8 * standard.peaks["tracemalloc"]
+
+
+def test_the_networks_of_the_demo_keep_about_half():
+    """What the table is about, for the widths of the demo; a network as small as the tests' keeps more."""
+    for task in TASKS:
+        setting = tasks.TASKS[task].setting(batch_size=2)
+        kept = {}
+        for strategy in demo.STRATEGIES:
+            trainer = training.Trainer(setting.network(strategy), 2)
+            run = training.Run(strategy, trainer, losses=[0] * training.WATCHED)
+            run.step(np.ones((2, 1, 32, 32), np.float32), np.zeros(setting.task.target_shape(2), int))
+            kept[strategy] = run.ledger.kept
+        assert all(kept[s] <= 0.55 * kept["standard"] for s in demo.STRATEGIES if s != "standard"), kept
+
+
+def test_too_few_steps():
+    with pytest.raises(
+        ValueError, match="training must have more than 3 steps, got 1: take a smaller batch_size"
+    ):
+        training.compare(small("classification", batch_size=1000), ["standard"], progress=False)
+
+
+def test_measuring_a_process_that_fails():
+    setting = small("classification")
+    with pytest.raises(
+        RuntimeError, match=r"measuring the memory of 'nothing' failed:\n(.|\n)*strategy must be"
+    ):
+        peaks.in_a_process_of_its_own(setting, "nothing")
+
+
+# ---- results -----------------------------------------------------------------------------------------------
+
+
+def test_table(compared):
+    numbers = report.results(*compared)
+    lines = report.table(numbers).splitlines()
+    assert lines[0].startswith("digits: 1 epochs, batches of 128, float32, ")
+    assert lines[2].split("  ")[0] == "strategy"
+    assert lines[4].startswith("standard ")
+    assert lines[4].count("100.0%") >= 3
+    assert lines[5].startswith("inplace_2 ")
+    assert len({len(line) for line in lines[2:]}) == 1
+    text = report.markdown(numbers).splitlines()
+    assert len(text) == 4
+    assert {line.count("|") for line in text} == {7}
+
+
+def test_table_without_a_process_peak(compared):
+    numbers = report.results(*compared)
+    for row in numbers["strategies"].values():
+        row["process"] = None
+    assert "unknown" in report.table(numbers)
+
+
+def test_picture_and_numbers(compared, tmp_path):
+    report.draw(*compared, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    report.write(*compared, tmp_path / "numbers.json")
+    numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
+    assert report.table(numbers) == report.table(report.results(*compared))
+
+
+# ---- the command -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_command(task, tmp_path, capsys, monkeypatch):
+    setting = small(task, batch_size=256)
+    monkeypatch.setattr(tasks.Task, "setting", lambda self, **options: setting)
+    picture = tmp_path / "new" / "picture.png"
+    arguments = ["demo", "--task", task, "--strategy", "inplace", "--output", str(picture)]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "inplace_2" in out
+    assert str(picture) in out
+    assert picture.exists()
+    assert picture.with_suffix(".json").exists()
+
+
+def test_options():
+    options = demo.parse([])
+    assert (options.task, options.dtype, options.strategy) == ("classification", "float32", demo.STRATEGIES)
+    options = demo.parse(
+        ["--epochs", "3", "--batch-size", "5", "--strategy", "standard", "--dtype", "float64"]
+    )
+    assert options.strategy == ["standard"]
+    setting = tasks.TASKS["segmentation"].setting(
+        quick=True, epochs=options.epochs, batch_size=options.batch_size, dtype=options.dtype
+    )
+    assert (setting.epochs, setting.batch_size, setting.dtype) == (3, 5, "float64")
+    assert setting.network("standard")[-1].weight.data.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--strategy", "fast"], "invalid choice: 'fast'"),
+        (["demo", "--epochs", "0"], "must be at least 1, got 0"),
+        (["demo", "--batch-size", "many"], "must be a whole number, got 'many'"),
+        (["demo", "--task", "speech"], "invalid choice: 'speech'"),
+        ([], "COMMAND"),
+    ],
+)
+def test_wrong_options(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert main(["demo"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("The demo needs sklearn: pip install 'inplace-abn-numpy[demo]', or in a checkout")
+
+
+def test_help():
+    done = subprocess.run(
+        [sys.executable, "-m", "inplace_abn", "demo", "--help"], capture_output=True, text=True, check=True
+    )
+    for option in ("--quick", "--epochs", "--batch-size", "--strategy", "--dtype", "--output", "--task"):
+        assert option in done.stdout
+
+
+@pytest.mark.slow
+def test_the_quick_demo_learns(tmp_path):
+    command = [sys.executable, "-m", "inplace_abn", "demo", "--quick", "--output", str(tmp_path / "a.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    for row in numbers["strategies"].values():
+        assert row["score"] > 0.9
