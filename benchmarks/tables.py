@@ -145,7 +145,7 @@ def text(summary):
     return "\n\n".join(blocks)
 
 
-def rewrite(path, content):
+def rewrite(path, content, begin=BEGIN, end=END):
     """Replace what is between the two markers in the file `path` with `content`.
 
     Raises
@@ -154,8 +154,8 @@ def rewrite(path, content):
         The file has no such region; it is left as it was.
     """
     path = Path(path)
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no region between {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n\n{content}\n\n{END}{after}", encoding="utf-8")
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise ValueError(f"{path} has no region between {begin} and {end}")
+    path.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}", encoding="utf-8")
