@@ -6,6 +6,9 @@
  *
  * Every function here works on memory that the caller owns and has checked: inputs are aligned, inside
  * their buffers, and overlap only where a comment says so. Results do not depend on the thread count.
+ *
+ * Where constants or sums of a channel leave the range of float, that channel is computed element by element in double:
+ * slowly, but as right as float64 batch norm, rounded. No channel's results depend on another channel.
  */
 #ifndef ABN_H
 #define ABN_H
@@ -77,7 +80,8 @@ typedef struct {
     void *xhat;
 } abn_guard;
 
-/* Elements that the activation cannot invert (saturated elu), sorted by channel, then position.
+/* Elements that cannot be had back from z (saturated elu; z that overflows, with statistics that were given), sorted
+ * by channel, then position.
  * Channel c's are entries first[c] .. first[c + 1] - 1. Owned by the library: abn_escapes_free.
  * All zero means: none. */
 typedef struct {
