@@ -219,10 +219,10 @@ done:
     return outcome;
 }
 
-int machine_args(const binding_state *state, PyObject *const *got, Py_ssize_t elements, abn_machine *machine) {
+int machine_args(const binding_state *state, PyObject *const *got, abn_machine *machine) {
     PyObject *threads = got[NAME_THREADS], *isa = got[NAME_ISA];
     machine->kernels = state->kernels;
-    machine->threads = elements < ABN_WORTH_THREADS ? 1 : state->threads;
+    machine->threads = 0;
     if (threads && threads != Py_None && int_arg(threads, NAME_THREADS, 1, ABN_MAX_THREADS, &machine->threads) < 0)
         return -1;
     return isa && isa != Py_None ? isa_arg(state, isa, &machine->kernels) : 0;

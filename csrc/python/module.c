@@ -12,14 +12,13 @@
 #define ABN_VERSION "unknown"
 #endif
 
-#if defined(__clang__)
-#define ABN_COMPILER "clang " __clang_version__
+#if defined(__clang__) /* __clang_version__ ends in a space */
+#define ABN_COMPILER \
+    "clang " Py_STRINGIFY(__clang_major__) "." Py_STRINGIFY(__clang_minor__) "." Py_STRINGIFY(__clang_patchlevel__)
 #elif defined(__GNUC__)
 #define ABN_COMPILER "gcc " __VERSION__
 #elif defined(_MSC_VER)
-#define ABN_STRING(x) #x
-#define ABN_STRING_OF(x) ABN_STRING(x)
-#define ABN_COMPILER "msvc " ABN_STRING_OF(_MSC_VER)
+#define ABN_COMPILER "msvc " Py_STRINGIFY(_MSC_VER)
 #else
 #define ABN_COMPILER "unknown"
 #endif
@@ -106,9 +105,8 @@ static int find_numpy(binding_state *state) {
     PyObject *numpy = PyImport_ImportModule("numpy");
     if (!numpy) return -1;
     state->memmap = PyObject_GetAttrString(numpy, "memmap");
-    state->shares_memory = PyObject_GetAttrString(numpy, "shares_memory");
     Py_DECREF(numpy);
-    return state->memmap && state->shares_memory ? 0 : -1;
+    return state->memmap ? 0 : -1;
 }
 
 static int module_exec(PyObject *module) {
@@ -129,7 +127,6 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     binding_state *state = state_of(module);
     Py_VISIT(state->context_type);
     Py_VISIT(state->memmap);
-    Py_VISIT(state->shares_memory);
     return 0;
 }
 
@@ -137,7 +134,6 @@ static int module_clear(PyObject *module) {
     binding_state *state = state_of(module);
     Py_CLEAR(state->context_type);
     Py_CLEAR(state->memmap);
-    Py_CLEAR(state->shares_memory);
     return 0;
 }
 
