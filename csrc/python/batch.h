@@ -63,7 +63,7 @@ void vector_read(const vector *v, npy_intp channels, double *values);
 /* v = (1 - momentum) * v + momentum * factor * values. */
 void vector_blend(const vector *v, npy_intp channels, double momentum, const double *values, double factor);
 
-/* A fresh array of NPY_FLOAT or NPY_DOUBLE, all zeros, and what fills it. */
+/* A fresh array of NPY_FLOAT or NPY_DOUBLE, and what fills it. */
 PyObject *vector_new(int type, npy_intp channels);
 void vector_fill(PyObject *array, npy_intp channels, const double *values);
 

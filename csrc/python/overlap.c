@@ -6,14 +6,18 @@ enum { PATIENCE = 100000 };
 
 footprint footprint_of(const void *data, npy_intp item, const step *steps, int depth) {
     footprint f = {.low = (uintptr_t)data, .run = item};
+    npy_intp reach = item;
+    if (item == 0) return (footprint){0};
     for (int i = 0; i < depth; i++) {
         int place = f.depth;
-        if (steps[i].count == 0) return (footprint){.low = (uintptr_t)data};
+        if (steps[i].count == 0) return (footprint){0};
         if (steps[i].count == 1) continue;
         for (; place > 0 && f.steps[place - 1].stride < steps[i].stride; place--) f.steps[place] = f.steps[place - 1];
         f.steps[place] = steps[i];
         f.depth++;
+        reach += (steps[i].count - 1) * steps[i].stride;
     }
+    f.high = f.low + (uintptr_t)reach;
     /* Join what lies side by side: a contiguous array is a single run. */
     while (f.depth > 0 && f.steps[f.depth - 1].stride == f.run) f.run *= f.steps[--f.depth].count;
     for (int i = f.depth - 2; i >= 0; i--) {
@@ -25,15 +29,10 @@ footprint footprint_of(const void *data, npy_intp item, const step *steps, int d
     return f;
 }
 
-static npy_intp extent(const footprint *f) {
-    npy_intp bytes = f->run;
-    for (int i = 0; i < f->depth; i++) bytes += (f->steps[i].count - 1) * f->steps[i].stride;
-    return bytes;
-}
-
 /* One step of the widest stride, the first. */
 static footprint inside(const footprint *f) {
-    footprint part = {.low = f->low, .run = f->run, .depth = f->depth - 1};
+    const npy_intp others = (f->steps[0].count - 1) * f->steps[0].stride;
+    footprint part = {.low = f->low, .high = f->high - (uintptr_t)others, .run = f->run, .depth = f->depth - 1};
     for (int i = 0; i < part.depth; i++) part.steps[i] = f->steps[i + 1];
     return part;
 }
@@ -44,36 +43,37 @@ static npy_intp floor_divide(npy_intp a, npy_intp b) { return a / b - (a % b < 0
  * have the same stride only the distance of two steps matters, and at most two distances bring them near. */
 static int meet(const footprint *a, const footprint *b, int *patience) {
     const footprint *wide = a, *other = b;
-    const npy_intp distance = (npy_intp)(b->low - a->low);
-    if (distance >= extent(a) || -distance >= extent(b)) return 0;
+    if (a->low >= b->high || b->low >= a->high) return 0;
     if (a->depth == 0 && b->depth == 0) return 1;
     if (a->depth == 0 || (b->depth > 0 && b->steps[0].stride > a->steps[0].stride)) {
         wide = b;
         other = a;
     }
-    footprint part = inside(wide), rest = *other;
+    const footprint part = inside(wide);
+    footprint rest = *other;
     const npy_intp stride = wide->steps[0].stride;
     npy_intp first = 0, last = wide->steps[0].count - 1;
     if (other->depth > 0 && other->steps[0].stride == stride) {
         rest = inside(other);
         first = 1 - other->steps[0].count;
     }
-    const npy_intp from = (npy_intp)(rest.low - wide->low);
-    const npy_intp behind = floor_divide(from - extent(&part), stride) + 1;
-    const npy_intp before = floor_divide(from + extent(&rest) - 1, stride);
+    const npy_intp behind = floor_divide((npy_intp)(rest.low - part.high), stride) + 1;
+    const npy_intp before = floor_divide((npy_intp)(rest.high - part.low) - 1, stride);
     if (first < behind) first = behind;
     if (last > before) last = before;
     for (npy_intp i = first; i <= last; i++) {
         if (--*patience < 0) return 1;
-        part.low = wide->low + (uintptr_t)(i * stride);
-        if (meet(&part, &rest, patience)) return 1;
+        footprint moved = part;
+        moved.low += (uintptr_t)(i * stride);
+        moved.high += (uintptr_t)(i * stride);
+        if (meet(&moved, &rest, patience)) return 1;
     }
     return 0;
 }
 
-int footprints_meet(const footprint *a, const footprint *b) {
+int footprints_share(const footprint *a, const footprint *b) {
     int patience = PATIENCE;
-    return a->run > 0 && b->run > 0 && meet(a, b, &patience);
+    return meet(a, b, &patience);
 }
 
 int refuse_overlap(const footprint *written, const char *written_name, const footprint *other, const char *other_name) {

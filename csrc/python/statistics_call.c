@@ -19,6 +19,8 @@ PyObject *call_statistics(PyObject *module, PyObject *const *args, Py_ssize_t np
     machine_settle(state, batch_elements(&x), &machine);
     if (!(mean = vector_new(NPY_DOUBLE, x.core.channels))) goto done;
     if (!(var = vector_new(NPY_DOUBLE, x.core.channels))) goto done;
+    PyArray_FILLWBYTE((PyArrayObject *)mean, 0);
+    PyArray_FILLWBYTE((PyArrayObject *)var, 0);
     if (batch_elements(&x) > 0) {
         unlocked = unlock_interpreter(batch_elements(&x));
         status =

@@ -83,7 +83,7 @@ void vector_blend(const vector *v, npy_intp channels, double momentum, const dou
     }
 }
 
-PyObject *vector_new(int type, npy_intp channels) { return PyArray_ZEROS(1, &channels, type, 0); }
+PyObject *vector_new(int type, npy_intp channels) { return PyArray_SimpleNew(1, &channels, type); }
 
 void vector_fill(PyObject *array, npy_intp channels, const double *values) {
     void *data = PyArray_DATA((PyArrayObject *)array);
