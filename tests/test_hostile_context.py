@@ -1,5 +1,6 @@
 """What a context keeps, attacked: through flags, dtypes, shapes, views, bases, and from other threads."""
 
+import contextlib
 import gc
 import threading
 
@@ -298,3 +299,25 @@ def test_backward_release_and_recompute_at_once():
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 assert "in use by a call in another thread" in str(outcome) or "freed by" in str(outcome)
+
+
+def test_a_context_at_work_cannot_be_freed_by_who_finds_it_through_the_collector():
+    x, stop, seen = batch((8, 8, 128, 128)), threading.Event(), []
+
+    def spy():
+        while not stop.is_set():
+            for found in [o for o in gc.get_objects() if type(o) is functional.Context]:
+                seen.append((repr(found), found.dtype, found.shape, found.nbytes, len(found.saved)))
+                with contextlib.suppress(RuntimeError):
+                    found.release()
+
+    thread = threading.Thread(target=spy)
+    thread.start()
+    try:
+        for strategy in ("inplace", "standard", "checkpoint_xhat") * 3:
+            z, _ = functional.forward(x.copy(), np.zeros(8, np.float32), strategy=strategy)
+            assert not z.any()
+    finally:
+        stop.set()
+        thread.join()
+    assert all(dtype == np.float32 and shape == x.shape for _, dtype, shape, *_ in seen)

@@ -76,7 +76,7 @@ def refusals(a):
     keeps = functional.forward(a.dz)[1]
     sums = a.sums
     return {
-        "forward": lambda: functional.forward(a.x, a.bias, a.short[0, :, 0]),
+        "forward": lambda: functional.forward(a.x, a.bias, a.short[0, 0]),
         "forward name": lambda: functional.forward(a.short, strategy="none"),
         "forward keyword": lambda: _core.forward(a.short, wieght=a.bias),
         "forward number": lambda: functional.forward(a.short, momentum="half"),
@@ -85,7 +85,7 @@ def refusals(a):
         "forward kept": lambda: (functional.forward(kept), keeps),
         "normalize": lambda: functional.normalize(a.short, sums, sums, 1),
         "backward": lambda: functional.backward(ctx, a.short),
-        "backward kept": lambda: functional.backward(ctx, kept, overwrite=True),
+        "backward kept": lambda: (functional.backward(ctx, kept, overwrite=True), keeps),
         "backward_reduce": lambda: functional.backward_reduce(None, a.short),
         "backward_apply": lambda: functional.backward_apply(ctx, kept, sums, sums, 17),
         "recompute": lambda: ctx.recompute(a.short),

@@ -43,7 +43,7 @@ struct binding_state;
 
 /* Sorts a vectorcall's arguments into got[NAMES], borrowed; got is all NULL before, and stays NULL where nothing
  * was given. 0, or -1 with a TypeError that names the function and the argument. */
-int bind_args(const struct binding_state *state, const signature *sig, PyObject *const *args, Py_ssize_t npos,
+int bind_args(const struct binding_state *state, const signature *sig, PyObject *const *args, Py_ssize_t positionals,
               PyObject *kwnames, PyObject **got);
 
 /* Converters: 0, or -1 with an exception that names the argument. `got` NULL leaves *value, the default, alone.

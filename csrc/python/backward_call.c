@@ -19,10 +19,10 @@ typedef struct {
 
 /* Binds and checks; after it, backward_close is due whatever it returned. All that may run Python code is done before the
  * context is claimed, see forward_or_normalize. */
-static int backward_open(backward_call *call, const signature *sig, PyObject *const *args, Py_ssize_t npos,
+static int backward_open(backward_call *call, const signature *sig, PyObject *const *args, Py_ssize_t positionals,
                          PyObject *kwnames) {
     size_t sums;
-    if (bind_args(call->state, sig, args, npos, kwnames, call->got) < 0) return -1;
+    if (bind_args(call->state, sig, args, positionals, kwnames, call->got) < 0) return -1;
     if (bool_arg(call->got[NAME_OVERWRITE], NAME_OVERWRITE, &call->overwrite) < 0) return -1;
     if (double_arg(call->got[NAME_COUNT], NAME_COUNT, &call->count) < 0) return -1;
     if (machine_args(call->state, call->got, &call->machine) < 0) return -1;
@@ -58,7 +58,7 @@ static PyObject *weight_gradient(const backward_call *call, int wanted) {
     return wanted ? vector_new(weight_type(call->dz.core.dtype), call->dz.core.channels) : Py_NewRef(Py_None);
 }
 
-PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     backward_call call = {.state = state_of(module)};
     PyObject *result = NULL, *dweight = NULL, *dbias = NULL;
     PyThreadState *unlocked;
@@ -66,7 +66,7 @@ PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t npos
     double *sum_dy, *sum_dy_xhat;
     npy_intp elements, channels;
 
-    if (backward_open(&call, &backward_signature, args, npos, kwnames) < 0) goto done;
+    if (backward_open(&call, &backward_signature, args, positionals, kwnames) < 0) goto done;
     if (call.ctx->training && call.ctx->count != (double)batch_per_channel(&call.dz)) {
         PyErr_SetString(PyExc_ValueError, "ctx has statistics of more elements than this batch's: use backward_reduce, "
                                           "add up the sums of all batches, and backward_apply");
@@ -96,14 +96,14 @@ done:
     return result;
 }
 
-PyObject *call_backward_reduce(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+PyObject *call_backward_reduce(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     backward_call call = {.state = state_of(module)};
     PyObject *result = NULL, *sum_dy = NULL, *sum_dy_xhat = NULL;
     PyThreadState *unlocked;
     abn_status status = ABN_OK;
     npy_intp elements, channels;
 
-    if (backward_open(&call, &backward_reduce_signature, args, npos, kwnames) < 0) goto done;
+    if (backward_open(&call, &backward_reduce_signature, args, positionals, kwnames) < 0) goto done;
     elements = batch_elements(&call.dz);
     channels = call.dz.core.channels;
     if (elements > 0) {
@@ -151,14 +151,14 @@ static int sums_open(backward_call *call) {
     return 0;
 }
 
-PyObject *call_backward_apply(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+PyObject *call_backward_apply(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     backward_call call = {.state = state_of(module)};
     PyObject *result = NULL;
     PyThreadState *unlocked;
     abn_status status = ABN_OK;
     npy_intp elements;
 
-    if (backward_open(&call, &backward_apply_signature, args, npos, kwnames) < 0) goto done;
+    if (backward_open(&call, &backward_apply_signature, args, positionals, kwnames) < 0) goto done;
     if (sums_open(&call) < 0 || dx_open(&call) < 0) goto done;
     elements = batch_elements(&call.dz);
     if (elements > 0) {

@@ -9,6 +9,7 @@ context *context_new(PyObject *module) {
     binding_state *state = state_of(module);
     context *ctx = (context *)state->context_type->tp_alloc(state->context_type, 0);
     if (!ctx) return NULL;
+    PyObject_GC_UnTrack(ctx); /* nobody is to find it among the collector's objects before it is complete */
     ctx->module = Py_NewRef(module);
     ctx->state = state;
     ctx->freed_by = "an error in forward";
@@ -150,6 +151,7 @@ void context_keep(context *ctx, PyArrayObject *array) {
     ctx->kept_nbytes = PyArray_NBYTES(array);
     ctx->freed_by = NULL;
     ctx->busy = 1;
+    PyObject_GC_Track((PyObject *)ctx);
     lock(ctx);
     ctx->next = ctx->state->live;
     if (ctx->next) ctx->next->previous = ctx;

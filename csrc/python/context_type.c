@@ -104,7 +104,7 @@ static PyObject *context_repr(PyObject *self) {
 
 /* ---- methods ------------------------------------------------------------------------------------------- */
 
-static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     binding_state *state = ((context *)self)->state;
     PyObject *got[NAMES] = {NULL}, *result = NULL;
     PyArrayObject *fresh = NULL;
@@ -114,7 +114,7 @@ static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssi
     context *ctx = NULL;
     batch z;
 
-    if (bind_args(state, &recompute_signature, args, npos, kwnames, got) < 0) return NULL;
+    if (bind_args(state, &recompute_signature, args, positionals, kwnames, got) < 0) return NULL;
     if (machine_args(state, got, &machine) < 0) return NULL;
     if (!(ctx = context_claim(state, self))) goto done;
     machine_settle(state, batch_elements(&ctx->kept), &machine);

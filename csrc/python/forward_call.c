@@ -229,23 +229,23 @@ static PyObject *run(forward_call *call, context *ctx) {
 
 /* No Python code runs from the first array that is opened to the last write: it might resize what has been checked. So
  * all other arguments are converted first, and the context, an object that the garbage collector knows, is made first. */
-static PyObject *forward_or_normalize(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames,
-                                      int is_normalize) {
+static PyObject *forward_or_normalize(PyObject *module, PyObject *const *args, Py_ssize_t positionals,
+                                      PyObject *kwnames, int is_normalize) {
     forward_call call = {.module = module, .state = state_of(module), .is_normalize = is_normalize};
     const signature *sig = is_normalize ? &normalize_signature : &forward_signature;
     PyObject *result = NULL;
     context *ctx;
-    if (bind_args(call.state, sig, args, npos, kwnames, call.got) < 0 || options_read(&call) < 0) return NULL;
+    if (bind_args(call.state, sig, args, positionals, kwnames, call.got) < 0 || options_read(&call) < 0) return NULL;
     if (!(ctx = context_new(module))) return NULL;
     if (arrays_open(&call) == 0) result = run(&call, ctx);
     Py_DECREF(ctx);
     return result;
 }
 
-PyObject *call_forward(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
-    return forward_or_normalize(module, args, npos, kwnames, 0);
+PyObject *call_forward(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
+    return forward_or_normalize(module, args, positionals, kwnames, 0);
 }
 
-PyObject *call_normalize(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
-    return forward_or_normalize(module, args, npos, kwnames, 1);
+PyObject *call_normalize(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
+    return forward_or_normalize(module, args, positionals, kwnames, 1);
 }

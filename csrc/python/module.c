@@ -25,10 +25,10 @@
 
 /* ---- threads and info ------------------------------------------------------------------------------------ */
 
-static PyObject *set_num_threads(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+static PyObject *set_num_threads(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     binding_state *state = state_of(module);
     PyObject *got[NAMES] = {NULL};
-    if (bind_args(state, &set_num_threads_signature, args, npos, kwnames, got) < 0) return NULL;
+    if (bind_args(state, &set_num_threads_signature, args, positionals, kwnames, got) < 0) return NULL;
     if (int_arg(got[NAME_N], NAME_N, 1, ABN_MAX_THREADS, &state->threads) < 0) return NULL;
     Py_RETURN_NONE;
 }

@@ -3,7 +3,7 @@
 #include "context.h"
 #include "signatures.h"
 
-PyObject *call_statistics(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+PyObject *call_statistics(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     binding_state *state = state_of(module);
     PyObject *got[NAMES] = {NULL}, *mean = NULL, *var = NULL, *result = NULL;
     PyThreadState *unlocked;
@@ -12,7 +12,7 @@ PyObject *call_statistics(PyObject *module, PyObject *const *args, Py_ssize_t np
     int channel_axis;
     batch x;
 
-    if (bind_args(state, &statistics_signature, args, npos, kwnames, got) < 0) return NULL;
+    if (bind_args(state, &statistics_signature, args, positionals, kwnames, got) < 0) return NULL;
     if (channel_axis_arg(got[NAME_CHANNEL_AXIS], &channel_axis) < 0 || machine_args(state, got, &machine) < 0)
         return NULL;
     if (batch_open(state, got[NAME_X], NAME_X, channel_axis, NULL, 0, &x) < 0) return NULL;
@@ -38,7 +38,7 @@ static footprint stream_footprint(PyArrayObject *array) {
     return footprint_of(PyArray_DATA(array), PyArray_NBYTES(array), NULL, 0);
 }
 
-PyObject *call_stream(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+PyObject *call_stream(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     binding_state *state = state_of(module);
     PyObject *got[NAMES] = {NULL};
     PyArrayObject *a = NULL, *b = NULL;
@@ -48,7 +48,7 @@ PyObject *call_stream(PyObject *module, PyObject *const *args, Py_ssize_t npos, 
     footprint a_bytes, b_bytes;
     npy_intp elements;
 
-    if (bind_args(state, &stream_signature, args, npos, kwnames, got) < 0) return NULL;
+    if (bind_args(state, &stream_signature, args, positionals, kwnames, got) < 0) return NULL;
     if (double_arg(got[NAME_C], NAME_C, &c) < 0 || double_arg(got[NAME_D], NAME_D, &d) < 0) return NULL;
     if (machine_args(state, got, &machine) < 0) return NULL;
     if (stream_open(state, got[NAME_A], NAME_A, -1, !given(got[NAME_B]), &a) < 0) return NULL;
