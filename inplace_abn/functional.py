@@ -36,11 +36,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from . import _core
 from ._core import Context, get_num_threads, info, set_num_threads
-from ._types import Activation, Batch, ChannelAxis, Number, Strategy, Sums, Threads, Vector
+from ._types import Activation, Batch, ChannelAxis, Number, Rows, Strategy, Sums, Threads, Vector
 
 __all__ = [
     "Context",
@@ -215,9 +214,7 @@ def statistics(x: Batch, *, channel_axis: ChannelAxis = 1, threads: Threads = No
     return _core.statistics(x, channel_axis=channel_axis, threads=threads)
 
 
-def merge_statistics(
-    means: Sequence[ArrayLike], vars: Sequence[ArrayLike], counts: Sequence[int]
-) -> tuple[Sums, Sums, int]:
+def merge_statistics(means: Rows, vars: Rows, counts: Sequence[int]) -> tuple[Sums, Sums, int]:
     """Statistics of several batches as if they were one (section 4 of the paper), to rounding.
 
     Parameters
