@@ -91,7 +91,7 @@ class BuildCore(build_ext):
             common += ["-Wall", "-Wextra", "-Werror", "-Wframe-larger-than=32768"]  # threads may have 128 KB
         extra = shlex.split(os.environ.get("INPLACE_ABN_CFLAGS", ""))
         core = [*common, "-ffp-contract=off", *extra]
-        return core, [*common, "-ffp-contract=fast", "-fopenmp-simd", *extra], [*extra, "-lm"]
+        return core, [*common, "-ffp-contract=fast", *extra], [*extra, "-lm"]
 
     def isa_flags(self, name):
         _, unix, msvc = INSTRUCTION_SETS[name]

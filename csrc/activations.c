@@ -3,10 +3,9 @@
 #include <math.h>
 
 const abn_activation_info abn_activation_table[ABN_ACTIVATIONS] = {
-    [ABN_IDENTITY] = {"identity", 1, 0},
-    [ABN_LEAKY_RELU] = {"leaky_relu", 1, 1},
-    [ABN_ELU] = {"elu", 1, 1},
-    [ABN_RELU] = {"relu", 0, 0},
+#define INFO(upper, lower, invertible, has_param) {#lower, invertible, has_param},
+    ABN_EACH_ACTIVATION(INFO)
+#undef INFO
 };
 
 /* elu's z nears -alpha, where its spacing hides y. With 1 + z/alpha below this, the recovered y and the slope are off by
