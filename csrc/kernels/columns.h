@@ -1,4 +1,5 @@
-/* Kernels for channels-last batches: each column of the tile is one channel. Included by kernels.c.
+/* Kernels for tiles whose columns belong to channels, as abn_columns says: channels-last batches, and short
+ * channels-first rows stacked image upon image. Included by kernels.c.
  *
  * ROWS_AT_ONCE rows share each load of constants and each update of the partial sums, which stay in L1. */
 #ifndef ABN_KERNEL_COLUMNS_H

@@ -1,8 +1,9 @@
 /* The kernels of one instruction set and one storage type: rows of elements in, numbers out.
  *
- * A tile is `rows` rows of `length` elements. In ABN_ROWS kernels (channels-first) each row belongs to one channel
- * and constants are indexed by row; in ABN_COLUMNS kernels (channels-last) each column does. Kernels take any
- * alignment that the storage type allows, allocate nothing and cannot fail. `destination` may be one of the inputs. */
+ * A tile is `rows` rows of `length` elements. In ABN_ROWS kernels each row belongs to one channel, and constants and
+ * sums go by row; in ABN_COLUMNS kernels each column does, and they go by column. A batch's memory order does not
+ * settle which of the two it takes: operation.c chooses. Kernels take any alignment that the storage type allows,
+ * allocate nothing and cannot fail. `destination` may be one of the inputs. */
 #ifndef ABN_KERNELS_H
 #define ABN_KERNELS_H
 

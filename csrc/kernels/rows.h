@@ -1,4 +1,5 @@
-/* Kernels for channels-first batches: each row of the tile is one channel. Included by kernels.c.
+/* Kernels for tiles whose rows belong to one channel each: channels-first batches with long rows. Included by
+ * kernels.c.
  *
  * UNROLL vectors go side by side so that additions do not wait for one another; what is left of a row goes vector
  * by vector, the last one partly. The partial sums of a row are one vector each, so that a short row costs no
