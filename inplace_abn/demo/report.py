@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import functional
-from ..memory.tables import human
+from ..memory.tables import human, plural
 
 COLUMNS = {
     "kept": "kept for backward",
@@ -40,7 +40,7 @@ def results(setting, runs):
         "dtype": setting.dtype,
         "widths": list(setting.widths),
         "parameters": int(sum(p.data.nbytes for p in runs[0].trainer.net.parameters())),
-        "machine": f"{platform.machine()} ({info['isa_active']}), {info['threads']} threads",
+        "machine": f"{platform.machine()} ({info['isa_active']}), {plural(info['threads'], 'thread')}",
         "strategies": strategies,
     }
 
