@@ -10,13 +10,11 @@
 #include "moments.h"
 #include "parts.h"
 
-/* The forward has no use for the backward's constants. Their memory holds those that give xhat instead of y, and those
- * that give -y. FROM_XHAT: z from a stored xhat, which has no centre; nothing is ever written there. */
+/* The forward has no use for the backward's constants. Their memory holds those that give xhat instead of y.
+ * FROM_XHAT: z from a stored xhat, which has no centre; nothing is ever written there. */
 enum {
     XHAT_SCALE = ABN_WEIGHT,
     XHAT_SHIFT = ABN_BIAS,
-    MINUS_SCALE = ABN_DY_FACTOR,
-    MINUS_SHIFT = ABN_W_FACTOR,
     FROM_XHAT_CENTRE = ABN_DY_FACTOR,
 };
 
@@ -47,10 +45,6 @@ static void set_constants(forward_operation *f, ptrdiff_t channel, ptrdiff_t cha
         abn_set_constant(&f->op, ABN_SHIFT, c, from_xhat ? norm->bias[c] : shift);
         abn_set_constant(&f->op, XHAT_SCALE, c, inv_std);
         abn_set_constant(&f->op, XHAT_SHIFT, c, lost * inv_std);
-        if (!from_xhat) {
-            abn_set_constant(&f->op, MINUS_SCALE, c, -scale);
-            abn_set_constant(&f->op, MINUS_SHIFT, c, -shift);
-        }
         if (!abn_constant_fits(dtype, scale) || !abn_constant_fits(dtype, inv_std) ||
             !abn_centre_fits(dtype, norm->mean[c], norm->var[c], f->op.per_channel))
             f->op.kinds[c] |= ABN_EXACT;
@@ -111,12 +105,7 @@ static void escape_from_piece(const forward_operation *f, const abn_tile *piece,
 }
 
 static int may_escape(const forward_operation *f, const abn_tile *piece, const abn_constants *constants) {
-    abn_constants minus = *constants;
-    if (f->escape_y_below > -INFINITY && f->op.kernels->any_below(piece, constants, f->escape_y_below)) return 1;
-    if (f->escape_above == INFINITY) return 0;
-    minus.of[ABN_SCALE] = constants->of[MINUS_SCALE];
-    minus.of[ABN_SHIFT] = constants->of[MINUS_SHIFT];
-    return f->op.kernels->any_below(piece, &minus, -f->escape_above);
+    return f->op.kernels->any_outside(piece, constants, f->escape_y_below, f->escape_above);
 }
 
 static void collect_escapes(const forward_operation *f, const abn_part *part, const abn_constants *constants,
@@ -138,15 +127,15 @@ static void collect_escapes(const forward_operation *f, const abn_part *part, co
 
 /* Where the kernels look: only there z can be lost. Rounding makes both limits a little wider. */
 static void set_escapes(forward_operation *f, int training) {
-    static const double largest[ABN_DTYPES] = {FLT_MAX, DBL_MAX, 65504, 0x1.fep127};
     const abn_context *context = f->context;
     const abn_activation activation = context->activation;
     const abn_escape_rule rule = abn_escape_rule_of(activation, context->activation_param, f->op.source.dtype);
-    const double most = 0.99 * largest[f->op.source.dtype];
+    const double most = 0.99 * 65504;
     f->escape_below = rule.escape_below;
     f->escape_y_below = rule.flat_below + 0.5;
     f->escape_above = INFINITY;
-    if (training) return; /* abn_guard_channels has seen to what overflows */
+    /* In training abn_guard_channels has seen to what overflows. The other types reach 3e38. */
+    if (training || f->op.source.dtype != ABN_FLOAT16) return;
     f->escape_y_below = fmax(f->escape_y_below, abn_activation_inverse(activation, context->activation_param, -most));
     f->escape_above = most;
 }
@@ -259,7 +248,6 @@ static void apply_xhat(abn_operation *op, const abn_tile *tile, const abn_span *
 enum {
     AFFINE = 1 << ABN_CENTRE | 1 << ABN_SCALE | 1 << ABN_SHIFT,
     OF_XHAT = 1 << XHAT_SCALE | 1 << XHAT_SHIFT,
-    MINUS = 1 << MINUS_SCALE | 1 << MINUS_SHIFT,
 };
 
 /* The walk, and with it the list of what cannot be had back from z. */
@@ -297,7 +285,6 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
     f.kernels = &f.op.kernels->of[context->activation];
     f.identity = &f.op.kernels->of[ABN_IDENTITY];
     if (context->keep == ABN_KEEP_Z) set_escapes(&f, training);
-    if (f.escape_above < INFINITY) f.op.apply_use |= MINUS;
     if (context->guard.count > 0) f.op.apply_use |= OF_XHAT;
     if (context->keep == ABN_KEEP_XHAT) f.op.apply_use |= OF_XHAT | 1 << FROM_XHAT_CENTRE;
     if (training) {

@@ -24,8 +24,8 @@
     static void layout##_moments_(const abn_tile *t, const abn_constants *c, void *partial) {     \
         layout##_moments(*t, *c, partial);                                                        \
     }                                                                                             \
-    static int layout##_any_below_(const abn_tile *t, const abn_constants *c, double threshold) { \
-        return layout##_any_below(*t, *c, threshold);                                             \
+    static int layout##_any_outside_(const abn_tile *t, const abn_constants *c, double low, double high) { \
+        return layout##_any_outside(*t, *c, low, high);                                             \
     }
 DEFINE_SHARED(rows)
 DEFINE_SHARED(columns)
@@ -60,8 +60,8 @@ static void stream(void *a, void *b, ptrdiff_t count, double c, double d) {
 const abn_kernel_set JOIN3(JOIN3(abn_kernels_, ABN_ISA, _), ABN_DTYPE, ) = {
     .layout =
         {
-            [ABN_ROWS] = {rows_moments_, rows_any_below_, rows_fold, {ABN_EACH_ACTIVATION(ROWS_ENTRY)}},
-            [ABN_COLUMNS] = {columns_moments_, columns_any_below_, columns_fold, {ABN_EACH_ACTIVATION(COLUMNS_ENTRY)}},
+            [ABN_ROWS] = {rows_moments_, rows_any_outside_, rows_fold, {ABN_EACH_ACTIVATION(ROWS_ENTRY)}},
+            [ABN_COLUMNS] = {columns_moments_, columns_any_outside_, columns_fold, {ABN_EACH_ACTIVATION(COLUMNS_ENTRY)}},
         },
     .expand = columns_expand,
     .stream = stream,

@@ -66,7 +66,7 @@ typedef struct {
     /* sums += d, d^2 with d = x - centre */
     void (*moments)(const abn_tile *tile, const abn_constants *constants, void *partial);
     /* Does any of the tile's w, from x, lie below the threshold? (elements that may have to be escaped) */
-    int (*any_below)(const abn_tile *tile, const abn_constants *constants, double threshold);
+    int (*any_outside)(const abn_tile *tile, const abn_constants *constants, double low, double high);
     /* first[c] += the first partial sums of channel c, second[c] likewise; partial sums are cleared. */
     void (*fold)(void *partial, abn_columns columns, double *first, double *second);
     abn_activation_kernels of[ABN_ACTIVATIONS];
