@@ -145,7 +145,7 @@ static void solve_moments(twin *t, const problem *of, ptrdiff_t c) {
     }
     t->var[c] = of_total(squares) / count;
     t->mean_error[c] = p.sums * sqrt(t->var[c]) + 2 * DBL_EPSILON * fabs(t->mean[c]) + p.tiny;
-    t->var_error[c] = 4 * p.sums * t->var[c] + p.tiny;
+    t->var_error[c] = 4 * p.sums * t->var[c] + t->mean_error[c] * t->mean_error[c] + p.tiny;
 }
 
 typedef struct {
