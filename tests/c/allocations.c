@@ -90,7 +90,7 @@ static const struct {
     operation *run;
     int needs_forward, needs_x;
 } operations[] = {
-    {"statistics", statistics, 0, 0}, {"forward", forward, 0, 0},   {"recompute", recompute, 1, 1},
+    {"statistics", statistics, 0, 0},  {"forward", forward, 0, 0},   {"recompute", recompute, 1, 1},
     {"backward_reduce", reduce, 1, 0}, {"backward", backward, 1, 0}, {"backward_apply", apply, 1, 0},
 };
 enum { OPERATIONS = sizeof operations / sizeof *operations };

@@ -37,8 +37,7 @@ int check(int holds, const char *format, ...) {
 static void on_crash(int signal_number) {
     static const char text[] = "CRASH in ";
     (void)signal_number;
-    if (write(STDERR_FILENO, text, sizeof text - 1) < 0 || write(STDERR_FILENO, current, strlen(current)) < 0)
-        _exit(2);
+    if (write(STDERR_FILENO, text, sizeof text - 1) < 0 || write(STDERR_FILENO, current, strlen(current)) < 0) _exit(2);
 }
 
 void name_crashes(void) {

@@ -66,8 +66,7 @@ static void promise_what_fits(twin *t, const problem *of) {
             t->dx_error[i] = INFINITY;
     }
     for (ptrdiff_t c = 0; c < of->of.channels; c++)
-        if (of->keep == ABN_KEEP_Z && !scale_fits(t, of, c))
-            t->sum_dy_error[c] = t->sum_dy_xhat_error[c] = INFINITY;
+        if (of->keep == ABN_KEEP_Z && !scale_fits(t, of, c)) t->sum_dy_error[c] = t->sum_dy_xhat_error[c] = INFINITY;
 }
 
 static void test_pattern(const abn_kernels *kernels, const problem *of, int which, unsigned seed) {

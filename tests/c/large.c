@@ -96,8 +96,10 @@ static numbers numbers_open(const problem *of) {
     const ptrdiff_t channels = of->of.channels;
     double *memory = calloc((size_t)(5 * channels + PERIOD), sizeof *memory);
     if (memory == NULL) abort();
-    numbers n = {twin_draw(of, 1),      memory,                memory + channels, memory + 2 * channels,
-                 memory + 3 * channels, memory + 4 * channels, memory + 5 * channels};
+    numbers n = {twin_draw(of, 1),      memory,
+                 memory + channels,     memory + 2 * channels,
+                 memory + 3 * channels, memory + 4 * channels,
+                 memory + 5 * channels};
     return n;
 }
 

@@ -73,7 +73,8 @@ static void run_backward(run *r, int in_place, double *dx_values, double *sums) 
     const ptrdiff_t channels = of.channels;
     tensor dz = tensor_open(r->of->dtype, of, r->in->others, r->in->side);
     tensor dx = in_place ? dz : tensor_open(r->of->dtype, of, r->in->x, r->in->side);
-    array sum_dy = array_of_doubles(NULL, channels, r->in->side), product = array_of_doubles(NULL, channels, r->in->side);
+    array sum_dy = array_of_doubles(NULL, channels, r->in->side),
+          product = array_of_doubles(NULL, channels, r->in->side);
     tensor_write(&dz, r->expected->dz);
     if (in_place) {
         check(abn_backward(&r->machine, &r->context, &dz.batch, &dx.batch, sum_dy.data, product.data,

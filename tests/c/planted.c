@@ -60,8 +60,9 @@ int planted(const char *error) {
     static const struct {
         const char *name;
         int (*commit)(void);
-    } errors[] = {{"over", over}, {"under", under}, {"heap", heap}, {"leak", leak}, {"undefined", undefined},
-                  {"uninitialised", uninitialised}, {"race", race}};
+    } errors[] = {{"over", over}, {"under", under},         {"heap", heap},
+                  {"leak", leak}, {"undefined", undefined}, {"uninitialised", uninitialised},
+                  {"race", race}};
     for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
         if (strcmp(error, errors[i].name)) continue;
         sink = errors[i].commit();

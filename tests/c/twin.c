@@ -127,11 +127,9 @@ static void errors_of_kept(const channel *c, const term *t, double *xhat_error, 
 
 /* ---- one channel --------------------------------------------------------------------------------------- */
 
-#define FOR_EACH_INDEX(i, c, of)                                              \
-    for (ptrdiff_t image_ = 0; image_ < (of).batch; image_++)                 \
-        for (ptrdiff_t i = (image_ * (of).channels + (c)) * (of).spatial,     \
-                       end_ = i + (of).spatial;                               \
-             i < end_; i++)
+#define FOR_EACH_INDEX(i, c, of)                              \
+    for (ptrdiff_t image_ = 0; image_ < (of).batch; image_++) \
+        for (ptrdiff_t i = (image_ * (of).channels + (c)) * (of).spatial, end_ = i + (of).spatial; i < end_; i++)
 
 static void solve_moments(twin *t, const problem *of, ptrdiff_t c) {
     const precision p = precision_of(of->dtype);
@@ -198,8 +196,12 @@ void twin_solve(twin *t, const problem *of) {
     if (of->of.batch * of->of.spatial == 0) return;
     for (ptrdiff_t c = 0; c < of->of.channels; c++) {
         if (of->training) solve_moments(t, of, c);
-        const channel k = {of,           precision_of(of->dtype), param_of(of->activation),
-                           t->weight[c], t->bias[c],              t->mean[c],
+        const channel k = {of,
+                           precision_of(of->dtype),
+                           param_of(of->activation),
+                           t->weight[c],
+                           t->bias[c],
+                           t->mean[c],
                            1 / sqrt(t->var[c] + eps_of_variance)};
         solve_dx(t, &k, c, solve_sums(t, &k, c));
     }
@@ -221,8 +223,8 @@ twin twin_draw(const problem *of, unsigned seed) {
     double *memory = calloc((size_t)(10 * channels + 6 * elements) + 1, sizeof *memory), *next = memory;
     if (memory == NULL) abort();
     twin t = {.memory = memory};
-    double **per_channel[] = {&t.weight, &t.bias,        &t.mean,         &t.var,          &t.mean_error, &t.var_error,
-                              &t.sum_dy, &t.sum_dy_xhat, &t.sum_dy_error, &t.sum_dy_xhat_error};
+    double **per_channel[] = {&t.weight,    &t.bias,   &t.mean,        &t.var,          &t.mean_error,
+                              &t.var_error, &t.sum_dy, &t.sum_dy_xhat, &t.sum_dy_error, &t.sum_dy_xhat_error};
     double **per_element[] = {&t.x, &t.dz, &t.z, &t.dx, &t.z_error, &t.dx_error};
     for (int i = 0; i < 10; i++, next += channels) *per_channel[i] = next;
     for (int i = 0; i < 6; i++, next += elements) *per_element[i] = next;
