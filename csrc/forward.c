@@ -37,9 +37,8 @@ static void set_constants(forward_operation *f, ptrdiff_t channel, ptrdiff_t cha
     const int from_xhat = f->context->keep == ABN_KEEP_XHAT;
     for (ptrdiff_t c = channel; c < channel + channels; c++) {
         const double centre = abn_round_to_real(dtype, norm->mean[c]);
-        const double inv_std = 1 / sqrt(norm->var[c] + norm->eps), lost = isfinite(centre) ? centre - norm->mean[c] : 0;
+        const double inv_std = norm->inv_std[c], lost = isfinite(centre) ? centre - norm->mean[c] : 0;
         const double scale = norm->weight[c] * inv_std, shift = norm->bias[c] + lost * inv_std * norm->weight[c];
-        norm->inv_std[c] = inv_std;
         abn_set_constant(&f->op, ABN_CENTRE, c, centre);
         abn_set_constant(&f->op, ABN_SCALE, c, from_xhat ? norm->weight[c] : scale);
         abn_set_constant(&f->op, ABN_SHIFT, c, from_xhat ? norm->bias[c] : shift);
@@ -51,17 +50,24 @@ static void set_constants(forward_operation *f, ptrdiff_t channel, ptrdiff_t cha
     }
 }
 
+static void set_inv_std(const abn_norm *norm, ptrdiff_t channel, ptrdiff_t channels) {
+    for (ptrdiff_t c = channel; c < channel + channels; c++) norm->inv_std[c] = 1 / sqrt(norm->var[c] + norm->eps);
+}
+
 static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, const double *first, const double *second,
                   int again) {
     forward_operation *f = (forward_operation *)op;
     const abn_moments moments = {f->context->norm.mean, f->context->norm.var, f->context->norm.eps};
     if (abn_moments_finish(op, moments, channel, channels, first, second, again)) return 1;
+    set_inv_std(&f->context->norm, channel, channels);
     set_constants(f, channel, channels);
     return 0;
 }
 
 static void begin_given(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
-    set_constants((forward_operation *)op, channel, channels);
+    forward_operation *f = (forward_operation *)op;
+    set_inv_std(&f->context->norm, channel, channels);
+    set_constants(f, channel, channels);
 }
 
 static abn_constants with_activation(const forward_operation *f, abn_constants constants) {
@@ -297,7 +303,12 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
     return status;
 }
 
-static void begin_recompute(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
+/* A context may serve many threads: what it holds is read only. */
+static void begin_from_x(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
+    set_constants((forward_operation *)op, channel, channels);
+}
+
+static void begin_from_xhat(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
     const abn_norm *norm = &((forward_operation *)op)->context->norm;
     for (ptrdiff_t c = channel; c < channel + channels; c++) {
         abn_set_constant(op, ABN_SCALE, c, norm->weight[c]);
@@ -313,7 +324,7 @@ abn_status abn_recompute(const abn_machine *machine, const abn_context *context,
                .destination = *z,
                .arrays = 2,
                .apply = apply_beside,
-               .begin = context->keep == ABN_KEEP_XHAT ? begin_recompute : begin_given,
+               .begin = context->keep == ABN_KEEP_XHAT ? begin_from_xhat : begin_from_x,
                .apply_use = AFFINE},
         .context = &same,
     };

@@ -1,0 +1,21 @@
+/* A layer's arrays, all of them between forbidden pages, before its forward. */
+#ifndef RUN_H
+#define RUN_H
+
+#include "cases.h"
+
+/* All that a run works on. */
+typedef struct {
+    const problem *of;
+    const twin *expected;
+    const setting *in;
+    abn_machine machine;
+    tensor x, z; /* one and the same where z is kept */
+    array weight, bias, mean, var, inv_std, slot, beside;
+    abn_context context;
+} run;
+
+run run_open(const problem *of, const twin *expected, const setting *in, int threads);
+void run_close(run *r);
+
+#endif
