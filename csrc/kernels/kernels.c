@@ -20,12 +20,12 @@
     static void layout##_gradient_x_##name(const abn_tile *t, const abn_constants *c) {            \
         layout##_gradient_apply(ABN_FROM_X, activation, *t, *c);                                   \
     }
-#define DEFINE_SHARED(layout)                                                                     \
-    static void layout##_moments_(const abn_tile *t, const abn_constants *c, void *partial) {     \
-        layout##_moments(*t, *c, partial);                                                        \
-    }                                                                                             \
+#define DEFINE_SHARED(layout)                                                                              \
+    static void layout##_moments_(const abn_tile *t, const abn_constants *c, void *partial) {              \
+        layout##_moments(*t, *c, partial);                                                                 \
+    }                                                                                                      \
     static int layout##_any_outside_(const abn_tile *t, const abn_constants *c, double low, double high) { \
-        return layout##_any_outside(*t, *c, low, high);                                             \
+        return layout##_any_outside(*t, *c, low, high);                                                    \
     }
 DEFINE_SHARED(rows)
 DEFINE_SHARED(columns)
@@ -61,7 +61,8 @@ const abn_kernel_set JOIN3(JOIN3(abn_kernels_, ABN_ISA, _), ABN_DTYPE, ) = {
     .layout =
         {
             [ABN_ROWS] = {rows_moments_, rows_any_outside_, rows_fold, {ABN_EACH_ACTIVATION(ROWS_ENTRY)}},
-            [ABN_COLUMNS] = {columns_moments_, columns_any_outside_, columns_fold, {ABN_EACH_ACTIVATION(COLUMNS_ENTRY)}},
+            [ABN_COLUMNS] =
+                {columns_moments_, columns_any_outside_, columns_fold, {ABN_EACH_ACTIVATION(COLUMNS_ENTRY)}},
         },
     .expand = columns_expand,
     .stream = stream,
