@@ -175,7 +175,8 @@ static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, cons
     for (ptrdiff_t i = 0; i < channels; i++) {
         const ptrdiff_t c = channel + i;
         double sum_dy = first[i], sum_dy_xhat = is_scaled(b, c) ? second[i] / b->context->norm.weight[c] : second[i];
-        if (!isfinite(first[i]) || !isfinite(second[i])) {
+        const int was_finite = isfinite(b->context->norm.inv_std[c]); /* else there is nothing to be rescued */
+        if (was_finite && (!isfinite(first[i]) || !isfinite(second[i]))) {
             const exact_pair exact = exact_sums(b, c);
             sum_dy = exact.dy;
             sum_dy_xhat = exact.xhat;

@@ -42,6 +42,8 @@ static void exact_moments(const abn_operation *op, ptrdiff_t channel, double *me
     for (ptrdiff_t n = 0; n < x->batch; n++)
         for (ptrdiff_t s = 0; s < x->spatial; s++) sum += abn_load_element(x->dtype, abn_address(x, n, channel, s));
     *mean = sum / (double)op->per_channel;
+    *var = NAN;
+    if (!isfinite(sum)) return; /* there is an infinity or NaN among them: no need to look twice */
     for (ptrdiff_t n = 0; n < x->batch; n++) {
         for (ptrdiff_t s = 0; s < x->spatial; s++) {
             const double d = abn_load_element(x->dtype, abn_address(x, n, channel, s)) - *mean;
