@@ -55,7 +55,7 @@ static const double biases[] = {0, 1e-38, 1, -1e3, 1e30};
 enum { WEIGHTS = sizeof weights / sizeof *weights, BIASES = sizeof biases / sizeof *biases };
 
 /* weight / std is a number that the kernels multiply with. Below the least normal float it has lost its digits, and
- * weight * xhat with it: z is bias alone, and once kept it tells nothing of xhat. */
+ * weight * xhat and dx with it: z is bias alone, and once kept it tells nothing of xhat. */
 static int scale_fits(const twin *t, const problem *of, ptrdiff_t c) {
     const double scale = fabs(t->weight[c]) / sqrt(t->var[c] + eps_of_variance);
     return of->dtype == ABN_FLOAT64 || t->weight[c] == 0 || scale >= FLT_MIN;
@@ -68,8 +68,7 @@ static void promise_what_fits(twin *t, const problem *of) {
         const ptrdiff_t c = i / of->of.spatial % of->of.channels;
         const int fits = scale_fits(t, of, c);
         if (!fits || !(fabs(t->z[i]) + t->z_error[i] < largest)) t->z_error[i] = INFINITY;
-        if ((!fits && of->keep == ABN_KEEP_Z) || !(fabs(t->dx[i]) + t->dx_error[i] < largest))
-            t->dx_error[i] = INFINITY;
+        if (!fits || !(fabs(t->dx[i]) + t->dx_error[i] < largest)) t->dx_error[i] = INFINITY;
     }
     for (ptrdiff_t c = 0; c < of->of.channels; c++)
         if (of->keep == ABN_KEEP_Z && !scale_fits(t, of, c)) t->sum_dy_error[c] = t->sum_dy_xhat_error[c] = INFINITY;
