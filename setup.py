@@ -88,10 +88,10 @@ class BuildCore(build_ext):
             return ["/O2", "/std:c11"], ["/O2", "/std:c11"], []
         common = ["-O3", "-g0", "-std=c11", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
         if os.environ.get("INPLACE_ABN_WERROR", "0") != "0":
-            common += ["-Wall", "-Wextra", "-Werror"]
+            common += ["-Wall", "-Wextra", "-Werror", "-Wframe-larger-than=32768"]  # threads may have 128 KB
         extra = shlex.split(os.environ.get("INPLACE_ABN_CFLAGS", ""))
         core = [*common, "-ffp-contract=off", *extra]
-        return core, [*common, "-ffp-contract=fast", "-fopenmp-simd", *extra], [*extra, "-lm"]
+        return core, [*common, "-ffp-contract=fast", *extra], [*extra, "-lm"]
 
     def isa_flags(self, name):
         _, unix, msvc = INSTRUCTION_SETS[name]

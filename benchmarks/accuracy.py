@@ -23,6 +23,11 @@ from inplace_abn import functional
 _BLOCK = 1 << 22  # elements taken to float64 at a time
 _THREADS = (1, 2, 7)
 _HARD = (32, 64, 28, 28)
+_LEGEND = (
+    "z, dx, dweight: the norm of the difference from the float64 result / the norm of that result, over the "
+    "whole array. In brackets the bound; PyTorch is shown, not judged.",
+    "same bits: whether all three are the same, bit for bit, for every number of threads.",
+)
 
 
 def exact(batch, z):
@@ -185,6 +190,7 @@ def text(description, entries, hard):
         "\n".join(machine.header(description)),
         "Relative L2 error against float64",
         tables.grid(headers, rows),
+        tables.listed(_LEGEND),
     ]
     rows = [
         [entry["case"], entry["layout"], entry["result"], tables.judged(entry["error"], ".1e")]
@@ -203,7 +209,7 @@ def main(argv=None):
     parser.add_argument("--shapes", nargs="+", type=limit.shape, metavar="NxCxHxW")
     parser.add_argument("--layouts", nargs="+", choices=targets.LAYOUTS)
     parser.add_argument("--no-peers", action="store_true", help="leave PyTorch out")
-    parser.add_argument("--threads", type=int, default=2)
+    limit.add_threads(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="write accuracy.json there")
     arguments = parser.parse_args(argv)
     with_torch = not arguments.no_peers and "torch-eager" in peers.installed()

@@ -1,8 +1,8 @@
 """Convolutions: ``python -m benchmarks.convolution``.
 
 Forward and backward of `inplace_abn.ops.conv2d`, in turn with PyTorch's where that is installed. The threads
-of both go on running for a while in wait of work: before each timed call there is a pause, so that they do not
-take the processors from one another. Scratch is what NumPy allocates beyond the results.
+of both go on running for a while in wait of work: before each timed call there is a pause, so that they do
+not take the processors from one another. Scratch is what NumPy allocates beyond the results.
 
 A convolution is some hundred calls of BLAS, each of which waits for all of its threads. Where others keep the
 processors busy, that costs far more than their share; ``--threads 1 --clock processor`` tells more there.
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import ROOT, machine, tables
+from benchmarks import ROOT, limit, machine, tables
 from inplace_abn.ops import conv2d
 
 try:
@@ -59,6 +59,12 @@ CASES = (
     Case((8, 3, 112, 112), 64, kernel=7, stride=2),
     Case((64, 16, 32, 32), 16),
     Case((8, 512, 7, 7), 512),
+)
+LEGEND = (
+    "convolution: (N, C, H, W) -> channels of the result, size of the kernel.",
+    "ms: medians of inplace_abn's forward + backward. PyTorch: the same of PyTorch's.",
+    "ratio: inplace_abn's time / PyTorch's, both passes; the median of pairs measured next to each other.",
+    "scratch: the most that NumPy allocated beyond the results, and that as a share of the input's bytes.",
 )
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 LAYOUTS = ("channels-first", "channels-last")
@@ -210,7 +216,7 @@ def parser():
     )
     make.add_argument("--quick", action="store_true", help="only the case that has a target")
     make.add_argument("--repeat", type=int, default=15)
-    make.add_argument("--threads", type=int, default=2)
+    limit.add_threads(make)
     make.add_argument("--pause", type=float, default=0.2, help="seconds before each call (0.2)")
     make.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: the time that it worked")
     make.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS)
@@ -234,6 +240,7 @@ def main(argv=None):
     if (busy := machine.load()) > 0.5:
         print(f"processors busy in the last minute: {busy:.1f}")
     print(text(rows))
+    print(tables.listed(LEGEND))
     print(f"to reach, by the first case: ratio <= {RATIO:g}, scratch < {100 * SHARE:g} % of the input")
     return 0
 

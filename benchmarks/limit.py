@@ -1,8 +1,9 @@
 """How close to the limit: ``python -m benchmarks.limit``.
 
 Every pass of inplace_abn is timed beside an in-place stream over the same arrays, and beside the peers that
-are installed here (PyTorch eager, torch.compile, JAX jit, oneDNN): one after the other in the same process,
-with cold caches, medians over the repetitions, in several fresh processes. Losses are printed like the rest.
+run here (PyTorch eager, torch.compile, JAX jit, oneDNN; of the others it says why not): one after the other
+in the same process, with cold caches, medians over the repetitions, in several fresh processes. Losses are
+printed like the rest.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import sys
 from pathlib import Path
 
 from benchmarks import ROOT, chart, machine, plans, report, tables, targets, worker
-from benchmarks.peers import PEERS, installed
+from benchmarks.peers import PEERS
+from inplace_abn import functional
 
 SECTIONS = ("limit", "dtypes", "activations", "strategies", "overhead")
 
@@ -41,6 +43,17 @@ def shape(text):
     return lengths
 
 
+def add_threads(parser):
+    """Add --threads; the default is what inplace_abn would use."""
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=functional.get_num_threads(),
+        help="default: all that this process may use, here %(default)s; the targets and the published table "
+        f"are for {targets.THREADS}",
+    )
+
+
 def parser():
     """Return the command's parser."""
     make = argparse.ArgumentParser(prog="python -m benchmarks.limit", description=__doc__.splitlines()[0])
@@ -50,13 +63,13 @@ def parser():
     )
     make.add_argument("--layouts", nargs="+", choices=targets.LAYOUTS)
     peers = make.add_mutually_exclusive_group()
-    peers.add_argument("--peers", nargs="+", choices=tuple(PEERS), help="default: those installed")
+    peers.add_argument("--peers", nargs="+", choices=tuple(PEERS), help="default: all that run here")
     peers.add_argument("--no-peers", action="store_true")
     make.add_argument(
         "--processes", type=int, help="fresh processes for each allocator setting (5; quick: 3)"
     )
     make.add_argument("--repeat", type=int, default=7, help="timed repetitions in each process (7)")
-    make.add_argument("--threads", type=int, default=2)
+    add_threads(make)
     make.add_argument("--isa", help="force an instruction set of inplace_abn: v4, v3, v2, neon, baseline")
     make.add_argument(
         "--flush", type=float, metavar="MB", help="buffer touched before each call (128 or more)"
@@ -93,7 +106,7 @@ def options(arguments):
     if arguments.no_peers or (arguments.quick and not arguments.peers):
         peers = []
     else:
-        peers = arguments.peers or installed()
+        peers = arguments.peers or list(PEERS)
     return Options(
         sections={name: rows if name == "limit" else some for name in wanted if name != "overhead"},
         peers=peers,
@@ -116,16 +129,26 @@ def main(argv=None):
         json.dump(worker.work(json.loads(arguments.worker)), out)
         out.close()
         return 0
-    todo = plans.make(options(arguments))
+    wanted, notes = options(arguments), []
     if (busy := machine.load()) > 0.5:
-        print(
-            f"others keep {busy:.1f} processors busy: the figures will be worse than usual", file=sys.stderr
+        notes.append(
+            f"In the minute before, {busy:.1f} processors were busy: where others share the machine, every "
+            "figure is worse than on a quiet one, and so is every verdict."
         )
-    runs = []
+    if wanted.threads != targets.THREADS:
+        notes.append(f"The targets are for {targets.THREADS} threads; these are {wanted.threads}.")
+    if "limit" in wanted.sections:
+        wanted.peers, missing = plans.available(wanted.peers, wanted.threads)
+        notes += [f"{PEERS[peer][1]} is not available: {reason}" for peer, reason in missing.items()]
+    for note in notes:
+        print(note, file=sys.stderr, flush=True)
+    todo, runs = plans.make(wanted), []
     for number, plan in enumerate(todo, 1):
         print(f"process {number} of {len(todo)} ({plan['environment']})", file=sys.stderr, flush=True)
-        runs.append(plans.run(plan, arguments.isa))
-    summary = report.summarise(runs)
+        run, problem = plans.run_robustly(plan, arguments.isa)
+        runs.append(run)
+        notes += [problem] if problem else []
+    summary = report.summarise(runs, notes)
     content = tables.text(summary)
     print(content)
     if arguments.output:

@@ -107,17 +107,14 @@ def header(machine):
     sizes = ", ".join(f"{label} {_size(count)}" for label, count in machine["caches"].items())
     versions_ = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     own = machine["inplace_abn"]
-    details = ", ".join(f"{name} {_plain(own[name])}" for name in own if name != "version")
+    built, openmp = ", ".join(own["isa_built"]), "with" if own["openmp"] else "without"
     cores = f"{machine['processors']} processors ({sizes or 'caches unknown'})"
     return [
         f"{machine['cpu']}, {cores}, {machine['system']}",
         f"{machine['threads']} threads; {versions_}",
-        f"inplace_abn {own.get('version', '?')}: {details}",
+        f"inplace_abn {own['version']} uses the instruction set {own['isa_active']} of {built}, {openmp} "
+        f"OpenMP, compiled by {own['compiler']}",
     ]
-
-
-def _plain(value):
-    return "/".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _size(count):

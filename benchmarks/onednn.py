@@ -44,7 +44,10 @@ class _Library:
     """oneDNN's functions, with a status other than success turned into an error."""
 
     def __init__(self):
-        self.raw = ctypes.CDLL(find_library())
+        path = find_library()
+        if path is None:
+            raise ImportError("no shared library of oneDNN was found; DNNL_LIBRARY may name one")
+        self.raw = ctypes.CDLL(path)
         self.raw.dnnl_version.restype = ctypes.POINTER(_Version)
         version = self.raw.dnnl_version().contents
         if version.major != 3:

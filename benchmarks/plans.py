@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 from benchmarks import ROOT, machine
+from benchmarks.peers import PEERS
+from benchmarks.targets import CHANNELS_FIRST
 
 #: How the C allocator is set in a process. As users run it, glibc hands every large block back to the system,
 #: and the next step pays for the page faults; "kept" is the setting that users who noticed make.
@@ -96,6 +98,61 @@ def run(plan, isa=None):
     if done.returncode:
         raise RuntimeError(f"a measuring process ({plan['environment']}) ended with code {done.returncode}")
     return json.loads(done.stdout)
+
+
+def available(peers, threads):
+    """Try each peer on a tiny array, in a process of its own: a library may take its process down with it.
+
+    Returns
+    -------
+    found : list of str
+        The peers that ran.
+    missing : dict of str to str
+        Why each of the others did not.
+    """
+    found, missing = [], {}
+    group = {"section": "limit", "shape": (2, 4, 4, 4), "layout": CHANNELS_FIRST}
+    plan = {"environment": "as-is", "threads": threads, "repeat": 1, "warmup": 0, "flush_bytes": 1}
+    for peer in peers:
+        groups = [group | {"contestants": [{"kind": peer}]}]
+        try:
+            done = run(plan | {"overhead": 0, "memory": False, "groups": groups})
+        except RuntimeError as error:
+            missing[peer] = str(error)
+            continue
+        errors = done["groups"][0]["errors"]
+        if errors:
+            missing[peer] = errors[0]["error"]
+        else:
+            found.append(peer)
+    return found, missing
+
+
+def run_robustly(plan, isa=None):
+    """Carry out `plan`; if its process dies, once more without the peers, since one of them may be why.
+
+    Returns
+    -------
+    run : dict
+        What `run` returned.
+    problem : str or None
+        What went wrong at first.
+
+    Raises
+    ------
+    RuntimeError
+        The process failed and had no peers, or failed without them too.
+    """
+    try:
+        return run(plan, isa), None
+    except RuntimeError as error:
+        groups = [
+            group | {"contestants": [one for one in group["contestants"] if one["kind"] not in PEERS]}
+            for group in plan["groups"]
+        ]
+        if groups == plan["groups"]:
+            raise
+        return run(plan | {"groups": groups}, isa), f"{error}; it was run again without the peers"
 
 
 def flush_bytes():

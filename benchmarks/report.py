@@ -87,26 +87,29 @@ def _milliseconds(processes, row, contestant, name):
     return None if seconds is None else seconds * 1e3
 
 
-def summarise(runs):
+def summarise(runs, notes=()):
     """Return every table's rows.
 
     Parameters
     ----------
     runs : list of dict
         What `benchmarks.worker.work` returned, one for each process.
+    notes : sequence of str
+        What a reader has to know besides: who could not take part, how busy the machine was.
 
     Returns
     -------
     dict
-        "machine" of the first process, "errors" (one line each), "states" (name -> processes, GB/s), and a
-        list of dicts for each of "limit", "peers", "dtypes", "activations", "strategies", "overhead". A
-        figure that may have a target is `Judged`: the median over the processes of what each one measured.
+        "machine" of the first process, "notes" (those given, and a line for each contestant that failed),
+        "states" (name -> processes, GB/s), and a list of dicts for each of "limit", "peers", "dtypes",
+        "activations", "strategies", "overhead". A figure that may have a target is `Judged`: the median over
+        the processes of what each one measured.
     """
     processes = [Process(run) for run in runs]
     states = split_states(processes)
     summary = {
         "machine": runs[0]["machine"],
-        "errors": _errors(runs),
+        "notes": [*notes, *_failures(runs)],
         "states": {
             name: {"processes": len(members), "stream_gbs": _median(map(_bandwidth, members))}
             for name, members in states.items()
@@ -153,8 +156,7 @@ def split_states(processes):
 
 def _limit(row, state, processes, extra_memory):
     _, shape, layout = row
-    # In the faster state the cores, not the bus, bound the kernels: shown, not judged.
-    wanted = targets.Row(shape, layout, None, None) if state == "faster" else targets.find(shape, layout)
+    wanted = targets.find(shape, layout)
     entry = {"shape": shape, "layout": layout, "state": state, "processes": len(processes)}
     for name, target in (("forward", wanted.forward), ("backward", wanted.backward)):
         entry[name] = {
@@ -238,7 +240,7 @@ def _overhead(processes):
     return entries
 
 
-def _errors(runs):
+def _failures(runs):
     lines = {}
     for run in runs:
         for group in run["groups"]:

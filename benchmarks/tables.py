@@ -13,27 +13,57 @@ except ImportError:
 BEGIN, END = "<!-- limit-table:begin -->", "<!-- limit-table:end -->"
 
 _TITLES = {
-    "limit": "Speed as a share of the in-place stream's, which runs as fast as memory lets it (float32, "
-    "leaky_relu, cold caches; the targets are for the slower state of the memory)",
-    "peers": "Times as fast as each peer, forward + backward (as-is: as its users run it; "
-    "kept: with a C allocator that keeps its buffers)",
-    "dtypes": "Time as a share of float32's",
-    "activations": "Speed as a share of leaky_relu's",
-    "strategies": "Time as a share of the standard strategy's",
-    "overhead": "Microseconds of forward + backward on an array of (2, 8, 4, 4)",
+    "limit": "How close to the limit of memory",
+    "peers": "How many times as fast as its peers",
+    "dtypes": "The storage types beside float32",
+    "activations": "The activations beside leaky_relu",
+    "strategies": "The strategies beside the standard one",
+    "overhead": "What a call costs: forward + backward on an array of (2, 8, 4, 4)",
+}
+
+#: Section -> what its columns mean, printed below it.
+_LEGENDS = {
+    "limit": (
+        "A shape is (N, C, spatial); channels-last memory holds it as (N, spatial, C). float32, leaky_relu, "
+        "cold caches: other memory is written before each pass.",
+        "stream: GB/s of a loop that does nothing but read and write the same arrays in place, as the pass "
+        "has to: one read and one write for forward, two reads and one write for backward. ms: the pass.",
+        "of the limit: the stream's time / the pass's time, with the target in brackets. A batch that does "
+        "not stay in cache between its sums and its second pass is read twice; then 0.67 forward and 0.6 "
+        "backward is all there is.",
+        "bus: where the stream was much faster in some processes than in others, each group has a row, with "
+        "the number of its processes. The targets are for the slower state, where memory is the limit; in "
+        "the faster one arithmetic is, and the same targets are shown for comparison.",
+        "extra memory: the most that was allocated during a pass, as a share of the array's bytes.",
+    ),
+    "peers": (
+        "Forward + backward: the peer's time / inplace_abn's time, with the target in brackets, then the "
+        "peer's milliseconds. More than 1x: inplace_abn is faster.",
+        "as-is: as its users run it. kept: with a C allocator set to keep the memory it has freed, which "
+        "spares a peer that allocates its results the page faults.",
+    ),
+    "dtypes": ("relative: time / float32's time, with the target in brackets. ms: the pass.",),
+    "activations": ("relative: leaky_relu's time / time, with the target in brackets. ms: the pass.",),
+    "strategies": (
+        "relative: time / the standard strategy's time. ms: the pass. recompute: giving z back to the next "
+        "layer, which only the checkpoint strategies have to do.",
+    ),
+    "overhead": (
+        "median, least: over all calls of all processes, with the target in brackets. functional is the "
+        "public module, _core the compiled one below it.",
+    ),
 }
 
 
-def judged(figure, form=".2f"):
-    """Return a `Judged` figure as text: ``0.91 (>= 0.9)``, or ``0.85 MISSED (>= 0.9)``."""
+def judged(figure, form=".2f", unit=""):
+    """Return a `Judged` figure as text: ``0.91 (>= 0.9)``, or ``0.85 MISSED (>= 0.9)``, with its unit."""
     if figure is None:
         return ""
-    text = format(figure.value, form)
+    text = format(figure.value, form) + unit
     if figure.target is None:
         return text
-    return (
-        f"{text}{' MISSED' if figure.missed else ''} ({'<=' if figure.at_most else '>='} {figure.target:g})"
-    )
+    target = f"{100 * figure.target:g}%" if form.endswith("%") else f"{figure.target:g}{unit}"
+    return f"{text}{' MISSED' if figure.missed else ''} ({'<=' if figure.at_most else '>='} {target})"
 
 
 def shape_name(shape):
@@ -55,7 +85,7 @@ def _limit(entries):
     headers = ["shape", "layout", *(["bus (processes)"] if several else [])]
     for name in ("forward", "backward"):
         headers += [f"{name}: stream GB/s", "ms", "of the limit"]
-    headers.append("extra memory / x")
+    headers.append("extra memory")
     rows = []
     for entry in entries:
         row = _place(entry) + ([f"{entry['state']} ({entry['processes']})"] if several else [])
@@ -76,7 +106,7 @@ def _peers(entries):
     for entry in entries:
         row = rows.setdefault((entry["shape"], entry["layout"]), _place(entry) + [""] * len(columns))
         column = 2 + columns.index((entry["environment"], entry["peer"]))
-        row[column] = f"{judged(entry['times'], '.2f')}, {_plain(entry['milliseconds'])} ms"
+        row[column] = f"{judged(entry['times'], unit='x')}, {_plain(entry['milliseconds'])} ms"
     return ["shape", "layout", *(f"{PEERS[peer][1]}, {where}" for where, peer in columns)], list(
         rows.values()
     )
@@ -101,7 +131,8 @@ def _variants(entries):
 
 def _overhead(entries):
     return ["module", "median", "least"], [
-        [entry["module"], judged(entry["median"]), _plain(entry["least"])] for entry in entries
+        [entry["module"], judged(entry["median"], unit=" µs"), f"{_plain(entry['least'])} µs"]
+        for entry in entries
     ]
 
 
@@ -125,27 +156,32 @@ def grid(headers, rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def listed(lines):
+    """Return the lines as a list in Markdown."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def _states(states):
     parts = []
     for name, state in states.items():
         count = f"{state['processes']} process{'es' if state['processes'] > 1 else ''}"
         which = "one state" if name == "one" else f"the {name} state"
-        parts.append(f"{count} in {which}, stream {state['stream_gbs']:#.3g} GB/s")
+        parts.append(f"{count} in {which}, stream {_plain(state['stream_gbs'])} GB/s")
     return f"The memory's bandwidth, which may differ from process to process: {'; '.join(parts)}."
 
 
 def text(summary):
-    """Return the machine, every table that has rows, and what could not take part, as Markdown."""
+    """Return the machine, the notes and every table that has rows with its legend, as Markdown."""
     blocks = ["\n".join(f"{line}  " for line in machine.header(summary["machine"])).rstrip()]
     blocks += [_states(summary["states"])] if summary["states"] else []
+    blocks += [listed(summary["notes"])] if summary["notes"] else []
     for section, table in _TABLES.items():
         if summary[section]:
-            blocks += [f"**{_TITLES[section]}**", grid(*table(summary[section]))]
-    blocks += ["\n".join(f"- {line}" for line in summary["errors"])] if summary["errors"] else []
+            blocks += [f"**{_TITLES[section]}**", grid(*table(summary[section])), listed(_LEGENDS[section])]
     return "\n\n".join(blocks)
 
 
-def rewrite(path, content):
+def rewrite(path, content, begin=BEGIN, end=END):
     """Replace what is between the two markers in the file `path` with `content`.
 
     Raises
@@ -154,8 +190,8 @@ def rewrite(path, content):
         The file has no such region; it is left as it was.
     """
     path = Path(path)
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no region between {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n\n{content}\n\n{END}{after}", encoding="utf-8")
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise ValueError(f"{path} has no region between {begin} and {end}")
+    path.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}", encoding="utf-8")

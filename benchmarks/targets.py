@@ -14,6 +14,10 @@ RESNET = ((32, 64, 112, 112), (32, 256, 56, 56), (32, 512, 28, 28), (32, 1024, 1
 HUGE = ((4, 3, 2048, 2048), (2, 8, 64, 128, 128))
 
 
+#: The targets are for so many threads.
+THREADS = 2
+
+
 class Row(NamedTuple):
     """One row of the limit table: the speed to reach as a share of the stream's, forward and backward."""
 

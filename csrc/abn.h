@@ -6,6 +6,9 @@
  *
  * Every function here works on memory that the caller owns and has checked: inputs are aligned, inside
  * their buffers, and overlap only where a comment says so. Results do not depend on the thread count.
+ *
+ * Where constants or sums of a channel leave the range of float, that channel is computed element by element in double:
+ * slowly, but as right as float64 batch norm, rounded. No channel's results depend on another channel.
  */
 #ifndef ABN_H
 #define ABN_H
@@ -16,13 +19,21 @@
 /* Storage types. Half types are computed in float; constants and sums per channel are double throughout. */
 typedef enum { ABN_FLOAT32, ABN_FLOAT64, ABN_FLOAT16, ABN_BFLOAT16, ABN_DTYPES } abn_dtype;
 
-typedef enum { ABN_IDENTITY, ABN_LEAKY_RELU, ABN_ELU, ABN_RELU, ABN_ACTIVATIONS } abn_activation;
+/* The table of activations, a row each: ABN_<NAME>, its name, and as in abn_activation_info. The arithmetic that goes
+ * with a row is in activations.c (one number at a time) and in kernels/activations.h (vectors). */
+#define ABN_EACH_ACTIVATION(ROW)      \
+    ROW(IDENTITY, identity, 1, 0)     \
+    ROW(LEAKY_RELU, leaky_relu, 1, 1) \
+    ROW(ELU, elu, 1, 1)               \
+    ROW(RELU, relu, 0, 0)
+#define ABN_ACTIVATION_(upper, lower, invertible, has_param) ABN_##upper,
+typedef enum { ABN_EACH_ACTIVATION(ABN_ACTIVATION_) ABN_ACTIVATIONS } abn_activation;
+#undef ABN_ACTIVATION_
 
 typedef enum { ABN_OK, ABN_NO_MEMORY } abn_status;
 
 size_t abn_dtype_size(abn_dtype dtype);
 
-/* One row of this table per activation. By name they are known there, in activations.c and in kernels/activations.h. */
 typedef struct {
     const char *name;
     int invertible; /* can y be had back from z? If not, only strategies that keep x or xhat take it. */
@@ -77,7 +88,8 @@ typedef struct {
     void *xhat;
 } abn_guard;
 
-/* Elements that the activation cannot invert (saturated elu), sorted by channel, then position.
+/* Elements that cannot be had back from z (saturated elu; z that overflows, with statistics that were given), sorted
+ * by channel, then position.
  * Channel c's are entries first[c] .. first[c + 1] - 1. Owned by the library: abn_escapes_free.
  * All zero means: none. */
 typedef struct {

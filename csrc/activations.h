@@ -4,18 +4,26 @@
 
 #include "abn.h"
 
-/* Elements whose stored z is below escape_below go into the escape list; only elements with y below candidates_below
- * can be among them. */
+/* Elements whose stored z is below escape_below go into the escape list; only elements with y below flat_below, give or
+ * take the rounding of z, are among them. */
 typedef struct {
     int escapes;
-    double escape_below, candidates_below;
+    double escape_below, flat_below;
 } abn_escape_rule;
 
 abn_escape_rule abn_escape_rule_of(abn_activation activation, double param, abn_dtype dtype);
 
+double abn_activation_value(abn_activation activation, double param, double y);
+double abn_activation_inverse(abn_activation activation, double param, double z);
 double abn_activation_derivative(abn_activation activation, double param, double y);
 
-/* The least factor by which z shrinks small differences of y where z can be inverted. */
-double abn_activation_least_slope(abn_activation activation, double param);
+/* |z| of |y| = size, or of the greatest |z| on the negative side if that is less: is it still a normal number? */
+double abn_activation_least_z(abn_activation activation, double param, double size);
+
+/* The greatest |z| for |y| <= size. */
+double abn_activation_largest_z(abn_activation activation, double param, double size);
+
+/* How far off y is when taken back from z, near this y, in units of z's relative rounding. */
+double abn_activation_error_at(abn_activation activation, double y);
 
 #endif

@@ -35,13 +35,15 @@ void abn_moments_sums(const abn_operation *op, const abn_tile *tile, const abn_s
     op->kernels->moments(tile, &around, partial);
 }
 
-/* Two passes in double over a channel whose squares overflow float (or that is not finite). */
+/* Two passes in double over a channel whose squares leave the range of float (or that is not finite). */
 static void exact_moments(const abn_operation *op, ptrdiff_t channel, double *mean, double *var) {
     const abn_batch *x = &op->source;
     double sum = 0, squares = 0;
     for (ptrdiff_t n = 0; n < x->batch; n++)
         for (ptrdiff_t s = 0; s < x->spatial; s++) sum += abn_load_element(x->dtype, abn_address(x, n, channel, s));
     *mean = sum / (double)op->per_channel;
+    *var = NAN;
+    if (!isfinite(sum)) return; /* there is an infinity or NaN among them: no need to look twice */
     for (ptrdiff_t n = 0; n < x->batch; n++) {
         for (ptrdiff_t s = 0; s < x->spatial; s++) {
             const double d = abn_load_element(x->dtype, abn_address(x, n, channel, s)) - *mean;
@@ -49,6 +51,12 @@ static void exact_moments(const abn_operation *op, ptrdiff_t channel, double *me
         }
     }
     *var = squares / (double)op->per_channel;
+}
+
+/* Squares below float's range are lost. That counts only where neither the others nor eps are far above them. */
+static int has_underflown(const abn_operation *op, double var, double eps) {
+    const double range = 0x1p-120;
+    return op->source.dtype != ABN_FLOAT64 && var < range && eps < range;
 }
 
 int abn_moments_finish(abn_operation *op, abn_moments moments, ptrdiff_t channel, ptrdiff_t channels,
@@ -59,7 +67,7 @@ int abn_moments_finish(abn_operation *op, abn_moments moments, ptrdiff_t channel
         const ptrdiff_t c = channel + i;
         const double offset = first[i] / count, square = offset * offset;
         double mean = abn_get_constant(op, ABN_SUMS_CENTRE, c) + offset, var = second[i] / count - square;
-        if (!isfinite(var))
+        if (!isfinite(var) || has_underflown(op, var, moments.eps))
             exact_moments(op, c, &mean, &var);
         else if (!again && square > FAR_FROM_CENTRE * var) {
             abn_set_constant(op, ABN_SUMS_CENTRE, c, mean);
@@ -89,9 +97,9 @@ abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, double
                .sums = abn_moments_sums,
                .finish = finish_statistics,
                .sums_use = 1 << ABN_SUMS_CENTRE},
-        .moments = {mean, var},
+        .moments = {mean, var, 0},
     };
-    abn_status status = abn_operation_open(&statistics.op, machine, 0);
+    abn_status status = abn_operation_open(&statistics.op, machine, NULL);
     if (status != ABN_OK) return status;
     status = abn_walk(&statistics.op);
     abn_operation_close(&statistics.op);

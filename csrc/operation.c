@@ -1,5 +1,6 @@
 #include "operation.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -17,7 +18,7 @@ size_t abn_dtype_size(abn_dtype dtype) {
     return sizes[dtype];
 }
 
-static size_t real_size(abn_dtype dtype) { return dtype == ABN_FLOAT64 ? sizeof(double) : sizeof(float); }
+size_t abn_real_size(abn_dtype dtype) { return dtype == ABN_FLOAT64 ? sizeof(double) : sizeof(float); }
 
 double abn_round_to_real(abn_dtype dtype, double value) { return dtype == ABN_FLOAT64 ? value : (float)value; }
 
@@ -72,7 +73,7 @@ static int all_of(abn_operation *op, int (*property)(const abn_batch *)) {
     return property(&op->source) && property(&op->gradient) && property(&op->destination);
 }
 
-static void choose_layout(abn_operation *op, int single_rows) {
+static void choose_layout(abn_operation *op) {
     const ptrdiff_t channels = op->source.channels, spatial = op->source.spatial;
     op->spread = op->repeat = 1;
     op->layout = ABN_COLUMNS;
@@ -87,20 +88,23 @@ static void choose_layout(abn_operation *op, int single_rows) {
     join_images(&op->source);
     join_images(&op->gradient);
     join_images(&op->destination);
-    if (all_of(op, is_dense) && !single_rows && channels > 0 && channels <= ROW_LENGTH_WANTED / 2)
+    if (all_of(op, is_dense) && channels > 0 && channels <= ROW_LENGTH_WANTED / 2)
         op->repeat = ROW_LENGTH_WANTED / channels;
 }
 
-abn_status abn_operation_open(abn_operation *op, const abn_machine *machine, int single_rows) {
-    choose_layout(op, single_rows);
+abn_status abn_operation_open(abn_operation *op, const abn_machine *machine, const abn_guard *guard) {
+    choose_layout(op);
     op->set = machine->kernels->sets[op->source.dtype];
     op->kernels = &op->set->layout[op->layout];
     op->threads = machine->threads;
     op->per_channel = op->source.batch * op->source.spatial;
-    const size_t length = (size_t)(op->source.channels + ABN_PADDING) * real_size(op->source.dtype);
-    char *memory = calloc(ABN_CONSTANTS, length);
+    const size_t length = (size_t)(op->source.channels + ABN_PADDING) * abn_real_size(op->source.dtype);
+    char *memory = calloc(1, ABN_CONSTANTS * length + (size_t)op->source.channels);
     if (memory == NULL) return ABN_NO_MEMORY;
     for (int which = 0; which < ABN_CONSTANTS; which++) op->constants[which] = memory + (size_t)which * length;
+    op->kinds = (unsigned char *)memory + ABN_CONSTANTS * length;
+    for (ptrdiff_t c = 0; guard && guard->count > 0 && c < op->source.channels; c++)
+        if (guard->slot[c] >= 0) op->kinds[c] = ABN_GUARDED;
     return ABN_OK;
 }
 
@@ -126,15 +130,25 @@ double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel) {
 abn_constants abn_constants_from(const abn_operation *op, ptrdiff_t channel) {
     abn_constants constants = {{0}, 0, 0};
     for (int which = 0; which < ABN_CONSTANTS; which++)
-        constants.of[which] = (const char *)op->constants[which] + (size_t)channel * real_size(op->source.dtype);
+        constants.of[which] = (const char *)op->constants[which] + (size_t)channel * abn_real_size(op->source.dtype);
     return constants;
 }
 
-abn_constants abn_constants_moved(const abn_operation *op, const abn_constants *constants, ptrdiff_t channels) {
+abn_constants abn_constants_moved(const abn_operation *op, const abn_constants *constants, ptrdiff_t entries) {
     abn_constants moved = *constants;
-    const size_t bytes = (size_t)(channels * op->spread) * real_size(op->source.dtype);
+    const size_t bytes = (size_t)entries * abn_real_size(op->source.dtype);
     for (int which = 0; which < ABN_CONSTANTS; which++) moved.of[which] = (const char *)constants->of[which] + bytes;
     return moved;
+}
+
+int abn_constant_fits(abn_dtype dtype, double value) {
+    const double size = fabs(value);
+    return dtype == ABN_FLOAT64 || value == 0 || !isfinite(value) || (size >= FLT_MIN && size <= FLT_MAX);
+}
+
+int abn_centre_fits(abn_dtype dtype, double mean, double var, ptrdiff_t per_channel) {
+    if (dtype == ABN_FLOAT64 || !isfinite(mean)) return 1;
+    return !(fabs(mean) > FLT_MAX / 4 || sqrt(var * (double)per_channel) > FLT_MAX / 4);
 }
 
 static ptrdiff_t row_stride(const abn_operation *op, const abn_batch *batch) {

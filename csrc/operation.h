@@ -15,6 +15,11 @@ typedef struct {
     ptrdiff_t channel, channels, image, images, from, count;
 } abn_span;
 
+enum {
+    ABN_GUARDED = 1, /* xhat is kept beside z */
+    ABN_EXACT = 2,   /* its numbers leave the range of float: element by element, in double */
+};
+
 typedef struct abn_operation abn_operation;
 struct abn_operation {
     const abn_kernel_set *set;
@@ -30,6 +35,7 @@ struct abn_operation {
      *   both 1:     channels-last, a row is a position and a column is a channel */
     ptrdiff_t spread, repeat;
     void *constants[ABN_CONSTANTS]; /* one number per channel, padded */
+    unsigned char *kinds;           /* of each channel: ABN_GUARDED, ABN_EXACT */
     unsigned sums_use, apply_use;   /* bit 1 << ABN_...: which of them the steps read */
 
     /* NULL: there is nothing to do. */
@@ -44,9 +50,9 @@ struct abn_operation {
     void (*end)(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels);
 };
 
-/* Sets kernels, layout, spread, repeat and the constants' memory from source, gradient, destination and machine.
- * single_rows: positions may not be joined to rows (repeat = 1). */
-abn_status abn_operation_open(abn_operation *op, const abn_machine *machine, int single_rows);
+/* Sets kernels, layout, spread, repeat, kinds and the constants' memory from source, gradient, destination and
+ * machine. guard: NULL, or which channels are ABN_GUARDED. */
+abn_status abn_operation_open(abn_operation *op, const abn_machine *machine, const abn_guard *guard);
 void abn_operation_close(abn_operation *op);
 
 abn_status abn_walk(abn_operation *op);
@@ -58,8 +64,17 @@ abn_tile abn_tile_of(const abn_operation *op, const abn_span *span);
 /* The constants from `channel` on, one number per channel. */
 abn_constants abn_constants_from(const abn_operation *op, ptrdiff_t channel);
 
-/* The constants of a part of a tile that begins `channels` channels later. */
-abn_constants abn_constants_moved(const abn_operation *op, const abn_constants *constants, ptrdiff_t channels);
+/* The constants of a part of a tile that begins `entries` rows (ABN_ROWS) or columns later. */
+abn_constants abn_constants_moved(const abn_operation *op, const abn_constants *constants, ptrdiff_t entries);
+
+/* Can the kernels compute with this constant? Too large, or with digits lost to underflow: no. */
+int abn_constant_fits(abn_dtype dtype, double value);
+
+/* Can they compute x - mean, for every x of a channel with these statistics? */
+int abn_centre_fits(abn_dtype dtype, double mean, double var, ptrdiff_t per_channel);
+
+/* Bytes of a number that kernels compute in. */
+size_t abn_real_size(abn_dtype dtype);
 void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double value);
 double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel);
 

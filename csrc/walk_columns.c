@@ -23,15 +23,18 @@ typedef struct {
     abn_operation *op;
     ptrdiff_t rows, stacks; /* rows of a stack; more than one stack where images cannot be joined */
     ptrdiff_t chunk, chunks_per_stack, chunks;
-    ptrdiff_t strip, strips; /* channels of a strip */
-    double *chunk_sums;      /* per chunk and strip 2 * strip */
-    int *again;              /* per thread: does any of its channels need its sums again? */
+    ptrdiff_t strip, strips;  /* channels of a strip */
+    ptrdiff_t widest;         /* channels that a tile has room for */
+    double *chunk_sums;       /* per chunk and strip 2 * strip */
+    int *again;               /* per thread: does any of its channels need its sums again? */
+    struct workspace *spaces; /* per thread */
 } walk;
 
-/* What a thread keeps at hand. */
-typedef struct {
+/* What a thread keeps at hand: on the heap, because some systems give their threads 128 KB of stack. */
+typedef struct workspace {
     _Alignas(64) char partial[ABN_PARTIAL_BYTES]; /* cleared between uses: fold sees to it */
     _Alignas(64) double constants[ABN_CONSTANTS][ABN_COLUMNS_STRIDE];
+    double first[ABN_COLUMNS_MAX], second[ABN_COLUMNS_MAX], chunk_first[ABN_COLUMNS_MAX], chunk_second[ABN_COLUMNS_MAX];
 } workspace;
 
 static abn_span rows_span(const walk *w, ptrdiff_t strip, ptrdiff_t stack, ptrdiff_t row, ptrdiff_t rows) {
@@ -104,7 +107,7 @@ static void apply_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, int thr
 static void walk_strip(const walk *w, ptrdiff_t strip, int thread, workspace *space) {
     abn_operation *op = w->op;
     const abn_span span = rows_span(w, strip, 0, 0, 0);
-    double first[ABN_COLUMNS_MAX], second[ABN_COLUMNS_MAX], chunk_first[ABN_COLUMNS_MAX], chunk_second[ABN_COLUMNS_MAX];
+    double *first = space->first, *second = space->second;
     int again = 0;
     if (op->begin) op->begin(op, span.channel, span.channels);
     do {
@@ -112,10 +115,10 @@ static void walk_strip(const walk *w, ptrdiff_t strip, int thread, workspace *sp
         memset(first, 0, (size_t)span.channels * sizeof *first);
         memset(second, 0, (size_t)span.channels * sizeof *second);
         for (ptrdiff_t chunk = 0; chunk < w->chunks; chunk++) {
-            sum_chunk(w, chunk, strip, chunk_first, chunk_second, space);
+            sum_chunk(w, chunk, strip, space->chunk_first, space->chunk_second, space);
             for (ptrdiff_t c = 0; c < span.channels; c++) {
-                first[c] += chunk_first[c];
-                second[c] += chunk_second[c];
+                first[c] += space->chunk_first[c];
+                second[c] += space->chunk_second[c];
             }
         }
         again = op->finish(op, span.channel, span.channels, first, second, again);
@@ -127,16 +130,16 @@ static void walk_strip(const walk *w, ptrdiff_t strip, int thread, workspace *sp
 
 static void walk_strips(void *argument, int thread, int threads) {
     const walk *w = argument;
-    workspace space;
+    workspace *space = w->spaces + thread;
     ptrdiff_t strip, last;
-    memset(space.partial, 0, sizeof space.partial);
+    memset(space->partial, 0, sizeof space->partial);
     abn_share(w->strips, thread, threads, &strip, &last);
-    for (; strip < last; strip++) walk_strip(w, strip, thread, &space);
+    for (; strip < last; strip++) walk_strip(w, strip, thread, space);
 }
 
 /* Adds up the chunks' sums of channels [channel, last), at most a strip's width at a time. */
-static int finish_channels(const walk *w, ptrdiff_t channel, ptrdiff_t last, int again) {
-    double first[ABN_COLUMNS_MAX], second[ABN_COLUMNS_MAX];
+static int finish_channels(const walk *w, ptrdiff_t channel, ptrdiff_t last, int again, workspace *space) {
+    double *first = space->first, *second = space->second;
     int more = 0;
     while (channel < last) {
         const ptrdiff_t strip = channel / w->strip, offset = channel % w->strip;
@@ -166,10 +169,10 @@ static int any_again(const walk *w, int threads) {
 static void walk_chunks(void *argument, int thread, int threads) {
     const walk *w = argument;
     abn_operation *op = w->op;
-    workspace space;
+    workspace *space = w->spaces + thread;
     ptrdiff_t unit, last_unit, channel, last_channel;
     int again = 0;
-    memset(space.partial, 0, sizeof space.partial);
+    memset(space->partial, 0, sizeof space->partial);
     abn_share(w->chunks * w->strips, thread, threads, &unit, &last_unit);
     abn_share(op->source.channels, thread, threads, &channel, &last_channel);
     if (op->begin) {
@@ -180,16 +183,16 @@ static void walk_chunks(void *argument, int thread, int threads) {
         if (!op->sums) break;
         for (ptrdiff_t u = unit; u < last_unit; u++) {
             double *sums = w->chunk_sums + u * 2 * w->strip;
-            sum_chunk(w, u / w->strips, u % w->strips, sums, sums + w->strip, &space);
+            sum_chunk(w, u / w->strips, u % w->strips, sums, sums + w->strip, space);
         }
         if (threads > 1) abn_barrier();
-        w->again[thread] = finish_channels(w, channel, last_channel, again);
+        w->again[thread] = finish_channels(w, channel, last_channel, again, space);
         if (threads > 1) abn_barrier();
         again = any_again(w, threads);
         if (again && threads > 1) abn_barrier();
     } while (again);
     if (op->apply)
-        for (ptrdiff_t u = last_unit - 1; u >= unit; u--) apply_chunk(w, u / w->strips, u % w->strips, thread, &space);
+        for (ptrdiff_t u = last_unit - 1; u >= unit; u--) apply_chunk(w, u / w->strips, u % w->strips, thread, space);
     if (op->end) {
         if (threads > 1) abn_barrier();
         op->end(op, channel, last_channel - channel);
@@ -207,7 +210,7 @@ static abn_status walk_all_chunks(walk *w) {
 }
 
 /* How many channels side by side stay in cache over all rows? Whole cache lines of each row, or 0. */
-static ptrdiff_t channels_in_cache(const walk *w, ptrdiff_t widest) {
+static ptrdiff_t channels_in_cache(const walk *w) {
     const abn_operation *op = w->op;
     const size_t element = abn_dtype_size(op->source.dtype);
     const size_t channel_bytes = (size_t)op->per_channel * element * (size_t)op->arrays;
@@ -215,16 +218,29 @@ static ptrdiff_t channels_in_cache(const walk *w, ptrdiff_t widest) {
     ptrdiff_t grain = 1;
     while ((size_t)(grain * op->spread) * element % LINE) grain *= 2;
     if (op->spread == 1) grain *= LEAST_LINES;
-    if (fitting >= op->source.channels && op->source.channels <= widest) return op->source.channels;
+    if (fitting >= op->source.channels && op->source.channels <= w->widest) return op->source.channels;
     if (op->repeat > 1) return 0; /* a joined row has all channels */
-    const ptrdiff_t most = fitting < widest ? fitting : widest;
+    const ptrdiff_t most = fitting < w->widest ? fitting : w->widest;
     return most >= grain ? most - most % grain : op->spread > 1 ? most : 0;
 }
 
+static abn_status walk_with_spaces(walk *w) {
+    if (w->strip > 0) {
+        w->strips = (w->op->source.channels + w->strip - 1) / w->strip;
+        if (w->strips >= w->op->threads) {
+            abn_parallel(w->op->threads, walk_strips, w);
+            return ABN_OK;
+        }
+    }
+    w->strip = w->op->source.channels < w->widest ? w->op->source.channels : w->widest;
+    w->strips = (w->op->source.channels + w->strip - 1) / w->strip;
+    return walk_all_chunks(w);
+}
+
 abn_status abn_walk_columns(abn_operation *op) {
+    enum { ALIGNMENT = _Alignof(workspace) };
     const abn_batch *b = &op->source;
-    const ptrdiff_t widest = ABN_COLUMNS_MAX / (op->spread * op->repeat);
-    walk w = {.op = op};
+    walk w = {.op = op, .widest = ABN_COLUMNS_MAX / (op->spread * op->repeat)};
     w.rows = op->spread > 1 ? b->batch : b->spatial;
     w.stacks = op->spread > 1 ? 1 : b->batch;
     const ptrdiff_t joined = (w.rows + op->repeat - 1) / op->repeat;
@@ -233,15 +249,11 @@ abn_status abn_walk_columns(abn_operation *op) {
     w.chunks_per_stack = (w.rows + w.chunk - 1) / w.chunk;
     w.chunks = w.stacks * w.chunks_per_stack;
 
-    w.strip = channels_in_cache(&w, widest);
-    if (w.strip > 0) {
-        w.strips = (b->channels + w.strip - 1) / w.strip;
-        if (w.strips >= op->threads) {
-            abn_parallel(op->threads, walk_strips, &w);
-            return ABN_OK;
-        }
-    }
-    w.strip = b->channels < widest ? b->channels : widest;
-    w.strips = (b->channels + w.strip - 1) / w.strip;
-    return walk_all_chunks(&w);
+    w.strip = channels_in_cache(&w);
+    void *memory = malloc((size_t)op->threads * sizeof(workspace) + ALIGNMENT);
+    if (memory == NULL) return ABN_NO_MEMORY;
+    w.spaces = (workspace *)(((uintptr_t)memory + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
+    const abn_status status = walk_with_spaces(&w);
+    free(memory);
+    return status;
 }

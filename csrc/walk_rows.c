@@ -16,6 +16,7 @@
 
 enum {
     SLICE = 16384,           /* elements */
+    SLICE_ROWS = 256,        /* of very short rows, which are added to the same few lanes */
     CHANNELS_PER_THREAD = 4, /* with fewer, threads share each channel */
 };
 
@@ -142,6 +143,7 @@ static void cut(walk *w) {
     w->pieces_per_image = (b->spatial + w->piece - 1) / w->piece;
     w->tiles = b->batch * w->pieces_per_image;
     w->tiles_per_slice = w->pieces_per_image > 1 ? 1 : SLICE / b->spatial;
+    if (w->tiles_per_slice > SLICE_ROWS) w->tiles_per_slice = SLICE_ROWS;
     w->slices = (w->tiles + w->tiles_per_slice - 1) / w->tiles_per_slice;
 }
 

@@ -1,19 +1,66 @@
 """In-place activated batch normalization for NumPy arrays: one array kept for the backward instead of two.
 
-`inplace_abn.functional` has the functions that work on arrays, `inplace_abn.reference` the same in plain
-NumPy, as a specification to read.
+>>> import numpy as np
+>>> import inplace_abn as abn
+>>> layer = abn.InPlaceABN(3)
+>>> x = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
+>>> z = layer(x)  # batch norm and leaky ReLU, written over x
+>>> dx = layer.backward(np.ones_like(z))
+
+`inplace_abn.layers` has the layers, `inplace_abn.models` networks of them, `inplace_abn.optim` what trains
+them, `inplace_abn.memory` the ledger of what they keep; `inplace_abn.gradcheck` checks gradients. Beneath are
+`inplace_abn.functional`, functions on arrays, and `inplace_abn.reference`, the same in plain NumPy, as a
+specification to read. ``python -m inplace_abn demo`` trains networks with all strategies and compares.
 """
+
+import importlib
+from typing import TYPE_CHECKING
 
 from . import functional
 from ._core import __version__
 from .functional import Context, Gradients, get_num_threads, info, set_num_threads
 
+if TYPE_CHECKING:
+    from . import layers, memory, models, ops, optim, reference
+    from ._gradcheck import gradcheck
+    from .layers import ABN, InPlaceABN
+
+#: Imported when first asked for, so that the import of the package takes no time: name -> module.
+_LATER = {
+    "ABN": "layers",
+    "InPlaceABN": "layers",
+    "gradcheck": "_gradcheck",
+    **{name: name for name in ("layers", "memory", "models", "ops", "optim", "reference")},
+}
+
 __all__ = [
+    "ABN",
     "Context",
     "Gradients",
+    "InPlaceABN",
     "__version__",
     "functional",
     "get_num_threads",
+    "gradcheck",
     "info",
+    "layers",
+    "memory",
+    "models",
+    "ops",
+    "optim",
+    "reference",
     "set_num_threads",
 ]
+
+
+def __getattr__(name):
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_LATER[name]}", __name__)
+    value = module if name == _LATER[name] else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

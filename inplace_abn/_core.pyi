@@ -3,18 +3,13 @@
 ``isa`` forces an instruction set, one of ``info()["isa_usable"]``, for one call.
 """
 
-from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, TypeAlias, TypedDict, final
+from typing import Any, Final, Literal, SupportsIndex, TypeAlias, TypedDict, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-_Batch: TypeAlias = NDArray[Any]  # float32, float64, float16 or ml_dtypes.bfloat16; 2 to 5 dimensions
-_Vector: TypeAlias = NDArray[Any]  # one element per channel; float64 beside a float64 batch, else float32
-_Sums: TypeAlias = NDArray[np.float64]  # one element per channel
-_Activation: TypeAlias = Literal["identity", "leaky_relu", "elu", "relu"]
-_Strategy: TypeAlias = Literal[
-    "standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2", "inplace"
-]
+from ._types import Activation, Batch, ChannelAxis, Number, Strategy, Sums, Threads, Vector
+
 _Saved: TypeAlias = Literal["x", "xhat", "z", "guarded_xhat", "escape_index", "escape_xhat"]
 
 class _Info(TypedDict):
@@ -32,9 +27,9 @@ __version__: Final[str]
 @final
 class Context:
     @property
-    def strategy(self) -> _Strategy: ...
+    def strategy(self) -> Strategy: ...
     @property
-    def activation(self) -> _Activation: ...
+    def activation(self) -> Activation: ...
     @property
     def activation_param(self) -> float: ...
     @property
@@ -44,7 +39,7 @@ class Context:
     @property
     def dtype(self) -> np.dtype[Any]: ...
     @property
-    def channel_axis(self) -> Literal[1, -1]: ...
+    def channel_axis(self) -> ChannelAxis: ...
     @property
     def saved(self) -> list[tuple[_Saved, NDArray[Any], int]]: ...
     @property
@@ -52,82 +47,82 @@ class Context:
     @property
     def freed(self) -> bool: ...
     def recompute(
-        self, out: _Batch | None = None, *, threads: SupportsIndex | None = None, isa: str | None = None
-    ) -> _Batch: ...
+        self, out: Batch | None = None, *, threads: Threads = None, isa: str | None = None
+    ) -> Batch: ...
     def release(self) -> None: ...
 
 def forward(
-    x: _Batch,
-    weight: _Vector | None = None,
-    bias: _Vector | None = None,
-    running_mean: _Vector | None = None,
-    running_var: _Vector | None = None,
+    x: Batch,
+    weight: Vector | None = None,
+    bias: Vector | None = None,
+    running_mean: Vector | None = None,
+    running_var: Vector | None = None,
     *,
     training: bool = True,
-    momentum: SupportsFloat = 0.1,
-    eps: SupportsFloat = 1e-05,
-    activation: _Activation = "leaky_relu",
-    activation_param: SupportsFloat = 0.01,
-    strategy: _Strategy = "inplace",
-    channel_axis: Literal[1, -1] = 1,
-    threads: SupportsIndex | None = None,
+    momentum: Number = 0.1,
+    eps: Number = 1e-05,
+    activation: Activation = "leaky_relu",
+    activation_param: Number = 0.01,
+    strategy: Strategy = "inplace",
+    channel_axis: ChannelAxis = 1,
+    threads: Threads = None,
     isa: str | None = None,
-) -> tuple[_Batch, Context]: ...
+) -> tuple[Batch, Context]: ...
 def normalize(
-    x: _Batch,
-    mean: _Sums,
-    var: _Sums,
-    count: SupportsFloat,
-    weight: _Vector | None = None,
-    bias: _Vector | None = None,
-    running_mean: _Vector | None = None,
-    running_var: _Vector | None = None,
+    x: Batch,
+    mean: Sums,
+    var: Sums,
+    count: int,
+    weight: Vector | None = None,
+    bias: Vector | None = None,
+    running_mean: Vector | None = None,
+    running_var: Vector | None = None,
     *,
-    momentum: SupportsFloat = 0.1,
-    eps: SupportsFloat = 1e-05,
-    activation: _Activation = "leaky_relu",
-    activation_param: SupportsFloat = 0.01,
-    strategy: _Strategy = "inplace",
-    channel_axis: Literal[1, -1] = 1,
-    threads: SupportsIndex | None = None,
+    momentum: Number = 0.1,
+    eps: Number = 1e-05,
+    activation: Activation = "leaky_relu",
+    activation_param: Number = 0.01,
+    strategy: Strategy = "inplace",
+    channel_axis: ChannelAxis = 1,
+    threads: Threads = None,
     isa: str | None = None,
-) -> tuple[_Batch, Context]: ...
+) -> tuple[Batch, Context]: ...
 def backward(
     ctx: Context,
-    dz: _Batch,
+    dz: Batch,
     *,
     overwrite: bool = False,
-    threads: SupportsIndex | None = None,
+    threads: Threads = None,
     isa: str | None = None,
-) -> tuple[_Batch, _Vector | None, _Vector | None]: ...
+) -> tuple[Batch, Vector | None, Vector | None]: ...
 def backward_reduce(
-    ctx: Context, dz: _Batch, *, threads: SupportsIndex | None = None, isa: str | None = None
-) -> tuple[_Sums, _Sums]: ...
+    ctx: Context, dz: Batch, *, threads: Threads = None, isa: str | None = None
+) -> tuple[Sums, Sums]: ...
 def backward_apply(
     ctx: Context,
-    dz: _Batch,
-    sum_dy: _Sums,
-    sum_dy_xhat: _Sums,
-    count: SupportsFloat,
+    dz: Batch,
+    sum_dy: Sums,
+    sum_dy_xhat: Sums,
+    count: int,
     *,
     overwrite: bool = False,
-    threads: SupportsIndex | None = None,
+    threads: Threads = None,
     isa: str | None = None,
-) -> _Batch: ...
+) -> Batch: ...
 def statistics(
-    x: _Batch,
+    x: Batch,
     *,
-    channel_axis: Literal[1, -1] = 1,
-    threads: SupportsIndex | None = None,
+    channel_axis: ChannelAxis = 1,
+    threads: Threads = None,
     isa: str | None = None,
-) -> tuple[_Sums, _Sums, int]: ...
+) -> tuple[Sums, Sums, int]: ...
 def stream(
     a: NDArray[np.float32],
     b: NDArray[np.float32] | None = None,
-    c: SupportsFloat = 1.0,
-    d: SupportsFloat = 0.0,
+    c: Number = 1.0,
+    d: Number = 0.0,
     *,
-    threads: SupportsIndex | None = None,
+    threads: Threads = None,
     isa: str | None = None,
 ) -> None: ...
 def set_num_threads(n: SupportsIndex) -> None: ...

@@ -11,7 +11,10 @@ What goes for every function here:
 - Everything is checked before the first write: an exception means untouched arrays. TypeError is for what is
   no array, of another dtype or not a number, ValueError for everything else; the message says what would do.
 - ``threads=None`` is `get_num_threads` for large batches and one thread for small ones. The results do not
-  depend on it, to the bit. Other threads of Python run meanwhile, but a batch belongs to one call at a time.
+  depend on it, to the bit. The interpreter lock is released for large batches; the arrays belong to the call
+  until it returns: a thread that writes into them spoils the result, one that frees their memory by
+  ``resize(refcheck=False)`` crashes the process.
+- What a live context keeps is written by no function here, through whatever view: that is a ValueError.
 
 Two calls make a training step of one layer:
 
@@ -29,12 +32,14 @@ array([[-0.5, -0.5],
 True
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from . import _core
 from ._core import Context, get_num_threads, info, set_num_threads
+from ._types import Activation, Batch, ChannelAxis, Number, Rows, Strategy, Sums, Threads, Vector
 
 __all__ = [
     "Context",
@@ -55,15 +60,18 @@ __all__ = [
 class Gradients(NamedTuple):
     """What `backward` returns. dweight and dbias are None where the forward had no weight or bias."""
 
-    dx: np.ndarray
-    dweight: np.ndarray | None
-    dbias: np.ndarray | None
+    dx: Batch
+    dweight: Vector | None
+    dbias: Vector | None
 
 
 def forward(
-    x, weight=None, bias=None, running_mean=None, running_var=None, *, training=True, momentum=0.1, eps=1e-5,
-    activation="leaky_relu", activation_param=0.01, strategy="inplace", channel_axis=1, threads=None,
-):  # fmt: skip
+    x: Batch, weight: Vector | None = None, bias: Vector | None = None,
+    running_mean: Vector | None = None, running_var: Vector | None = None, *,
+    training: bool = True, momentum: Number = 0.1, eps: Number = 1e-05,
+    activation: Activation = "leaky_relu", activation_param: Number = 0.01,
+    strategy: Strategy = "inplace", channel_axis: ChannelAxis = 1, threads: Threads = None,
+) -> tuple[Batch, Context]:  # fmt: skip
     """Batch normalization and activation: ``z = activation(weight * xhat + bias)`` (paper, section 3.1).
 
     ``xhat = (x - mean) / sqrt(var + eps)``, with mean and biased variance of the batch in training, and
@@ -116,8 +124,7 @@ def forward(
     Raises
     ------
     TypeError, ValueError
-        See the top of this page. Among others for one value per channel in training, arrays that overlap, an
-        x that is to be written but is read-only.
+        See the top of this page: one value per channel in training, overlapping arrays, a read-only x, ...
 
     Examples
     --------
@@ -137,7 +144,7 @@ def forward(
     )  # fmt: skip
 
 
-def backward(ctx, dz, *, overwrite=False, threads=None):
+def backward(ctx: Context, dz: Batch, *, overwrite: bool = False, threads: Threads = None) -> Gradients:
     """Gradients of x, weight and bias, given the gradient dz of z (section 3.2 of the paper).
 
     Parameters
@@ -159,7 +166,7 @@ def backward(ctx, dz, *, overwrite=False, threads=None):
     Raises
     ------
     RuntimeError
-        For a ctx that is freed already, or whose array lost its memory.
+        For a ctx that is freed or in use, or whose array was resized, made another dtype or unlocked.
     TypeError, ValueError
         See the top of this page. Also for a ctx of `normalize` with the statistics of more than its own
         batch: that takes `backward_reduce` and `backward_apply`.
@@ -176,7 +183,7 @@ def backward(ctx, dz, *, overwrite=False, threads=None):
     return Gradients._make(_core.backward(ctx, dz, overwrite=overwrite, threads=threads))
 
 
-def statistics(x, *, channel_axis=1, threads=None):
+def statistics(x: Batch, *, channel_axis: ChannelAxis = 1, threads: Threads = None) -> tuple[Sums, Sums, int]:
     """Mean and biased variance of every channel, the first step of synchronized batch normalization.
 
     Parameters
@@ -207,7 +214,7 @@ def statistics(x, *, channel_axis=1, threads=None):
     return _core.statistics(x, channel_axis=channel_axis, threads=threads)
 
 
-def merge_statistics(means, vars, counts):
+def merge_statistics(means: Rows, vars: Rows, counts: Sequence[int]) -> tuple[Sums, Sums, int]:
     """Statistics of several batches as if they were one (section 4 of the paper), to rounding.
 
     Parameters
@@ -215,7 +222,7 @@ def merge_statistics(means, vars, counts):
     means, vars : sequence of array_like of shape (C,)
         Mean and biased variance of each batch, as `statistics` gives them.
     counts : sequence of int
-        Elements per channel of each batch. They may differ; batches of none are skipped.
+        Elements per channel of each batch; batches of none are skipped.
 
     Returns
     -------
@@ -233,37 +240,40 @@ def merge_statistics(means, vars, counts):
     >>> merge_statistics([[0.0], [3.0]], [[1.0], [1.0]], [2, 1])
     (array([1.]), array([3.]), 3)
     """
-    means, vars = np.array(means, np.float64), np.array(vars, np.float64)
+    part_means, part_vars = np.array(means, np.float64), np.array(vars, np.float64)
     shares = np.array(counts, np.float64)
-    if means.ndim != 2 or means.shape != vars.shape or shares.shape != means.shape[:1] or not shares.size:
+    shape = part_means.shape
+    if len(shape) != 2 or shape != part_vars.shape or shares.shape != shape[:1] or not shares.size:
         raise ValueError(
             "means and vars must be equally many arrays of shape (C,), and counts as many numbers, at least "
-            f"one of each; got them stacked to shapes {means.shape}, {vars.shape} and {shares.shape}"
+            f"one of each; got them stacked to shapes {shape}, {part_vars.shape} and {shares.shape}"
         )
-    if (shares < 0).any() or (shares % 1 != 0).any():
+    if not (np.isfinite(shares) & (shares >= 0) & (shares == np.floor(shares))).all():
         raise ValueError(f"counts must be whole numbers from 0 on, got {counts}")
     count = int(shares.sum())
     if count == 0:
-        return np.zeros(means.shape[1]), np.zeros(means.shape[1]), 0
-    means, vars, shares = means[shares > 0], vars[shares > 0], shares[shares > 0, None] / count
+        return np.zeros(shape[1]), np.zeros(shape[1]), 0
+    full = shares > 0
+    part_means, part_vars, shares = part_means[full], part_vars[full], shares[full, None] / count
     # From one of the means on: what they have in common would cost digits of what they differ in.
-    mean = means[0] + (shares * (means - means[0])).sum(axis=0)
-    var = (shares * (vars + (means - mean) ** 2)).sum(axis=0)
+    mean = part_means[0] + (shares * (part_means - part_means[0])).sum(axis=0)
+    var = (shares * (part_vars + (part_means - mean) ** 2)).sum(axis=0)
     return mean, var, count
 
 
 def normalize(
-    x, mean, var, count, weight=None, bias=None, running_mean=None, running_var=None, *,
-    momentum=0.1, eps=1e-5, activation="leaky_relu", activation_param=0.01, strategy="inplace",
-    channel_axis=1, threads=None,
-):  # fmt: skip
+    x: Batch, mean: Sums, var: Sums, count: int, weight: Vector | None = None, bias: Vector | None = None,
+    running_mean: Vector | None = None, running_var: Vector | None = None, *,
+    momentum: Number = 0.1, eps: Number = 1e-05, activation: Activation = "leaky_relu",
+    activation_param: Number = 0.01, strategy: Strategy = "inplace", channel_axis: ChannelAxis = 1,
+    threads: Threads = None,
+) -> tuple[Batch, Context]:  # fmt: skip
     """`forward` in training with statistics from elsewhere (section 4 of the paper): of several batches.
 
     Parameters
     ----------
     x : ndarray
-        One of the batches behind the statistics, as for `forward`. It may be empty, and may have one value
-        per channel.
+        One of the batches behind the statistics. It may be empty, and may have one value per channel.
     mean, var : float64 ndarray of shape (C,)
         Mean and biased variance, as `merge_statistics` gives them. Read only.
     count : int
@@ -310,7 +320,7 @@ def normalize(
     )  # fmt: skip
 
 
-def backward_reduce(ctx, dz, *, threads=None):
+def backward_reduce(ctx: Context, dz: Batch, *, threads: Threads = None) -> tuple[Sums, Sums]:
     """First half of `backward`: the sums over each channel that dx needs (section 3.2 of the paper).
 
     With ``dy = dz * activation'(y)``. Added up over all batches behind the statistics they go to
@@ -345,7 +355,10 @@ def backward_reduce(ctx, dz, *, threads=None):
     return _core.backward_reduce(ctx, dz, threads=threads)
 
 
-def backward_apply(ctx, dz, sum_dy, sum_dy_xhat, count, *, overwrite=False, threads=None):
+def backward_apply(
+    ctx: Context, dz: Batch, sum_dy: Sums, sum_dy_xhat: Sums, count: int, *,
+    overwrite: bool = False, threads: Threads = None,
+) -> Batch:  # fmt: skip
     """Second half of `backward`: dx, from sums over all batches behind the statistics.
 
     Parameters
@@ -357,8 +370,7 @@ def backward_apply(ctx, dz, sum_dy, sum_dy_xhat, count, *, overwrite=False, thre
     sum_dy, sum_dy_xhat : float64 ndarray of shape (C,)
         Sums of what `backward_reduce` gave for each batch; read only.
     count : int
-        Elements per channel behind the sums: the `count` of `normalize`. Without meaning if the forward was
-        not in training.
+        Elements per channel behind the sums, as for `normalize`; ignored unless forward was in training.
     overwrite : bool
         True writes dx over dz.
     threads : int, optional

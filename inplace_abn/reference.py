@@ -156,29 +156,30 @@ def statistics(x, *, channel_axis=1, dtype=np.float64):
     """Mean and biased variance of every channel, and the number m of values behind them (section 3.1).
 
     The variance is the mean square of the deviations: E[x^2] - E[x]^2 would lose every digit once the mean is
-    far above the spread.
+    far above the spread. An empty batch has zeros.
 
     >>> statistics([[1.0, 5.0], [3.0, 5.0]])
     (array([2., 5.]), array([1., 0.]), 2)
     """
     x = _channels_last(x, channel_axis, dtype)
     count = _values_per_channel(x)
-    mean = _sum_per_channel(x) / count
-    var = _sum_per_channel((x - mean) ** 2) / count
+    mean = _sum_per_channel(x) / max(count, 1)
+    var = _sum_per_channel((x - mean) ** 2) / max(count, 1)
     return mean, var, count
 
 
-def merge_statistics(means, variances, counts, *, dtype=np.float64):
-    """Statistics of batches taken together, from those of each (section 4); an empty batch is skipped.
+def merge_statistics(means, vars, counts, *, dtype=np.float64):
+    """Statistics of batches taken together, from those of each (section 4): zeros if all batches are empty.
 
     >>> merge_statistics([[0.0], [3.0]], [[1.0], [1.0]], [2, 1])
     (array([1.]), array([3.]), 3)
     """
-    parts = zip(means, variances, counts, strict=True)
-    parts = [(np.asarray(mean, dtype), np.asarray(var, dtype), n) for mean, var, n in parts if n > 0]
-    count = sum(n for _, _, n in parts)
-    mean = sum(n * part_mean for part_mean, _, n in parts) / count
-    var = sum(n * (part_var + (part_mean - mean) ** 2) for part_mean, part_var, n in parts) / count
+    if not len(means) == len(vars) == len(counts) > 0 or any(n < 0 or n % 1 != 0 for n in counts):
+        raise ValueError("means, vars and counts must be equally many, and counts whole numbers from 0 on")
+    means, vars, shares = np.array(means, dtype), np.array(vars, dtype), np.array(counts, dtype)[:, None]
+    means, vars, count = np.where(shares > 0, means, 0), np.where(shares > 0, vars, 0), int(sum(counts))
+    mean = (shares * means).sum(axis=0) / max(count, 1)
+    var = (shares * (vars + (means - mean) ** 2)).sum(axis=0) / max(count, 1)
     return mean, var, count
 
 
@@ -217,8 +218,7 @@ def forward(
     Raises
     ------
     ValueError
-        For one value per channel in training, missing running statistics without it, an unknown strategy or
-        activation, and an activation without an inverse where z alone is to be kept.
+        For one value per channel in training, no running statistics without it, unknown or unfit choices.
 
     Examples
     --------

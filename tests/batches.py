@@ -22,6 +22,7 @@ without_ml_dtypes = pytest.mark.skipif(ml_dtypes is None, reason="ml_dtypes is n
 DTYPES = ["float32", "float64", "float16", pytest.param("bfloat16", marks=without_ml_dtypes)]
 STRATEGIES = ["standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"]
 ACTIVATIONS = list(reference.ACTIVATIONS)
+# The parameter that each activation is tested with.
 PARAM = {"identity": 1.0, "leaky_relu": 0.01, "elu": 0.75, "relu": 1.0}
 SCHEMES = [
     (activation, strategy)

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from batches import LAYOUTS, Batch, lay_out, relative_l2
+from batches import ISAS, LAYOUTS, Batch, lay_out, relative_l2
 from bounds import without_kinks
 
-from inplace_abn import functional, reference
+from inplace_abn import _core, functional, reference
 
 SHAPES = [
     (2, 64, 112, 112), (2, 256, 56, 56), (4, 512, 28, 28), (4, 1024, 14, 14), (8, 2048, 7, 7),
@@ -98,3 +98,17 @@ def test_errors_do_not_grow_with_the_batch(layout):
     assert count == 1 << 22
     assert abs(mean[0] / want_mean[0] - 1) < 1e-6
     assert abs(var[0] / want_var[0] - 1) < 2e-6
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("positions", [1, 2, 3, 5])
+def test_errors_do_not_grow_with_the_number_of_tiny_rows(positions, isa):
+    """Rows of which few go into one vector: 16 thousand of them added up in one lane were off by 1e-6."""
+    rows = np.random.default_rng(9).uniform(1, 2, (200000, 4, positions)).astype(np.float32)
+    rows[0] = 0.5  # the centre of the sums is far from the mean
+    larger = np.empty((200000, 8, positions), np.float32)
+    larger[:, ::2] = rows
+    mean, var, _ = _core.statistics(larger[:, ::2], isa=isa)
+    want_mean, want_var, _ = reference.statistics(rows)
+    assert np.abs(mean / want_mean - 1).max() < 1e-8
+    assert np.abs(var / want_var - 1).max() < 1e-7

@@ -17,9 +17,10 @@ from refusals import (
     strided,
 )
 
-from inplace_abn import _core, functional
+from inplace_abn import _core, functional, reference
 
 IN_PLACE = ["inplace", "inplace_1", "inplace_2", "checkpoint_xhat"]
+ACTIVATIONS = [f"'{name}'" for name in reference.ACTIVATIONS]
 
 # ---- forward: arrays ---------------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ OPTIONS = {
         (None, TypeError, "must be a number"),
     ],
     "activation": [
-        ("gelu", ValueError, "'identity', 'leaky_relu', 'elu' or 'relu', got 'gelu'"),
+        ("gelu", ValueError, f"{', '.join(ACTIVATIONS[:-1])} or {ACTIVATIONS[-1]}, got 'gelu'"),
         ("leaky", ValueError, "got 'leaky'"),
         (3, TypeError, "'leaky_relu'"),
         (None, TypeError, "got None"),

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +190,28 @@ def test_command(task, tmp_path, capsys, monkeypatch):
     assert str(picture) in out
     assert picture.exists()
     assert picture.with_suffix(".json").exists()
+
+
+def test_the_picture_may_go_into_a_folder(tmp_path):
+    assert report.place(tmp_path, "a.png") == tmp_path / "a.png"
+    assert report.place(None, "a.png") == Path("a.png")
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("file/a.png", "is a file, no folder"), ("a.xyz", "output must end in one of"), ("a", "must end in")],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_training(output, message, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["demo", "--output", str(tmp_path / output)]) == 1
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_too_large_a_batch_is_refused(tmp_path, capsys):
+    assert main(["demo", "--batch-size", "1437", "--epochs", "1", "--output", str(tmp_path / "a.png")]) == 1
+    assert capsys.readouterr().err.startswith("demo: training must have more than 3 steps, got 1")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_options():

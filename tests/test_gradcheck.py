@@ -10,8 +10,7 @@ import pytest
 from batches import LAYOUTS
 from test_memory import Pointwise
 
-from inplace_abn import functional, memory, ops, reference
-from inplace_abn.gradcheck import gradcheck
+from inplace_abn import functional, gradcheck, memory, ops, reference
 from inplace_abn.layers import ABN, CrossEntropy, Dropout, Layer, Linear, Parameter, Sequential, no_grad
 
 STRATEGIES = list(reference.KEEPS)
@@ -391,6 +390,6 @@ def test_reports_to_read():
 
 
 def test_examples():
-    failed, tried = doctest.testmod(sys.modules["inplace_abn.gradcheck"])
+    failed, tried = doctest.testmod(sys.modules["inplace_abn._gradcheck"])
     assert tried > 0
     assert failed == 0

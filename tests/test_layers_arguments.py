@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from networks import abn, conv, normal
 
-from inplace_abn import memory, models
+from inplace_abn import memory, models, reference
 from inplace_abn.layers import (
     ABN,
     Activation,
@@ -70,7 +70,7 @@ def test_unknown_names_list_the_valid_ones():
     strategies = "'standard', 'checkpoint', 'checkpoint_xhat', 'inplace_1', 'inplace_2', 'inplace'"
     with pytest.raises(ValueError, match=f"strategy must be one of {strategies}, got 'in_place'"):
         ABN(3, strategy="in_place")
-    activations = "'identity', 'leaky_relu', 'elu', 'relu'"
+    activations = ", ".join(f"'{name}'" for name in reference.ACTIVATIONS)
     for make in (ABN, InPlaceABN):
         with pytest.raises(ValueError, match=f"activation must be one of {activations}, got 'gelu'"):
             make(3, activation="gelu")

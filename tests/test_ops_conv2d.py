@@ -181,24 +181,32 @@ def test_an_empty_batch(channel_axis):
     assert not dbias.any()
 
 
+def scratch_of(ctx, x, weight, **keywords):
+    """Return the most bytes allocated beyond the results: in the forward, and in the backward."""
+    tracemalloc.start()
+    try:
+        z = conv2d.forward(ctx, x, weight, **keywords)
+        forward = tracemalloc.get_traced_memory()[1] - z.nbytes
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        dx, dweight, _ = conv2d.backward(ctx, z)
+        return forward, tracemalloc.get_traced_memory()[1] - held - dx.nbytes - dweight.nbytes
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_scratch_is_below_a_tenth_of_the_input(kernel, channel_axis):
-    """The shape of the issue: float32, 64 to 64 channels, (8, 64, 56, 56); of numpy's own allocations."""
+    """The shape of the issue: float32, 64 to 64 channels, (8, 64, 56, 56); of numpy's own allocations.
+
+    tracemalloc counts those of the whole process, other threads included: what is there only now and then is
+    not the convolution's.
+    """
     x = laid_out(normal((8, 64, 56, 56), "float32"), channel_axis)
     weight, ctx = normal((64, 64, kernel, kernel), "float32"), Context()
-    conv2d.forward(ctx, x[:1], weight, padding=kernel // 2, channel_axis=channel_axis)
-    tracemalloc.start()
-    try:
-        z = conv2d.forward(ctx, x, weight, padding=kernel // 2, channel_axis=channel_axis)
-        forward = tracemalloc.get_traced_memory()[1] - z.nbytes
-        dz = z
-        held = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        dx, dweight, _ = conv2d.backward(ctx, dz)
-        backward = tracemalloc.get_traced_memory()[1] - held - dx.nbytes - dweight.nbytes
-    finally:
-        tracemalloc.stop()
+    found = [scratch_of(ctx, x, weight, padding=kernel // 2, channel_axis=channel_axis) for _ in range(4)]
+    forward, backward = map(min, zip(*found, strict=True))
     assert forward < x.nbytes / 10
     assert backward < x.nbytes / 10
     # What the ledger is told, small objects, and what NumPy sets aside for the addition of strided arrays.

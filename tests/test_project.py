@@ -65,7 +65,7 @@ def test_numpy_is_the_only_runtime_dependency():
 
 
 def test_the_sdist_has_every_source(checkout, sdist):
-    folders = ("csrc", "inplace_abn", "tests", "benchmarks")
+    folders = ("csrc", "inplace_abn", "tests", "benchmarks", "docs", "examples")
     files = {
         path.relative_to(checkout).as_posix() for name in folders for path in (checkout / name).rglob("*.*")
     }
@@ -101,6 +101,20 @@ def test_the_formatters_are_the_same_in_pyproject_and_pre_commit():
     assert len(pins) == 2
 
 
+def test_the_readme_has_one_command_to_try_it_and_one_to_test_it():
+    assert re.findall(r"^pip install .* && .*$", read("README.md"), re.MULTILINE) == [
+        "pip install '.[demo]' && python -m inplace_abn demo",
+        "pip install '.[test]' && pytest",
+    ]
+
+
+def test_links_lead_somewhere(checkout):
+    pages = [checkout / "README.md", checkout / "CONTRIBUTING.md", *(checkout / "docs").rglob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
 def test_workflows_have_no_permissions_by_default_and_pinned_actions():
     workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
     assert workflows
@@ -115,6 +129,6 @@ def test_no_file_names_a_folder_of_someones_machine(checkout):
     texts = (
         path
         for path in checkout.rglob("*")
-        if path.suffix in {".py", ".pyi", ".c", ".h", ".md", ".toml", ".yml"}
+        if path.suffix in {".py", ".pyi", ".c", ".h", ".md", ".toml", ".yml", ".ipynb"}
     )
     assert not [path.name for path in texts if home.search(path.read_text(encoding="utf-8"))]

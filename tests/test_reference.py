@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from batches import PARAM
 from finite_differences import numerical_gradient
 
 from inplace_abn import reference
@@ -18,7 +19,6 @@ SCHEMES = [
     for strategy in reference.KEEPS
     if activation in INVERTIBLE or reference.KEEPS[strategy] != "z"
 ]
-PARAM = {"identity": 1.0, "leaky_relu": 0.2, "elu": 0.7, "relu": 1.0}
 
 
 def batch(shape, seed, channel_axis=1):

@@ -45,7 +45,9 @@ def test_the_c_program_finds_nothing_wrong(tmp_path):
     make = ["make", "-s", "-C", ROOT / "tests" / "c", f"BUILD={tmp_path}", "ISAS=baseline", "FLAGS=-O1"]
     subprocess.run(make, check=True)
     for arguments in (["light", "200"], ["allocations"]):
-        run = subprocess.run([tmp_path / "reliability", *arguments], capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            [tmp_path / "reliability", *arguments], capture_output=True, text=True, check=False
+        )
         assert run.returncode == 0, run.stderr
     wrong = subprocess.run([tmp_path / "reliability", "planted", "over"], capture_output=True, check=False)
     assert wrong.returncode != 0

@@ -4,12 +4,13 @@ import ast
 import doctest
 import inspect
 import re
+import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from inplace_abn import _core, functional
+from inplace_abn import _core, _types, functional
 
 STUB = Path(functional.__file__).with_name("_core.pyi")
 TREE = ast.parse(STUB.read_text(encoding="utf-8"))
@@ -98,14 +99,9 @@ def test_everything_is_documented():
 
 
 def test_the_choices_in_the_stub_are_those_of_the_module():
-    choices = {
-        node.target.id: ast.literal_eval(node.value.slice)
-        for node in TREE.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Subscript)
-        and getattr(node.value.value, "id", "") == "Literal"
-    }  # fmt: skip
     x = np.ones((4, 3), np.float32)
-    for name, listed in [("activation", choices["_Activation"]), ("strategy", choices["_Strategy"])]:
+    for name, choices in [("activation", _types.Activation), ("strategy", _types.Strategy)]:
+        listed = typing.get_args(choices)
         with pytest.raises(ValueError, match=name) as caught:
             _core.forward(x, **{name: "none of them"})
         assert sorted(re.findall(r"'(\w+)'", str(caught.value))) == sorted(listed)

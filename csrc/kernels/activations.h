@@ -1,7 +1,6 @@
 /* The activations on vec: z from y, the gradient from y, and y and the gradient from z.
  *
- * `activation` is a constant wherever these are called, so that each kernel is compiled for one activation. To add
- * one: a case in each function here, a name in abn.h, and a row in activations.c and in kernels.c. */
+ * `activation` is a constant wherever these are called, so that each kernel is compiled for one activation. */
 #ifndef ABN_KERNEL_ACTIVATIONS_H
 #define ABN_KERNEL_ACTIVATIONS_H
 

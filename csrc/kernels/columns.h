@@ -1,4 +1,5 @@
-/* Kernels for channels-last batches: each column of the tile is one channel. Included by kernels.c.
+/* Kernels for tiles whose columns belong to channels, as abn_columns says: channels-last batches, and short
+ * channels-first rows stacked image upon image. Included by kernels.c.
  *
  * ROWS_AT_ONCE rows share each load of constants and each update of the partial sums, which stay in L1. */
 #ifndef ABN_KERNEL_COLUMNS_H
@@ -112,17 +113,17 @@ INLINE void columns_gradient_apply(int from, abn_activation activation, abn_tile
     FOR_STEPS(tile, gradient_apply_step, from, activation, tile, constants, k);
 }
 
-INLINE int columns_any_below(abn_tile tile, abn_constants constants, double threshold) {
-    int found = 0;
+INLINE int columns_any_outside(abn_tile tile, abn_constants constants, double low, double high) {
+    vec furthest = v_set1(-1);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
         for (ptrdiff_t j = 0; j < tile.length; j += W) {
             const ptrdiff_t n = tile.length - j;
             const vec x = v_load_upto(element_at(tile.source, row, j), n);
             const vec w = affine_apply(x, affine_constants(ABN_COLUMNS, constants, j));
-            found |= v_any(v_lt(n < W ? v_first(w, n) : w, v_set1((real)threshold)));
+            furthest = v_max(distance_outside(n < W ? v_first(w, n) : w, low, high), furthest);
         }
     }
-    return found;
+    return v_any(v_lt(v_zero(), furthest));
 }
 
 /* Sum of `count` neighbouring partial sums: in vectors first, then across lanes in double. */

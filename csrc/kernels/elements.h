@@ -61,6 +61,11 @@ INLINE void gradient_of_vector(int from, abn_activation activation, const storag
     v_store_upto(dx, backward_result(p, b), n);
 }
 
+/* How far outside [low, high] is w? Not above zero: it is inside, or NaN. */
+INLINE vec distance_outside(vec w, double low, double high) {
+    return v_max(v_sub(v_set1((real)low), w), v_sub(w, v_set1((real)high)));
+}
+
 /* The constant of channel `at` in every lane (ABN_ROWS), or those of W channels from `at` on (ABN_COLUMNS). The
  * arrays are padded, so the last load of a tile may reach past its channels. */
 INLINE vec constant(int layout, abn_constants constants, int which, ptrdiff_t at) {

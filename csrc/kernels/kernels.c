@@ -20,34 +20,28 @@
     static void layout##_gradient_x_##name(const abn_tile *t, const abn_constants *c) {            \
         layout##_gradient_apply(ABN_FROM_X, activation, *t, *c);                                   \
     }
-#define DEFINE_SHARED(layout)                                                                     \
-    static void layout##_moments_(const abn_tile *t, const abn_constants *c, void *partial) {     \
-        layout##_moments(*t, *c, partial);                                                        \
-    }                                                                                             \
-    static int layout##_any_below_(const abn_tile *t, const abn_constants *c, double threshold) { \
-        return layout##_any_below(*t, *c, threshold);                                             \
+#define DEFINE_SHARED(layout)                                                                              \
+    static void layout##_moments_(const abn_tile *t, const abn_constants *c, void *partial) {              \
+        layout##_moments(*t, *c, partial);                                                                 \
+    }                                                                                                      \
+    static int layout##_any_outside_(const abn_tile *t, const abn_constants *c, double low, double high) { \
+        return layout##_any_outside(*t, *c, low, high);                                                    \
     }
 DEFINE_SHARED(rows)
 DEFINE_SHARED(columns)
 
-#define DEFINE(name, activation)          \
-    DEFINE_LAYOUT(rows, name, activation) \
-    DEFINE_LAYOUT(columns, name, activation)
+#define DEFINE(upper, name, invertible, has_param) \
+    DEFINE_LAYOUT(rows, name, ABN_##upper)         \
+    DEFINE_LAYOUT(columns, name, ABN_##upper)
 
 #define ENTRY(layout, name, activation)                               \
     [activation] = {layout##_apply_##name,                            \
                     {layout##_sums_z_##name, layout##_sums_x_##name}, \
                     {layout##_gradient_z_##name, layout##_gradient_x_##name}},
-#define ROWS_ENTRY(name, activation) ENTRY(rows, name, activation)
-#define COLUMNS_ENTRY(name, activation) ENTRY(columns, name, activation)
+#define ROWS_ENTRY(upper, name, invertible, has_param) ENTRY(rows, name, ABN_##upper)
+#define COLUMNS_ENTRY(upper, name, invertible, has_param) ENTRY(columns, name, ABN_##upper)
 
-#define FOR_EACH_ACTIVATION(X)    \
-    X(identity, ABN_IDENTITY)     \
-    X(leaky_relu, ABN_LEAKY_RELU) \
-    X(elu, ABN_ELU)               \
-    X(relu, ABN_RELU)
-
-FOR_EACH_ACTIVATION(DEFINE)
+ABN_EACH_ACTIVATION(DEFINE)
 
 /* a = a*c + d, or b = b*c + a*d: what an in-place pass over memory costs at least. */
 static void stream(void *a, void *b, ptrdiff_t count, double c, double d) {
@@ -66,8 +60,9 @@ static void stream(void *a, void *b, ptrdiff_t count, double c, double d) {
 const abn_kernel_set JOIN3(JOIN3(abn_kernels_, ABN_ISA, _), ABN_DTYPE, ) = {
     .layout =
         {
-            [ABN_ROWS] = {rows_moments_, rows_any_below_, rows_fold, {FOR_EACH_ACTIVATION(ROWS_ENTRY)}},
-            [ABN_COLUMNS] = {columns_moments_, columns_any_below_, columns_fold, {FOR_EACH_ACTIVATION(COLUMNS_ENTRY)}},
+            [ABN_ROWS] = {rows_moments_, rows_any_outside_, rows_fold, {ABN_EACH_ACTIVATION(ROWS_ENTRY)}},
+            [ABN_COLUMNS] =
+                {columns_moments_, columns_any_outside_, columns_fold, {ABN_EACH_ACTIVATION(COLUMNS_ENTRY)}},
         },
     .expand = columns_expand,
     .stream = stream,

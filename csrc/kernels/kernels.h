@@ -1,8 +1,9 @@
 /* The kernels of one instruction set and one storage type: rows of elements in, numbers out.
  *
- * A tile is `rows` rows of `length` elements. In ABN_ROWS kernels (channels-first) each row belongs to one channel
- * and constants are indexed by row; in ABN_COLUMNS kernels (channels-last) each column does. Kernels take any
- * alignment that the storage type allows, allocate nothing and cannot fail. `destination` may be one of the inputs. */
+ * A tile is `rows` rows of `length` elements. In ABN_ROWS kernels each row belongs to one channel, and constants and
+ * sums go by row; in ABN_COLUMNS kernels each column does, and they go by column. A batch's memory order does not
+ * settle which of the two it takes: operation.c chooses. Kernels take any alignment that the storage type allows,
+ * allocate nothing and cannot fail. `destination` may be one of the inputs. */
 #ifndef ABN_KERNELS_H
 #define ABN_KERNELS_H
 
@@ -65,7 +66,7 @@ typedef struct {
     /* sums += d, d^2 with d = x - centre */
     void (*moments)(const abn_tile *tile, const abn_constants *constants, void *partial);
     /* Does any of the tile's w, from x, lie below the threshold? (elements that may have to be escaped) */
-    int (*any_below)(const abn_tile *tile, const abn_constants *constants, double threshold);
+    int (*any_outside)(const abn_tile *tile, const abn_constants *constants, double low, double high);
     /* first[c] += the first partial sums of channel c, second[c] likewise; partial sums are cleared. */
     void (*fold)(void *partial, abn_columns columns, double *first, double *second);
     abn_activation_kernels of[ABN_ACTIVATIONS];

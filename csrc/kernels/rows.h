@@ -1,4 +1,5 @@
-/* Kernels for channels-first batches: each row of the tile is one channel. Included by kernels.c.
+/* Kernels for tiles whose rows belong to one channel each: channels-first batches with long rows. Included by
+ * kernels.c.
  *
  * UNROLL vectors go side by side so that additions do not wait for one another; what is left of a row goes vector
  * by vector, the last one partly. The partial sums of a row are one vector each, so that a short row costs no
@@ -131,18 +132,18 @@ static void rows_fold(void *partial, abn_columns rows, double *first, double *se
     }
 }
 
-INLINE int rows_any_below(abn_tile tile, abn_constants constants, double threshold) {
-    int found = 0;
+INLINE int rows_any_outside(abn_tile tile, abn_constants constants, double low, double high) {
+    vec furthest = v_set1(-1);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
         const storage *x = row_of(tile.source, row);
         const affine from_x = affine_constants(ABN_ROWS, constants, row);
         for (ptrdiff_t i = 0; i < tile.length; i += W) {
             const ptrdiff_t n = tile.length - i;
             const vec w = affine_apply(v_load_upto(x + i, n), from_x);
-            found |= v_any(v_lt(n < W ? v_first(w, n) : w, v_set1((real)threshold)));
+            furthest = v_max(distance_outside(n < W ? v_first(w, n) : w, low, high), furthest);
         }
     }
-    return found;
+    return v_any(v_lt(v_zero(), furthest));
 }
 
 #endif

@@ -30,21 +30,18 @@ typedef uint16_t storage;
 #define HALF_STORE_FIRST(p, h, n) _mm256_mask_storeu_epi16(p, first_lanes(n), h)
 #define HALF_WIDEN(h) _mm512_cvtph_ps(h)
 #define HALF_NARROW(v) _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
-typedef __m256i half_vec;
 
 #elif defined(ABN_DTYPE_FLOAT16) && defined(ABN_ISA_V3)
 #define HALF_LOAD(p) _mm_loadu_si128((const void *)(p))
 #define HALF_STORE(p, h) _mm_storeu_si128((void *)(p), h)
 #define HALF_WIDEN(h) _mm256_cvtph_ps(h)
 #define HALF_NARROW(v) _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
-typedef __m128i half_vec;
 
 #elif defined(ABN_DTYPE_FLOAT16) && defined(ABN_ISA_NEON)
 #define HALF_LOAD(p) vld1_u16(p)
 #define HALF_STORE(p, h) vst1_u16(p, h)
 #define HALF_WIDEN(h) vcvt_f32_f16(vreinterpret_f16_u16(h))
 #define HALF_NARROW(v) vreinterpret_u16_f16(vcvt_f16_f32(v))
-typedef uint16x4_t half_vec;
 
 #elif defined(ABN_DTYPE_BFLOAT16) && (defined(ABN_ISA_V4) || defined(ABN_ISA_V3) || defined(ABN_ISA_V2))
 /* Round to nearest even by adding 0x7fff and the lowest kept bit. A NaN stays one, because the low half of a NaN is
@@ -61,7 +58,6 @@ INLINE ivec bfloat16_bits(vec v) {
 #define HALF_STORE_FIRST(p, h, n) _mm256_mask_storeu_epi16(p, first_lanes(n), h)
 #define HALF_WIDEN(h) v_from_bits(i_shift_left(_mm512_cvtepu16_epi32(h), 16))
 #define HALF_NARROW(v) _mm512_cvtepi32_epi16(bfloat16_bits(v))
-typedef __m256i half_vec;
 #elif defined(ABN_ISA_V3)
 #define HALF_LOAD(p) _mm_loadu_si128((const void *)(p))
 #define HALF_STORE(p, h) _mm_storeu_si128((void *)(p), h)
@@ -71,7 +67,6 @@ INLINE __m128i bfloat16_narrow(vec v) {
     return _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
 }
 #define HALF_NARROW(v) bfloat16_narrow(v)
-typedef __m128i half_vec;
 #else
 #define HALF_LOAD(p) _mm_loadl_epi64((const void *)(p))
 #define HALF_STORE(p, h) _mm_storel_epi64((void *)(p), h)
@@ -81,7 +76,6 @@ INLINE __m128i bfloat16_narrow(vec v) {
     return _mm_packus_epi32(bits, bits);
 }
 #define HALF_NARROW(v) bfloat16_narrow(v)
-typedef __m128i half_vec;
 #endif
 #endif
 

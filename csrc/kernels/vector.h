@@ -1,5 +1,5 @@
 /* One vector type, `vec`, of W lanes of `real` (float, or double for float64 storage), and the few operations that
- * the kernels use. One section per instruction set; the kernels themselves are written once.
+ * the kernels use. One vector_<machine>.h per family of instruction sets; the kernels themselves are written once.
  *
  * v_first(v, n) keeps the first n lanes and zeroes the rest. Masks come from comparisons only (ordered: a NaN lane
  * compares false), and v_select(mask, a, b) takes a where the mask is set. Integer lanes (`ivec`) have the width of

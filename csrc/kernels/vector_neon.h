@@ -6,7 +6,6 @@
 #define W 2
 #define NV(op) JOIN3(v, op, q_f64)
 #define NI(op) JOIN3(v, op, q_s64)
-#define NU(op) JOIN3(v, op, q_u64)
 typedef float64x2_t vec;
 typedef int64x2_t ivec;
 typedef uint64x2_t mask;
@@ -21,7 +20,6 @@ typedef uint64x2_t mask;
 #define W 4
 #define NV(op) JOIN3(v, op, q_f32)
 #define NI(op) JOIN3(v, op, q_s32)
-#define NU(op) JOIN3(v, op, q_u32)
 typedef float32x4_t vec;
 typedef int32x4_t ivec;
 typedef uint32x4_t mask;
@@ -49,7 +47,6 @@ typedef uint32x4_t mask;
 #define v_load_real(p) NV(ld1)(p)
 #define v_store_real(p, v) NV(st1)(p, v)
 #define i_add(a, b) NI(add)(a, b)
-#define i_sub(a, b) NI(sub)(a, b)
 #define i_and(a, b) NI(and)(a, b)
 #define i_or(a, b) NI(orr)(a, b)
 

@@ -25,7 +25,6 @@ typedef int mask;
 #define v_first(v, n) ((n) > 0 ? (v) : 0)
 #define i_set1(x) ((real_bits)(x))
 #define i_add(a, b) ((real_bits)((unsigned_bits)(a) + (unsigned_bits)(b))) /* wraps around, as vectors do */
-#define i_sub(a, b) ((real_bits)((unsigned_bits)(a) - (unsigned_bits)(b)))
 #define i_and(a, b) ((a) & (b))
 #define i_or(a, b) ((a) | (b))
 

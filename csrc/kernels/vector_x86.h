@@ -109,7 +109,6 @@ INLINE int v_any(mask m) { return MM(movemask)(m) != 0; }
 #define v_load_real(p) MM(loadu)(p)
 #define v_store_real(p, v) MM(storeu)(p, v)
 #define i_add(a, b) MI(add)(a, b)
-#define i_sub(a, b) MI(sub)(a, b)
 #define i_and(a, b) SI(and)(a, b)
 #define i_or(a, b) SI(or)(a, b)
 #define i_shift_left(a, n) MI(slli)(a, n)

@@ -96,16 +96,16 @@ static int bind_keywords(const binding_state *state, const signature *sig, PyObj
     return 0;
 }
 
-int bind_args(const binding_state *state, const signature *sig, PyObject *const *args, Py_ssize_t npos,
+int bind_args(const binding_state *state, const signature *sig, PyObject *const *args, Py_ssize_t positionals,
               PyObject *kwnames, PyObject **got) {
-    if (npos > sig->positional) {
+    if (positionals > sig->positional) {
         PyErr_Format(PyExc_TypeError, "%s() takes at most %d positional arguments, got %zd%s", sig->function,
-                     sig->positional, npos, sig->positional < sig->count ? "; give the others by name" : "");
+                     sig->positional, positionals, sig->positional < sig->count ? "; give the others by name" : "");
         return -1;
     }
-    for (Py_ssize_t i = 0; i < npos; i++) got[sig->names[i]] = args[i];
-    if (kwnames && bind_keywords(state, sig, args + npos, kwnames, (int)npos, got) < 0) return -1;
-    for (int i = (int)npos; i < sig->required; i++) {
+    for (Py_ssize_t i = 0; i < positionals; i++) got[sig->names[i]] = args[i];
+    if (kwnames && bind_keywords(state, sig, args + positionals, kwnames, (int)positionals, got) < 0) return -1;
+    for (int i = (int)positionals; i < sig->required; i++) {
         if (got[sig->names[i]]) continue;
         PyErr_Format(PyExc_TypeError, "%s() needs '%s' (argument %d)", sig->function, name_texts[sig->names[i]], i + 1);
         return -1;
@@ -219,10 +219,10 @@ done:
     return outcome;
 }
 
-int machine_args(const binding_state *state, PyObject *const *got, Py_ssize_t elements, abn_machine *machine) {
+int machine_args(const binding_state *state, PyObject *const *got, abn_machine *machine) {
     PyObject *threads = got[NAME_THREADS], *isa = got[NAME_ISA];
     machine->kernels = state->kernels;
-    machine->threads = elements < ABN_WORTH_THREADS ? 1 : state->threads;
+    machine->threads = 0;
     if (threads && threads != Py_None && int_arg(threads, NAME_THREADS, 1, ABN_MAX_THREADS, &machine->threads) < 0)
         return -1;
     return isa && isa != Py_None ? isa_arg(state, isa, &machine->kernels) : 0;

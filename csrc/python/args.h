@@ -43,17 +43,19 @@ struct binding_state;
 
 /* Sorts a vectorcall's arguments into got[NAMES], borrowed; got is all NULL before, and stays NULL where nothing
  * was given. 0, or -1 with a TypeError that names the function and the argument. */
-int bind_args(const struct binding_state *state, const signature *sig, PyObject *const *args, Py_ssize_t npos,
+int bind_args(const struct binding_state *state, const signature *sig, PyObject *const *args, Py_ssize_t positionals,
               PyObject *kwnames, PyObject **got);
 
-/* Converters: 0, or -1 with an exception that names the argument. `got` NULL leaves *value, the default, alone. */
+/* Converters: 0, or -1 with an exception that names the argument. `got` NULL leaves *value, the default, alone.
+ * They may run Python code (__index__, __float__), and that may do anything to any array or context: every argument is
+ * converted before the first array is opened and before the context is claimed. */
 int double_arg(PyObject *got, name_id name, double *value);
 int bool_arg(PyObject *got, name_id name, int *value);
 int int_arg(PyObject *got, name_id name, long low, long high, int *value);
 int choice_arg(PyObject *got, name_id name, PyObject *const *choices, int count, int *value);
 
-/* threads= and isa=, for a call that touches so many elements. */
-int machine_args(const struct binding_state *state, PyObject *const *got, Py_ssize_t elements, abn_machine *machine);
+/* threads= and isa=; threads stays 0 where none were given: machine_settle then chooses them. */
+int machine_args(const struct binding_state *state, PyObject *const *got, abn_machine *machine);
 
 #define ABN_MAX_THREADS 1024
 

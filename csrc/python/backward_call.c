@@ -14,17 +14,21 @@ typedef struct {
     batch dz, dx;
     PyArrayObject *fresh; /* owned: dx if it does not overwrite dz */
     double *sums;         /* owned: sum_dy, then sum_dy_xhat */
+    double count;
 } backward_call;
 
-/* Binds and checks; after it, backward_close is due whatever it returned. */
-static int backward_open(backward_call *call, const signature *sig, PyObject *const *args, Py_ssize_t npos,
+/* Binds and checks; after it, backward_close is due whatever it returned. All that may run Python code is done before the
+ * context is claimed, see forward_or_normalize. */
+static int backward_open(backward_call *call, const signature *sig, PyObject *const *args, Py_ssize_t positionals,
                          PyObject *kwnames) {
     size_t sums;
-    if (bind_args(call->state, sig, args, npos, kwnames, call->got) < 0) return -1;
-    if (!(call->ctx = context_claim(call->state, call->got[NAME_CTX]))) return -1;
+    if (bind_args(call->state, sig, args, positionals, kwnames, call->got) < 0) return -1;
     if (bool_arg(call->got[NAME_OVERWRITE], NAME_OVERWRITE, &call->overwrite) < 0) return -1;
+    if (double_arg(call->got[NAME_COUNT], NAME_COUNT, &call->count) < 0) return -1;
+    if (machine_args(call->state, call->got, &call->machine) < 0) return -1;
+    if (!(call->ctx = context_claim(call->state, call->got[NAME_CTX]))) return -1;
     if (context_batch(call->ctx, call->got[NAME_DZ], NAME_DZ, call->overwrite, &call->dz) < 0) return -1;
-    if (machine_args(call->state, call->got, batch_elements(&call->dz), &call->machine) < 0) return -1;
+    machine_settle(call->state, batch_elements(&call->dz), &call->machine);
     sums = 2 * (size_t)call->dz.core.channels * sizeof(double);
     if (!(call->sums = PyMem_Malloc(sums))) {
         PyErr_NoMemory();
@@ -50,28 +54,30 @@ static int dx_open(backward_call *call) {
     return call->fresh ? 0 : -1;
 }
 
-static PyObject *weight_gradient(const backward_call *call, int wanted, const double *sums) {
-    if (!wanted) return Py_NewRef(Py_None);
-    return vector_new(weight_type(call->dz.core.dtype), call->dz.core.channels, sums);
+static PyObject *weight_gradient(const backward_call *call, int wanted) {
+    return wanted ? vector_new(weight_type(call->dz.core.dtype), call->dz.core.channels) : Py_NewRef(Py_None);
 }
 
-PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     backward_call call = {.state = state_of(module)};
     PyObject *result = NULL, *dweight = NULL, *dbias = NULL;
     PyThreadState *unlocked;
     abn_status status = ABN_OK;
     double *sum_dy, *sum_dy_xhat;
-    npy_intp elements;
+    npy_intp elements, channels;
 
-    if (backward_open(&call, &backward_signature, args, npos, kwnames) < 0) goto done;
+    if (backward_open(&call, &backward_signature, args, positionals, kwnames) < 0) goto done;
     if (call.ctx->training && call.ctx->count != (double)batch_per_channel(&call.dz)) {
         PyErr_SetString(PyExc_ValueError, "ctx has statistics of more elements than this batch's: use backward_reduce, "
                                           "add up the sums of all batches, and backward_apply");
         goto done;
     }
     if (dx_open(&call) < 0) goto done;
+    if (!(dweight = weight_gradient(&call, call.ctx->has_weight))) goto done;
+    if (!(dbias = weight_gradient(&call, call.ctx->has_bias))) goto done;
+    channels = call.dz.core.channels;
     sum_dy = call.sums;
-    sum_dy_xhat = call.sums + call.dz.core.channels;
+    sum_dy_xhat = call.sums + channels;
     elements = batch_elements(&call.dz);
     if (elements > 0) {
         unlocked = unlock_interpreter(elements);
@@ -80,8 +86,8 @@ PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t npos
         lock_interpreter(unlocked);
     }
     if (status_check(status) < 0) goto done;
-    if (!(dweight = weight_gradient(&call, call.ctx->has_weight, sum_dy_xhat))) goto done;
-    if (!(dbias = weight_gradient(&call, call.ctx->has_bias, sum_dy))) goto done;
+    if (call.ctx->has_weight) vector_fill(dweight, channels, sum_dy_xhat);
+    if (call.ctx->has_bias) vector_fill(dbias, channels, sum_dy);
     if ((result = PyTuple_Pack(3, (PyObject *)call.dx.array, dweight, dbias))) context_free(call.ctx, "backward");
 done:
     Py_XDECREF(dweight);
@@ -90,14 +96,14 @@ done:
     return result;
 }
 
-PyObject *call_backward_reduce(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+PyObject *call_backward_reduce(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     backward_call call = {.state = state_of(module)};
     PyObject *result = NULL, *sum_dy = NULL, *sum_dy_xhat = NULL;
     PyThreadState *unlocked;
     abn_status status = ABN_OK;
     npy_intp elements, channels;
 
-    if (backward_open(&call, &backward_reduce_signature, args, npos, kwnames) < 0) goto done;
+    if (backward_open(&call, &backward_reduce_signature, args, positionals, kwnames) < 0) goto done;
     elements = batch_elements(&call.dz);
     channels = call.dz.core.channels;
     if (elements > 0) {
@@ -106,8 +112,10 @@ PyObject *call_backward_reduce(PyObject *module, PyObject *const *args, Py_ssize
         lock_interpreter(unlocked);
     }
     if (status_check(status) < 0) goto done;
-    if (!(sum_dy = vector_new(NPY_DOUBLE, channels, call.sums))) goto done;
-    if (!(sum_dy_xhat = vector_new(NPY_DOUBLE, channels, call.sums + channels))) goto done;
+    if (!(sum_dy = vector_new(NPY_DOUBLE, channels))) goto done;
+    if (!(sum_dy_xhat = vector_new(NPY_DOUBLE, channels))) goto done;
+    vector_fill(sum_dy, channels, call.sums);
+    vector_fill(sum_dy_xhat, channels, call.sums + channels);
     result = PyTuple_Pack(2, sum_dy, sum_dy_xhat);
 done:
     Py_XDECREF(sum_dy);
@@ -117,7 +125,7 @@ done:
 }
 
 /* sum_dy, sum_dy_xhat and count, as they are for every part of a synchronised batch. */
-static int sums_open(backward_call *call, double *count) {
+static int sums_open(backward_call *call) {
     const npy_intp channels = call->dz.core.channels;
     vector sums[2];
     for (int i = 0; i < 2; i++) {
@@ -127,14 +135,12 @@ static int sums_open(backward_call *call, double *count) {
             return -1;
         }
         if (vector_open(call->state, call->got[name], name, channels, NPY_DOUBLE, 0, &sums[i]) < 0) return -1;
-        if (call->overwrite && refuse_overlap(call->state, call->dz.array, "dz", sums[i].array, sums[i].name) < 0)
-            return -1;
+        if (call->overwrite && refuse_overlap(&call->dz.bytes, "dz", &sums[i].bytes, sums[i].name) < 0) return -1;
         vector_read(&sums[i], channels, call->sums + i * channels);
     }
-    if (double_arg(call->got[NAME_COUNT], NAME_COUNT, count) < 0) return -1;
     if (!call->ctx->training) {
-        *count = 0.0; /* running statistics do not depend on x */
-    } else if (*count != call->ctx->count) {
+        call->count = 0.0; /* running statistics do not depend on x */
+    } else if (call->count != call->ctx->count) {
         PyObject *wanted = PyFloat_FromDouble(call->ctx->count);
         if (wanted)
             PyErr_Format(PyExc_ValueError, "count must be %S, the elements per channel behind ctx's statistics, got %S",
@@ -145,21 +151,20 @@ static int sums_open(backward_call *call, double *count) {
     return 0;
 }
 
-PyObject *call_backward_apply(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+PyObject *call_backward_apply(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     backward_call call = {.state = state_of(module)};
     PyObject *result = NULL;
     PyThreadState *unlocked;
     abn_status status = ABN_OK;
     npy_intp elements;
-    double count = 0.0;
 
-    if (backward_open(&call, &backward_apply_signature, args, npos, kwnames) < 0) goto done;
-    if (sums_open(&call, &count) < 0 || dx_open(&call) < 0) goto done;
+    if (backward_open(&call, &backward_apply_signature, args, positionals, kwnames) < 0) goto done;
+    if (sums_open(&call) < 0 || dx_open(&call) < 0) goto done;
     elements = batch_elements(&call.dz);
     if (elements > 0) {
         unlocked = unlock_interpreter(elements);
         status = abn_backward_apply(&call.machine, &call.ctx->core, &call.dz.core, &call.dx.core, call.sums,
-                                    call.sums + call.dz.core.channels, count);
+                                    call.sums + call.dz.core.channels, call.count);
         lock_interpreter(unlocked);
     }
     if (status_check(status) < 0) goto done;

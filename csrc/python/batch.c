@@ -17,12 +17,8 @@ static int refuse_kind(PyObject *got, const char *name) {
 }
 
 /* Masked arrays, matrices and arrays with units mean more than their elements: none of that would survive here. */
-int kind_gate(binding_state *state, PyObject *got, const char *name, PyArrayObject **array) {
-    if (!PyArray_CheckExact(got)) {
-        const int is_memmap = PyArray_Check(got) ? PyObject_IsInstance(got, state->memmap) : 0;
-        if (is_memmap < 0) return -1;
-        if (!is_memmap) return refuse_kind(got, name);
-    }
+int kind_gate(const binding_state *state, PyObject *got, const char *name, PyArrayObject **array) {
+    if (!PyArray_CheckExact(got) && (PyObject *)Py_TYPE(got) != state->memmap) return refuse_kind(got, name);
     *array = (PyArrayObject *)got;
     return 0;
 }
@@ -51,22 +47,22 @@ int memory_gate(const binding_state *state, PyArrayObject *array, const char *na
     return 0;
 }
 
-/* ml_dtypes registers bfloat16 with NumPy when it is imported, under a number that only that process knows. */
+/* ml_dtypes registers bfloat16 with NumPy when it is imported, under a number that only that process knows. The look-up
+ * among the modules may run Python code: it happens once, before anything but the kind of the array was looked at. */
 static int is_bfloat16(binding_state *state, PyArrayObject *array) {
     PyObject *module, *type;
     PyArray_Descr *descr = NULL;
-    const int number = PyArray_TYPE(array);
-    if (number < NPY_USERDEF) return 0;
-    if (state->bfloat16 >= 0) return number == state->bfloat16;
+    if (PyArray_TYPE(array) < NPY_USERDEF) return 0;
+    if (state->bfloat16 >= 0) return PyArray_TYPE(array) == state->bfloat16;
     module = PyImport_GetModule(state->ml_dtypes);
     type = module ? PyObject_GetAttrString(module, "bfloat16") : NULL;
-    if (type && PyArray_DescrConverter(type, &descr) && descr->type_num >= NPY_USERDEF)
+    if (type && PyArray_DescrConverter(type, &descr) && descr->type_num >= NPY_USERDEF && PyDataType_ELSIZE(descr) == 2)
         state->bfloat16 = descr->type_num;
     PyErr_Clear();
     Py_XDECREF(descr);
     Py_XDECREF(type);
     Py_XDECREF(module);
-    return number == state->bfloat16;
+    return PyArray_TYPE(array) == state->bfloat16;
 }
 
 static int dtype_gate(binding_state *state, PyArrayObject *array, const char *name, abn_dtype *dtype) {
@@ -171,6 +167,15 @@ static int choose_layout(batch *b, const batch *like) {
     return 0;
 }
 
+static footprint batch_footprint(const batch *b) {
+    const abn_batch *core = &b->core;
+    const npy_intp item = (npy_intp)abn_dtype_size(core->dtype);
+    const step steps[3] = {{core->batch, core->batch_stride * item},
+                           {core->channels, core->channel_stride * item},
+                           {core->spatial, core->spatial_stride * item}};
+    return footprint_of(core->data, item, steps, 3);
+}
+
 /* Distinct indices must be distinct elements: each stride steps over all that the smaller ones reach. */
 static int refuse_self_overlap(const batch *b) {
     const abn_batch *core = &b->core;
@@ -239,10 +244,12 @@ int batch_open(binding_state *state, PyObject *got, name_id name, int channel_ax
     if (batch_elements(b) == 0) {
         b->layout = like ? like->layout : channel_axis == 1 ? CHANNELS_FIRST : CHANNELS_LAST;
         contiguous_strides(&b->core, b->layout);
+        b->bytes = (footprint){0};
         return 0;
     }
-    if (choose_layout(b, like) < 0) return -1;
-    return refuse_self_overlap(b);
+    if (choose_layout(b, like) < 0 || refuse_self_overlap(b) < 0) return -1;
+    b->bytes = batch_footprint(b);
+    return 0;
 }
 
 PyArrayObject *batch_like(const batch *b, batch *fresh) {

@@ -2,7 +2,7 @@
 #ifndef ABN_PYTHON_BATCH_H
 #define ABN_PYTHON_BATCH_H
 
-#include "binding.h"
+#include "overlap.h"
 
 typedef enum { CHANNELS_FIRST, CHANNELS_LAST } layout;
 
@@ -15,6 +15,7 @@ typedef struct {
     npy_intp shape[ABN_MAX_DIMS];
     layout layout;
     abn_batch core;
+    footprint bytes;
 } batch;
 
 /* An array of one element per channel. `array` is borrowed, and NULL where None or nothing was given. */
@@ -24,6 +25,7 @@ typedef struct {
     const char *data;
     npy_intp stride; /* bytes */
     int is_double;
+    footprint bytes;
 } vector;
 
 static inline npy_intp batch_elements(const batch *b) { return b->core.batch * b->core.channels * b->core.spatial; }
@@ -33,10 +35,11 @@ static inline npy_intp batch_per_channel(const batch *b) { return b->core.batch 
 static inline int given(PyObject *got) { return got && got != Py_None; }
 
 /* The two gates that every array passes; `array` is borrowed. 0, or -1 with an exception. */
-int kind_gate(binding_state *state, PyObject *got, const char *name, PyArrayObject **array);
+int kind_gate(const binding_state *state, PyObject *got, const char *name, PyArrayObject **array);
 int memory_gate(const binding_state *state, PyArrayObject *array, const char *name, int writable);
 
-/* All of these: 0, or -1 with a TypeError or ValueError that names the argument. */
+/* All of these: 0, or -1 with a TypeError or ValueError that names the argument. No Python code runs where they return 0,
+ * so that what they found out stays true until the interpreter lock is released. */
 
 /* channel_axis=: 1 or -1. */
 int channel_axis_arg(PyObject *got, int *channel_axis);
@@ -52,10 +55,6 @@ int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp chan
 /* A contiguous one-dimensional float32 array; `count` other than -1 asks for that many elements. */
 int stream_open(binding_state *state, PyObject *got, name_id name, npy_intp count, int writable, PyArrayObject **array);
 
-/* Refuses two arrays that share an element; slices that only interleave pass. NULL shares nothing. */
-int refuse_overlap(binding_state *state, PyArrayObject *written, const char *written_name, PyArrayObject *other,
-                   const char *other_name);
-
 /* The type number of the weights beside a batch: NPY_DOUBLE for float64, else NPY_FLOAT. */
 int weight_type(abn_dtype dtype);
 
@@ -64,8 +63,9 @@ void vector_read(const vector *v, npy_intp channels, double *values);
 /* v = (1 - momentum) * v + momentum * factor * values. */
 void vector_blend(const vector *v, npy_intp channels, double momentum, const double *values, double factor);
 
-/* A fresh array of NPY_FLOAT or NPY_DOUBLE with these values. */
-PyObject *vector_new(int type, npy_intp channels, const double *values);
+/* A fresh array of NPY_FLOAT or NPY_DOUBLE, and what fills it. */
+PyObject *vector_new(int type, npy_intp channels);
+void vector_fill(PyObject *array, npy_intp channels, const double *values);
 
 /* A fresh array of b's shape, dtype and layout; *fresh describes it, and owns nothing. */
 PyArrayObject *batch_like(const batch *b, batch *fresh);

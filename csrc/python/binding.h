@@ -27,7 +27,6 @@ typedef struct binding_state {
     PyObject *strategies[STRATEGIES];       /* interned, in the order of strategy_table */
     PyTypeObject *context_type;
     PyObject *memmap;                           /* numpy.memmap: the one subclass that batches may have */
-    PyObject *shares_memory;                    /* numpy.shares_memory */
     PyObject *ml_dtypes;                        /* the text, to look it up among the imported modules */
     int bfloat16;                               /* its type number; -1 until the first array of that dtype */
     int threads;                                /* what threads=None means for large batches */
@@ -42,6 +41,11 @@ static inline binding_state *state_of(PyObject *module) { return (binding_state 
 #define ABN_WORTH_UNLOCKING 16384
 /* Below this many, waking a second thread costs more than it saves. */
 #define ABN_WORTH_THREADS 32768
+
+/* Settles the threads of a call that touches so many elements. */
+static inline void machine_settle(const binding_state *state, npy_intp elements, abn_machine *machine) {
+    if (machine->threads == 0) machine->threads = elements < ABN_WORTH_THREADS ? 1 : state->threads;
+}
 
 static inline PyThreadState *unlock_interpreter(npy_intp elements) {
     return elements > ABN_WORTH_UNLOCKING ? PyEval_SaveThread() : NULL;

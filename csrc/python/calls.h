@@ -4,12 +4,12 @@
 
 #include "binding.h"
 
-PyObject *call_forward(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
-PyObject *call_normalize(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
-PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
-PyObject *call_backward_reduce(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
-PyObject *call_backward_apply(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
-PyObject *call_statistics(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
-PyObject *call_stream(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames);
+PyObject *call_forward(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
+PyObject *call_normalize(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
+PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
+PyObject *call_backward_reduce(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
+PyObject *call_backward_apply(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
+PyObject *call_statistics(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
+PyObject *call_stream(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
 
 #endif

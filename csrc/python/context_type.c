@@ -43,19 +43,22 @@ static PyObject *get_freed(PyObject *self, void *Py_UNUSED(closure)) {
     return PyBool_FromLong(((context *)self)->freed_by != NULL);
 }
 
+const char *context_role(const context *ctx) { return kept_names[ctx->core.keep]; }
+
 /* Everything kept, full size first. */
 typedef struct {
     const char *name;
     PyArrayObject *array;
+    npy_intp nbytes;
 } kept_part;
 
 enum { KEPT_PARTS = 4 };
 
 static void kept_parts(const context *ctx, kept_part *parts) {
-    parts[0] = (kept_part){kept_names[ctx->core.keep], ctx->kept.array};
-    parts[1] = (kept_part){"guarded_xhat", ctx->guarded};
-    parts[2] = (kept_part){"escape_index", ctx->escape_index};
-    parts[3] = (kept_part){"escape_xhat", ctx->escape_xhat};
+    parts[0] = (kept_part){context_role(ctx), ctx->kept.array, ctx->kept_nbytes};
+    parts[1] = (kept_part){"guarded_xhat", ctx->guarded.array, ctx->guarded.nbytes};
+    parts[2] = (kept_part){"escape_index", ctx->escape_index.array, ctx->escape_index.nbytes};
+    parts[3] = (kept_part){"escape_xhat", ctx->escape_xhat.array, ctx->escape_xhat.nbytes};
 }
 
 static PyObject *get_saved(PyObject *self, void *Py_UNUSED(closure)) {
@@ -65,8 +68,7 @@ static PyObject *get_saved(PyObject *self, void *Py_UNUSED(closure)) {
     for (int i = 0; list && i < KEPT_PARTS; i++) {
         PyObject *row;
         if (!parts[i].array) continue;
-        row = Py_BuildValue("(sOn)", parts[i].name, (PyObject *)parts[i].array,
-                            (Py_ssize_t)PyArray_NBYTES(parts[i].array));
+        row = Py_BuildValue("(sOn)", parts[i].name, (PyObject *)parts[i].array, (Py_ssize_t)parts[i].nbytes);
         if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
         Py_XDECREF(row);
     }
@@ -78,25 +80,31 @@ static PyObject *get_nbytes(PyObject *self, void *Py_UNUSED(closure)) {
     npy_intp bytes = 0;
     kept_parts((context *)self, parts);
     for (int i = 0; i < KEPT_PARTS; i++)
-        if (parts[i].array) bytes += PyArray_NBYTES(parts[i].array);
+        if (parts[i].array) bytes += parts[i].nbytes;
     return PyLong_FromSsize_t((Py_ssize_t)bytes);
 }
 
-static PyObject *context_repr(PyObject *self) {
-    const context *ctx = (context *)self;
-    PyObject *shape = get_shape(self, NULL), *text = NULL;
+PyObject *context_text(const context *ctx) {
+    PyObject *shape = PyArray_IntTupleFromIntp(ctx->kept.ndim, ctx->kept.shape), *text = NULL;
     if (!shape) return NULL;
-    text = PyUnicode_FromFormat("<Context of %S %S, strategy=%R, activation=%R, %s%s>", (PyObject *)ctx->dtype, shape,
-                                ctx->state->strategies[ctx->strategy], ctx->state->activations[ctx->core.activation],
-                                ctx->freed_by ? "freed by " : "keeps ",
-                                ctx->freed_by ? ctx->freed_by : kept_names[ctx->core.keep]);
+    text =
+        PyUnicode_FromFormat("%S %S, strategy=%R, activation=%R, %s%s", (PyObject *)ctx->dtype, shape,
+                             ctx->state->strategies[ctx->strategy], ctx->state->activations[ctx->core.activation],
+                             ctx->freed_by ? "freed by " : "keeps ", ctx->freed_by ? ctx->freed_by : context_role(ctx));
     Py_DECREF(shape);
     return text;
 }
 
+static PyObject *context_repr(PyObject *self) {
+    PyObject *text = context_text((const context *)self), *whole = NULL;
+    if (text) whole = PyUnicode_FromFormat("<Context of %U>", text);
+    Py_XDECREF(text);
+    return whole;
+}
+
 /* ---- methods ------------------------------------------------------------------------------------------- */
 
-static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     binding_state *state = ((context *)self)->state;
     PyObject *got[NAMES] = {NULL}, *result = NULL;
     PyArrayObject *fresh = NULL;
@@ -106,14 +114,15 @@ static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssi
     context *ctx = NULL;
     batch z;
 
-    if (bind_args(state, &recompute_signature, args, npos, kwnames, got) < 0) return NULL;
+    if (bind_args(state, &recompute_signature, args, positionals, kwnames, got) < 0) return NULL;
+    if (machine_args(state, got, &machine) < 0) return NULL;
     if (!(ctx = context_claim(state, self))) goto done;
+    machine_settle(state, batch_elements(&ctx->kept), &machine);
     if (ctx->core.keep == ABN_KEEP_Z) {
         PyErr_Format(PyExc_ValueError, "strategy %R keeps z itself, there is nothing to recompute",
                      state->strategies[ctx->strategy]);
         goto done;
     }
-    if (machine_args(state, got, batch_elements(&ctx->kept), &machine) < 0) goto done;
     if (given(got[NAME_OUT])) {
         if (context_batch(ctx, got[NAME_OUT], NAME_OUT, 1, &z) < 0) goto done;
     } else if (!(fresh = batch_like(&ctx->kept, &z))) {
@@ -156,9 +165,9 @@ static int context_traverse(PyObject *self, visitproc visit, void *arg) {
     Py_VISIT(ctx->module);
     Py_VISIT(ctx->dtype);
     Py_VISIT(ctx->kept.array);
-    Py_VISIT(ctx->guarded);
-    Py_VISIT(ctx->escape_index);
-    Py_VISIT(ctx->escape_xhat);
+    Py_VISIT(ctx->guarded.array);
+    Py_VISIT(ctx->escape_index.array);
+    Py_VISIT(ctx->escape_xhat.array);
     return 0;
 }
 

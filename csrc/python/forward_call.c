@@ -21,7 +21,7 @@ typedef struct {
     binding_state *state;
     PyObject *got[NAMES];
     int is_normalize;
-    int training, strategy, activation;
+    int training, strategy, activation, channel_axis;
     double momentum, eps, activation_param, count;
     abn_machine machine;
     batch x, z;
@@ -63,7 +63,9 @@ static int options_read(forward_call *call) {
     call->momentum = 0.1;
     call->eps = 1e-5;
     call->activation_param = 0.01;
-    if (bool_arg(got[NAME_TRAINING], NAME_TRAINING, &call->training) < 0 ||
+    if (channel_axis_arg(got[NAME_CHANNEL_AXIS], &call->channel_axis) < 0 ||
+        machine_args(call->state, got, &call->machine) < 0 ||
+        bool_arg(got[NAME_TRAINING], NAME_TRAINING, &call->training) < 0 ||
         double_arg(got[NAME_MOMENTUM], NAME_MOMENTUM, &call->momentum) < 0 ||
         double_arg(got[NAME_EPS], NAME_EPS, &call->eps) < 0 ||
         double_arg(got[NAME_ACTIVATION_PARAM], NAME_ACTIVATION_PARAM, &call->activation_param) < 0 ||
@@ -132,27 +134,25 @@ static int vectors_open(forward_call *call) {
 static int overlaps_refused(const forward_call *call, int x_is_written) {
     const vector *v = call->vectors;
     for (int i = 0; i < VECTORS; i++)
-        if (x_is_written && refuse_overlap(call->state, call->x.array, "x", v[i].array, v[i].name) < 0) return -1;
+        if (x_is_written && refuse_overlap(&call->x.bytes, "x", &v[i].bytes, v[i].name) < 0) return -1;
     for (int written = RUNNING_MEAN; call->training && written <= RUNNING_VAR; written++) {
-        if (!x_is_written && refuse_overlap(call->state, v[written].array, v[written].name, call->x.array, "x") < 0)
-            return -1;
+        if (!x_is_written && refuse_overlap(&v[written].bytes, v[written].name, &call->x.bytes, "x") < 0) return -1;
         for (int i = 0; i < VECTORS; i++)
-            if (i != written &&
-                refuse_overlap(call->state, v[written].array, v[written].name, v[i].array, v[i].name) < 0)
+            if (i != written && refuse_overlap(&v[written].bytes, v[written].name, &v[i].bytes, v[i].name) < 0)
                 return -1;
+        if (refuse_kept(call->state, &v[written].bytes, v[written].name) < 0) return -1;
     }
-    return 0;
+    return x_is_written ? refuse_kept(call->state, &call->x.bytes, "x") : 0;
 }
 
 static int arrays_open(forward_call *call) {
     const int x_is_written = strategy_table[call->strategy].keep != ABN_KEEP_X;
-    int channel_axis;
-    if (channel_axis_arg(call->got[NAME_CHANNEL_AXIS], &channel_axis) < 0 ||
-        batch_open(call->state, call->got[NAME_X], NAME_X, channel_axis, NULL, x_is_written, &call->x) < 0 ||
+    if (batch_open(call->state, call->got[NAME_X], NAME_X, call->channel_axis, NULL, x_is_written, &call->x) < 0 ||
         activation_check(call, call->x.core.dtype) < 0 || count_check(call) < 0 || vectors_open(call) < 0 ||
         overlaps_refused(call, x_is_written) < 0)
         return -1;
-    return machine_args(call->state, call->got, batch_elements(&call->x), &call->machine);
+    machine_settle(call->state, batch_elements(&call->x), &call->machine);
+    return 0;
 }
 
 /* ---- the work -------------------------------------------------------------------------------------------------- */
@@ -166,13 +166,12 @@ static void constants_fill(const vector *v, npy_intp channels, double otherwise,
         for (npy_intp c = 0; c < channels; c++) out[c] = otherwise;
 }
 
-static context *context_prepare(const forward_call *call) {
+static int context_prepare(const forward_call *call, context *ctx) {
     const vector *mean = &call->vectors[call->is_normalize ? MEAN : RUNNING_MEAN];
     const vector *var = &call->vectors[call->is_normalize ? VAR : RUNNING_VAR];
     const npy_intp channels = call->x.core.channels;
-    context *ctx = context_new(call->module, &call->x, call->strategy);
     abn_norm *norm;
-    if (!ctx) return NULL;
+    if (context_open(ctx, &call->x, call->strategy) < 0) return -1;
     ctx->training = call->training;
     ctx->has_weight = call->vectors[WEIGHT].array != NULL;
     ctx->has_bias = call->vectors[BIAS].array != NULL;
@@ -187,8 +186,7 @@ static context *context_prepare(const forward_call *call) {
         vector_read(mean, channels, norm->mean);
         vector_read(var, channels, norm->var);
     }
-    if (context_guard(ctx) < 0) Py_CLEAR(ctx);
-    return ctx;
+    return context_guard(ctx);
 }
 
 static void running_update(const forward_call *call, const abn_norm *norm) {
@@ -201,50 +199,53 @@ static void running_update(const forward_call *call, const abn_norm *norm) {
 }
 
 /* Everything has been checked: from here on x may be written. */
-static PyObject *run(forward_call *call) {
+static PyObject *run(forward_call *call, context *ctx) {
     const npy_intp elements = batch_elements(&call->x);
-    context *ctx = context_prepare(call);
     PyArrayObject *fresh = NULL;
     PyObject *result = NULL;
     PyThreadState *unlocked;
     abn_status status = ABN_OK;
 
-    if (!ctx) goto done;
+    if (context_prepare(call, ctx) < 0) return NULL;
     call->z = call->x;
-    if (ctx->core.keep != ABN_KEEP_Z && !(fresh = batch_like(&call->x, &call->z))) goto done;
-    if (!(result = PyTuple_New(2))) goto done;
+    if (ctx->core.keep != ABN_KEEP_Z && !(fresh = batch_like(&call->x, &call->z))) return NULL;
+    context_keep(ctx, call->x.array);
     if (elements > 0) {
         unlocked = unlock_interpreter(elements);
         status = abn_forward(&call->machine, &call->x.core, &call->z.core, &ctx->core,
                              call->training && !call->is_normalize);
         lock_interpreter(unlocked);
     }
-    if (status_check(status) < 0 || context_keep(ctx, call->x.array) < 0) {
-        Py_CLEAR(result);
-        goto done;
+    context_unclaim(ctx);
+    if (status_check(status) < 0 || context_keep_escapes(ctx) < 0) {
+        context_free(ctx, "an error in forward");
+    } else {
+        running_update(call, &ctx->core.norm);
+        result = PyTuple_Pack(2, (PyObject *)call->z.array, (PyObject *)ctx);
     }
-    running_update(call, &ctx->core.norm);
-    PyTuple_SET_ITEM(result, 0, Py_NewRef((PyObject *)call->z.array));
-    PyTuple_SET_ITEM(result, 1, Py_NewRef((PyObject *)ctx));
-done:
     Py_XDECREF(fresh);
-    Py_XDECREF(ctx);
     return result;
 }
 
-static PyObject *forward_or_normalize(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames,
-                                      int is_normalize) {
+/* No Python code runs from the first array that is opened to the last write: it might resize what has been checked. So
+ * all other arguments are converted first, and the context, an object that the garbage collector knows, is made first. */
+static PyObject *forward_or_normalize(PyObject *module, PyObject *const *args, Py_ssize_t positionals,
+                                      PyObject *kwnames, int is_normalize) {
     forward_call call = {.module = module, .state = state_of(module), .is_normalize = is_normalize};
     const signature *sig = is_normalize ? &normalize_signature : &forward_signature;
-    if (bind_args(call.state, sig, args, npos, kwnames, call.got) < 0) return NULL;
-    if (options_read(&call) < 0 || arrays_open(&call) < 0) return NULL;
-    return run(&call);
+    PyObject *result = NULL;
+    context *ctx;
+    if (bind_args(call.state, sig, args, positionals, kwnames, call.got) < 0 || options_read(&call) < 0) return NULL;
+    if (!(ctx = context_new(module))) return NULL;
+    if (arrays_open(&call) == 0) result = run(&call, ctx);
+    Py_DECREF(ctx);
+    return result;
 }
 
-PyObject *call_forward(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
-    return forward_or_normalize(module, args, npos, kwnames, 0);
+PyObject *call_forward(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
+    return forward_or_normalize(module, args, positionals, kwnames, 0);
 }
 
-PyObject *call_normalize(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
-    return forward_or_normalize(module, args, npos, kwnames, 1);
+PyObject *call_normalize(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
+    return forward_or_normalize(module, args, positionals, kwnames, 1);
 }

@@ -12,24 +12,23 @@
 #define ABN_VERSION "unknown"
 #endif
 
-#if defined(__clang__)
-#define ABN_COMPILER "clang " __clang_version__
+#if defined(__clang__) /* __clang_version__ ends in a space */
+#define ABN_COMPILER \
+    "clang " Py_STRINGIFY(__clang_major__) "." Py_STRINGIFY(__clang_minor__) "." Py_STRINGIFY(__clang_patchlevel__)
 #elif defined(__GNUC__)
 #define ABN_COMPILER "gcc " __VERSION__
 #elif defined(_MSC_VER)
-#define ABN_STRING(x) #x
-#define ABN_STRING_OF(x) ABN_STRING(x)
-#define ABN_COMPILER "msvc " ABN_STRING_OF(_MSC_VER)
+#define ABN_COMPILER "msvc " Py_STRINGIFY(_MSC_VER)
 #else
 #define ABN_COMPILER "unknown"
 #endif
 
 /* ---- threads and info ------------------------------------------------------------------------------------ */
 
-static PyObject *set_num_threads(PyObject *module, PyObject *const *args, Py_ssize_t npos, PyObject *kwnames) {
+static PyObject *set_num_threads(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     binding_state *state = state_of(module);
     PyObject *got[NAMES] = {NULL};
-    if (bind_args(state, &set_num_threads_signature, args, npos, kwnames, got) < 0) return NULL;
+    if (bind_args(state, &set_num_threads_signature, args, positionals, kwnames, got) < 0) return NULL;
     if (int_arg(got[NAME_N], NAME_N, 1, ABN_MAX_THREADS, &state->threads) < 0) return NULL;
     Py_RETURN_NONE;
 }
@@ -106,9 +105,8 @@ static int find_numpy(binding_state *state) {
     PyObject *numpy = PyImport_ImportModule("numpy");
     if (!numpy) return -1;
     state->memmap = PyObject_GetAttrString(numpy, "memmap");
-    state->shares_memory = PyObject_GetAttrString(numpy, "shares_memory");
     Py_DECREF(numpy);
-    return state->memmap && state->shares_memory ? 0 : -1;
+    return state->memmap ? 0 : -1;
 }
 
 static int module_exec(PyObject *module) {
@@ -129,7 +127,6 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     binding_state *state = state_of(module);
     Py_VISIT(state->context_type);
     Py_VISIT(state->memmap);
-    Py_VISIT(state->shares_memory);
     return 0;
 }
 
@@ -137,7 +134,6 @@ static int module_clear(PyObject *module) {
     binding_state *state = state_of(module);
     Py_CLEAR(state->context_type);
     Py_CLEAR(state->memmap);
-    Py_CLEAR(state->shares_memory);
     return 0;
 }
 

@@ -1,4 +1,4 @@
-/* Vectors of one element per channel, the benchmark's streams, and what may not overlap what. */
+/* Vectors of one element per channel, and the benchmark's streams. */
 #include "batch.h"
 
 #include <string.h>
@@ -42,6 +42,7 @@ int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp chan
                      v->name, (Py_ssize_t)v->stride, v->name);
         return -1;
     }
+    v->bytes = footprint_of(v->data, PyArray_ITEMSIZE(array), &(step){channels, v->stride}, 1);
     return 0;
 }
 
@@ -82,53 +83,12 @@ void vector_blend(const vector *v, npy_intp channels, double momentum, const dou
     }
 }
 
-PyObject *vector_new(int type, npy_intp channels, const double *values) {
-    PyObject *array = PyArray_New(&PyArray_Type, 1, &channels, type, NULL, NULL, 0, 0, NULL);
-    if (!array) return NULL;
-    if (type == NPY_DOUBLE) {
-        memcpy(PyArray_DATA((PyArrayObject *)array), values, (size_t)channels * sizeof(double));
-    } else {
-        float *out = (float *)PyArray_DATA((PyArrayObject *)array);
-        for (npy_intp c = 0; c < channels; c++) out[c] = (float)values[c];
-    }
-    return array;
-}
+PyObject *vector_new(int type, npy_intp channels) { return PyArray_SimpleNew(1, &channels, type); }
 
-/* ---- overlap ------------------------------------------------------------------------------------------- */
-
-/* The bytes from *low up to *high hold every element; low == high for an empty array. */
-static void span(PyArrayObject *array, const char **low, const char **high) {
-    *low = *high = PyArray_BYTES(array);
-    if (PyArray_SIZE(array) == 0) return;
-    for (int i = 0; i < PyArray_NDIM(array); i++) {
-        const npy_intp reach = (PyArray_DIM(array, i) - 1) * PyArray_STRIDE(array, i);
-        if (reach < 0)
-            *low += reach;
-        else
-            *high += reach;
-    }
-    *high += PyArray_ITEMSIZE(array);
-}
-
-int refuse_overlap(binding_state *state, PyArrayObject *written, const char *written_name, PyArrayObject *other,
-                   const char *other_name) {
-    const char *low, *high, *other_low, *other_high;
-    PyObject *shared;
-    int overlap;
-    if (!written || !other) return 0;
-    span(written, &low, &high);
-    span(other, &other_low, &other_high);
-    if (low >= other_high || other_low >= high) return 0;
-    if (written == other) {
-        overlap = 1;
-    } else { /* slices of one buffer interleave without sharing an element: NumPy solves that exactly */
-        shared = PyObject_CallFunctionObjArgs(state->shares_memory, (PyObject *)written, (PyObject *)other, NULL);
-        if (!shared) return -1;
-        overlap = PyObject_IsTrue(shared);
-        Py_DECREF(shared);
-    }
-    if (overlap > 0)
-        PyErr_Format(PyExc_ValueError, "%s is written and shares memory with %s; pass a copy of one of them",
-                     written_name, other_name);
-    return overlap ? -1 : 0;
+void vector_fill(PyObject *array, npy_intp channels, const double *values) {
+    void *data = PyArray_DATA((PyArrayObject *)array);
+    if (PyArray_TYPE((PyArrayObject *)array) == NPY_DOUBLE)
+        memcpy(data, values, (size_t)channels * sizeof(double));
+    else
+        for (npy_intp c = 0; c < channels; c++) ((float *)data)[c] = (float)values[c];
 }

@@ -35,27 +35,32 @@ def main(options):
     """Run the demo with the options of the command line; returns what the process exits with."""
     missing = [name for name in NEEDED if not _importable(name)]
     if missing:
-        print(
+        return _refuse(
             f"The demo needs {', '.join(missing)}: pip install 'inplace-abn-numpy[demo]', or in a checkout "
-            "pip install '.[demo]'", file=sys.stderr,
-        )  # fmt: skip
-        return 1
+            "pip install '.[demo]'"
+        )
     from . import report, training
 
-    task = tasks.TASKS[options.task]
-    setting = task.setting(
+    setting = tasks.TASKS[options.task].setting(
         quick=options.quick, epochs=options.epochs, batch_size=options.batch_size, dtype=options.dtype,
         seed=options.seed,
     )  # fmt: skip
     strategies = list(dict.fromkeys("inplace_2" if name == "inplace" else name for name in options.strategy))
-    runs = training.compare(setting, strategies)
-    output = options.output or Path(f"inplace_abn_{options.task}.png")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    report.draw(setting, runs, output)
-    report.write(setting, runs, output.with_suffix(".json"))
+    try:
+        picture = report.place(options.output, f"inplace_abn_{options.task}.png")
+        runs = training.compare(setting, strategies)
+    except (OSError, ValueError) as error:
+        return _refuse(f"demo: {error}")
+    report.draw(setting, runs, picture)
+    report.write(setting, runs, picture.with_suffix(".json"))
     print(report.table(report.results(setting, runs)))
-    print(f"\n{output} has the memory over one step and the learning curves.")
+    print(f"\n{picture} has the memory over one step and the learning curves.")
     return 0
+
+
+def _refuse(message):
+    print(message, file=sys.stderr)
+    return 1
 
 
 def _positive(text):

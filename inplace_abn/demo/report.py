@@ -1,12 +1,14 @@
 """What came out: a table, a picture, and the numbers."""
 
 import json
+import os
 import platform
+from pathlib import Path
 
 import numpy as np
 
 from .. import functional
-from ..memory.tables import human
+from ..memory.tables import human, plural
 
 COLUMNS = {
     "kept": "kept for backward",
@@ -38,7 +40,7 @@ def results(setting, runs):
         "dtype": setting.dtype,
         "widths": list(setting.widths),
         "parameters": int(sum(p.data.nbytes for p in runs[0].trainer.net.parameters())),
-        "machine": f"{platform.machine()} ({info['isa_active']}), {info['threads']} threads",
+        "machine": f"{platform.machine()} ({info['isa_active']}), {plural(info['threads'], 'thread')}",
         "strategies": strategies,
     }
 
@@ -68,18 +70,22 @@ def table(numbers):
     lines = rows(numbers)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-    head = (
+    return "\n".join([head(numbers), "", texts[0], "-" * len(texts[0]), *texts[1:]])
+
+
+def head(numbers):
+    """Return in a line what was measured, and on which machine."""
+    return (
         f"{numbers['task']}: {numbers['epochs']} epochs, batches of {numbers['batch_size']}, "
         f"{numbers['dtype']}, {human(numbers['parameters'])} of parameters; {numbers['machine']}"
     )
-    return "\n".join([head, "", texts[0], "-" * len(texts[0]), *texts[1:]])
 
 
 def markdown(numbers):
     """Return the table for a README."""
-    head, *body = rows(numbers)
-    ruler = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ruler, *body])
+    titles, *body = rows(numbers)
+    ruler = ["---", *["---:"] * (len(titles) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [titles, ruler, *body])
 
 
 def write(setting, runs, path):
@@ -87,11 +93,36 @@ def write(setting, runs, path):
     path.write_text(json.dumps(results(setting, runs), indent=1) + "\n", encoding="utf-8")
 
 
+def place(output, default):
+    """Return where the picture goes, in a folder that is made if need be; `default` names it in a folder.
+
+    That is found out before the training: afterwards it would be a pity.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the folder cannot be made or written to, or nothing can be drawn in such a file.
+    """
+    from matplotlib.figure import Figure
+
+    path = Path(default) if output is None else output
+    path = path / default if path.is_dir() else path
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(f"output must end in one of {', '.join(f'.{name}' for name in formats)}, got {path}")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise NotADirectoryError(f"output: {path.parent} is a file, no folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"output: nothing may be written into {path.parent.resolve()}")
+    return path
+
+
 def draw(setting, runs, path):
     """Write a picture of the memory over one step, and of the learning curves."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     runs[0].ledger.plot(*(run.ledger for run in runs[1:]), ax=left)
     left.set_title("memory during one step")

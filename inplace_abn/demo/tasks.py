@@ -175,7 +175,7 @@ _TASKS = (
         "segmentation", "pixels of digits", "mean IoU",
         lambda widths, **style: models.encoder_decoder(1, 11, widths, **style),
         Pixels, mean_iou, lambda batch: (batch, SIZE, SIZE),
-        ((16, 32, 64), 5, 16), ((8, 16, 32, 64), 2, 16),
+        ((16, 32, 64), 5, 16), ((8, 16), 2, 8),
     ),
 )  # fmt: skip
 

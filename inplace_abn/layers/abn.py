@@ -126,12 +126,12 @@ class ABN(Layer):
 
     def _keep(self, ctx, kept, z, writeable):
         ctx.kept = kept
-        (role, array, _), *beside = kept.saved
-        ctx.keep(role, array, writeable)
+        (source, array, _), *beside = kept.saved
+        ctx.keep(source, array, writeable)
         for role, array, _ in beside:
             ctx.keep(role, array)
         if self.strategy in ("checkpoint", "checkpoint_xhat"):
-            ctx.offer(z, kept.recompute)
+            ctx.offer(z, kept.recompute, source)
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Gradients of x, weight and bias."""

@@ -156,13 +156,13 @@ class Context:
         if memory.recorder is not None:
             memory.recorder.temporary(self.name, nbytes)
 
-    def offer(self, array, recompute):
-        """Let other contexts keep the means to compute `array` once more, instead of `array`.
+    def offer(self, array, recompute, role):
+        """Let other contexts keep the means to compute `array` once more, from what is kept as `role`.
 
         It is locked until this context is freed: who writes into it would get what was there before from
         ``recompute()``.
         """
-        kept.offer(array, recompute)
+        kept.offer(array, recompute, self._saved[role], self._name, role)
         self._offered = weakref.ref(array)
 
     @contextmanager

@@ -130,20 +130,23 @@ def may_overwrite(array):
 class _Offer:
     """An array that a checkpointing layer can compute once more; locked, so that it stays what it was."""
 
-    __slots__ = ("recompute", "reference")
+    __slots__ = ("recompute", "reference", "source")
 
-    def __init__(self, array, recompute):
+    def __init__(self, array, recompute, source):
         key = id(array)
         self.reference = weakref.ref(array, lambda _: _offers.pop(key, None))
-        self.recompute = recompute
+        self.recompute, self.source = recompute, source
 
 
 _offers = {}  # id of an array -> its _Offer
 
 
-def offer(array, recompute):
-    """Let contexts keep ``recompute``, which returns `array` once more, instead of it; it is locked."""
-    _offers[id(array)] = _Offer(array, recompute)
+def offer(array, recompute, *source):
+    """Let contexts keep ``recompute``, which returns `array` once more, instead of it; it is locked.
+
+    source: the array that it is computed from, its keeper's name and role, as for `add`.
+    """
+    _offers[id(array)] = _Offer(array, recompute, source)
     array.flags.writeable = False
 
 
@@ -159,12 +162,19 @@ def withdraw(array):
 
 
 class Recipe:
-    """The means to have an array, or a view that begins where it does, once more."""
+    """The means to have an array, or a view that begins where it does, once more.
 
-    __slots__ = ("recompute", "shape", "strides")
+    What it is computed from stays locked as long as there is a recipe, even if its layer is gone.
+    """
 
-    def __init__(self, recompute, shape, strides):
-        self.recompute, self.shape, self.strides = recompute, shape, strides
+    __slots__ = ("recompute", "shape", "strides", "token")
+
+    def __init__(self, found, shape, strides):
+        self.recompute, self.shape, self.strides = found.recompute, shape, strides
+        self.token = add(*found.source)
+
+    def __del__(self):
+        remove(self.token)
 
     def make(self):
         """Return the array."""
@@ -185,4 +195,4 @@ def recipe(array):
         return None
     if array.dtype != owner.dtype or array.ctypes.data != owner.ctypes.data:
         return None
-    return Recipe(found.recompute, array.shape, array.strides)
+    return Recipe(found, array.shape, array.strides)

@@ -1,7 +1,7 @@
 """Convolution of images through BLAS, a block of rows at a time.
 
 A block of the batch (some rows of a sample, or some samples where they are small) is unfolded into a matrix
-of one column per output pixel, which is then multiplied by the weight; the batch as a whole is never unfolded.
+of one column per output pixel, which is then multiplied by the weight; the whole batch is never unfolded.
 The matrix is to stay in the processor's cache, whatever the size of the batch. Convolutions of 1 x 1 without
 stride and padding need no such matrix, depthwise ones with the channels last no BLAS.
 

@@ -1,7 +1,7 @@
 """Gradients checked against finite differences: of layers, networks, and pairs of functions.
 
 >>> import numpy as np
->>> from inplace_abn.gradcheck import gradcheck
+>>> from inplace_abn import gradcheck
 >>> from inplace_abn.layers import InPlaceABN
 >>> report = gradcheck(InPlaceABN(3), np.random.default_rng(0).normal(size=(4, 3, 5)))
 >>> report.ok
@@ -81,7 +81,7 @@ def gradcheck(
     >>> from functools import partial
     >>> import numpy as np
     >>> from inplace_abn import functional
-    >>> from inplace_abn.gradcheck import gradcheck
+    >>> from inplace_abn import gradcheck
     >>> x, weight, bias = np.random.default_rng(0).normal(size=(3, 8, 8))
     >>> forward = partial(functional.forward, activation="elu", activation_param=1.0)
     >>> report = gradcheck((forward, functional.backward), (x, weight[0], bias[0]))

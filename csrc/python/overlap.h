@@ -1,0 +1,35 @@
+/* Which bytes an array covers, and whether two arrays share one of them. */
+#ifndef ABN_PYTHON_OVERLAP_H
+#define ABN_PYTHON_OVERLAP_H
+
+#include "binding.h"
+
+/* Runs of `run` bytes at low + i*steps[0].stride + j*steps[1].stride + ..., widest strides first. Strides are positive,
+ * and each steps over all that the smaller ones reach: so it is in every array that batch_open and vector_open let
+ * pass. All zeros: no bytes at all. */
+typedef struct {
+    npy_intp count, stride; /* stride in bytes */
+} step;
+
+typedef struct {
+    uintptr_t low, high; /* high is past the last byte */
+    npy_intp run;
+    int depth;
+    step steps[3];
+} footprint;
+
+/* `steps` in any order; those of one element drop out. */
+footprint footprint_of(const void *data, npy_intp item, const step *steps, int depth);
+
+/* Given that they reach into one another, do they share a byte? Exact, but for patterns that take too long to compare:
+ * those do. */
+int footprints_share(const footprint *a, const footprint *b);
+
+static inline int footprints_meet(const footprint *a, const footprint *b) {
+    return a->low < b->high && b->low < a->high && footprints_share(a, b);
+}
+
+/* Refuses to write what something else reads: -1 with ValueError. */
+int refuse_overlap(const footprint *written, const char *written_name, const footprint *other, const char *other_name);
+
+#endif

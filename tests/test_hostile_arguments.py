@@ -1,0 +1,216 @@
+"""Arguments that run code of their own while a call reads them, and collections in the midst of it."""
+
+import gc
+
+import numpy as np
+import pytest
+
+from inplace_abn import _core, functional
+
+SHAPE = (4, 3, 50)
+
+
+class Springs:
+    """A number that does something when it is read."""
+
+    def __init__(self, value, action):
+        self.value, self.action = value, action
+
+    def __index__(self):
+        self.action()
+        return self.value
+
+    def __float__(self):
+        self.action()
+        return float(self.value)
+
+
+class Text(str):
+    """Compares equal to nothing, and says so in Python."""
+
+    __slots__ = ("action",)
+
+    def __eq__(self, other):
+        self.action()
+        return False
+
+    __hash__ = str.__hash__
+
+
+def batch(dtype=np.float32):
+    return np.random.default_rng(0).normal(size=SHAPE).astype(dtype)
+
+
+def spoil(array):
+    """Return everything that may happen to an array, by name."""
+    return {
+        "resize": lambda: array.resize(7, refcheck=False),
+        "grow": lambda: array.resize(1 << 22, refcheck=False),
+        "lock": lambda: array.setflags(write=False),
+        "retype": lambda: setattr(array, "dtype", np.int32),
+        "reshape": lambda: setattr(array, "shape", (1, array.size)),
+        "state": lambda: array.__setstate__((1, (2,), np.dtype(np.float64), False, bytes(16))),
+    }
+
+
+SPOILS = list(spoil(None))
+REFUSED = (TypeError, ValueError, RuntimeError)
+SCALARS = {"momentum": 0, "eps": 1, "activation_param": 1, "channel_axis": 1, "threads": 1}
+
+
+@pytest.mark.parametrize("what", SPOILS)
+@pytest.mark.parametrize("victim", ["x", "weight", "running_mean"])
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_forward_looks_at_arrays_after_all_numbers(scalar, victim, what):
+    arrays = {"x": batch()}
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        arrays[name] = np.ones(3, np.float32)
+    spoilt = arrays[victim]
+    fired = []
+
+    def action():
+        fired.append(1)
+        spoil(spoilt)[what]()
+
+    options = {scalar: Springs(SCALARS[scalar], action)}
+    if (victim, what) == ("weight", "lock"):
+        functional.forward(**arrays, **options)  # read only: no harm
+    else:
+        with pytest.raises(REFUSED, match=victim):
+            functional.forward(**arrays, **options)
+    assert fired
+
+
+BACKWARDS = [
+    (name, victim, scalar, what)
+    for name, scalar in [
+        ("backward", "threads"), ("backward_reduce", "threads"), ("backward_apply", "threads"),
+        ("backward_apply", "count"),
+    ]
+    for victim in ("z", "dz")
+    for what in SPOILS
+    if (victim, what) != ("dz", "lock")  # it is only read
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "victim", "scalar", "what"), BACKWARDS)
+def test_backward_looks_at_arrays_after_all_numbers(name, victim, scalar, what):
+    z, ctx = functional.forward(batch())
+    dz, sums = np.ones_like(z), np.zeros(3)
+    number = Springs(1 if scalar == "threads" else 200, spoil(z if victim == "z" else dz)[what])
+    arguments = (ctx, dz, sums, sums, number if scalar == "count" else 200)
+    options = {"threads": number} if scalar == "threads" else {}
+    arguments = arguments if name == "backward_apply" else arguments[:2]
+    call = getattr(functional, name)
+    if victim == "z" and what in ("lock", "reshape"):
+        call(*arguments, **options)  # the same memory
+    else:
+        with pytest.raises(REFUSED, match=r"the array that ctx keeps|dz must"):
+            call(*arguments, **options)
+
+
+@pytest.mark.parametrize("free", ["release", "backward"])
+@pytest.mark.parametrize("name", ["backward", "backward_reduce", "backward_apply", "recompute"])
+def test_a_context_freed_by_an_argument_is_freed(name, free):
+    z, ctx = functional.forward(batch(), strategy="checkpoint")
+    dz, sums = np.ones_like(z), np.zeros(3)
+    action = ctx.release if free == "release" else lambda: functional.backward(ctx, dz)
+    threads = Springs(1, action)
+    calls = {
+        "backward": lambda: functional.backward(ctx, dz, threads=threads),
+        "backward_reduce": lambda: functional.backward_reduce(ctx, dz, threads=threads),
+        "backward_apply": lambda: functional.backward_apply(ctx, dz, sums, sums, 200, threads=threads),
+        "recompute": lambda: ctx.recompute(threads=threads),
+    }
+    with pytest.raises(RuntimeError, match=f"freed by {free}"):
+        calls[name]()
+
+
+@pytest.mark.parametrize("what", ["resize", "grow", "state"])
+@pytest.mark.parametrize("scalar", ["c", "d", "threads"])
+def test_stream_and_statistics_look_at_arrays_after_all_numbers(scalar, what):
+    a = np.ones(60000, np.float32)
+    b = np.ones(60000, np.float32)
+    number = Springs(1, spoil(b)[what])
+    with pytest.raises(REFUSED, match="b must"):
+        _core.stream(a, b, **{scalar: number})
+    x = batch()
+    with pytest.raises(REFUSED, match="x must"):
+        functional.statistics(x, threads=Springs(1, spoil(x)[what]))
+
+
+def test_comparing_texts_runs_no_code():
+    ran = []
+    for name, value in (("strategy", "inplace"), ("activation", "elu")):
+        text = Text(value)
+        text.action = lambda: ran.append(1)
+        functional.forward(batch(), **{name: text})
+    assert not ran
+
+
+class Pretends(np.ndarray):
+    """Runs code when it is asked what it is."""
+
+    ran = False
+
+    @property
+    def __class__(self):
+        type(self).ran = True
+        return np.memmap
+
+
+def test_subclasses_are_refused_without_asking_them():
+    x = batch().view(Pretends)
+    with pytest.raises(TypeError, match=r"plain numpy\.ndarray"):
+        functional.forward(x)
+    assert not Pretends.ran
+
+
+class Falls:
+    """Garbage in a cycle that resizes an array when it is collected."""
+
+    def __init__(self, array):
+        self.array, self.self = array, self
+
+    def __del__(self):
+        self.array.resize(7, refcheck=False)
+
+
+@pytest.mark.parametrize("offset", range(12))
+def test_a_collection_inside_a_call_finds_no_array_open(offset):
+    """Whatever object is the one that sets the collector off: refused, or done on what was checked."""
+    for victim in ("x", "dz"):
+        arrays = {"x": batch(), "dz": np.ones(SHAPE, np.float32)}
+        outcome = step_with_collection(arrays, arrays[victim], offset)
+        assert outcome is arrays["dz"] or f"{victim} must have " in outcome or "ctx keeps" in outcome
+
+
+def step_with_collection(arrays, victim, offset):
+    """Return dx, or the text of a refusal."""
+    weight, before = np.zeros(3, np.float32), gc.get_threshold()
+    gc.collect()
+    Falls(victim)
+    gc.set_threshold(gc.get_count()[0] + 1 + offset, 1, 1)
+    try:
+        _, ctx = functional.forward(arrays["x"], weight)
+        return functional.backward(ctx, arrays["dz"], overwrite=True).dx
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    finally:
+        gc.set_threshold(*before)
+
+
+def test_a_kept_view_of_a_buffer_that_runs_code_when_it_goes():
+    """The last thing that a context lets go of is the array, and with it what it is a view of."""
+    freed = []
+
+    class Buffer(np.ndarray):
+        def __del__(self):
+            freed.append(len(contexts) and contexts[0].freed)
+
+    contexts = []
+    x = batch().view(Buffer)[...].view(np.ndarray)
+    contexts.append(functional.forward(x)[1])
+    del x
+    contexts[0].release()
+    assert all(freed)

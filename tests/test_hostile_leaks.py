@@ -1,0 +1,149 @@
+"""Ten thousand calls of every function, accepted and refused: references, traced memory and the process."""
+
+import gc
+import sys
+import tracemalloc
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inplace_abn import Context, _core, functional
+
+SHAPE = (2, 3, 8)
+CALLS = 10_000
+STATM = Path("/proc/self/statm")
+PAGE = 4096
+
+
+def resident():
+    """Return bytes of memory that the process holds, or 0 where the system does not say."""
+    return int(STATM.read_text().split()[1]) * PAGE if STATM.exists() else 0
+
+
+class Arguments:
+    """What all calls share; their contexts are new."""
+
+    def __init__(self):
+        self.x = np.linspace(-3, 3, 48, dtype=np.float32).reshape(SHAPE)
+        self.dz = np.ones(SHAPE, np.float32)
+        self.weight = np.array([0, 40, 1], np.float32)
+        self.bias = np.ones(3, np.float32)
+        self.statistics = np.zeros(3, np.float32), np.ones(3, np.float32)
+        self.sums = np.ones(3)
+        self.options = {"activation": "elu", "activation_param": 1.0}
+        self.short = np.ones((2, 3, 7), np.float32)
+
+    def forward(self, **changes):
+        return functional.forward(
+            self.x, self.weight, self.bias, *self.statistics, **{**self.options, **changes}
+        )
+
+
+def accepted(a):
+    """Return every function that can be called, by name."""
+    sums = a.sums
+
+    def whole(strategy):
+        _, ctx = a.forward(strategy=strategy)
+        return ctx
+
+    def apply():
+        ctx = whole("inplace")
+        functional.backward_apply(ctx, a.dz, *functional.backward_reduce(ctx, a.dz), 16)
+
+    return {
+        "forward": a.forward,
+        "forward standard": lambda: whole("standard"),
+        "normalize": lambda: functional.normalize(a.x, sums, sums, 16, a.weight),
+        "backward": lambda: functional.backward(whole("inplace"), a.dz),
+        "backward over dz": lambda: functional.backward(whole("inplace"), a.dz, overwrite=True),
+        "backward_apply": apply,
+        "recompute": lambda: whole("checkpoint").recompute(),
+        "attributes": lambda: (repr(ctx := whole("inplace")), ctx.saved, ctx.nbytes, ctx.shape),
+        "release": lambda: whole("inplace").release(),
+        "statistics": lambda: functional.statistics(a.x),
+        "merge_statistics": lambda: functional.merge_statistics([sums, sums], [sums, sums], [1, 2]),
+        "stream": lambda: _core.stream(a.bias),
+        "info": lambda: (functional.info(), functional.get_num_threads()),
+    }
+
+
+def refusals(a):
+    ctx = a.forward(strategy="checkpoint")[1]
+    kept = a.dz[...]
+    keeps = functional.forward(a.dz)[1]
+    sums = a.sums
+    return {
+        "forward": lambda: functional.forward(a.x, a.bias, a.short[0, 0]),
+        "forward name": lambda: functional.forward(a.short, strategy="none"),
+        "forward keyword": lambda: _core.forward(a.short, wieght=a.bias),
+        "forward number": lambda: functional.forward(a.short, momentum="half"),
+        "forward isa": lambda: _core.forward(a.short, isa="none"),
+        "forward overlap": lambda: functional.forward(a.short, a.short[0, :, 0]),
+        "forward kept": lambda: (functional.forward(kept), keeps),
+        "normalize": lambda: functional.normalize(a.short, sums, sums, 1),
+        "backward": lambda: functional.backward(ctx, a.short),
+        "backward kept": lambda: (functional.backward(ctx, kept, overwrite=True), keeps),
+        "backward_reduce": lambda: functional.backward_reduce(None, a.short),
+        "backward_apply": lambda: functional.backward_apply(ctx, kept, sums, sums, 17),
+        "recompute": lambda: ctx.recompute(a.short),
+        "statistics": lambda: functional.statistics(a.short, channel_axis=0),
+        "merge_statistics": lambda: functional.merge_statistics([sums], [sums], [-1]),
+        "stream": lambda: _core.stream(a.short),
+        "set_num_threads": lambda: functional.set_num_threads(0),
+    }
+
+
+def leaks(function, objects):
+    """Return what CALLS calls leave behind: references, traced bytes, resident bytes."""
+    for _ in range(500):
+        function()
+    gc.collect()
+    references, held = [sys.getrefcount(o) for o in objects], resident()
+    for _ in range(CALLS - 1000):
+        function()
+    gc.collect()
+    held = resident() - held
+    tracemalloc.start()
+    try:
+        function()
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(500):
+            function()
+        gc.collect()
+        traced = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    return [sys.getrefcount(o) for o in objects] != references, traced, held
+
+
+def check(function, arguments):
+    arrays = [v for v in vars(arguments).values() if isinstance(v, np.ndarray)]
+    grown, traced, held = leaks(function, [*arrays, *arguments.statistics, Context, _core])
+    assert not grown
+    assert traced < 2000  # 4 bytes a call
+    assert held < 1 << 20  # 100 bytes a call; the smallest side array of a context is 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", accepted(Arguments()))
+def test_calls_leave_nothing_behind(name):
+    arguments = Arguments()
+    check(accepted(arguments)[name], arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", refusals(Arguments()))
+def test_refusals_leave_nothing_behind(name):
+    arguments = Arguments()
+    call = refusals(arguments)[name]
+    with pytest.raises((TypeError, ValueError)):
+        call()
+
+    def refused():
+        with suppress(TypeError, ValueError):
+            call()
+
+    check(refused, arguments)

@@ -1,0 +1,53 @@
+"""What `import inplace_abn` gives: its names, when they are imported, and its example."""
+
+import doctest
+import subprocess
+import sys
+import types
+
+import pytest
+
+import inplace_abn
+
+
+def python(code):
+    """Return what a script prints in an interpreter of its own."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_names():
+    assert set(inplace_abn.__all__) <= set(dir(inplace_abn))
+    assert list(inplace_abn.__all__) == sorted(inplace_abn.__all__)
+    for name in inplace_abn.__all__:
+        assert getattr(inplace_abn, name).__doc__
+    assert inplace_abn.InPlaceABN is inplace_abn.layers.InPlaceABN
+    assert isinstance(inplace_abn.gradcheck, types.FunctionType)
+
+
+def test_all_names_can_be_imported_at_once():
+    code = "from inplace_abn import *; import inplace_abn; print(set(inplace_abn.__all__) <= {*globals()})"
+    assert python(code).split() == ["True"]
+
+
+def test_an_unknown_name():
+    with pytest.raises(AttributeError, match="module 'inplace_abn' has no attribute 'InplaceAbn'"):
+        inplace_abn.InplaceAbn  # noqa: B018
+
+
+def test_layers_are_imported_when_they_are_asked_for():
+    """Who calls the functions alone does not wait for the layers, and nobody for matplotlib."""
+    code = (
+        "import sys, inplace_abn\n"
+        "print({'inplace_abn.layers', 'inplace_abn.memory', 'inplace_abn.ops'} & {*sys.modules})\n"
+        "inplace_abn.InPlaceABN, inplace_abn.gradcheck, inplace_abn.models, inplace_abn.optim\n"
+        "print({'matplotlib', 'sklearn', 'tqdm'} & {*sys.modules})\n"
+    )
+    assert python(code).splitlines() == ["set()", "set()"]
+
+
+def test_documented_examples():
+    result = doctest.testmod(inplace_abn)
+    assert result.attempted > 4
+    assert result.failed == 0
