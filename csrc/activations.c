@@ -9,9 +9,9 @@ const abn_activation_info abn_activation_table[ABN_ACTIVATIONS] = {
 };
 
 /* elu's z nears -alpha, where its spacing hides y. With 1 + z/alpha below this, the recovered y and the slope are off by
- * more than about 1e-5 (float), 1e-8 (double), or a few units in the last place of a half type. */
+ * more than about 3e-5 (float), 1e-8 (double), or a few units in the last place of a half type. */
 static double saturation(abn_dtype dtype) {
-    static const double nearest[ABN_DTYPES] = {0x1p-7, 0x1p-24, 0x1p-5, 0x1p-4};
+    static const double nearest[ABN_DTYPES] = {0x1p-9, 0x1p-24, 0x1p-5, 0x1p-4};
     return nearest[dtype];
 }
 

@@ -16,7 +16,7 @@ specification to read. ``python -m inplace_abn demo`` trains networks with all s
 import importlib
 from typing import TYPE_CHECKING
 
-from . import functional
+from . import _runtime, functional  # noqa: F401
 from ._core import __version__
 from .functional import Context, Gradients, get_num_threads, info, set_num_threads
 

@@ -30,7 +30,7 @@ SUMMING = {"float32": 8, "float64": 8, "float16": 160, "bfloat16": 160}
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 SMALLEST = {"float32": 2.0**-149, "float64": 2.0**-1074, "float16": 2.0**-24, "bfloat16": 2.0**-133}
 # Below -alpha * (1 - FLAT) the slope of elu is too small to go back from z: xhat is kept beside it.
-FLAT = {"float32": 2.0**-7, "float64": 2.0**-24, "float16": 2.0**-5, "bfloat16": 2.0**-4}
+FLAT = {"float32": 2.0**-9, "float64": 2.0**-24, "float16": 2.0**-5, "bfloat16": 2.0**-4}
 
 
 def eps_of_compute(dtype):

@@ -4,6 +4,11 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+# Before NumPy is imported. Tests run side by side, and the threads of a BLAS, which spin while they wait,
+# would take the processors from one another.
+for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
 # The same examples in every run, so that a failure is a failure of the change under test.
 # HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=150)

@@ -9,7 +9,7 @@ from . import tasks
 
 #: "inplace" is another name for "inplace_2".
 STRATEGIES = [strategy for strategy in reference.KEEPS if strategy != "inplace"]
-NEEDED = ("sklearn", "matplotlib", "tqdm")
+NEEDED = ("sklearn", "matplotlib", "tqdm", "threadpoolctl")
 
 
 def add_arguments(parser):

@@ -84,6 +84,7 @@ def compare(setting, strategies, progress=True):
     -------
     list of Run
     """
+    from threadpoolctl import threadpool_limits
     from tqdm import tqdm
 
     data = setting.data()
@@ -93,7 +94,12 @@ def compare(setting, strategies, progress=True):
             f"training must have more than {WATCHED + 1} steps, got {steps}: take a smaller batch_size"
         )
     runs = [Run(strategy, Trainer(setting.network(strategy), steps)) for strategy in strategies]
-    with tqdm(total=(steps + 1) * len(runs), unit="step", disable=None if progress else True) as bar:
+    # The products of these convolutions are too small to share, and threads of a BLAS spin while they wait.
+    one_thread = threadpool_limits(1, user_api="blas")
+    with (
+        one_thread,
+        tqdm(total=(steps + 1) * len(runs), unit="step", disable=None if progress else True) as bar,
+    ):
         for run in runs:
             bar.set_description(f"{run.strategy}: memory")
             run.peaks = peaks.in_a_process_of_its_own(setting, run.strategy)

@@ -194,7 +194,8 @@ class Layer(_Named, StateMixin):
         RuntimeError
             If the last call's backward has run, or there was no call.
         TypeError, ValueError
-            For a dz of another dtype or shape. The backward can be run once more then.
+            For a dz of another dtype or shape. The backward of a single layer can be run once more then,
+            that of a container cannot.
         """
         if not self._contexts:
             raise RuntimeError(

@@ -93,9 +93,10 @@ class Residual(Layer):
 
     ``a = preactivation(x)``. Without a shortcut it is the identity, of x itself: ``branch(a) + x``.
 
-    The blocks of pre-activation networks are ``Residual(Sequential(ABN, Conv2d, ...))`` where the shape
-    stays, the identity mapping, and ``Residual(Sequential(Conv2d, ...), Conv2d, preactivation=ABN)`` where it
-    changes: a projection of what is activated already. Those of post-activation networks are
+    The blocks of pre-activation networks are ``Residual(Sequential(ABN(...), Conv2d(...)))`` where the shape
+    stays, the identity mapping, and
+    ``Residual(Sequential(Conv2d(...)), Conv2d(...), preactivation=ABN(...))`` where it changes: a
+    projection of what is activated already. Those of post-activation networks are
     ``Residual(Sequential(Conv2d, ABN, ..., ABN with "identity"), activation=Activation(inplace=True))``, with
     a `Conv2d` as shortcut where the shape changes.
 

@@ -11,13 +11,13 @@ _ROLES = {
     ),
     "xhat": ("the normalized input, written over it", None),
     "z": ("the result of a normalization, written over its input", None),
-    "input": ("the input, needed for the gradient of the weight", None),
+    "input": ("the input, needed for the gradients", None),
     "guarded_xhat": (
-        "channels whose weight is so small beside the bias that z does not tell x any more",
-        "weights further from zero, or strategy 'checkpoint_xhat'",
+        "channels of which z does not tell x: their weight is small beside the bias, or large with elu",
+        "leaky_relu, another weight, or strategy 'checkpoint_xhat'",
     ),
-    "escape_index": ("where elu is saturated", "leaky_relu, or a smaller bias"),
-    "escape_xhat": ("elements that a saturated elu would lose", "leaky_relu, or a smaller bias"),
+    "escape_index": ("where elu is saturated", "leaky_relu, or a smaller weight or bias"),
+    "escape_xhat": ("elements that a saturated elu would lose", "leaky_relu, or a smaller weight or bias"),
     "mask": ("what was passed on", None),
     "indices": ("which element of a window was passed on", None),
 }
@@ -79,7 +79,8 @@ def _advice(views, size, entries):
     if twin is not None:
         lines.append(
             f"{twin.layer} keeps what {first.layer} made of it, {human(twin.nbytes)}: "
-            f"strategy='inplace' would write that over this buffer, and free {human(size)}"
+            f"strategy='inplace' would write that over this buffer, and free {human(size)}; "
+            "relu, which cannot be inverted, has to be leaky_relu for that"
         )
     elif first.role in ("guarded_xhat", "escape_index", "escape_xhat"):
         lines.append(f"what would free it: {_ROLES[first.role][1]}")
