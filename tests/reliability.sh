@@ -83,7 +83,7 @@ forbidden_pages() {
 
 address_and_undefined() { # address_and_undefined CC
     build "address-$1" CC="$1" ISAS="$(by_mode "v3 baseline" "v4 v3 v2 baseline")" \
-        FLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+        FLAGS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined"
     local error
     for error in heap leak undefined; do notices "Address, undefined, $1" "$error" "$program"; done
     run "Address, undefined, $1: small shapes" "$program" light "$(by_mode 100 10)"

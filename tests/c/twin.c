@@ -36,7 +36,7 @@ static double of_total(total t) { return t.sum + t.lost; }
 static const double summing_units[ABN_DTYPES] = {8, 8, 160, 160};
 
 /* 1 + z / alpha below which elu's z does not tell y: xhat is kept beside it. */
-static const double flat[ABN_DTYPES] = {0x1p-7, 0x1p-24, 0x1p-5, 0x1p-4};
+static const double flat[ABN_DTYPES] = {0x1p-9, 0x1p-24, 0x1p-5, 0x1p-4};
 
 typedef struct {
     double u;        /* of an operation */
