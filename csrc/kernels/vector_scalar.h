@@ -24,19 +24,19 @@ typedef int mask;
 #define v_store_real(p, v) (*(p) = (v))
 #define v_first(v, n) ((n) > 0 ? (v) : 0)
 #define i_set1(x) ((real_bits)(x))
-#define i_add(a, b) ((a) + (b))
+#define i_add(a, b) ((real_bits)((unsigned_bits)(a) + (unsigned_bits)(b))) /* wraps around, as vectors do */
 #define i_and(a, b) ((a) & (b))
 #define i_or(a, b) ((a) | (b))
 
 #ifdef ABN_DTYPE_FLOAT64
+typedef uint64_t unsigned_bits;
 #define v_round(a) rint(a)
-#define i_shift_left(a, n) ((real_bits)((uint64_t)(a) << (n)))
-#define i_shift_right(a, n) ((real_bits)((uint64_t)(a) >> (n)))
 #else
+typedef uint32_t unsigned_bits;
 #define v_round(a) rintf(a)
-#define i_shift_left(a, n) ((real_bits)((uint32_t)(a) << (n)))
-#define i_shift_right(a, n) ((real_bits)((uint32_t)(a) >> (n)))
 #endif
+#define i_shift_left(a, n) ((real_bits)((unsigned_bits)(a) << (n)))
+#define i_shift_right(a, n) ((real_bits)((unsigned_bits)(a) >> (n)))
 
 INLINE ivec v_bits(vec v) {
     ivec i;

@@ -168,14 +168,10 @@ static size_t available_bytes(void) {
     return kilobytes * 1024;
 }
 
-static void repeat_period(char *memory) {
-    for (size_t i = 1; i < TIMES; i++) memcpy(memory + i * PERIOD_BYTES, memory, PERIOD_BYTES);
-}
-
-static void check_periods(const char *what, const char *memory) {
-    size_t different = 0;
-    for (size_t i = 1; i < TIMES; i++) different += memcmp(memory + i * PERIOD_BYTES, memory, PERIOD_BYTES) != 0;
-    check(different == 0, "%s differs between its periods in %zu places", what, different);
+static size_t periods_that_differ(const char *memory) {
+    size_t count = 0;
+    for (size_t i = 1; i < TIMES; i++) count += memcmp(memory + i * PERIOD_BYTES, memory, PERIOD_BYTES) != 0;
+    return count;
 }
 
 int test_large_in_place(const abn_kernels *kernels) {
@@ -183,38 +179,36 @@ int test_large_in_place(const abn_kernels *kernels) {
     const problem of = {g->of_period, ABN_FLOAT16, ABN_ELU, ABN_KEEP_Z, 1, DRAW_ORDINARY};
     const abn_machine machine = {kernels, 2};
     enum { ESCAPED = PERIOD - 3 };
-    if (available_bytes() < 3 * total_bytes) return 0;
+    if (available_bytes() < 2 * total_bytes) return 0;
     char *x = mapped(NULL, total_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-    char *dz = mapped(NULL, total_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    char *gradients[2] = {mirror_open(), mirror_open()};
     numbers n = numbers_open(&of);
     twin *t = &n.expected;
     t->weight[0] = 1, t->bias[0] = 0;
     t->x[ESCAPED] = -6; /* elu's z will not tell it */
     twin_solve(t, &of);
-    const tensor z = period_at(g, x), dx = period_at(g, dz);
-    const abn_batch whole_x = whole_of(g, &z), whole_dz = whole_of(g, &dx);
+    const tensor z = period_at(g, x), dz = period_at(g, gradients[0]), dx = period_at(g, gradients[1]);
+    const abn_batch whole_x = whole_of(g, &z), whole_dz = whole_of(g, &dz), whole_dx = whole_of(g, &dx);
     abn_context context = context_of(&of, &n);
     tensor_write(&z, t->x);
-    tensor_write(&dx, t->dz);
-    repeat_period(x);
-    repeat_period(dz);
+    tensor_write(&dz, t->dz);
+    for (size_t i = 1; i < TIMES; i++) memcpy(x + i * PERIOD_BYTES, x, PERIOD_BYTES);
     now_testing("large, in place");
     check(abn_forward(&machine, &whole_x, &whole_x, &context, 1) == ABN_OK, "forward failed");
     tensor_read(&z, n.values);
     compare("z", n.values, t->z, t->z_error, PERIOD, 1);
-    check_periods("z", x);
+    check(periods_that_differ(x) == 0, "z is not the same everywhere");
     if (check(context.escapes.count == TIMES, "%td elements escaped", context.escapes.count))
         check(context.escapes.position[TIMES - 1] == (int64_t)PERIOD * (TIMES - 1) + ESCAPED, "the last one is at %lld",
               (long long)context.escapes.position[TIMES - 1]);
-    check(abn_backward(&machine, &context, &whole_dz, &whole_dz, n.sum_dy, n.product, 1) == ABN_OK, "backward failed");
+    check(abn_backward(&machine, &context, &whole_dz, &whole_dx, n.sum_dy, n.product, 1) == ABN_OK, "backward failed");
     compare("sum_dy", n.sum_dy, t->sum_dy, t->sum_dy_error, 1, TIMES);
     compare("sum_dy_xhat", n.product, t->sum_dy_xhat, t->sum_dy_xhat_error, 1, TIMES);
     tensor_read(&dx, n.values);
     compare("dx", n.values, t->dx, t->dx_error, PERIOD, 1);
-    check_periods("dx", dz);
     abn_escapes_free(&context.escapes);
     numbers_close(&n);
     munmap(x, total_bytes);
-    munmap(dz, total_bytes);
+    for (int i = 0; i < 2; i++) mirror_close(gradients[i]);
     return 1;
 }

@@ -8,7 +8,7 @@
  * number of pages. */
 void test_large(const abn_kernels *kernels);
 
-/* The same size in memory of its own, 8.7 GB, in place. Returns 0 when there is not that much. */
+/* A forward in place, in 4.3 GB of memory, and its backward. Returns 0 when there is not twice that much. */
 int test_large_in_place(const abn_kernels *kernels);
 
 #endif

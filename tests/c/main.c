@@ -44,7 +44,7 @@ static const struct {
     {"extremes", "hard numbers", extremes, 0},
     {"allocations", "each allocation fails in turn", allocations, 1},
     {"large", "beyond 2^31 elements and 2^32 bytes", large, 1},
-    {"large-in-place", "the same in 9 GB of memory", large_in_place, 1},
+    {"large-in-place", "the forward in 4.3 GB of memory", large_in_place, 1},
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
