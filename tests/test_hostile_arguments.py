@@ -9,6 +9,9 @@ from inplace_abn import _core, functional
 
 SHAPE = (4, 3, 50)
 
+# NumPy is about to take these ways from arrays; as long as it has them they must do no harm.
+pytestmark = pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array:DeprecationWarning")
+
 
 class Springs:
     """A number that does something when it is read."""

@@ -11,6 +11,9 @@ from inplace_abn import _core, functional
 
 SHAPE = (4, 6, 5)
 
+# NumPy is about to take these ways from arrays; as long as it has them they must do no harm.
+pytestmark = pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array:DeprecationWarning")
+
 
 def batch(shape=SHAPE):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
