@@ -88,8 +88,8 @@ typedef struct {
     void *xhat;
 } abn_guard;
 
-/* Elements that cannot be had back from z (saturated elu; z that overflows, with statistics that were given), sorted
- * by channel, then position.
+/* Elements that cannot be had back from z (saturated elu; z that overflows float16, with statistics that were given),
+ * sorted by channel, then position.
  * Channel c's are entries first[c] .. first[c + 1] - 1. Owned by the library: abn_escapes_free.
  * All zero means: none. */
 typedef struct {

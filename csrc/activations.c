@@ -16,9 +16,9 @@ static double saturation(abn_dtype dtype) {
 }
 
 abn_escape_rule abn_escape_rule_of(abn_activation activation, double param, abn_dtype dtype) {
-    if (activation != ABN_ELU) return (abn_escape_rule){0, -INFINITY, -INFINITY};
+    if (activation != ABN_ELU) return (abn_escape_rule){-INFINITY, -INFINITY};
     const double nearest = saturation(dtype);
-    return (abn_escape_rule){1, -param * (1 - nearest), log(nearest)};
+    return (abn_escape_rule){-param * (1 - nearest), log(nearest)};
 }
 
 double abn_activation_value(abn_activation activation, double param, double y) {

@@ -7,8 +7,7 @@
 /* Elements whose stored z is below escape_below go into the escape list; only elements with y below flat_below, give or
  * take the rounding of z, are among them. */
 typedef struct {
-    int escapes;
-    double escape_below, flat_below;
+    double escape_below, flat_below; /* -infinity: no element can be lost */
 } abn_escape_rule;
 
 abn_escape_rule abn_escape_rule_of(abn_activation activation, double param, abn_dtype dtype);

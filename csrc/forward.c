@@ -11,7 +11,7 @@
 #include "parts.h"
 
 /* The forward has no use for the backward's constants. Their memory holds those that give xhat instead of y.
- * FROM_XHAT: z from a stored xhat, which has no centre; nothing is ever written there. */
+ * FROM_XHAT_CENTRE: z from a stored xhat, which has no centre; nothing is ever written there. */
 enum {
     XHAT_SCALE = ABN_WEIGHT,
     XHAT_SHIFT = ABN_BIAS,
@@ -136,7 +136,7 @@ static void set_escapes(forward_operation *f, int training) {
     const abn_context *context = f->context;
     const abn_activation activation = context->activation;
     const abn_escape_rule rule = abn_escape_rule_of(activation, context->activation_param, f->op.source.dtype);
-    const double most = 0.99 * 65504;
+    const double most = 0.99 * 65504; /* of float16 */
     f->escape_below = rule.escape_below;
     f->escape_y_below = rule.flat_below + 0.5;
     f->escape_above = INFINITY;

@@ -6,7 +6,7 @@
  * xhat beside z.
  *
  * Of m numbers with mean 0 and variance 1 none is above sqrt(m). With statistics that were given xhat can be anything:
- * there the forward puts what overflows into the escape list. */
+ * there the forward puts what overflows float16 into the escape list; the other types reach 3e38. */
 #include <math.h>
 
 #include "activations.h"
@@ -33,7 +33,7 @@ static int is_told_by_z(abn_dtype dtype, abn_activation activation, double param
     if (!(abn_activation_largest_z(activation, param, most_y) <= limit.largest)) return 0;
     if (!(abn_activation_error_at(activation, bias) <= limit.most_bias * size)) return 0;
     /* With a sixth of its elements in the escape list a channel costs about what its xhat does. */
-    return !escape.escapes || bias - size >= escape.flat_below;
+    return bias - size >= escape.flat_below;
 }
 
 ptrdiff_t abn_guard_channels(abn_dtype dtype, abn_activation activation, double activation_param, const double *weight,

@@ -170,7 +170,7 @@ def test_table_without_a_process_peak(compared):
 def test_picture_and_numbers(compared, tmp_path):
     report.draw(*compared, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-    report.write(*compared, tmp_path / "numbers.json")
+    report.write(report.results(*compared), tmp_path / "numbers.json")
     numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
     assert report.table(numbers) == report.table(report.results(*compared))
 

@@ -45,13 +45,8 @@ INLINE void moments_step(abn_tile tile, abn_constants constants, real *sums, ptr
     real *squares = sums + ABN_COLUMNS_STRIDE;
     const vec centre = constant(ABN_COLUMNS, constants, ABN_CENTRE, j);
     vec sum = v_zero(), square = v_zero();
-    UNROLLED for (int r = 0; r < rows; r++) {
-        const storage *x = element_at(tile.source, row + r, j);
-        vec d = v_sub(v_load_upto(x, n), centre);
-        if (n < W) d = v_first(d, n); /* the sums beyond belong to other columns */
-        sum = v_add(sum, d);
-        square = v_fma(d, d, square);
-    }
+    UNROLLED for (int r = 0; r < rows; r++)
+        moments_of_vector(element_at(tile.source, row + r, j), n, centre, &sum, &square);
     add_to_columns(sums + j, sum);
     add_to_columns(squares + j, square);
 }
@@ -83,9 +78,7 @@ INLINE void gradient_sums_step(int from, abn_activation activation, abn_tile til
     UNROLLED for (int r = 0; r < rows; r++) {
         const storage *source = element_at(tile.source, row + r, j);
         const storage *gradient = element_at(tile.gradient, row + r, j);
-        const backward_pair p = backward_of_vector(from, activation, source, gradient, n, b, k);
-        sum = v_add(sum, p.dy);
-        product = v_fma(p.dy, p.w, product);
+        gradient_sums_of_vector(from, activation, source, gradient, n, b, k, &sum, &product);
     }
     add_to_columns(sums + j, sum);
     add_to_columns(products + j, product);

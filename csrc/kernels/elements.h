@@ -49,6 +49,20 @@ INLINE backward_pair backward_of_vector(int from, abn_activation activation, con
     return p;
 }
 
+INLINE void moments_of_vector(const storage *x, ptrdiff_t n, vec centre, vec *sum, vec *square) {
+    vec d = v_sub(v_load_upto(x, n), centre);
+    if (n < W) d = v_first(d, n);
+    *sum = v_add(*sum, d);
+    *square = v_fma(d, d, *square);
+}
+
+INLINE void gradient_sums_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,
+                                    ptrdiff_t n, backward_constants b, activation_constants k, vec *sum, vec *product) {
+    const backward_pair p = backward_of_vector(from, activation, source, gradient, n, b, k);
+    *sum = v_add(*sum, p.dy);
+    *product = v_fma(p.dy, p.w, *product);
+}
+
 /* The first n elements of a vector, n <= W or more. */
 INLINE void apply_to_vector(abn_activation activation, const storage *x, storage *z, ptrdiff_t n, affine from_x,
                             activation_constants k) {

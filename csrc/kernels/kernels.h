@@ -40,9 +40,9 @@ typedef struct {
  * ABN_ROWS: per row two vectors of ABN_LANE_BYTES; ABN_COLUMNS: two arrays of `length` numbers, the second
  * beginning ABN_COLUMNS_STRIDE numbers after the first. */
 #define ABN_LANE_BYTES 64
-#define ABN_ROWS_MAX 64 /* rows of an ABN_ROWS tile */
-#define ABN_COLUMNS_MAX 1024
-#define ABN_PADDING 16 /* numbers that may be read past the end of an array of constants or sums */
+#define ABN_ROWS_MAX 64      /* rows of an ABN_ROWS tile */
+#define ABN_COLUMNS_MAX 1024 /* length of an ABN_COLUMNS tile */
+#define ABN_PADDING 16       /* numbers that may be read past the end of an array of constants or sums */
 #define ABN_COLUMNS_STRIDE (ABN_COLUMNS_MAX + ABN_PADDING)
 #define ABN_PARTIAL_BYTES (2 * ABN_COLUMNS_STRIDE * sizeof(double)) /* enough for either layout */
 
@@ -65,7 +65,7 @@ typedef struct {
 typedef struct {
     /* sums += d, d^2 with d = x - centre */
     void (*moments)(const abn_tile *tile, const abn_constants *constants, void *partial);
-    /* Does any of the tile's w, from x, lie below the threshold? (elements that may have to be escaped) */
+    /* Does any of the tile's w, from x, lie outside [low, high]? (elements that may have to be escaped) */
     int (*any_outside)(const abn_tile *tile, const abn_constants *constants, double low, double high);
     /* first[c] += the first partial sums of channel c, second[c] likewise; partial sums are cleared. */
     void (*fold)(void *partial, abn_columns columns, double *first, double *second);

@@ -24,13 +24,6 @@ INLINE void add_partial(real *partial, const vec *sums) {
     v_store_real(partial, v_add(v_load_real(partial), sum));
 }
 
-INLINE void moments_of_vector(const storage *x, ptrdiff_t n, vec centre, vec *sum, vec *square) {
-    vec d = v_sub(v_load_upto(x, n), centre);
-    if (n < W) d = v_first(d, n);
-    *sum = v_add(*sum, d);
-    *square = v_fma(d, d, *square);
-}
-
 INLINE void moments_of_run(const storage *x, ptrdiff_t length, vec centre, real *partial) {
     vec sums[UNROLL], squares[UNROLL];
     ptrdiff_t i = 0;
@@ -66,13 +59,6 @@ INLINE void rows_apply(abn_activation activation, abn_tile tile, abn_constants c
                 apply_to_vector(activation, x + i + u * W, z + i + u * W, W, from_x, k);
         for (; i < tile.length; i += W) apply_to_vector(activation, x + i, z + i, tile.length - i, from_x, k);
     }
-}
-
-INLINE void gradient_sums_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,
-                                    ptrdiff_t n, backward_constants b, activation_constants k, vec *sum, vec *product) {
-    const backward_pair p = backward_of_vector(from, activation, source, gradient, n, b, k);
-    *sum = v_add(*sum, p.dy);
-    *product = v_fma(p.dy, p.w, *product);
 }
 
 INLINE void gradient_sums_of_run(int from, abn_activation activation, const storage *source, const storage *gradient,

@@ -52,8 +52,9 @@ def main(options):
     except (OSError, ValueError) as error:
         return _refuse(f"demo: {error}")
     report.draw(setting, runs, picture)
-    report.write(setting, runs, picture.with_suffix(".json"))
-    print(report.table(report.results(setting, runs)))
+    numbers = report.results(setting, runs)
+    report.write(numbers, picture.with_suffix(".json"))
+    print(report.table(numbers))
     print(f"\n{picture} has the memory over one step and the learning curves.")
     return 0
 

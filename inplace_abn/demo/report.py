@@ -88,9 +88,9 @@ def markdown(numbers):
     return "\n".join("| " + " | ".join(line) + " |" for line in [titles, ruler, *body])
 
 
-def write(setting, runs, path):
+def write(numbers, path):
     """Write the numbers into a file."""
-    path.write_text(json.dumps(results(setting, runs), indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 def place(output, default):
