@@ -19,7 +19,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
-KERNELS = "csrc/kernels/kernels.c"
+KERNELS, STAGES = "csrc/kernels/kernels.c", "csrc/kernels/stages.c"
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 
 # Instruction sets: machines that may have them, flags of gcc and clang, of MSVC. The kernels are compiled for
@@ -33,6 +33,7 @@ INSTRUCTION_SETS = {
     "baseline": (ANY, "", ""),
 }
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+REALS = ("float32", "float64")  # the half types are computed in float32
 
 # OpenMP: compiler flags, linker flags. Apple's clang takes a libomp installed beside it.
 OPENMP = [("/openmp", "")] if os.name == "nt" else [("-fopenmp", "-fopenmp")]
@@ -60,9 +61,10 @@ class BuildCore(build_ext):
         macros += [("ABN_VERSION", f'"{self.distribution.get_version()}"')]
 
         jobs = [
-            (KERNELS, self.names(ABN_ISA=name, ABN_DTYPE=dtype), kernels + self.isa_flags(name))
+            (source, self.names(ABN_ISA=name, ABN_DTYPE=dtype), kernels + self.isa_flags(name))
+            for source, dtypes in ((KERNELS, DTYPES), (STAGES, REALS))
             for name in built
-            for dtype in DTYPES
+            for dtype in dtypes
         ] + [(source, macros, core + openmp) for source in ext.sources]
         with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
             ext.extra_objects = list(pool.map(self.compile_one, *zip(*jobs, strict=True)))

@@ -19,14 +19,29 @@
 /* Storage types. Half types are computed in float; constants and sums per channel are double throughout. */
 typedef enum { ABN_FLOAT32, ABN_FLOAT64, ABN_FLOAT16, ABN_BFLOAT16, ABN_DTYPES } abn_dtype;
 
+/* How y is had back from z. */
+typedef enum { ABN_NO_INVERSE, ABN_FROM_Z_ALONE, ABN_FROM_Z_AND_SIDE } abn_inverse;
+/* What an activation is given beside y: nothing, one number > 0 for all channels, or a number for each channel. */
+typedef enum { ABN_NO_PARAM, ABN_ONE_PARAM, ABN_CHANNEL_PARAM } abn_param;
+
 /* The table of activations, a row each: ABN_<NAME>, its name, and as in abn_activation_info. The arithmetic that goes
- * with a row is in activations.c (one number at a time) and in kernels/activations.h (vectors). */
-#define ABN_EACH_ACTIVATION(ROW)      \
-    ROW(IDENTITY, identity, 1, 0)     \
-    ROW(LEAKY_RELU, leaky_relu, 1, 1) \
-    ROW(ELU, elu, 1, 1)               \
-    ROW(RELU, relu, 0, 0)
-#define ABN_ACTIVATION_(upper, lower, invertible, has_param) ABN_##upper,
+ * with a row is in activations.c (one number at a time) and in kernels/curves.h (vectors). */
+#define ABN_EACH_ACTIVATION(ROW)                                 \
+    ROW(IDENTITY, identity, ABN_FROM_Z_ALONE, ABN_NO_PARAM)      \
+    ROW(LEAKY_RELU, leaky_relu, ABN_FROM_Z_ALONE, ABN_ONE_PARAM) \
+    ROW(PRELU, prelu, ABN_FROM_Z_ALONE, ABN_CHANNEL_PARAM)       \
+    ROW(ELU, elu, ABN_FROM_Z_ALONE, ABN_ONE_PARAM)               \
+    ROW(CELU, celu, ABN_FROM_Z_ALONE, ABN_ONE_PARAM)             \
+    ROW(SELU, selu, ABN_FROM_Z_ALONE, ABN_NO_PARAM)              \
+    ROW(SOFTPLUS, softplus, ABN_FROM_Z_ALONE, ABN_NO_PARAM)      \
+    ROW(SIGMOID, sigmoid, ABN_FROM_Z_ALONE, ABN_NO_PARAM)        \
+    ROW(TANH, tanh, ABN_FROM_Z_ALONE, ABN_NO_PARAM)              \
+    ROW(SILU, silu, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM)           \
+    ROW(GELU, gelu, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM)           \
+    ROW(GELU_TANH, gelu_tanh, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM) \
+    ROW(MISH, mish, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM)           \
+    ROW(RELU, relu, ABN_NO_INVERSE, ABN_NO_PARAM)
+#define ABN_ACTIVATION_(upper, lower, inverse, param) ABN_##upper,
 typedef enum { ABN_EACH_ACTIVATION(ABN_ACTIVATION_) ABN_ACTIVATIONS } abn_activation;
 #undef ABN_ACTIVATION_
 
@@ -36,8 +51,8 @@ size_t abn_dtype_size(abn_dtype dtype);
 
 typedef struct {
     const char *name;
-    int invertible; /* can y be had back from z? If not, only strategies that keep x or xhat take it. */
-    int has_param;  /* slope of leaky_relu, alpha of elu: must be > 0 and finite */
+    abn_inverse inverse; /* ABN_NO_INVERSE: only strategies that keep x or xhat take it */
+    abn_param param;     /* slope of leaky_relu and prelu, alpha of elu and celu */
 } abn_activation_info;
 extern const abn_activation_info abn_activation_table[ABN_ACTIVATIONS];
 
@@ -88,14 +103,15 @@ typedef struct {
     void *xhat;
 } abn_guard;
 
-/* Elements that cannot be had back from z (saturated elu; z that overflows float16, with statistics that were given),
- * sorted by channel, then position.
- * Channel c's are entries first[c] .. first[c + 1] - 1. Owned by the library: abn_escapes_free.
- * All zero means: none. */
+/* What is kept per element is kept in the order of a batch without gaps: element (n, c, s) has the index
+ * (n*C + c)*S + s channels-first, (n*S + s)*C + c channels-last. (Where C or S is 1 the two are the same.)
+ *
+ * Elements that cannot be had back from z: where the activation is flat, near its minimum, where the residual is far
+ * above the weight; z that overflows float16, with statistics that were given. Sorted by index. Owned by the library:
+ * abn_escapes_free. All zero means: none. */
 typedef struct {
     ptrdiff_t count;
-    ptrdiff_t *first;  /* channels + 1 entries */
-    int64_t *position; /* n * S + s */
+    int64_t *index;
     double *xhat;
 } abn_escapes;
 
@@ -114,15 +130,23 @@ typedef struct {
     abn_scheme scheme;
     abn_batch kept;
     abn_activation activation;
-    double activation_param;
+    double activation_param;     /* ABN_ONE_PARAM */
+    const double *channel_param; /* ABN_CHANNEL_PARAM: `channels` doubles, of any sign; else NULL */
+    abn_batch residual;          /* y = weight * xhat + bias + residual; like kept, read only. data == NULL: none */
     abn_norm norm;
     abn_guard guard;     /* ABN_KEEP_Z only */
     abn_escapes escapes; /* ABN_KEEP_Z only */
+    /* ABN_KEEP_Z of ABN_FROM_Z_AND_SIDE: bit index % 8 of byte index / 8 is set where y lies left of the minimum.
+     * abn_sides_bytes(context) bytes, zeroed before the forward. */
+    uint8_t *sides;
 } abn_context;
 
-/* Fills slot[0..channels) and returns how many channels have to be guarded. Depends on the weights alone. */
-ptrdiff_t abn_guard_channels(abn_dtype dtype, abn_activation activation, double activation_param, const double *weight,
-                             const double *bias, ptrdiff_t channels, ptrdiff_t per_channel, ptrdiff_t *slot);
+/* From context->{keep, kept, activation, activation_param, channel_param, norm.weight, norm.bias, residual}: fills
+ * slot[0..channels) and returns how many channels have to be guarded. Looks at weights, and at some of the residual. */
+ptrdiff_t abn_guard_channels(const abn_context *context, ptrdiff_t *slot);
+
+/* 0 where no sides have to be kept. */
+size_t abn_sides_bytes(const abn_context *context);
 
 /* ---- the operations --------------------------------------------------------------------------------- */
 
@@ -133,9 +157,9 @@ abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, double
  *   ABN_KEEP_Z     z is x itself (same data): z is written over x
  *   ABN_KEEP_X     z is another buffer; x is left as it is
  *   ABN_KEEP_XHAT  z is another buffer; xhat is written over x
- * context: keep, scheme, activation, norm.{eps,weight,bias} and guard are given. With `training` the batch's
- * own mean and var are computed into norm; without, norm.mean and norm.var are given. norm.inv_std, kept and
- * escapes are filled in here.
+ * context: keep, scheme, activation, its param, residual, sides, norm.{eps,weight,bias} and guard are given. With
+ * `training` the batch's own mean and var are computed into norm; without, norm.mean and norm.var are given.
+ * norm.inv_std, kept and escapes are filled in here.
  * ABN_NO_MEMORY: x may hold partly normalised data (only scratch of a few hundred KB is ever asked for, most
  * of it before the first write). */
 abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn_batch *z, abn_context *context,
@@ -144,18 +168,31 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
 /* z again, from a context that kept x or xhat. */
 abn_status abn_recompute(const abn_machine *machine, const abn_context *context, const abn_batch *z);
 
-/* sum_dy = sum dy (= gradient of bias), sum_dy_xhat = sum dy*xhat (= gradient of weight), dy = dz*activation'(y). */
-abn_status abn_backward_reduce(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
-                               double *sum_dy, double *sum_dy_xhat);
+/* Arrays of `channels` doubles. dy = dz*activation'(y). */
+typedef struct {
+    double *dy;      /* sum dy, the gradient of bias */
+    double *dy_xhat; /* sum dy*xhat, the gradient of weight */
+    double *param;   /* the gradient of channel_param; NULL where there is none */
+} abn_sums;
 
-/* dx = weight*inv_std * (dy - sum_dy/count - xhat*sum_dy_xhat/count); count == 0 drops the last two terms, which
- * is the backward of evaluation mode. dx may be dz itself (same data) or another buffer. */
+/* Where gradients by elements go. */
+typedef struct {
+    abn_batch dx;        /* dz itself (same data) or another buffer */
+    abn_batch residual;  /* dy, the gradient of the residual; data == NULL: not wanted */
+    int add_to_residual; /* residual += dy rather than = dy */
+} abn_gradients;
+
+abn_status abn_backward_reduce(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
+                               const abn_sums *sums);
+
+/* dx = weight*inv_std * (dy - sums.dy/count - xhat*sums.dy_xhat/count); count == 0 drops the last two terms, which
+ * is the backward of evaluation mode. sums->param is not looked at. */
 abn_status abn_backward_apply(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
-                              const abn_batch *dx, const double *sum_dy, const double *sum_dy_xhat, double count);
+                              const abn_gradients *to, const abn_sums *sums, double count);
 
 /* Both steps, fused so that a channel is still in cache for its second pass. */
 abn_status abn_backward(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
-                        const abn_batch *dx, double *sum_dy, double *sum_dy_xhat, int training);
+                        const abn_gradients *to, const abn_sums *sums, int training);
 
 /* The yardstick of benchmarks.limit: a = a*c + d (b == NULL), or b = b*c + a*d, over contiguous float32. */
 void abn_stream(const abn_machine *machine, float *a, float *b, ptrdiff_t count, float c, float d);

@@ -1,68 +1,235 @@
 #include "activations.h"
 
+#include <float.h>
 #include <math.h>
 
 const abn_activation_info abn_activation_table[ABN_ACTIVATIONS] = {
-#define INFO(upper, lower, invertible, has_param) {#lower, invertible, has_param},
+#define INFO(upper, lower, inverse, param) {#lower, inverse, param},
     ABN_EACH_ACTIVATION(INFO)
 #undef INFO
 };
 
-/* elu's z nears -alpha, where its spacing hides y. With 1 + z/alpha below this, the recovered y and the slope are off by
- * more than about 3e-5 (float), 1e-8 (double), or a few units in the last place of a half type. */
-static double saturation(abn_dtype dtype) {
-    static const double nearest[ABN_DTYPES] = {0x1p-9, 0x1p-24, 0x1p-5, 0x1p-4};
-    return nearest[dtype];
+#define SELU_SCALE 1.0507009873554804934193349852946
+#define SELU_ALPHA 1.6732632423543772848170429916717
+#define GELU_BEND 1.5957691216057307118 /* gelu_tanh: y * sigmoid(bend * (y + cubic * y^3)) */
+#define GELU_CUBIC 0.044715
+
+static double logistic(double y) {
+    const double e = exp(-fabs(y));
+    return y < 0 ? e / (1 + e) : 1 / (1 + e);
 }
 
-abn_escape_rule abn_escape_rule_of(abn_activation activation, double param, abn_dtype dtype) {
-    if (activation != ABN_ELU) return (abn_escape_rule){-INFINITY, -INFINITY};
-    const double nearest = saturation(dtype);
-    return (abn_escape_rule){-param * (1 - nearest), log(nearest)};
+static double softplus(double y) { return fmax(y, 0) + log1p(exp(-fabs(y))); }
+
+/* Of the activations with a minimum: z = y * gate(y). tanh(softplus(y)) = n / (n + 2), n = e (e + 2), e = exp(y). */
+static double gate(abn_activation activation, double y) {
+    switch (activation) {
+        case ABN_GELU: return 0.5 * erfc(-y * 0.70710678118654752440);
+        case ABN_GELU_TANH: return logistic(GELU_BEND * (y + GELU_CUBIC * y * y * y));
+        case ABN_MISH: {
+            const double e = exp(fmin(y, 40)), n = e * (e + 2);
+            return n / (n + 2);
+        }
+        default: return logistic(y);
+    }
 }
+
+static double gate_slope(abn_activation activation, double y) {
+    const double far = fmax(-1e3, fmin(1e3, y));
+    switch (activation) {
+        case ABN_GELU: return 0.39894228040143267794 * exp(-0.5 * far * far);
+        case ABN_GELU_TANH: {
+            const double u = GELU_BEND * (far + GELU_CUBIC * far * far * far);
+            return logistic(u) * logistic(-u) * GELU_BEND * (1 + 3 * GELU_CUBIC * far * far);
+        }
+        case ABN_MISH: {
+            const double e = exp(fmin(y, 40)), n2 = e * (e + 2) + 2;
+            return 4 * e * (1 + e) / (n2 * n2);
+        }
+        default: return logistic(y) * logistic(-y);
+    }
+}
+
+/* height and rate of elu, celu and selu: z = height * (exp(y * rate) - 1) for y < 0. */
+static double height(abn_activation activation, double param) {
+    return activation == ABN_SELU ? SELU_SCALE * SELU_ALPHA : param;
+}
+static double rate(abn_activation activation, double param) { return activation == ABN_CELU ? 1 / param : 1; }
 
 double abn_activation_value(abn_activation activation, double param, double y) {
     switch (activation) {
-        case ABN_LEAKY_RELU: return y >= 0 ? y : param * y;
-        case ABN_ELU: return y >= 0 ? y : param * expm1(y);
+        case ABN_LEAKY_RELU:
+        case ABN_PRELU: return y >= 0 ? y : param * y;
+        case ABN_ELU:
+        case ABN_CELU: return y >= 0 ? y : height(activation, param) * expm1(y * rate(activation, param));
+        case ABN_SELU: return y >= 0 ? SELU_SCALE * y : SELU_SCALE * SELU_ALPHA * expm1(y);
+        case ABN_SOFTPLUS: return softplus(y);
+        case ABN_SIGMOID: return logistic(y);
+        case ABN_TANH: return tanh(y);
+        case ABN_SILU:
+        case ABN_GELU:
+        case ABN_GELU_TANH:
+        case ABN_MISH: return fmax(y, -1e3) * gate(activation, y); /* no infinity meets a gate of 0 */
         case ABN_RELU: return y < 0 ? 0 : y;
         default: return y;
     }
 }
 
-double abn_activation_inverse(abn_activation activation, double param, double z) {
-    switch (activation) {
-        case ABN_LEAKY_RELU: return z >= 0 ? z : z / param;
-        case ABN_ELU: return z >= 0 ? z : log1p(z / param);
-        default: return z;
-    }
-}
-
 double abn_activation_derivative(abn_activation activation, double param, double y) {
     switch (activation) {
-        case ABN_LEAKY_RELU: return y >= 0 ? 1 : param;
-        case ABN_ELU: return y >= 0 ? 1 : param * exp(y);
+        case ABN_LEAKY_RELU:
+        case ABN_PRELU: return y >= 0 ? 1 : param;
+        case ABN_ELU:
+        case ABN_CELU:
+        case ABN_SELU: {
+            const double k = rate(activation, param);
+            if (y >= 0) return activation == ABN_SELU ? SELU_SCALE : 1;
+            return height(activation, param) * k * exp(y * k);
+        }
+        case ABN_SOFTPLUS: return logistic(y);
+        case ABN_SIGMOID: return logistic(y) * logistic(-y);
+        case ABN_TANH: return 4 * logistic(2 * y) * logistic(-2 * y);
+        case ABN_SILU:
+        case ABN_GELU:
+        case ABN_GELU_TANH:
+        case ABN_MISH: return gate(activation, y) + fmax(-1e3, fmin(1e3, y)) * gate_slope(activation, y);
         case ABN_RELU: return y >= 0;
         default: return 1;
     }
 }
 
-double abn_activation_least_z(abn_activation activation, double param, double size) {
+static int has_minimum(abn_activation activation) {
+    return abn_activation_table[activation].inverse == ABN_FROM_Z_AND_SIDE;
+}
+
+static double minimum(abn_activation activation) {
     switch (activation) {
-        case ABN_LEAKY_RELU: return fmin(1, param) * size;
-        case ABN_ELU: return fmin(1, param) * fmin(1, size);
-        default: return size;
+        case ABN_SILU: return -0x1.474973c84120bp+0;
+        case ABN_GELU: return -0x1.80ead197f00b4p-1;
+        case ABN_GELU_TANH: return -0x1.81429f9e97e4dp-1;
+        case ABN_MISH: return -0x1.31432c0d12d84p+0;
+        default: return -INFINITY;
     }
+}
+
+/* Newton's method between bounds that close in on y, which it leaves for their middle where it would go beyond. */
+static double gated_inverse(abn_activation activation, double z, int left) {
+    const double bottom = minimum(activation), least_z = bottom * gate(activation, bottom);
+    if (!(z > least_z)) return bottom;
+    double low = left ? -750 : bottom, high = left ? bottom : fmax(1, 2 * z + 1);
+    if (!left && z > 40) return z;
+    double y = left ? bottom - 1 : fmax(z, bottom + sqrt(z - least_z));
+    for (int i = 0; i < 200 && low < high; i++) {
+        const double value = abn_activation_value(activation, 0, y);
+        if (value == z) return y;
+        if ((value > z) == left)
+            low = y;
+        else
+            high = y;
+        /* Far left the logarithm of z is nearly a line, or a parabola. */
+        const double slope = abn_activation_derivative(activation, 0, y);
+        const double step = left && z < 0 ? log(value / z) * value / slope : (value - z) / slope;
+        const double next = y - step;
+        const double within = next > low && next < high ? next : 0.5 * (low + high);
+        if (fabs(within - y) <= 0.25 * DBL_EPSILON * fabs(y) || within == low || within == high) return within;
+        y = within;
+    }
+    return y;
+}
+
+double abn_activation_inverse(abn_activation activation, double param, double z, int left) {
+    switch (activation) {
+        case ABN_LEAKY_RELU:
+        case ABN_PRELU: return z >= 0 ? z : z / param;
+        case ABN_ELU:
+        case ABN_CELU:
+        case ABN_SELU: {
+            if (z >= 0) return activation == ABN_SELU ? z / SELU_SCALE : z;
+            const double ratio = fmax(z / height(activation, param), DBL_EPSILON / 2 - 1);
+            return log1p(ratio) / rate(activation, param);
+        }
+        case ABN_SOFTPLUS: {
+            const double size = fmax(z, DBL_MIN);
+            return size + log(-expm1(-size));
+        }
+        case ABN_SIGMOID: {
+            const double p = fmin(fmax(z, DBL_MIN), 1 - DBL_EPSILON / 2);
+            return log(p / (1 - p));
+        }
+        case ABN_TANH: return atanh(fmax(DBL_EPSILON / 2 - 1, fmin(1 - DBL_EPSILON / 2, z)));
+        case ABN_SILU:
+        case ABN_GELU:
+        case ABN_GELU_TANH:
+        case ABN_MISH: return gated_inverse(activation, z, left);
+        default: return z;
+    }
+}
+
+/* Where z comes near an asymptote its spacing hides y: how near, of the distance from 0, it may come. elu, celu, selu:
+ * y and the slope recovered from there are off by about 3e-5 (float), 1e-8 (double) or a few units in the last place of
+ * a half type. sigmoid and tanh come near on both sides or sooner: the limit is farther out, or it would be too many. */
+static double asymptote(abn_activation activation, abn_dtype dtype) {
+    static const double one_sided[ABN_DTYPES] = {0x1p-9, 0x1p-24, 0x1p-5, 0x1p-4};
+    static const double bounded[ABN_DTYPES] = {0x1p-12, 0x1p-26, 0x1p-7, 0x1p-6};
+    return (activation == ABN_TANH || activation == ABN_SIGMOID ? bounded : one_sided)[dtype];
+}
+
+/* z below this is subnormal in the storage type, or smaller than kernels/curves.h inverts (LEAST_SIZE there). */
+static double least_size(abn_dtype dtype) {
+    static const double least[ABN_DTYPES] = {1e-35, 1e-299, 0x1p-14, 1e-35};
+    return least[dtype];
+}
+
+/* At the minimum z is flat: a rounding of it, u, comes back as an error of u / |y - minimum| in the slope. Up to here that
+ * is too much beside the rounding of dx to the same type, or, in float, too many elements. Of N(0,1) numbers 0.1 %
+ * (float), 0.001 % (double) and 0.5 to 0.9 % (half types) are nearer. */
+static double nearest_to_minimum(abn_dtype dtype) {
+    static const double nearest[ABN_DTYPES] = {1.5e-3, 1e-5, 0.014, 0.01};
+    return nearest[dtype];
+}
+
+abn_escape_rule abn_escape_rule_of(abn_activation activation, double param, abn_dtype dtype) {
+    abn_escape_rule rule = {-INFINITY, INFINITY, 0, 0};
+    switch (activation) {
+        case ABN_ELU:
+        case ABN_CELU:
+        case ABN_SELU: rule.below = log(asymptote(activation, dtype)) / rate(activation, param); break;
+        case ABN_TANH:
+            rule.above = atanh(1 - asymptote(activation, dtype));
+            rule.below = -rule.above;
+            break;
+        case ABN_SIGMOID:
+            rule.above = -log(asymptote(activation, dtype));
+            rule.below = log(least_size(dtype));
+            break;
+        case ABN_SOFTPLUS: rule.below = log(least_size(dtype)); break;
+        case ABN_SILU:
+        case ABN_GELU:
+        case ABN_GELU_TANH:
+        case ABN_MISH:
+            rule.below = abn_activation_inverse(activation, param, -least_size(dtype), 1);
+            rule.minimum = minimum(activation);
+            rule.near = nearest_to_minimum(dtype);
+            break;
+        default: break;
+    }
+    return rule;
+}
+
+double abn_activation_least_z(abn_activation activation, double param, double size) {
+    const double most_negative = has_minimum(activation) ? fmax(minimum(activation), -size) : -size;
+    const double negative = activation == ABN_SOFTPLUS || activation == ABN_SIGMOID ? 0 : most_negative;
+    return fmin(fabs(abn_activation_value(activation, param, size)),
+                fabs(abn_activation_value(activation, param, negative)));
 }
 
 double abn_activation_largest_z(abn_activation activation, double param, double size) {
-    switch (activation) {
-        case ABN_LEAKY_RELU: return fmax(1, param) * size;
-        case ABN_ELU: return fmax(size, param * fmin(1, size));
-        default: return size;
-    }
+    const double most_negative = has_minimum(activation) ? fmax(minimum(activation), -size) : -size;
+    return fmax(fabs(abn_activation_value(activation, param, size)),
+                fabs(abn_activation_value(activation, param, most_negative)));
 }
 
-double abn_activation_error_at(abn_activation activation, double y) {
-    return activation == ABN_ELU && y < 0 ? expm1(-y) : fabs(y);
+double abn_activation_error_at(abn_activation activation, double param, double y, double size) {
+    if (fabs(y - minimum(activation)) < size) y = minimum(activation) + size;
+    return fabs(abn_activation_value(activation, param, y) / abn_activation_derivative(activation, param, y));
 }

@@ -1,25 +1,28 @@
 /* dz -> dx and the two sums. One pass for the sums, one that applies them, whatever was kept:
  *
  *     w = xhat, or weight * xhat (ABN_SCHEME_II)      dx = dy * dy_factor + w * w_factor + offset
- */
+ *
+ * Tiles of the activations of straight pieces go through one kernel. What is curved, has a residual or escaped elements
+ * goes piece by piece through arrays in the nearest cache, where the escaped elements are put in place. */
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
-#include <stdlib.h>
 
 #include "abn.h"
 #include "activations.h"
+#include "escapes.h"
+#include "guard.h"
 #include "parts.h"
+#include "sides.h"
 
 typedef struct {
     abn_operation op; /* first: the steps cast back */
     const abn_context *context;
-    const abn_activation_kernels *kernels;
+    const abn_activation_kernels *kernels; /* for whole tiles; NULL: piece by piece */
     int from;
-    double escape_below;
-    double *sum_dy, *sum_dy_xhat; /* given, or filled by the sums */
-    double count;                 /* elements behind the sums; 0: evaluation mode */
-    double *escaped_dz;           /* dz of the escaped elements: dx may be written over it */
+    abn_sums sums; /* given, or filled by the sums */
+    double count;  /* elements behind the sums; 0: evaluation mode */
+    int add_to_residual;
 } backward_operation;
 
 static int is_guarded(const backward_operation *b, ptrdiff_t channel) {
@@ -63,152 +66,232 @@ static int source_is_exact(const backward_operation *b, ptrdiff_t c) {
 static void set_result_constants(backward_operation *b, ptrdiff_t c) {
     const abn_norm *norm = &b->context->norm;
     const double factor = norm->weight[c] * norm->inv_std[c], per_element = b->count > 0 ? 1 / b->count : 0;
-    const double w_factor = (is_scaled(b, c) ? norm->inv_std[c] : factor) * b->sum_dy_xhat[c] * per_element;
-    const double offset = b->count > 0 ? -factor * b->sum_dy[c] * per_element : 0;
+    const double w_factor = (is_scaled(b, c) ? norm->inv_std[c] : factor) * b->sums.dy_xhat[c] * per_element;
+    const double offset = b->count > 0 ? -factor * b->sums.dy[c] * per_element : 0;
     const abn_dtype dtype = b->op.source.dtype;
     abn_set_constant(&b->op, ABN_DY_FACTOR, c, factor);
     abn_set_constant(&b->op, ABN_W_FACTOR, c, b->count > 0 ? -w_factor : 0);
     abn_set_constant(&b->op, ABN_OFFSET, c, offset);
-    if (!abn_constant_fits(dtype, factor) || (isfinite(w_factor) && fabs(w_factor) > FLT_MAX) ||
+    if (!abn_constant_fits(dtype, factor) || !abn_constant_fits(dtype, w_factor) ||
         (isfinite(offset) && fabs(offset) > FLT_MAX) || source_is_exact(b, c))
         b->op.kinds[c] |= ABN_EXACT;
 }
 
-static char *element_at(const abn_batch *batch, ptrdiff_t channel, int64_t position) {
-    return abn_address(batch, (ptrdiff_t)(position / batch->spatial), channel, (ptrdiff_t)(position % batch->spatial));
-}
-
-static double escaped_dy(const backward_operation *b, ptrdiff_t channel, ptrdiff_t e) {
-    const abn_context *context = b->context;
-    const double y = context->norm.weight[channel] * context->escapes.xhat[e] + context->norm.bias[channel];
-    return b->escaped_dz[e] * abn_activation_derivative(context->activation, context->activation_param, y);
-}
-
 static void begin(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
     backward_operation *b = (backward_operation *)op;
-    const abn_escapes *escapes = &b->context->escapes;
     for (ptrdiff_t c = channel; c < channel + channels; c++) {
         set_source_constants(b, c);
+        if (b->context->channel_param) abn_set_constant(op, ABN_PARAM, c, b->context->channel_param[c]);
         if (!op->sums) set_result_constants(b, c);
-        if (!escapes->count) continue;
-        for (ptrdiff_t e = escapes->first[c]; e < escapes->first[c + 1]; e++)
-            b->escaped_dz[e] = abn_load_element(op->gradient.dtype, element_at(&op->gradient, c, escapes->position[e]));
     }
 }
 
 /* ---- element by element, in double --------------------------------------------------------------------- */
 
 typedef struct {
-    double dy, xhat;
-} exact_pair;
+    double y, dy, xhat;
+} exact_values;
 
-static double exact_result(const backward_operation *b, ptrdiff_t channel, exact_pair pair) {
+static double exact_result(const backward_operation *b, ptrdiff_t channel, exact_values values) {
     const abn_norm *norm = &b->context->norm;
-    double dx = pair.dy;
-    if (b->count > 0) dx -= (b->sum_dy[channel] + pair.xhat * b->sum_dy_xhat[channel]) / b->count;
+    double dx = values.dy;
+    if (b->count > 0) dx -= (b->sums.dy[channel] + values.xhat * b->sums.dy_xhat[channel]) / b->count;
     return dx * norm->weight[channel] * norm->inv_std[channel];
 }
 
-static exact_pair exact_element(const backward_operation *b, ptrdiff_t channel, double kept, double dz) {
+/* xhat from z: of an escaped element, or by the inverse. */
+static double xhat_from_z(const backward_operation *b, ptrdiff_t channel, int64_t index, double z, double residual) {
     const abn_context *context = b->context;
-    const abn_norm *norm = &context->norm;
-    const double weight = norm->weight[channel], bias = norm->bias[channel], param = context->activation_param;
-    double y, xhat = kept;
-    if (context->keep == ABN_KEEP_Z && !is_guarded(b, channel)) {
-        y = abn_activation_inverse(context->activation, param, kept);
-        xhat = (y - bias) / weight;
-    } else {
-        if (context->keep == ABN_KEEP_X) xhat = (kept - norm->mean[channel]) * norm->inv_std[channel];
-        y = weight * xhat + bias;
-    }
-    return (exact_pair){dz * abn_activation_derivative(context->activation, param, y), xhat};
+    const abn_escapes *escapes = &context->escapes;
+    const ptrdiff_t e = escapes->count > 0 ? abn_escapes_from(escapes, index) : 0;
+    uint64_t left = 0;
+    if (e < escapes->count && escapes->index[e] == index) return escapes->xhat[e];
+    if (context->sides) abn_sides_get(context->sides, index, &left, 1);
+    const double y = abn_activation_inverse(context->activation, abn_param_at(context, channel), z, left & 1);
+    return (y - residual - context->norm.bias[channel]) / context->norm.weight[channel];
 }
 
-/* The sums of a channel whose sums left the range of float (or that is not finite), without escaped elements. */
-static exact_pair exact_sums(const backward_operation *b, ptrdiff_t channel) {
+static exact_values exact_element(const backward_operation *b, ptrdiff_t channel, int64_t index, double kept, double dz,
+                                  double residual) {
+    const abn_context *context = b->context;
+    const abn_norm *norm = &context->norm;
+    exact_values values = {.xhat = kept};
+    if (context->keep == ABN_KEEP_Z && !is_guarded(b, channel))
+        values.xhat = xhat_from_z(b, channel, index, kept, residual);
+    else if (context->keep == ABN_KEEP_X)
+        values.xhat = (kept - norm->mean[channel]) * norm->inv_std[channel];
+    values.y = norm->weight[channel] * values.xhat + norm->bias[channel] + residual;
+    values.dy = dz * abn_activation_derivative(context->activation, abn_param_at(context, channel), values.y);
+    return values;
+}
+
+static double load_at(const abn_batch *batch, ptrdiff_t channel, ptrdiff_t position) {
+    if (!batch->data) return 0;
+    return abn_load_element(batch->dtype,
+                            abn_address(batch, position / batch->spatial, channel, position % batch->spatial));
+}
+
+typedef struct {
+    double dy, dy_xhat, param;
+} exact_sums;
+
+/* The sums of a channel whose sums left the range of float (or that is not finite). */
+static exact_sums sum_exactly(const backward_operation *b, ptrdiff_t channel) {
     const abn_operation *op = &b->op;
-    const abn_batch *kept = &op->source, *dz = &op->gradient;
-    const abn_escapes *escapes = &b->context->escapes;
-    ptrdiff_t e = escapes->count ? escapes->first[channel] : 0;
-    const ptrdiff_t last = escapes->count ? escapes->first[channel + 1] : 0;
-    exact_pair sums = {0, 0};
+    exact_sums sums = {0, 0, 0};
     for (ptrdiff_t position = 0; position < op->per_channel; position++) {
-        if (e < last && escapes->position[e] == position) {
-            e++;
-            continue;
-        }
         const abn_element at = {channel, position};
-        const void *source =
-            is_guarded(b, channel) ? abn_guarded_at(op, &b->context->guard, at) : element_at(kept, channel, position);
-        const exact_pair pair = exact_element(b, channel, abn_load_element(kept->dtype, source),
-                                              abn_load_element(dz->dtype, element_at(dz, channel, position)));
-        sums.dy += pair.dy;
-        sums.xhat += pair.dy * pair.xhat;
+        const double kept = is_guarded(b, channel)
+                                ? abn_load_element(op->source.dtype, abn_guarded_at(op, &b->context->guard, at))
+                                : load_at(&op->source, channel, position);
+        const double dz = load_at(&op->gradient, channel, position);
+        const exact_values values = exact_element(b, channel, abn_index_of(op, channel, position), kept, dz,
+                                                  load_at(&op->residual, channel, position));
+        sums.dy += values.dy;
+        sums.dy_xhat += values.dy * values.xhat;
+        sums.param += dz * fmin(values.y, 0);
     }
     return sums;
+}
+
+static double load_from(const abn_operation *op, abn_input input, ptrdiff_t i) {
+    return input.data ? abn_load_element(op->source.dtype, abn_at(op, input.data, 0, 0, i)) : 0;
 }
 
 static void exact_gradient(const backward_operation *b, const abn_part *part) {
     const abn_operation *op = &b->op;
     const abn_dtype dtype = op->source.dtype;
-    const abn_input source = part->kind & ABN_GUARDED ? part->xhat : part->tile.source, dz = part->tile.gradient;
-    for (ptrdiff_t row = 0; row < part->tile.rows; row++) {
-        for (ptrdiff_t column = 0; column < part->tile.length; column++) {
-            const ptrdiff_t c = abn_element_of(op, &part->span, row, column).channel;
-            const exact_pair pair =
-                exact_element(b, c, abn_load_element(dtype, abn_at(op, source.data, source.stride, row, column)),
-                              abn_load_element(dtype, abn_at(op, dz.data, dz.stride, row, column)));
-            abn_store_element(dtype, abn_at(op, part->tile.destination, part->tile.destination_stride, row, column),
-                              exact_result(b, c, pair));
+    for (abn_piece piece = {0}; abn_next_piece(op, part, &piece);) {
+        const abn_input source = part->kind & ABN_GUARDED ? piece.xhat : piece.tile.source;
+        for (ptrdiff_t i = 0; i < piece.tile.length; i++) {
+            const ptrdiff_t c = abn_element_of(op, &part->span, piece.row, piece.column + i).channel;
+            const exact_values values =
+                exact_element(b, c, piece.index + i, load_from(op, source, i), load_from(op, piece.tile.gradient, i),
+                              load_from(op, piece.tile.residual, i));
+            abn_store_element(dtype, abn_at(op, piece.tile.destination.data, 0, 0, i), exact_result(b, c, values));
+            if (!piece.tile.residual_gradient.data) continue;
+            void *to = abn_at(op, piece.tile.residual_gradient.data, 0, 0, i);
+            abn_store_element(dtype, to, values.dy + (b->add_to_residual ? abn_load_element(dtype, to) : 0));
         }
+    }
+}
+
+/* ---- piece by piece ------------------------------------------------------------------------------------- */
+
+/* Where a piece's w and slopes are. */
+typedef struct {
+    void *w, *slopes;
+} recovered;
+
+enum { SLOPE_BY_Y, SLOPE_BY_PARAM }; /* activation'(y), or the activation's derivative by its parameter */
+
+/* What z does not tell comes from the list. */
+static void put_escapes(const backward_operation *b, const abn_part *part, const abn_piece *piece, int slope,
+                        recovered to) {
+    const abn_context *context = b->context;
+    const abn_escapes *escapes = &context->escapes;
+    const int64_t end = piece->index + piece->tile.length;
+    for (ptrdiff_t e = abn_escapes_from(escapes, piece->index); e < escapes->count && escapes->index[e] < end; e++) {
+        const ptrdiff_t i = (ptrdiff_t)(escapes->index[e] - piece->index);
+        const ptrdiff_t c = abn_element_of(&b->op, &part->span, piece->row, piece->column + i).channel;
+        const double normal = context->norm.weight[c] * escapes->xhat[e];
+        const double y = normal + context->norm.bias[c] + load_from(&b->op, piece->tile.residual, i);
+        abn_set_real(&b->op, to.w, i, is_scaled(b, c) ? normal : escapes->xhat[e]);
+        abn_set_real(&b->op, to.slopes, i,
+                     slope == SLOPE_BY_PARAM
+                         ? fmin(y, 0)
+                         : abn_activation_derivative(context->activation, abn_param_at(context, c), y));
+    }
+}
+
+static void from_z(const backward_operation *b, const abn_part *part, const abn_piece *piece, int slope,
+                   abn_bench *bench, recovered to) {
+    const abn_context *context = b->context;
+    const abn_piece_kernels *kernels = &b->op.kernels->piece;
+    const abn_stages *stages = b->op.set->stages;
+    const ptrdiff_t n = piece->tile.length;
+    kernels->widen(piece->tile.source.data, n, to.w);
+    if (context->sides) abn_sides_get(context->sides, piece->index, bench->sides, n);
+    stages->of[context->activation].invert(to.w, to.slopes, n, abn_piece_param(&b->op, context, piece, bench),
+                                           bench->sides);
+    if (slope == SLOPE_BY_PARAM) stages->below_zero(to.w, to.slopes, n);
+    kernels->recover(piece->tile.residual.data, n, &piece->constants, to.w);
+    if (context->escapes.count > 0) put_escapes(b, part, piece, slope, to);
+}
+
+/* From x or xhat. y is in the place of the slope. */
+static void from_x(const backward_operation *b, const abn_input source, const abn_piece *piece, int slope,
+                   abn_bench *bench, recovered to) {
+    const abn_piece_kernels *kernels = &b->op.kernels->piece;
+    const abn_stages *stages = b->op.set->stages;
+    const ptrdiff_t n = piece->tile.length;
+    kernels->normalize(source.data, n, &piece->constants, to.w);
+    kernels->scale(to.w, n, &piece->constants, to.slopes);
+    if (piece->tile.residual.data) kernels->add(piece->tile.residual.data, n, &piece->constants, to.slopes, NULL);
+    if (slope == SLOPE_BY_PARAM)
+        stages->below_zero(to.slopes, to.slopes, n);
+    else
+        stages->of[b->context->activation].slope(to.slopes, to.slopes, n,
+                                                 abn_piece_param(&b->op, b->context, piece, bench));
+}
+
+static recovered in_memo(const abn_operation *op, abn_output memo) {
+    return (recovered){memo.data, (char *)memo.data + op->memo_apart * (ptrdiff_t)abn_real_size(op->source.dtype)};
+}
+
+/* w and the slope of each piece of a part, then their sums (with partial), or dx. */
+static void for_each_piece(const backward_operation *b, const abn_part *part, void *partial, int slope) {
+    const abn_operation *op = &b->op;
+    const abn_piece_kernels *kernels = &op->kernels->piece;
+    const ptrdiff_t sum_bytes =
+        op->layout == ABN_ROWS ? 2 * ABN_LANE_BYTES : (ptrdiff_t)abn_real_size(op->source.dtype);
+    const int guarded = part->kind & ABN_GUARDED;
+    abn_bench bench;
+    for (abn_piece piece = {0}; abn_next_piece(op, part, &piece);) {
+        const abn_tile *tile = &piece.tile;
+        const int has_memo = tile->memo.data && slope == SLOPE_BY_Y;
+        const recovered at = has_memo ? in_memo(op, tile->memo) : (recovered){bench.y, bench.slope};
+        if (!partial && has_memo)
+            ; /* the sums have left them there */
+        else if (guarded || b->from == ABN_FROM_X)
+            from_x(b, guarded ? piece.xhat : tile->source, &piece, slope, &bench, at);
+        else
+            from_z(b, part, &piece, slope, &bench, at);
+        if (partial)
+            kernels->sums(at.w, at.slopes, tile->gradient.data, tile->length,
+                          (char *)partial + piece.partial_offset * sum_bytes);
+        else
+            kernels->gradient(at.w, at.slopes, tile->gradient.data, tile->length, &piece.constants,
+                              tile->destination.data, tile->residual_gradient.data, b->add_to_residual);
     }
 }
 
 /* ---- the steps ----------------------------------------------------------------------------------------- */
 
-/* The kernels have left the escaped elements out of the sums. */
 static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, const double *first, const double *second,
                   int again) {
     backward_operation *b = (backward_operation *)op;
-    const abn_escapes *escapes = &b->context->escapes;
-    (void)again;
     for (ptrdiff_t i = 0; i < channels; i++) {
         const ptrdiff_t c = channel + i;
-        double sum_dy = first[i], sum_dy_xhat = is_scaled(b, c) ? second[i] / b->context->norm.weight[c] : second[i];
         const int was_finite = isfinite(b->context->norm.inv_std[c]); /* else there is nothing to be rescued */
-        if (was_finite && (!isfinite(first[i]) || !isfinite(second[i]))) {
-            const exact_pair exact = exact_sums(b, c);
-            sum_dy = exact.dy;
-            sum_dy_xhat = exact.xhat;
-            op->kinds[c] |= ABN_EXACT;
+        const int exactly = was_finite && !(isfinite(first[i]) && isfinite(second[i]));
+        exact_sums sums = {first[i], is_scaled(b, c) ? second[i] / b->context->norm.weight[c] : second[i], first[i]};
+        if (exactly) sums = sum_exactly(b, c);
+        if (again) {
+            b->sums.param[c] = sums.param;
+            continue;
         }
-        for (ptrdiff_t e = escapes->count ? escapes->first[c] : 0; escapes->count && e < escapes->first[c + 1]; e++) {
-            const double dy = escaped_dy(b, c, e);
-            sum_dy += dy;
-            sum_dy_xhat += dy * escapes->xhat[e];
-        }
-        b->sum_dy[c] = sum_dy;
-        b->sum_dy_xhat[c] = sum_dy_xhat;
+        if (exactly) op->kinds[c] |= ABN_EXACT;
+        b->sums.dy[c] = sums.dy;
+        b->sums.dy_xhat[c] = sums.dy_xhat;
         if (op->apply) set_result_constants(b, c);
     }
-    return 0;
-}
-
-static void end(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
-    const backward_operation *b = (const backward_operation *)op;
-    const abn_escapes *escapes = &b->context->escapes;
-    for (ptrdiff_t c = channel; c < channel + channels; c++) {
-        for (ptrdiff_t e = escapes->first[c]; e < escapes->first[c + 1]; e++) {
-            const exact_pair pair = {escaped_dy(b, c, e), escapes->xhat[e]};
-            abn_store_element(op->destination.dtype, element_at(&op->destination, c, escapes->position[e]),
-                              exact_result(b, c, pair));
-        }
-    }
+    return b->sums.param != NULL && !again;
 }
 
 /* Sums (with partial) or dx of each part, with xhat for a source where channels are guarded. */
 static void for_each_part(const backward_operation *b, const abn_tile *tile, const abn_span *span,
-                          const abn_constants *constants, void *partial) {
+                          const abn_constants *constants, void *partial, int slope) {
     const abn_operation *op = &b->op;
     const ptrdiff_t sum_bytes =
         op->layout == ABN_ROWS ? 2 * ABN_LANE_BYTES : (ptrdiff_t)abn_real_size(op->source.dtype);
@@ -218,8 +301,11 @@ static void for_each_part(const backward_operation *b, const abn_tile *tile, con
             exact_gradient(b, &part);
             continue;
         }
+        if (!b->kernels) {
+            for_each_piece(b, &part, partial, slope);
+            continue;
+        }
         part.constants.param = b->context->activation_param;
-        part.constants.escape_below = b->escape_below;
         if (guarded) part.tile.source = part.xhat;
         if (partial)
             b->kernels->gradient_sums[from](&part.tile, &part.constants, (char *)partial + part.offset * sum_bytes);
@@ -229,14 +315,30 @@ static void for_each_part(const backward_operation *b, const abn_tile *tile, con
 }
 
 static void sums(const abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
-                 void *partial) {
-    for_each_part((const backward_operation *)op, tile, span, constants, partial);
+                 void *partial, int again) {
+    for_each_part((const backward_operation *)op, tile, span, constants, partial, again ? SLOPE_BY_PARAM : SLOPE_BY_Y);
 }
 
 static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
                   int thread) {
     (void)thread;
-    for_each_part((const backward_operation *)op, tile, span, constants, NULL);
+    for_each_part((const backward_operation *)op, tile, span, constants, NULL, SLOPE_BY_Y);
+}
+
+/* To go back from z once costs more than to write down what was found and to read it again. */
+static int is_worth_a_memo(const backward_operation *b) {
+    const abn_activation activation = b->context->activation;
+    const int straight =
+        activation == ABN_IDENTITY || activation == ABN_LEAKY_RELU || activation == ABN_PRELU || activation == ABN_RELU;
+    const abn_dtype dtype = b->context->kept.dtype;
+    return !straight && b->op.sums && b->op.apply && abn_real_size(dtype) == abn_dtype_size(dtype);
+}
+
+/* How many different arrays pass through the cache? */
+static int count_arrays(const backward_operation *b) {
+    const abn_operation *op = &b->op;
+    return 2 + (op->destination.data && op->destination.data != op->gradient.data) + (op->residual.data != NULL) +
+           (op->residual_gradient.data != NULL) + 2 * op->wants_memo;
 }
 
 static abn_status run(const abn_machine *machine, backward_operation *b, const abn_batch *dz) {
@@ -244,50 +346,51 @@ static abn_status run(const abn_machine *machine, backward_operation *b, const a
     abn_operation *op = &b->op;
     op->source = context->kept;
     op->gradient = *dz;
-    op->arrays = op->destination.data && op->destination.data != dz->data ? 3 : 2;
+    op->residual = context->residual;
+    op->wants_memo = is_worth_a_memo(b);
+    op->arrays = count_arrays(b);
     op->begin = begin;
     op->sums_use = 1 << ABN_CENTRE | 1 << ABN_SCALE | 1 << ABN_SHIFT;
+    if (context->channel_param) op->sums_use |= 1 << ABN_PARAM;
     if (context->keep != ABN_KEEP_Z || context->guard.count > 0) op->sums_use |= 1 << ABN_WEIGHT | 1 << ABN_BIAS;
     op->apply_use = op->sums_use | 1 << ABN_DY_FACTOR | 1 << ABN_W_FACTOR | 1 << ABN_OFFSET;
     b->from = context->keep == ABN_KEEP_Z ? ABN_FROM_Z : ABN_FROM_X;
-    b->escape_below = abn_escape_rule_of(context->activation, context->activation_param, dz->dtype).escape_below;
     abn_status status = abn_operation_open(op, machine, &context->guard);
     if (status != ABN_OK) return status;
-    b->kernels = &op->kernels->of[context->activation];
-    if (context->escapes.count > 0) {
-        b->escaped_dz = malloc((size_t)context->escapes.count * sizeof(double));
-        if (b->escaped_dz == NULL) status = ABN_NO_MEMORY;
-        if (op->apply) op->end = end;
-    }
-    if (status == ABN_OK) status = abn_walk(op);
-    free(b->escaped_dz);
+    if (op->kernels->of[context->activation].apply[ABN_ALONE] && !context->residual.data && context->escapes.count == 0)
+        b->kernels = &op->kernels->of[context->activation];
+    status = abn_walk(op);
     abn_operation_close(op);
     return status;
 }
 
 abn_status abn_backward_reduce(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
-                               double *sum_dy, double *sum_dy_xhat) {
-    backward_operation b = {
-        .op = {.sums = sums, .finish = finish}, .context = context, .sum_dy = sum_dy, .sum_dy_xhat = sum_dy_xhat};
+                               const abn_sums *to) {
+    backward_operation b = {.op = {.sums = sums, .finish = finish}, .context = context, .sums = *to};
     return run(machine, &b, dz);
 }
 
 abn_status abn_backward_apply(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
-                              const abn_batch *dx, const double *sum_dy, const double *sum_dy_xhat, double count) {
-    backward_operation b = {.op = {.destination = *dx, .apply = apply},
-                            .context = context,
-                            .sum_dy = (double *)(uintptr_t)sum_dy,
-                            .sum_dy_xhat = (double *)(uintptr_t)sum_dy_xhat,
-                            .count = count};
+                              const abn_gradients *to, const abn_sums *given, double count) {
+    backward_operation b = {
+        .op = {.destination = to->dx, .residual_gradient = to->residual, .apply = apply},
+        .context = context,
+        .sums = *given,
+        .count = count,
+        .add_to_residual = to->add_to_residual,
+    };
     return run(machine, &b, dz);
 }
 
 abn_status abn_backward(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
-                        const abn_batch *dx, double *sum_dy, double *sum_dy_xhat, int training) {
-    backward_operation b = {.op = {.destination = *dx, .sums = sums, .finish = finish, .apply = apply},
-                            .context = context,
-                            .sum_dy = sum_dy,
-                            .sum_dy_xhat = sum_dy_xhat,
-                            .count = training ? (double)dz->batch * (double)dz->spatial : 0};
+                        const abn_gradients *to, const abn_sums *filled, int training) {
+    backward_operation b = {
+        .op =
+            {.destination = to->dx, .residual_gradient = to->residual, .sums = sums, .finish = finish, .apply = apply},
+        .context = context,
+        .sums = *filled,
+        .count = training ? (double)dz->batch * (double)dz->spatial : 0,
+        .add_to_residual = to->add_to_residual,
+    };
     return run(machine, &b, dz);
 }

@@ -18,60 +18,74 @@ void abn_escape_push(abn_escape_list *list, abn_escape entry) {
 }
 
 void abn_escapes_free(abn_escapes *escapes) {
-    free(escapes->first);
-    free(escapes->position);
+    free(escapes->index);
     free(escapes->xhat);
-    *escapes = (abn_escapes){0, NULL, NULL, NULL};
+    *escapes = (abn_escapes){0, NULL, NULL};
 }
 
-static int by_channel_and_position(const void *a, const void *b) {
-    const abn_escape *one = a, *other = b;
-    if (one->channel != other->channel) return one->channel < other->channel ? -1 : 1;
-    return (one->position > other->position) - (one->position < other->position);
+ptrdiff_t abn_escapes_from(const abn_escapes *escapes, int64_t index) {
+    ptrdiff_t first = 0, last = escapes->count;
+    while (first < last) {
+        const ptrdiff_t middle = first + (last - first) / 2;
+        if (escapes->index[middle] < index)
+            first = middle + 1;
+        else
+            last = middle;
+    }
+    return first;
 }
 
-static abn_status arrange(const abn_escape *sorted, ptrdiff_t count, ptrdiff_t channels, abn_escapes *escapes) {
-    escapes->first = calloc((size_t)channels + 1, sizeof *escapes->first);
-    escapes->position = malloc((size_t)count * sizeof *escapes->position);
-    escapes->xhat = malloc((size_t)count * sizeof *escapes->xhat);
-    if (!escapes->first || !escapes->position || !escapes->xhat) {
+enum { PAGE = 4096 }; /* elements whose entries are sorted by insertion: the lists hold them almost in order */
+
+/* Where the pages' entries begin: counted into first[page + 1], then added up. */
+static void count_pages(const abn_escape_list *lists, int threads, ptrdiff_t *first, ptrdiff_t pages) {
+    for (int t = 0; t < threads; t++)
+        for (ptrdiff_t e = 0; e < lists[t].count; e++) first[lists[t].entries[e].index / PAGE + 1]++;
+    for (ptrdiff_t p = 0; p < pages; p++) first[p + 1] += first[p];
+}
+
+/* The page's entries so far are escapes[begin .. *end). */
+static void insert(abn_escapes *escapes, ptrdiff_t begin, ptrdiff_t *end, abn_escape entry) {
+    ptrdiff_t at = (*end)++;
+    for (; at > begin && escapes->index[at - 1] > entry.index; at--) {
+        escapes->index[at] = escapes->index[at - 1];
+        escapes->xhat[at] = escapes->xhat[at - 1];
+    }
+    escapes->index[at] = entry.index;
+    escapes->xhat[at] = entry.xhat;
+}
+
+static abn_status sort_lists(const abn_escape_list *lists, int threads, int64_t elements, abn_escapes *escapes) {
+    const ptrdiff_t pages = (ptrdiff_t)((elements + PAGE - 1) / PAGE);
+    ptrdiff_t *first = calloc(2 * (size_t)pages + 1, sizeof *first), *filled = first + pages + 1;
+    escapes->index = malloc((size_t)escapes->count * sizeof *escapes->index);
+    escapes->xhat = malloc((size_t)escapes->count * sizeof *escapes->xhat);
+    if (!first || !escapes->index || !escapes->xhat) {
+        free(first);
         abn_escapes_free(escapes);
         return ABN_NO_MEMORY;
     }
-    for (ptrdiff_t e = 0; e < count; e++) {
-        escapes->first[sorted[e].channel + 1]++;
-        escapes->position[e] = sorted[e].position;
-        escapes->xhat[e] = sorted[e].xhat;
+    count_pages(lists, threads, first, pages);
+    memcpy(filled, first, (size_t)pages * sizeof *filled);
+    for (int t = 0; t < threads; t++) {
+        for (ptrdiff_t e = 0; e < lists[t].count; e++) {
+            const ptrdiff_t page = (ptrdiff_t)(lists[t].entries[e].index / PAGE);
+            insert(escapes, first[page], &filled[page], lists[t].entries[e]);
+        }
     }
-    for (ptrdiff_t c = 0; c < channels; c++) escapes->first[c + 1] += escapes->first[c];
-    escapes->count = count;
+    free(first);
     return ABN_OK;
 }
 
-abn_status abn_escapes_gather(abn_escape_list *lists, int threads, ptrdiff_t channels, abn_escapes *escapes) {
+abn_status abn_escapes_gather(abn_escape_list *lists, int threads, int64_t elements, abn_escapes *escapes) {
     abn_status status = ABN_OK;
-    ptrdiff_t count = 0;
-    *escapes = (abn_escapes){0, NULL, NULL, NULL};
+    *escapes = (abn_escapes){0, NULL, NULL};
     for (int t = 0; t < threads; t++) {
-        count += lists[t].count;
+        escapes->count += lists[t].count;
         if (lists[t].failed) status = ABN_NO_MEMORY;
     }
-    if (status == ABN_OK && count > 0) {
-        abn_escape *all = malloc((size_t)count * sizeof *all);
-        if (all == NULL)
-            status = ABN_NO_MEMORY;
-        else {
-            ptrdiff_t filled = 0;
-            for (int t = 0; t < threads; t++) {
-                if (lists[t].count == 0) continue;
-                memcpy(all + filled, lists[t].entries, (size_t)lists[t].count * sizeof *all);
-                filled += lists[t].count;
-            }
-            qsort(all, (size_t)count, sizeof *all, by_channel_and_position);
-            status = arrange(all, count, channels, escapes);
-            free(all);
-        }
-    }
+    if (status != ABN_OK) *escapes = (abn_escapes){0, NULL, NULL};
+    if (escapes->count > 0) status = sort_lists(lists, threads, elements, escapes);
     for (int t = 0; t < threads; t++) free(lists[t].entries);
     return status;
 }

@@ -1,4 +1,7 @@
-/* x -> z: moments, constants, and one pass that writes z (and xhat where it is to be kept). */
+/* x -> z: moments, constants, and one pass that writes z (and xhat where it is to be kept).
+ *
+ * In that pass tiles of the activations of straight pieces go through one kernel; what is curved or may have to be
+ * escaped goes piece by piece through arrays in the nearest cache. */
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
@@ -7,8 +10,10 @@
 #include "abn.h"
 #include "activations.h"
 #include "escapes.h"
+#include "guard.h"
 #include "moments.h"
 #include "parts.h"
+#include "sides.h"
 
 /* The forward has no use for the backward's constants. Their memory holds those that give xhat instead of y.
  * FROM_XHAT_CENTRE: z from a stored xhat, which has no centre; nothing is ever written there. */
@@ -18,17 +23,16 @@ enum {
     FROM_XHAT_CENTRE = ABN_DY_FACTOR,
 };
 
-enum { PIECE = 1024 }; /* elements looked through at a time for ones to escape */
-
 typedef struct {
     abn_operation op; /* first: the steps cast back */
     abn_context *context;
-    const abn_activation_kernels *kernels;
+    void (*straight)(const abn_tile *, const abn_constants *); /* z of a whole tile; NULL: piece by piece */
     const abn_activation_kernels *identity;
-    double escape_below;                 /* elements whose stored z is below it are escaped, and what overflows */
-    double escape_y_below, escape_above; /* only elements with such y can be among them */
-    abn_escape_list *escaped;            /* one per thread; NULL: no element can be */
+    abn_escape_rule rule;
+    abn_escape_list *escaped; /* one per thread; NULL: no element can be */
 } forward_operation;
+
+/* ---- constants ------------------------------------------------------------------------------------------ */
 
 /* centre is mean in the kernels' type; what that rounding took is put into the shift. */
 static void set_constants(forward_operation *f, ptrdiff_t channel, ptrdiff_t channels) {
@@ -47,6 +51,18 @@ static void set_constants(forward_operation *f, ptrdiff_t channel, ptrdiff_t cha
         if (!abn_constant_fits(dtype, scale) || !abn_constant_fits(dtype, inv_std) ||
             !abn_centre_fits(dtype, norm->mean[c], norm->var[c], f->op.per_channel))
             f->op.kinds[c] |= ABN_EXACT;
+    }
+}
+
+/* Those that come with the arguments. */
+static void set_given_constants(forward_operation *f) {
+    const abn_context *context = f->context;
+    if (context->residual.data) f->op.apply_use |= 1 << ABN_RESIDUAL_LIMIT;
+    if (context->channel_param) f->op.apply_use |= 1 << ABN_PARAM;
+    for (ptrdiff_t c = 0; c < f->op.source.channels; c++) {
+        const double limit = abn_residual_limit(f->op.source.dtype, context->norm.weight[c], context->norm.bias[c]);
+        if (context->residual.data) abn_set_constant(&f->op, ABN_RESIDUAL_LIMIT, c, limit);
+        if (context->channel_param) abn_set_constant(&f->op, ABN_PARAM, c, context->channel_param[c]);
     }
 }
 
@@ -70,105 +86,42 @@ static void begin_given(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels
     set_constants(f, channel, channels);
 }
 
-static abn_constants with_activation(const forward_operation *f, abn_constants constants) {
-    constants.param = f->context->activation_param;
-    constants.escape_below = f->escape_below;
-    return constants;
-}
-
-static void write_xhat(const forward_operation *f, abn_tile tile, abn_constants constants, abn_input to) {
-    constants.of[ABN_SCALE] = constants.of[XHAT_SCALE];
-    constants.of[ABN_SHIFT] = constants.of[XHAT_SHIFT];
-    tile.destination = (void *)(uintptr_t)to.data;
-    tile.destination_stride = to.stride;
-    f->identity->apply(&tile, &constants);
-}
-
-/* ---- elements that z does not tell --------------------------------------------------------------------- */
-
 static double xhat_of(const forward_operation *f, ptrdiff_t channel, double x) {
     return (x - f->context->norm.mean[channel]) * f->context->norm.inv_std[channel];
 }
 
-static int is_lost(const forward_operation *f, double z) {
-    return z < abn_round_to_real(f->op.source.dtype, f->escape_below) || isinf(z);
+/* ---- piece by piece ------------------------------------------------------------------------------------- */
+
+static double element_of(const abn_operation *op, abn_input input, ptrdiff_t i) {
+    return input.data ? abn_load_element(op->source.dtype, abn_at(op, input.data, 0, 0, i)) : 0;
 }
 
-/* One piece of one row of a part: looks at z as it will be stored. */
-static void escape_from_piece(const forward_operation *f, const abn_tile *piece, const abn_constants *constants,
-                              const abn_part *part, ptrdiff_t row, ptrdiff_t column, abn_escape_list *list) {
-    const abn_dtype dtype = f->op.source.dtype;
-    double z[PIECE]; /* of any dtype */
-    abn_tile to_stack = *piece;
-    to_stack.destination = z;
-    f->kernels->apply(&to_stack, constants);
-    for (ptrdiff_t i = 0; i < piece->length; i++) {
-        if (!is_lost(f, abn_load_element(dtype, abn_at(&f->op, z, 0, 0, i)))) continue;
-        const abn_element at = abn_element_of(&f->op, &part->span, row, column + i);
-        const double x = abn_load_element(dtype, abn_at(&f->op, piece->source.data, 0, 0, i));
-        abn_escape_push(list, (abn_escape){at.channel, at.position, xhat_of(f, at.channel, x)});
-    }
-}
-
-static int may_escape(const forward_operation *f, const abn_tile *piece, const abn_constants *constants) {
-    return f->op.kernels->any_outside(piece, constants, f->escape_y_below, f->escape_above);
-}
-
-static void collect_escapes(const forward_operation *f, const abn_part *part, const abn_constants *constants,
-                            abn_escape_list *list) {
-    const abn_input source = part->tile.source;
-    for (ptrdiff_t row = 0; row < part->tile.rows; row++) {
-        for (ptrdiff_t column = 0; column < part->tile.length; column += PIECE) {
-            const int rows = f->op.layout == ABN_ROWS;
-            const abn_constants at = abn_constants_moved(&f->op, constants, rows ? row : column);
-            const ptrdiff_t left = part->tile.length - column;
-            abn_tile piece = part->tile;
-            piece.source.data = abn_at(&f->op, source.data, source.stride, row, column);
-            piece.rows = 1;
-            piece.length = left < PIECE ? left : PIECE;
-            if (may_escape(f, &piece, &at)) escape_from_piece(f, &piece, &at, part, row, column, list);
+/* x is still there. */
+static void escape(const forward_operation *f, const abn_part *part, const abn_piece *piece, const uint64_t *lost,
+                   abn_escape_list *list) {
+    for (ptrdiff_t i = 0; i < piece->tile.length; i++) {
+        if (i % 64 == 0 && lost[i / 64] == 0) {
+            i += 63;
+            continue;
         }
+        if (!(lost[i / 64] >> i % 64 & 1)) continue;
+        const ptrdiff_t channel = abn_element_of(&f->op, &part->span, piece->row, piece->column + i).channel;
+        const double x = element_of(&f->op, piece->tile.source, i);
+        abn_escape_push(list, (abn_escape){piece->index + i, xhat_of(f, channel, x)});
     }
 }
 
-/* Where the kernels look: only there z can be lost. Rounding makes both limits a little wider. */
-static void set_escapes(forward_operation *f, int training) {
-    const abn_context *context = f->context;
-    const abn_activation activation = context->activation;
-    const abn_escape_rule rule = abn_escape_rule_of(activation, context->activation_param, f->op.source.dtype);
-    const double most = 0.99 * 65504; /* of float16 */
-    f->escape_below = rule.escape_below;
-    f->escape_y_below = rule.flat_below + 0.5;
-    f->escape_above = INFINITY;
-    /* In training abn_guard_channels has seen to what overflows. The other types reach 3e38. */
-    if (training || f->op.source.dtype != ABN_FLOAT16) return;
-    f->escape_y_below = fmax(f->escape_y_below, abn_activation_inverse(activation, context->activation_param, -most));
-    f->escape_above = most;
-}
-
-/* ---- the second pass ----------------------------------------------------------------------------------- */
-
-/* One part in double, element by element; z.data, xhat.data and list may be NULL. */
-static void exact_part(const forward_operation *f, const abn_part *part, abn_input z, abn_input xhat,
-                       abn_escape_list *list) {
-    const abn_operation *op = &f->op;
-    const abn_dtype dtype = op->source.dtype;
-    const abn_context *context = f->context;
-    const abn_input source = part->tile.source;
-    for (ptrdiff_t row = 0; row < part->tile.rows; row++) {
-        for (ptrdiff_t column = 0; column < part->tile.length; column++) {
-            const abn_element at = abn_element_of(op, &part->span, row, column);
-            const double x = abn_load_element(dtype, abn_at(op, source.data, source.stride, row, column));
-            const double normal = xhat_of(f, at.channel, x);
-            const double y = context->norm.weight[at.channel] * normal + context->norm.bias[at.channel];
-            void *to = z.data ? abn_at(op, z.data, z.stride, row, column) : NULL;
-            if (to)
-                abn_store_element(dtype, to, abn_activation_value(context->activation, context->activation_param, y));
-            if (xhat.data) abn_store_element(dtype, abn_at(op, xhat.data, xhat.stride, row, column), normal);
-            if (list && is_lost(f, abn_load_element(dtype, to)))
-                abn_escape_push(list, (abn_escape){at.channel, at.position, normal});
-        }
-    }
+/* What z will not tell of the piece's y. */
+static void note_beside(const forward_operation *f, const abn_part *part, const abn_piece *piece, int any_far,
+                        abn_escape_list *list, abn_bench *bench) {
+    const ptrdiff_t n = piece->tile.length;
+    const abn_escape_rule rule = f->rule;
+    const int any = f->op.set->stages->look(bench->y, n, rule.below, rule.above, rule.minimum, rule.near, bench->sides,
+                                            bench->lost);
+    if (any_far)
+        for (ptrdiff_t word = 0; word * 64 < n; word++) bench->lost[word] |= bench->far[word];
+    if (any || any_far) escape(f, part, piece, bench->lost, list);
+    if (f->context->sides) abn_sides_put(f->context->sides, piece->index, bench->sides, n);
 }
 
 /* The neighbour above or below of a float16 or bfloat16. */
@@ -177,122 +130,183 @@ static uint16_t next_half(uint16_t half, int up) {
     return (uint16_t)((half < 0x8000) == up ? half + 1 : half - 1);
 }
 
-/* The backward of a guarded channel takes the side of zero that y is on from xhat. A half type's xhat may be rounded
- * across; its neighbour on the other side of the true xhat has the sign that z has. */
-static void settle_signs(const forward_operation *f, const abn_part *part) {
+/* Has the activation two slopes at zero, and the storage type so few digits that xhat may be rounded across? */
+static int has_signs(const forward_operation *f) {
+    const abn_activation activation = f->context->activation;
+    const int has_kink = activation == ABN_LEAKY_RELU || activation == ABN_PRELU || activation == ABN_RELU ||
+                         activation == ABN_ELU || activation == ABN_SELU;
+    return has_kink && abn_dtype_size(f->op.source.dtype) == sizeof(uint16_t);
+}
+
+/* The backward of a guarded channel takes the side of zero that y is on from xhat. If that was rounded across, its
+ * neighbour on the other side of the true xhat has the sign that y had. */
+static void settle_sign(const forward_operation *f, const abn_piece *piece, ptrdiff_t channel, ptrdiff_t i, double y) {
     const abn_operation *op = &f->op;
+    const abn_norm *norm = &f->context->norm;
+    const double weight = norm->weight[channel];
+    const double bias = norm->bias[channel] + element_of(op, piece->tile.residual, i);
+    uint16_t *xhat = abn_at(op, piece->xhat.data, 0, 0, i);
+    const double rounded = weight * abn_load_element(op->source.dtype, xhat) + bias;
+    const double margin = fabs(bias) * FLT_EPSILON; /* the kernels' y is a float */
+    if (y == 0 || weight == 0 || !isfinite(rounded) || (y < 0 ? -rounded : rounded) > margin) return;
+    *xhat = next_half(*xhat, (y > 0) == (weight > 0));
+}
+
+static void settle_signs(const forward_operation *f, const abn_part *part, const abn_piece *piece,
+                         const abn_bench *bench) {
+    for (ptrdiff_t i = 0; i < piece->tile.length; i++) {
+        const ptrdiff_t channel = abn_element_of(&f->op, &part->span, piece->row, piece->column + i).channel;
+        settle_sign(f, piece, channel, i, ((const float *)bench->y)[i]);
+    }
+}
+
+/* list: NULL where z need not tell. */
+static void apply_to_pieces(const forward_operation *f, const abn_part *part, const abn_constants *constants,
+                            abn_escape_list *list) {
+    const abn_operation *op = &f->op;
+    const abn_piece_kernels *kernels = &op->kernels->piece;
+    const int settle = part->kind & ABN_GUARDED && has_signs(f);
+    const int is_real = abn_dtype_size(op->source.dtype) == abn_real_size(op->source.dtype);
+    abn_part moved = *part;
+    abn_bench bench;
+    moved.constants = *constants;
+    for (abn_piece piece = {0}; abn_next_piece(op, &moved, &piece);) {
+        const ptrdiff_t n = piece.tile.length;
+        int any_far = 0;
+        if (f->straight && !settle && !kernels->any_far(piece.tile.residual.data, n, &piece.constants)) {
+            f->straight(&piece.tile, &piece.constants);
+            continue;
+        }
+        kernels->normalize(piece.tile.source.data, n, &piece.constants, bench.y);
+        if (piece.tile.residual.data)
+            any_far = kernels->add(piece.tile.residual.data, n, &piece.constants, bench.y, list ? bench.far : NULL);
+        if (list) note_beside(f, part, &piece, any_far, list, &bench);
+        if (settle) settle_signs(f, part, &piece, &bench);
+        /* whole vectors of the kernels' own type need no way round */
+        void *z = is_real && n % ABN_PADDING == 0 ? piece.tile.destination.data : bench.y;
+        op->set->stages->of[f->context->activation].value(bench.y, z, n,
+                                                          abn_piece_param(op, f->context, &piece, &bench));
+        if (z == bench.y) kernels->narrow(bench.y, n, piece.tile.destination.data);
+    }
+}
+
+/* One element in double. */
+static void exact_element(const forward_operation *f, const abn_piece *piece, abn_element at, ptrdiff_t i,
+                          abn_escape_list *list) {
+    const abn_operation *op = &f->op;
+    const abn_context *context = f->context;
     const abn_dtype dtype = op->source.dtype;
-    if (abn_dtype_size(dtype) != sizeof(uint16_t) || f->context->activation == ABN_IDENTITY) return;
-    for (ptrdiff_t row = 0; row < part->tile.rows; row++) {
-        for (ptrdiff_t column = 0; column < part->tile.length; column++) {
-            const ptrdiff_t channel = abn_element_of(op, &part->span, row, column).channel;
-            const double weight = f->context->norm.weight[channel], bias = f->context->norm.bias[channel];
-            const double z =
-                abn_load_element(dtype, abn_at(op, part->tile.destination, part->tile.destination_stride, row, column));
-            uint16_t *xhat = abn_at(op, part->xhat.data, part->xhat.stride, row, column);
-            const double y = weight * abn_load_element(dtype, xhat) + bias;
-            const double margin = fabs(bias) * FLT_EPSILON; /* the kernels' y is a float */
-            if (z == 0 || weight == 0 || !isfinite(y) || (z < 0 ? -y : y) > margin) continue;
-            *xhat = next_half(*xhat, (z > 0) == (weight > 0));
-        }
+    const double xhat = xhat_of(f, at.channel, element_of(op, piece->tile.source, i));
+    const double weight = context->norm.weight[at.channel], bias = context->norm.bias[at.channel];
+    const double residual = element_of(op, piece->tile.residual, i), y = weight * xhat + bias + residual;
+    if (context->keep == ABN_KEEP_XHAT) {
+        abn_store_element(dtype, abn_at(op, piece->tile.source.data, 0, 0, i), xhat);
+        return;
+    }
+    void *to = abn_at(op, piece->tile.destination.data, 0, 0, i);
+    abn_store_element(dtype, to, abn_activation_value(context->activation, abn_param_at(context, at.channel), y));
+    if (piece->xhat.data) {
+        abn_store_element(dtype, abn_at(op, piece->xhat.data, 0, 0, i), xhat);
+        if (has_signs(f)) settle_sign(f, piece, at.channel, i, y);
+    } else if (context->keep == ABN_KEEP_Z) {
+        const uint64_t left = y < f->rule.minimum;
+        if (list && (abn_is_escaped(f->rule, y) || isinf(abn_load_element(dtype, to)) ||
+                     fabs(residual) > abn_residual_limit(dtype, weight, bias)))
+            abn_escape_push(list, (abn_escape){piece->index + i, xhat});
+        if (context->sides) abn_sides_put(context->sides, piece->index + i, &left, 1);
     }
 }
 
-/* z over x. Where z will not tell xhat, that goes to its side buffer before x is gone. */
-static void apply_inplace(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
-                          int thread) {
+/* z, or xhat over x (ABN_KEEP_XHAT). */
+static void exact_part(const forward_operation *f, const abn_part *part, abn_escape_list *list) {
+    for (abn_piece piece = {0}; abn_next_piece(&f->op, part, &piece);)
+        for (ptrdiff_t i = 0; i < piece.tile.length; i++)
+            exact_element(f, &piece, abn_element_of(&f->op, &part->span, piece.row, piece.column + i), i, list);
+}
+
+/* ---- the second pass ------------------------------------------------------------------------------------ */
+
+static void write_xhat(const forward_operation *f, abn_tile tile, abn_constants constants, abn_input to) {
+    constants.of[ABN_SCALE] = constants.of[XHAT_SCALE];
+    constants.of[ABN_SHIFT] = constants.of[XHAT_SHIFT];
+    tile.destination = (abn_output){(void *)(uintptr_t)to.data, to.stride};
+    f->identity->apply[ABN_ALONE](&tile, &constants);
+}
+
+static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
+                  int thread) {
     forward_operation *f = (forward_operation *)op;
-    abn_escape_list *list = f->escaped ? &f->escaped[thread] : NULL;
+    const abn_keep keep = f->context->keep;
     for (abn_part part = {0}; abn_next_part(op, &f->context->guard, tile, span, constants, &part);) {
-        const abn_constants of_part = with_activation(f, part.constants);
-        const abn_input z = {part.tile.destination, part.tile.destination_stride};
-        const int guarded = part.kind & ABN_GUARDED;
-        if (part.kind & ABN_EXACT) {
-            exact_part(f, &part, z, part.xhat, guarded ? NULL : list);
-        } else {
-            if (guarded)
-                write_xhat(f, part.tile, of_part, part.xhat);
-            else if (list)
-                collect_escapes(f, &part, &of_part, list);
-            f->kernels->apply(&part.tile, &of_part);
-        }
-        if (guarded) settle_signs(f, &part);
-    }
-}
-
-/* z into a buffer of its own, from x. */
-static void apply_beside(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
-                         int thread) {
-    const forward_operation *f = (const forward_operation *)op;
-    (void)thread;
-    for (abn_part part = {0}; abn_next_part(op, &f->context->guard, tile, span, constants, &part);) {
-        const abn_constants of_part = with_activation(f, part.constants);
-        if (part.kind & ABN_EXACT)
-            exact_part(f, &part, (abn_input){part.tile.destination, part.tile.destination_stride}, (abn_input){0},
-                       NULL);
+        const int guarded = part.kind & ABN_GUARDED, exact = part.kind & ABN_EXACT;
+        abn_escape_list *list = f->escaped && !guarded ? &f->escaped[thread] : NULL;
+        abn_constants of_part = part.constants;
+        of_part.param = f->context->activation_param;
+        if (exact)
+            exact_part(f, &part, list);
+        else if (guarded)
+            write_xhat(f, part.tile, of_part, part.xhat);
+        else if (keep == ABN_KEEP_XHAT)
+            write_xhat(f, part.tile, of_part, part.tile.source);
+        /* z from xhat as it was stored, which is what abn_recompute will find */
+        if (keep == ABN_KEEP_XHAT) of_part.of[ABN_CENTRE] = of_part.of[FROM_XHAT_CENTRE];
+        if (exact && keep != ABN_KEEP_XHAT) continue;
+        if (f->straight && !(guarded && has_signs(f)) && !(list && op->residual.data))
+            f->straight(&part.tile, &of_part);
         else
-            f->kernels->apply(&part.tile, &of_part);
+            apply_to_pieces(f, &part, &of_part, list);
     }
-}
-
-/* xhat over x, then z from xhat as it was stored, which is what abn_recompute will find. */
-static void apply_xhat(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
-                       int thread) {
-    const forward_operation *f = (const forward_operation *)op;
-    abn_constants from_xhat = with_activation(f, *constants);
-    (void)thread;
-    for (abn_part part = {0}; abn_next_part(op, &f->context->guard, tile, span, constants, &part);) {
-        if (part.kind & ABN_EXACT)
-            exact_part(f, &part, (abn_input){0}, part.tile.source, NULL);
-        else
-            write_xhat(f, part.tile, part.constants, part.tile.source);
-    }
-    from_xhat.of[ABN_CENTRE] = constants->of[FROM_XHAT_CENTRE];
-    f->kernels->apply(tile, &from_xhat);
 }
 
 enum {
     AFFINE = 1 << ABN_CENTRE | 1 << ABN_SCALE | 1 << ABN_SHIFT,
-    OF_XHAT = 1 << XHAT_SCALE | 1 << XHAT_SHIFT,
+    OF_XHAT = 1 << XHAT_SCALE | 1 << XHAT_SHIFT | 1 << FROM_XHAT_CENTRE,
 };
+
+/* Which kernels there are to use; after abn_operation_open. */
+static void choose_kernels(forward_operation *f) {
+    const abn_activation_kernels *of = f->op.kernels->of;
+    const abn_activation_kernels *whole = &of[f->context->activation];
+    const int may_escape = f->context->keep == ABN_KEEP_Z && abn_can_escape(f->rule);
+    f->identity = &of[ABN_IDENTITY];
+    f->straight = may_escape ? NULL : whole->apply[f->op.residual.data ? ABN_JOINED : ABN_ALONE];
+    set_given_constants(f);
+}
 
 /* The walk, and with it the list of what cannot be had back from z. */
 static abn_status walk_with_escapes(forward_operation *f, int threads) {
     abn_context *context = f->context;
-    if (f->escape_y_below == -INFINITY && f->escape_above == INFINITY) return abn_walk(&f->op);
+    const abn_batch *kept = &context->kept;
+    if (context->keep != ABN_KEEP_Z || (f->straight && !context->residual.data)) return abn_walk(&f->op);
     f->escaped = calloc((size_t)threads, sizeof *f->escaped);
     if (f->escaped == NULL) return ABN_NO_MEMORY;
     const abn_status status = abn_walk(&f->op);
-    const abn_status gathered = abn_escapes_gather(f->escaped, threads, context->kept.channels, &context->escapes);
+    const int64_t elements = (int64_t)kept->batch * kept->channels * kept->spatial;
+    const abn_status gathered = abn_escapes_gather(f->escaped, threads, elements, &context->escapes);
     free(f->escaped);
     return status == ABN_OK ? gathered : status;
 }
 
 abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn_batch *z, abn_context *context,
                        int training) {
-    static void (*const apply[])(abn_operation *, const abn_tile *, const abn_span *, const abn_constants *, int) = {
-        [ABN_KEEP_Z] = apply_inplace, [ABN_KEEP_X] = apply_beside, [ABN_KEEP_XHAT] = apply_xhat};
+    context->kept = *x;
+    context->escapes = (abn_escapes){0, NULL, NULL};
     forward_operation f = {
         .op = {.source = *x,
                .destination = *z,
-               .arrays = context->keep == ABN_KEEP_Z ? 1 : 2,
-               .apply = apply[context->keep],
+               .residual = context->residual,
+               .arrays = (context->keep == ABN_KEEP_Z ? 1 : 2) + (context->residual.data != NULL),
+               .apply = apply,
                .begin = begin_given,
                .sums_use = 1 << ABN_SUMS_CENTRE,
                .apply_use = AFFINE},
         .context = context,
-        .escape_y_below = -INFINITY,
-        .escape_above = INFINITY,
+        .rule = abn_escape_rule_for(context, training),
     };
     abn_status status = abn_operation_open(&f.op, machine, &context->guard);
     if (status != ABN_OK) return status;
-    context->kept = *x;
-    context->escapes = (abn_escapes){0, NULL, NULL, NULL};
-    f.kernels = &f.op.kernels->of[context->activation];
-    f.identity = &f.op.kernels->of[ABN_IDENTITY];
-    if (context->keep == ABN_KEEP_Z) set_escapes(&f, training);
-    if (context->guard.count > 0) f.op.apply_use |= OF_XHAT;
-    if (context->keep == ABN_KEEP_XHAT) f.op.apply_use |= OF_XHAT | 1 << FROM_XHAT_CENTRE;
+    choose_kernels(&f);
+    if (context->guard.count > 0 || context->keep == ABN_KEEP_XHAT) f.op.apply_use |= OF_XHAT;
     if (training) {
         f.op.begin = abn_moments_begin;
         f.op.sums = abn_moments_sums;
@@ -322,15 +336,16 @@ abn_status abn_recompute(const abn_machine *machine, const abn_context *context,
     forward_operation f = {
         .op = {.source = context->kept,
                .destination = *z,
-               .arrays = 2,
-               .apply = apply_beside,
+               .residual = context->residual,
+               .arrays = 2 + (context->residual.data != NULL),
+               .apply = apply,
                .begin = context->keep == ABN_KEEP_XHAT ? begin_from_xhat : begin_from_x,
                .apply_use = AFFINE},
         .context = &same,
     };
     abn_status status = abn_operation_open(&f.op, machine, NULL);
     if (status != ABN_OK) return status;
-    f.kernels = &f.op.kernels->of[context->activation];
+    choose_kernels(&f);
     status = abn_walk(&f.op);
     abn_operation_close(&f.op);
     return status;

@@ -1,48 +1,109 @@
-/* Which channels cannot be had back from z?
+/* Which channels cannot be had back from z, and which elements?
  *
- * z carries y = weight * xhat + bias with a relative error of the storage type's rounding, u. Recovering
- * xhat = (y - bias) / weight multiplies that by |bias / weight|, or more where the activation is flat; where z is
- * subnormal its error no longer shrinks with it; and where it overflows nothing is left. Such channels keep their
- * xhat beside z.
+ * z carries y = weight * xhat + bias + residual with a relative error of the storage type's rounding, u. Recovering
+ * xhat = (y - bias - residual) / weight multiplies that by |y / weight|, or more where the activation is flat; where z
+ * is subnormal its error no longer shrinks with it; and where it overflows nothing is left. Where weight and bias alone
+ * make that so, or the residual in many elements of a channel, it keeps its xhat beside z; single elements go into the
+ * escape list.
  *
  * Of m numbers with mean 0 and variance 1 none is above sqrt(m). With statistics that were given xhat can be anything:
- * there the forward puts what overflows float16 into the escape list; the other types reach 3e38. */
+ * there, and beside a residual, the forward puts what overflows float16 into the escape list; the other types reach
+ * 3e38. */
+#include "guard.h"
+
 #include <math.h>
 
-#include "activations.h"
+#include "operation.h"
 
 typedef struct {
     double most_bias;       /* |bias / weight| up to which the error stays a small multiple of u */
     double smallest_normal; /* below, z has fewer digits */
     double largest;         /* of the storage type, or, well inside, of what 1 / weight allows */
+    double inverse_error;   /* of y from kernels/gated.h and curves.h, however small y is; in units of u */
 } limits;
 
 static const limits limits_of[ABN_DTYPES] = {
-    [ABN_FLOAT32] = {64, 0x1p-126, 0x1p100},
-    [ABN_FLOAT64] = {0x1p20, 0x1p-1022, 0x1p1000},
-    [ABN_FLOAT16] = {4, 0x1p-14, 65504},
-    [ABN_BFLOAT16] = {4, 0x1p-126, 0x1p100},
+    [ABN_FLOAT32] = {64, 0x1p-126, 0x1p100, 5},
+    [ABN_FLOAT64] = {0x1p20, 0x1p-1022, 0x1p1000, 0x1p-26},
+    [ABN_FLOAT16] = {4, 0x1p-14, 65504, 0x1p-10},
+    [ABN_BFLOAT16] = {4, 0x1p-126, 0x1p100, 0x1p-13},
 };
 
-static int is_told_by_z(abn_dtype dtype, abn_activation activation, double param, double weight, double bias,
-                        double largest_xhat) {
-    const limits limit = limits_of[dtype];
-    const double size = fabs(weight), most_y = size * largest_xhat + fabs(bias);
-    const abn_escape_rule escape = abn_escape_rule_of(activation, param, dtype);
-    if (!(abn_activation_least_z(activation, param, size) > 2 * limit.smallest_normal)) return 0;
-    if (!(abn_activation_largest_z(activation, param, most_y) <= limit.largest)) return 0;
-    if (!(abn_activation_error_at(activation, bias) <= limit.most_bias * size)) return 0;
-    /* With a sixth of its elements in the escape list a channel costs about what its xhat does. */
-    return bias - size >= escape.flat_below;
+enum { SPOTS = 4, SPOT = 16 }; /* where the residual is looked at, and how many neighbours there */
+
+double abn_param_at(const abn_context *context, ptrdiff_t channel) {
+    return context->channel_param ? context->channel_param[channel] : context->activation_param;
 }
 
-ptrdiff_t abn_guard_channels(abn_dtype dtype, abn_activation activation, double activation_param, const double *weight,
-                             const double *bias, ptrdiff_t channels, ptrdiff_t per_channel, ptrdiff_t *slot) {
-    const double largest_xhat = sqrt((double)per_channel);
+double abn_residual_limit(abn_dtype dtype, double weight, double bias) {
+    return limits_of[dtype].most_bias * fabs(weight) - fabs(bias);
+}
+
+abn_escape_rule abn_escape_rule_for(const abn_context *context, int training) {
+    const abn_dtype dtype = context->kept.dtype;
+    const double most = 0.9 * 65504; /* of float16; selu's slope is 1.05 */
+    abn_escape_rule rule = abn_escape_rule_of(context->activation, context->activation_param, dtype);
+    if (dtype != ABN_FLOAT16 || (training && !context->residual.data)) return rule;
+    double steepest = context->activation == ABN_LEAKY_RELU ? fmax(1, context->activation_param) : 1;
+    for (ptrdiff_t c = 0; context->channel_param && c < context->kept.channels; c++)
+        steepest = fmax(steepest, context->channel_param[c]);
+    rule.above = fmin(rule.above, most);
+    rule.below = fmax(rule.below, -most / steepest);
+    return rule;
+}
+
+static int is_told_by_z(const abn_context *context, ptrdiff_t channel, abn_escape_rule rule, double largest_xhat) {
+    const abn_dtype dtype = context->kept.dtype;
+    const abn_activation activation = context->activation;
+    const limits limit = limits_of[dtype];
+    const double weight = context->norm.weight[channel], bias = context->norm.bias[channel];
+    const double param = abn_param_at(context, channel);
+    const double size = fabs(weight), most_y = size * largest_xhat + fabs(bias);
+    if (activation == ABN_PRELU && !(param > 0)) return 0;
+    if (!(abn_activation_least_z(activation, param, size) > 2 * limit.smallest_normal)) return 0;
+    if (!(abn_activation_largest_z(activation, param, most_y) <= limit.largest)) return 0;
+    const double solved = abn_activation_table[activation].inverse == ABN_FROM_Z_AND_SIDE ? limit.inverse_error : 0;
+    const double error = fmax(abn_activation_error_at(activation, param, bias, size), solved);
+    if (!(error <= limit.most_bias * size)) return 0;
+    /* With a sixth of its elements in the escape list a channel costs about what its xhat does. */
+    if (rule.near > size / 6 && fabs(bias - rule.minimum) < rule.near + size) return 0;
+    return bias - size >= rule.below && bias + size <= rule.above;
+}
+
+/* Is the residual above its limit in an eighth of the channel's elements? Asks some, in a few cache lines. */
+static int is_swamped(const abn_context *context, ptrdiff_t channel) {
+    const abn_batch *residual = &context->residual;
+    const ptrdiff_t count = residual->batch * residual->spatial;
+    const double limit =
+        abn_residual_limit(residual->dtype, context->norm.weight[channel], context->norm.bias[channel]);
+    ptrdiff_t looked_at = 0, lost = 0;
+    for (ptrdiff_t spot = 0; spot < SPOTS; spot++) {
+        const ptrdiff_t first = count / SPOTS * spot, last = first + SPOT < count ? first + SPOT : count;
+        for (ptrdiff_t position = first; position < last; position++, looked_at++) {
+            const void *at = abn_address(residual, position / residual->spatial, channel, position % residual->spatial);
+            lost += fabs(abn_load_element(residual->dtype, at)) > limit;
+        }
+    }
+    return lost * 8 > looked_at;
+}
+
+ptrdiff_t abn_guard_channels(const abn_context *context, ptrdiff_t *slot) {
+    const abn_batch *kept = &context->kept;
+    const double largest_xhat = sqrt((double)(kept->batch * kept->spatial));
+    const abn_escape_rule rule = abn_escape_rule_of(context->activation, context->activation_param, kept->dtype);
     ptrdiff_t count = 0;
-    for (ptrdiff_t c = 0; c < channels; c++) {
-        const int told = is_told_by_z(dtype, activation, activation_param, weight[c], bias[c], largest_xhat);
+    for (ptrdiff_t c = 0; c < kept->channels; c++) {
+        const int told =
+            is_told_by_z(context, c, rule, largest_xhat) && !(context->residual.data && is_swamped(context, c));
         slot[c] = told ? -1 : count++;
     }
     return count;
+}
+
+size_t abn_sides_bytes(const abn_context *context) {
+    const abn_batch *kept = &context->kept;
+    const int sided = abn_activation_table[context->activation].inverse == ABN_FROM_Z_AND_SIDE;
+    return context->keep == ABN_KEEP_Z && sided
+               ? ((size_t)kept->batch * (size_t)kept->channels * (size_t)kept->spatial + 7) / 8
+               : 0;
 }

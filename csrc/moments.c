@@ -28,8 +28,8 @@ void abn_moments_begin(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels)
 }
 
 void abn_moments_sums(const abn_operation *op, const abn_tile *tile, const abn_span *span,
-                      const abn_constants *constants, void *partial) {
-    (void)span;
+                      const abn_constants *constants, void *partial, int again) {
+    (void)span, (void)again;
     abn_constants around = *constants;
     around.of[ABN_CENTRE] = constants->of[ABN_SUMS_CENTRE];
     op->kernels->moments(tile, &around, partial);

@@ -18,7 +18,7 @@ enum { ABN_SUMS_CENTRE = ABN_OFFSET };
  * the sums have to be taken again. */
 void abn_moments_begin(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels);
 void abn_moments_sums(const abn_operation *op, const abn_tile *tile, const abn_span *span,
-                      const abn_constants *constants, void *partial);
+                      const abn_constants *constants, void *partial, int again);
 int abn_moments_finish(abn_operation *op, abn_moments moments, ptrdiff_t channel, ptrdiff_t channels,
                        const double *first, const double *second, int again);
 

@@ -70,7 +70,8 @@ static int has_rows(const abn_batch *b) { return b->data == NULL || b->spatial <
 static int has_columns(const abn_batch *b) { return b->data == NULL || b->channels <= 1 || b->channel_stride == 1; }
 
 static int all_of(abn_operation *op, int (*property)(const abn_batch *)) {
-    return property(&op->source) && property(&op->gradient) && property(&op->destination);
+    return property(&op->source) && property(&op->gradient) && property(&op->destination) && property(&op->residual) &&
+           property(&op->residual_gradient);
 }
 
 static void choose_layout(abn_operation *op) {
@@ -88,6 +89,8 @@ static void choose_layout(abn_operation *op) {
     join_images(&op->source);
     join_images(&op->gradient);
     join_images(&op->destination);
+    join_images(&op->residual);
+    join_images(&op->residual_gradient);
     if (all_of(op, is_dense) && channels > 0 && channels <= ROW_LENGTH_WANTED / 2)
         op->repeat = ROW_LENGTH_WANTED / channels;
 }
@@ -128,7 +131,7 @@ double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel) {
 }
 
 abn_constants abn_constants_from(const abn_operation *op, ptrdiff_t channel) {
-    abn_constants constants = {{0}, 0, 0};
+    abn_constants constants = {{0}, 0};
     for (int which = 0; which < ABN_CONSTANTS; which++)
         constants.of[which] = (const char *)op->constants[which] + (size_t)channel * abn_real_size(op->source.dtype);
     return constants;
@@ -157,17 +160,25 @@ static ptrdiff_t row_stride(const abn_operation *op, const abn_batch *batch) {
 }
 
 static abn_input input_of(const abn_operation *op, const abn_batch *batch, const abn_span *span) {
+    if (!batch->data) return (abn_input){NULL, 0};
     return (abn_input){abn_address(batch, span->image, span->channel, span->from), row_stride(op, batch)};
 }
 
+static abn_output output_of(const abn_operation *op, const abn_batch *batch, const abn_span *span) {
+    if (!batch->data) return (abn_output){NULL, 0};
+    return (abn_output){abn_address(batch, span->image, span->channel, span->from), row_stride(op, batch)};
+}
+
 abn_tile abn_tile_of(const abn_operation *op, const abn_span *span) {
-    abn_tile tile = {{NULL, 0}, {NULL, 0}, NULL, 0, span->channels, span->count};
-    tile.source = input_of(op, &op->source, span);
-    if (op->gradient.data) tile.gradient = input_of(op, &op->gradient, span);
-    if (op->destination.data) {
-        tile.destination = abn_address(&op->destination, span->image, span->channel, span->from);
-        tile.destination_stride = row_stride(op, &op->destination);
-    }
+    abn_tile tile = {
+        .source = input_of(op, &op->source, span),
+        .gradient = input_of(op, &op->gradient, span),
+        .residual = input_of(op, &op->residual, span),
+        .destination = output_of(op, &op->destination, span),
+        .residual_gradient = output_of(op, &op->residual_gradient, span),
+        .rows = span->channels,
+        .length = span->count,
+    };
     if (op->layout == ABN_COLUMNS && op->spread > 1) {
         tile.rows = span->images;
         tile.length = span->channels * op->spread;
@@ -177,4 +188,32 @@ abn_tile abn_tile_of(const abn_operation *op, const abn_span *span) {
         tile.length = span->channels * joined;
     }
     return tile;
+}
+
+/* Images have been joined where channels are columns: the position counts through all of them. */
+int64_t abn_index_of(const abn_operation *op, ptrdiff_t channel, int64_t position) {
+    const int64_t channels = op->source.channels, spatial = op->source.spatial;
+    if (op->layout == ABN_COLUMNS && op->spread == 1) return position * channels + channel;
+    return (position / spatial * channels + channel) * spatial + position % spatial;
+}
+
+enum { LINE = 64 };
+
+abn_memo abn_memo_open(abn_operation *op, int threads, ptrdiff_t rows, ptrdiff_t length) {
+    /* A row may be worked on in parts, in any order: the last vector of its last part ends in the padding. */
+    const ptrdiff_t stride = (length + 2 * ABN_PADDING - 1) / ABN_PADDING * ABN_PADDING;
+    abn_memo memo = {NULL, NULL, stride};
+    op->memo_apart = rows * stride;
+    if (!op->wants_memo) return memo;
+    memo.memory = malloc((size_t)threads * 2 * (size_t)op->memo_apart * abn_real_size(op->source.dtype) + LINE);
+    memo.first = (char *)(((uintptr_t)memo.memory + LINE - 1) / LINE * LINE);
+    return memo;
+}
+
+void abn_memo_close(abn_memo *memo) { free(memo->memory); }
+
+abn_output abn_memo_row(const abn_operation *op, const abn_memo *memo, int thread, ptrdiff_t row, ptrdiff_t column) {
+    const ptrdiff_t at = thread * 2 * op->memo_apart + row * memo->stride + column;
+    if (memo->memory == NULL) return (abn_output){NULL, 0};
+    return (abn_output){memo->first + at * (ptrdiff_t)abn_real_size(op->source.dtype), memo->stride};
 }

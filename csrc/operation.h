@@ -1,7 +1,7 @@
 /* An operation is what forward and backward are made of: sums over every channel, constants from the sums, and a pass
  * that applies them. The operation knows the arithmetic; abn_walk knows layout, caches and threads, and calls
  *
- *     begin(channels)  sums(tile) ...  finish(channels)  apply(tile) ...  end(channels)
+ *     begin(channels)  sums(tile) ...  finish(channels)  apply(tile) ...
  *
  * so that a channel is still in cache for its second pass where that is possible. */
 #ifndef ABN_OPERATION_H
@@ -20,15 +20,21 @@ enum {
     ABN_EXACT = 2,   /* its numbers leave the range of float: element by element, in double */
 };
 
+typedef struct {
+    void *memory; /* NULL: no memo */
+    char *first;
+    ptrdiff_t stride; /* elements from row to row */
+} abn_memo;
+
 typedef struct abn_operation abn_operation;
 struct abn_operation {
     const abn_kernel_set *set;
     const abn_layout_kernels *kernels; /* set->layout[layout] */
     int layout;
     int threads;
-    int arrays;                              /* how many arrays of the batch's size pass through the cache */
-    abn_batch source, gradient, destination; /* data == NULL: not used */
-    ptrdiff_t per_channel;                   /* elements of a channel */
+    int arrays; /* how many arrays of the batch's size pass through the cache */
+    abn_batch source, gradient, destination, residual, residual_gradient; /* data == NULL: not used */
+    ptrdiff_t per_channel;                                                /* elements of a channel */
     /* What a tile's columns are (ABN_COLUMNS):
      *   spread > 1: channels-first, a row is an image and each channel has `spread` columns side by side (its positions)
      *   repeat > 1: channels-last, a row is `repeat` positions, and the channels come over and over
@@ -36,18 +42,22 @@ struct abn_operation {
     ptrdiff_t spread, repeat;
     void *constants[ABN_CONSTANTS]; /* one number per channel, padded */
     unsigned char *kinds;           /* of each channel: ABN_GUARDED, ABN_EXACT */
-    unsigned sums_use, apply_use;   /* bit 1 << ABN_...: which of them the steps read */
+    /* Should the sums leave two numbers per element for the second pass, where the same thread comes by while they are in
+     * cache? The walk provides tile.memo where that is so. Its rows have room for whole vectors; the second numbers begin
+     * `memo_apart` numbers after the first. Only where elements are stored in the type that is computed in. */
+    int wants_memo;
+    ptrdiff_t memo_apart;
+    unsigned sums_use, apply_use; /* bit 1 << ABN_...: which of them the steps read */
 
     /* NULL: there is nothing to do. */
     void (*begin)(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels);
     void (*sums)(const abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
-                 void *partial);
-    /* Nonzero: the sums have to be taken again, with other constants (asked for once at most). */
+                 void *partial, int again);
+    /* Nonzero: sums have to be taken again, with other constants or of something else (asked for once at most). */
     int (*finish)(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, const double *first, const double *second,
                   int again);
     void (*apply)(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
                   int thread);
-    void (*end)(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels);
 };
 
 /* Sets kernels, layout, spread, repeat, kinds and the constants' memory from source, gradient, destination and
@@ -60,6 +70,14 @@ abn_status abn_walk_rows(abn_operation *op);
 abn_status abn_walk_columns(abn_operation *op);
 
 abn_tile abn_tile_of(const abn_operation *op, const abn_span *span);
+
+/* Room for the memo of `threads` threads with so many rows of so many elements each; sets op->memo_apart. Without
+ * memory there is none: it is not wanted, or not to be had. */
+abn_memo abn_memo_open(abn_operation *op, int threads, ptrdiff_t rows, ptrdiff_t length);
+void abn_memo_close(abn_memo *memo);
+
+/* A thread's row of it. */
+abn_output abn_memo_row(const abn_operation *op, const abn_memo *memo, int thread, ptrdiff_t row, ptrdiff_t column);
 
 /* The constants from `channel` on, one number per channel. */
 abn_constants abn_constants_from(const abn_operation *op, ptrdiff_t channel);
@@ -77,6 +95,9 @@ int abn_centre_fits(abn_dtype dtype, double mean, double var, ptrdiff_t per_chan
 size_t abn_real_size(abn_dtype dtype);
 void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double value);
 double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel);
+
+/* The index of an element among what is kept per element: abn.h. */
+int64_t abn_index_of(const abn_operation *op, ptrdiff_t channel, int64_t position);
 
 /* Single elements and their addresses, for what is rare. */
 double abn_load_element(abn_dtype dtype, const void *at);

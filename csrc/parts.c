@@ -50,13 +50,32 @@ static ptrdiff_t run_length(const abn_operation *op, const abn_span *span, ptrdi
     return count;
 }
 
+static abn_input moved_input(const abn_operation *op, abn_input from, ptrdiff_t row, ptrdiff_t column) {
+    if (from.data) from.data = abn_at(op, from.data, from.stride, row, column);
+    return from;
+}
+
+static abn_output moved_output(const abn_operation *op, abn_output to, ptrdiff_t row, ptrdiff_t column) {
+    if (to.data) to.data = abn_at(op, to.data, to.stride, row, column);
+    return to;
+}
+
+static abn_tile moved_tile(const abn_operation *op, const abn_tile *tile, ptrdiff_t row, ptrdiff_t column) {
+    return (abn_tile){
+        .source = moved_input(op, tile->source, row, column),
+        .gradient = moved_input(op, tile->gradient, row, column),
+        .residual = moved_input(op, tile->residual, row, column),
+        .destination = moved_output(op, tile->destination, row, column),
+        .residual_gradient = moved_output(op, tile->residual_gradient, row, column),
+        .memo = moved_output(op, tile->memo, row, column),
+        .rows = tile->rows,
+        .length = tile->length,
+    };
+}
+
 static abn_tile part_of_tile(const abn_operation *op, const abn_tile *tile, ptrdiff_t offset, ptrdiff_t entries) {
-    abn_tile part = *tile;
     const int rows = op->layout == ABN_ROWS;
-    const ptrdiff_t row = rows ? offset : 0, column = rows ? 0 : offset;
-    part.source.data = abn_at(op, tile->source.data, tile->source.stride, row, column);
-    if (tile->gradient.data) part.gradient.data = abn_at(op, tile->gradient.data, tile->gradient.stride, row, column);
-    if (tile->destination) part.destination = abn_at(op, tile->destination, tile->destination_stride, row, column);
+    abn_tile part = moved_tile(op, tile, rows ? offset : 0, rows ? 0 : offset);
     *(rows ? &part.rows : &part.length) = entries;
     return part;
 }
@@ -79,4 +98,44 @@ int abn_next_part(const abn_operation *op, const abn_guard *guard, const abn_til
     part->xhat = part->kind & ABN_GUARDED ? guarded_xhat(op, guard, &part->span) : (abn_input){NULL, 0};
     part->next += channels;
     return 1;
+}
+
+int abn_next_piece(const abn_operation *op, const abn_part *part, abn_piece *piece) {
+    const int rows = op->layout == ABN_ROWS;
+    if (piece->next == part->tile.length) {
+        piece->row++;
+        piece->next = 0;
+    }
+    if (piece->row >= part->tile.rows || part->tile.length == 0) return 0;
+    const ptrdiff_t column = piece->next, left = part->tile.length - column;
+    piece->tile = moved_tile(op, &part->tile, piece->row, column);
+    piece->tile.rows = 1;
+    piece->tile.length = left < ABN_PIECE ? left : ABN_PIECE;
+    piece->xhat = moved_input(op, part->xhat, piece->row, column);
+    piece->constants = abn_constants_moved(op, &part->constants, rows ? piece->row : column);
+    piece->column = column;
+    piece->partial_offset = part->offset + (rows ? piece->row : column);
+    const abn_element first = abn_element_of(op, &part->span, piece->row, column);
+    piece->index = abn_index_of(op, first.channel, first.position);
+    piece->next = column + piece->tile.length;
+    return 1;
+}
+
+void abn_set_real(const abn_operation *op, void *reals, ptrdiff_t i, double value) {
+    if (op->source.dtype == ABN_FLOAT64)
+        ((double *)reals)[i] = value;
+    else
+        ((float *)reals)[i] = (float)value;
+}
+
+const void *abn_piece_param(const abn_operation *op, const abn_context *context, const abn_piece *piece,
+                            abn_bench *bench) {
+    const void *of_channel = piece->constants.of[ABN_PARAM];
+    if (!context->channel_param)
+        abn_set_real(op, bench->param, 0, context->activation_param);
+    else if (op->layout == ABN_COLUMNS)
+        return of_channel;
+    else
+        op->set->expand(of_channel, (abn_columns){1, piece->tile.length, 1}, bench->param);
+    return bench->param;
 }

@@ -18,6 +18,33 @@ typedef struct {
 int abn_next_part(const abn_operation *op, const abn_guard *guard, const abn_tile *tile, const abn_span *span,
                   const abn_constants *constants, abn_part *part);
 
+/* A part of one row of a part, short enough for the arrays of piece kernels. Its elements follow one another in the
+ * order of what is kept per element. */
+typedef struct {
+    abn_tile tile; /* of one row */
+    abn_input xhat;
+    abn_constants constants;
+    ptrdiff_t row, column;    /* of the part: where it begins */
+    ptrdiff_t partial_offset; /* rows (ABN_ROWS) or columns of the whole tile before it */
+    ptrdiff_t next;           /* the column after it */
+    int64_t index;            /* of its first element */
+} abn_piece;
+
+/* What a piece is worked on in. `real` is float, or double for float64. */
+typedef struct {
+    _Alignas(64) double y[ABN_PIECE + ABN_PADDING]; /* room for either type */
+    _Alignas(64) double slope[ABN_PIECE + ABN_PADDING];
+    _Alignas(64) double param[ABN_PIECE + ABN_PADDING];
+    uint64_t sides[ABN_PIECE_WORDS], lost[ABN_PIECE_WORDS], far[ABN_PIECE_WORDS];
+} abn_bench;
+
+/* The next piece of `part`; a zeroed piece comes before the first. 0: there is none. */
+int abn_next_piece(const abn_operation *op, const abn_part *part, abn_piece *piece);
+
+/* The activation's parameter for a piece: a number, or one per element; perhaps in bench->param. */
+const void *abn_piece_param(const abn_operation *op, const abn_context *context, const abn_piece *piece,
+                            abn_bench *bench);
+
 typedef struct {
     ptrdiff_t channel;
     int64_t position; /* image * S + s */
@@ -31,5 +58,8 @@ void *abn_at(const abn_operation *op, const void *data, ptrdiff_t stride, ptrdif
 
 /* Where the xhat of a guarded channel's element lies. */
 void *abn_guarded_at(const abn_operation *op, const abn_guard *guard, abn_element element);
+
+/* An element of bench->y and the like. */
+void abn_set_real(const abn_operation *op, void *reals, ptrdiff_t i, double value);
 
 #endif

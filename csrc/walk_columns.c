@@ -25,6 +25,7 @@ typedef struct {
     ptrdiff_t chunk, chunks_per_stack, chunks;
     ptrdiff_t strip, strips;  /* channels of a strip */
     ptrdiff_t widest;         /* channels that a tile has room for */
+    abn_memo memo;            /* of a strip, for each thread */
     double *chunk_sums;       /* per chunk and strip 2 * strip */
     int *again;               /* per thread: does any of its channels need its sums again? */
     struct workspace *spaces; /* per thread */
@@ -61,6 +62,12 @@ static ptrdiff_t rows_of_tile(const walk *w, ptrdiff_t row, ptrdiff_t last) {
     return left > repeat ? left - left % repeat : left;
 }
 
+static abn_tile tile_at(const walk *w, const abn_span *span, ptrdiff_t stack, ptrdiff_t row, int thread) {
+    abn_tile tile = abn_tile_of(w->op, span);
+    tile.memo = abn_memo_row(w->op, &w->memo, thread, (stack * w->rows + row + w->op->repeat - 1) / w->op->repeat, 0);
+    return tile;
+}
+
 static abn_constants constants_of(const abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, unsigned used,
                                   workspace *space) {
     abn_constants constants = abn_constants_from(op, channel);
@@ -73,8 +80,8 @@ static abn_constants constants_of(const abn_operation *op, ptrdiff_t channel, pt
     return constants;
 }
 
-static void sum_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, double *first, double *second,
-                      workspace *space) {
+static void sum_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, int again, int thread, double *first,
+                      double *second, workspace *space) {
     const abn_operation *op = w->op;
     const row_range range = chunk_rows(w, chunk);
     abn_span span = rows_span(w, strip, 0, 0, 0);
@@ -84,8 +91,8 @@ static void sum_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, double *f
     for (ptrdiff_t row = range.first, rows; row < range.last; row += rows) {
         rows = rows_of_tile(w, row, range.last);
         span = rows_span(w, strip, range.stack, row, rows);
-        const abn_tile tile = abn_tile_of(op, &span);
-        op->sums(op, &tile, &span, &constants, space->partial);
+        const abn_tile tile = tile_at(w, &span, range.stack, row, thread);
+        op->sums(op, &tile, &span, &constants, space->partial, again);
         op->kernels->fold(space->partial, (abn_columns){span.channels, op->spread, op->repeat}, first, second);
     }
 }
@@ -98,7 +105,7 @@ static void apply_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, int thr
     for (ptrdiff_t row = range.first, rows; row < range.last; row += rows) {
         rows = rows_of_tile(w, row, range.last);
         span = rows_span(w, strip, range.stack, row, rows);
-        const abn_tile tile = abn_tile_of(op, &span);
+        const abn_tile tile = tile_at(w, &span, range.stack, row, thread);
         op->apply(op, &tile, &span, &constants, thread);
     }
 }
@@ -115,7 +122,7 @@ static void walk_strip(const walk *w, ptrdiff_t strip, int thread, workspace *sp
         memset(first, 0, (size_t)span.channels * sizeof *first);
         memset(second, 0, (size_t)span.channels * sizeof *second);
         for (ptrdiff_t chunk = 0; chunk < w->chunks; chunk++) {
-            sum_chunk(w, chunk, strip, space->chunk_first, space->chunk_second, space);
+            sum_chunk(w, chunk, strip, again, thread, space->chunk_first, space->chunk_second, space);
             for (ptrdiff_t c = 0; c < span.channels; c++) {
                 first[c] += space->chunk_first[c];
                 second[c] += space->chunk_second[c];
@@ -125,7 +132,6 @@ static void walk_strip(const walk *w, ptrdiff_t strip, int thread, workspace *sp
     } while (again);
     if (op->apply)
         for (ptrdiff_t chunk = w->chunks - 1; chunk >= 0; chunk--) apply_chunk(w, chunk, strip, thread, space);
-    if (op->end) op->end(op, span.channel, span.channels);
 }
 
 static void walk_strips(void *argument, int thread, int threads) {
@@ -183,7 +189,7 @@ static void walk_chunks(void *argument, int thread, int threads) {
         if (!op->sums) break;
         for (ptrdiff_t u = unit; u < last_unit; u++) {
             double *sums = w->chunk_sums + u * 2 * w->strip;
-            sum_chunk(w, u / w->strips, u % w->strips, sums, sums + w->strip, space);
+            sum_chunk(w, u / w->strips, u % w->strips, again, thread, sums, sums + w->strip, space);
         }
         if (threads > 1) abn_barrier();
         w->again[thread] = finish_channels(w, channel, last_channel, again, space);
@@ -193,10 +199,6 @@ static void walk_chunks(void *argument, int thread, int threads) {
     } while (again);
     if (op->apply)
         for (ptrdiff_t u = last_unit - 1; u >= unit; u--) apply_chunk(w, u / w->strips, u % w->strips, thread, space);
-    if (op->end) {
-        if (threads > 1) abn_barrier();
-        op->end(op, channel, last_channel - channel);
-    }
 }
 
 static abn_status walk_all_chunks(walk *w) {
@@ -228,7 +230,10 @@ static abn_status walk_with_spaces(walk *w) {
     if (w->strip > 0) {
         w->strips = (w->op->source.channels + w->strip - 1) / w->strip;
         if (w->strips >= w->op->threads) {
+            const ptrdiff_t rows = (w->rows * w->stacks + w->op->repeat - 1) / w->op->repeat;
+            w->memo = abn_memo_open(w->op, w->op->threads, rows, w->strip * w->op->spread * w->op->repeat);
             abn_parallel(w->op->threads, walk_strips, w);
+            abn_memo_close(&w->memo);
             return ABN_OK;
         }
     }

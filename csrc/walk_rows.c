@@ -26,6 +26,7 @@ typedef struct {
     ptrdiff_t tiles;                   /* of one channel, or one group of channels */
     ptrdiff_t tiles_per_slice, slices;
     ptrdiff_t group;    /* channels that go through both passes together */
+    abn_memo memo;      /* of a group, for each thread */
     double *slice_sums; /* where threads share a channel: two per slice */
     int again;
 } walk;
@@ -41,15 +42,22 @@ static ptrdiff_t first_tile_of(const walk *w, ptrdiff_t slice) {
     return tile < w->tiles ? tile : w->tiles;
 }
 
-static void sum_slice(const walk *w, ptrdiff_t channel, ptrdiff_t channels, ptrdiff_t slice, double *first,
-                      double *second) {
+/* Rows of the memo: image by image, the group's channels. */
+static abn_tile tile_at(const walk *w, const abn_span *span, int thread) {
+    abn_tile tile = abn_tile_of(w->op, span);
+    tile.memo = abn_memo_row(w->op, &w->memo, thread, span->image * span->channels, span->from);
+    return tile;
+}
+
+static void sum_slice(const walk *w, ptrdiff_t channel, ptrdiff_t channels, ptrdiff_t slice, int again, int thread,
+                      double *first, double *second) {
     _Alignas(64) char partial[2 * ABN_ROWS_MAX * ABN_LANE_BYTES];
     const abn_constants constants = abn_constants_from(w->op, channel);
     memset(partial, 0, 2 * (size_t)channels * ABN_LANE_BYTES);
     for (ptrdiff_t tile = first_tile_of(w, slice); tile < first_tile_of(w, slice + 1); tile++) {
         const abn_span span = tile_span(w, channel, channels, tile);
-        const abn_tile at = abn_tile_of(w->op, &span);
-        w->op->sums(w->op, &at, &span, &constants, partial);
+        const abn_tile at = tile_at(w, &span, thread);
+        w->op->sums(w->op, &at, &span, &constants, partial, again);
     }
     w->op->kernels->fold(partial, (abn_columns){channels, 1, 1}, first, second);
 }
@@ -59,7 +67,7 @@ static void apply_tiles(const walk *w, ptrdiff_t channel, ptrdiff_t channels, pt
     const abn_constants constants = abn_constants_from(w->op, channel);
     for (ptrdiff_t tile = last - 1; tile >= first; tile--) {
         const abn_span span = tile_span(w, channel, channels, tile);
-        const abn_tile at = abn_tile_of(w->op, &span);
+        const abn_tile at = tile_at(w, &span, thread);
         w->op->apply(w->op, &at, &span, &constants, thread);
     }
 }
@@ -73,11 +81,11 @@ static void walk_group(const walk *w, ptrdiff_t channel, ptrdiff_t channels, int
     do {
         if (!op->sums) break;
         for (ptrdiff_t c = 0; c < channels; c++) first[c] = second[c] = 0;
-        for (ptrdiff_t slice = 0; slice < w->slices; slice++) sum_slice(w, channel, channels, slice, first, second);
+        for (ptrdiff_t slice = 0; slice < w->slices; slice++)
+            sum_slice(w, channel, channels, slice, again, thread, first, second);
         again = op->finish(op, channel, channels, first, second, again);
     } while (again);
     if (op->apply) apply_tiles(w, channel, channels, 0, w->tiles, thread);
-    if (op->end) op->end(op, channel, channels);
 }
 
 static void walk_groups(void *argument, int thread, int threads) {
@@ -121,15 +129,11 @@ static void walk_shared_channels(void *argument, int thread, int threads) {
             for (ptrdiff_t slice = first_slice; slice < last_slice; slice++) {
                 double *sums = w->slice_sums + 2 * slice;
                 sums[0] = sums[1] = 0;
-                sum_slice(w, channel, 1, slice, sums, sums + 1);
+                sum_slice(w, channel, 1, slice, again, thread, sums, sums + 1);
             }
             again = finish_shared_channel(w, channel, thread, threads, again);
         } while (again);
         if (op->apply) apply_tiles(w, channel, 1, first_tile_of(w, first_slice), first_tile_of(w, last_slice), thread);
-        if (op->end) {
-            if (threads > 1) abn_barrier();
-            if (thread == 0) op->end(op, channel, 1);
-        }
     }
 }
 
@@ -166,6 +170,8 @@ abn_status abn_walk_rows(abn_operation *op) {
     if (w.group > ABN_ROWS_MAX) w.group = ABN_ROWS_MAX;
     if (w.group > per_thread) w.group = per_thread;
     if (w.group < 1) w.group = 1;
+    if (channel_bytes <= 2 * abn_group_bytes()) w.memo = abn_memo_open(op, op->threads, b->batch * w.group, b->spatial);
     abn_parallel(op->threads, walk_groups, &w);
+    abn_memo_close(&w.memo);
     return ABN_OK;
 }

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from ._types import Activation, Batch, ChannelAxis, Number, Strategy, Sums, Threads, Vector
 
-_Saved: TypeAlias = Literal["x", "xhat", "z", "guarded_xhat", "escape_index", "escape_xhat"]
+_Saved: TypeAlias = Literal[
+    "x", "xhat", "z", "residual", "sides", "guarded_xhat", "escape_index", "escape_xhat"
+]
 
 class _Info(TypedDict):
     version: str
@@ -65,6 +67,8 @@ def forward(
     activation_param: Number = 0.01,
     strategy: Strategy = "inplace",
     channel_axis: ChannelAxis = 1,
+    residual: Batch | None = None,
+    slope: Vector | None = None,
     threads: Threads = None,
     isa: str | None = None,
 ) -> tuple[Batch, Context]: ...
@@ -84,6 +88,8 @@ def normalize(
     activation_param: Number = 0.01,
     strategy: Strategy = "inplace",
     channel_axis: ChannelAxis = 1,
+    residual: Batch | None = None,
+    slope: Vector | None = None,
     threads: Threads = None,
     isa: str | None = None,
 ) -> tuple[Batch, Context]: ...
@@ -92,12 +98,13 @@ def backward(
     dz: Batch,
     *,
     overwrite: bool = False,
+    residual_grad: Batch | None = None,
     threads: Threads = None,
     isa: str | None = None,
-) -> tuple[Batch, Vector | None, Vector | None]: ...
+) -> tuple[Batch, Vector | None, Vector | None, Vector | None, Batch | None]: ...
 def backward_reduce(
     ctx: Context, dz: Batch, *, threads: Threads = None, isa: str | None = None
-) -> tuple[Sums, Sums]: ...
+) -> tuple[Sums, Sums, Sums | None]: ...
 def backward_apply(
     ctx: Context,
     dz: Batch,
@@ -106,6 +113,7 @@ def backward_apply(
     count: int,
     *,
     overwrite: bool = False,
+    residual_grad: Batch | None = None,
     threads: Threads = None,
     isa: str | None = None,
 ) -> Batch: ...

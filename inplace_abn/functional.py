@@ -33,15 +33,16 @@ True
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from . import _core
 from ._core import Context, get_num_threads, info, set_num_threads
+from ._results import ChannelSums, Gradients
 from ._types import Activation, Batch, ChannelAxis, Number, Rows, Strategy, Sums, Threads, Vector
 
 __all__ = [
+    "ChannelSums",
     "Context",
     "Gradients",
     "backward",
@@ -57,25 +58,18 @@ __all__ = [
 ]
 
 
-class Gradients(NamedTuple):
-    """What `backward` returns. dweight and dbias are None where the forward had no weight or bias."""
-
-    dx: Batch
-    dweight: Vector | None
-    dbias: Vector | None
-
-
 def forward(
     x: Batch, weight: Vector | None = None, bias: Vector | None = None,
     running_mean: Vector | None = None, running_var: Vector | None = None, *,
     training: bool = True, momentum: Number = 0.1, eps: Number = 1e-05,
     activation: Activation = "leaky_relu", activation_param: Number = 0.01,
-    strategy: Strategy = "inplace", channel_axis: ChannelAxis = 1, threads: Threads = None,
+    strategy: Strategy = "inplace", channel_axis: ChannelAxis = 1, residual: Batch | None = None,
+    slope: Vector | None = None, threads: Threads = None,
 ) -> tuple[Batch, Context]:  # fmt: skip
-    """Batch normalization and activation: ``z = activation(weight * xhat + bias)`` (paper, section 3.1).
+    """Batch normalization and activation: ``z = activation(weight * xhat + bias + residual)``.
 
     ``xhat = (x - mean) / sqrt(var + eps)``, with mean and biased variance of the batch in training, and
-    with the running ones otherwise.
+    with the running ones otherwise (paper, section 3.1).
 
     Parameters
     ----------
@@ -91,10 +85,29 @@ def forward(
         False normalizes with the running statistics.
     momentum : float in [0, 1]
     eps : float > 0
-    activation : {"leaky_relu", "elu", "identity", "relu"}
+    activation : str
         relu has no inverse: not for the in-place strategies.
+
+        ============  ======================================================
+        activation    z, with ``a = activation_param``
+        ============  ======================================================
+        "identity"    y
+        "leaky_relu"  y >= 0: y, else a y
+        "prelu"       y >= 0: y, else slope y
+        "elu"         y >= 0: y, else a (exp(y) - 1)
+        "celu"        y >= 0: y, else a (exp(y/a) - 1)
+        "selu"        1.0507... times elu of a = 1.6732...
+        "softplus"    log(1 + exp(y))
+        "sigmoid"     1 / (1 + exp(-y))
+        "tanh"        tanh(y)
+        "silu"        y sigmoid(y)
+        "gelu"        y (1 + erf(y / sqrt(2))) / 2
+        "gelu_tanh"   y (1 + tanh(sqrt(2/pi) (y + 0.044715 y**3))) / 2
+        "mish"        y tanh(softplus(y))
+        "relu"        max(y, 0)
+        ============  ======================================================
     activation_param : float > 0
-        Slope of leaky_relu below zero, alpha of elu.
+        Slope of leaky_relu below zero, alpha of elu and celu.
     strategy : {"inplace", "inplace_1", "inplace_2", "checkpoint_xhat", "checkpoint", "standard"}
         What is kept for the backward (Fig. 2 of the paper). "inplace" is "inplace_2".
 
@@ -108,6 +121,12 @@ def forward(
         "inplace_2"        made into z     z; no division              (e)
         =================  ==============  ==========================  ==============
     channel_axis : {1, -1}
+    residual : ndarray, optional
+        Of the shape, dtype and memory layout of x; read only. Kept for the backward with every strategy: it
+        tells the normalized x from z.
+    slope : ndarray of shape (C,) or (1,), optional
+        For prelu, and for it alone: per channel, or one for all. Same dtype as `weight`, any finite numbers;
+        read only.
     threads : int, optional
 
     Returns
@@ -115,11 +134,13 @@ def forward(
     z : ndarray
         x itself for the in-place strategies, else a fresh array of x's shape, dtype and memory layout.
     ctx : Context
-        For `backward`. While it lives, the array that it keeps is locked (``flags.writeable`` is False):
+        For `backward`. While it lives, the arrays that it keeps are locked (``flags.writeable`` is False):
         until the backward has run, the context is dropped or ``ctx.release()`` is called. ``ctx.saved``
-        lists all that is kept. Beside the array this is little: xhat of channels whose weight is zero or tiny
-        beside the bias, and of single elements that a saturated elu would lose. Weight, bias and statistics
-        are copied, so an update of the weight before the backward does not change the gradients.
+        lists all that is kept. Beside x or z, and the residual, this is little: xhat of channels whose weight
+        is zero or tiny beside the bias, xhat of single elements that a flat activation would lose and, beside
+        z of silu, gelu, gelu_tanh and mish, which have a minimum, on which side of it y was: a bit per
+        element. Weight, bias, slope and statistics are copied, so an update of the weight before the
+        backward does not change the gradients.
 
     Raises
     ------
@@ -136,16 +157,29 @@ def forward(
     (array([-1.,  1.]), array([0.2]), array([1.1]))
     >>> [(name, nbytes) for name, array, nbytes in ctx.saved]
     [('z', 16)]
+
+    The end of a residual block, and an activation with a minimum:
+
+    >>> x, shortcut = np.array([[1.0], [3.0]]), np.array([[0.5], [0.5]])
+    >>> z, ctx = forward(x, residual=shortcut, activation="identity")
+    >>> z.round(3).ravel(), shortcut.flags.writeable
+    (array([-0.5,  1.5]), False)
+    >>> z, ctx = forward(np.array([[1.0], [3.0]]), activation="silu")
+    >>> z.round(3).ravel(), [(name, nbytes) for name, array, nbytes in ctx.saved]
+    (array([-0.269,  0.731]), [('z', 16), ('sides', 1)])
     """
     return _core.forward(
         x, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps,
         activation=activation, activation_param=activation_param, strategy=strategy,
-        channel_axis=channel_axis, threads=threads,
+        channel_axis=channel_axis, residual=residual, slope=slope, threads=threads,
     )  # fmt: skip
 
 
-def backward(ctx: Context, dz: Batch, *, overwrite: bool = False, threads: Threads = None) -> Gradients:
-    """Gradients of x, weight and bias, given the gradient dz of z (section 3.2 of the paper).
+def backward(
+    ctx: Context, dz: Batch, *, overwrite: bool = False, residual_grad: Batch | None = None,
+    threads: Threads = None,
+) -> Gradients:  # fmt: skip
+    """Gradients of all that the forward took, given the gradient dz of z (section 3.2 of the paper).
 
     Parameters
     ----------
@@ -155,18 +189,22 @@ def backward(ctx: Context, dz: Batch, *, overwrite: bool = False, threads: Threa
         Of the shape, dtype and memory layout of x.
     overwrite : bool
         True writes dx over dz, and then needs no memory of dz's size.
+    residual_grad : ndarray, optional
+        Of the shape, dtype and memory layout of x: the gradient of the residual is added to it, rather than
+        written into a fresh array. For a forward with residual alone.
     threads : int, optional
 
     Returns
     -------
     Gradients
         dx, a fresh array with the memory layout of x, or dz itself; dweight and dbias of shape (C,) and the
-        dtype of the weight, or None where there was none.
+        dtype of the weight, or None where there was none. As attributes that are not unpacked: dslope of that
+        dtype and the shape of the slope, and dresidual, a fresh array like dx or `residual_grad` itself.
 
     Raises
     ------
     RuntimeError
-        For a ctx that is freed or in use, or whose array was resized, made another dtype or unlocked.
+        For a ctx that is freed or in use, or whose arrays were resized, made another dtype or unlocked.
     TypeError, ValueError
         See the top of this page. Also for a ctx of `normalize` with the statistics of more than its own
         batch: that takes `backward_reduce` and `backward_apply`.
@@ -179,8 +217,19 @@ def backward(ctx: Context, dz: Batch, *, overwrite: bool = False, threads: Threa
     array([0.5])
     >>> ctx.freed
     True
+
+    With a residual, whose gradient joins what its array has from elsewhere:
+
+    >>> z, ctx = forward(np.array([[1.0], [3.0]]), residual=np.zeros((2, 1)), activation="identity")
+    >>> elsewhere = np.full((2, 1), 0.5)
+    >>> gradients = backward(ctx, np.array([[1.0], [2.0]]), residual_grad=elsewhere)
+    >>> gradients.dresidual is elsewhere, elsewhere.ravel()
+    (True, array([1.5, 2.5]))
+    >>> dx, dweight, dbias = gradients
     """
-    return Gradients._make(_core.backward(ctx, dz, overwrite=overwrite, threads=threads))
+    return Gradients(
+        *_core.backward(ctx, dz, overwrite=overwrite, residual_grad=residual_grad, threads=threads)
+    )
 
 
 def statistics(x: Batch, *, channel_axis: ChannelAxis = 1, threads: Threads = None) -> tuple[Sums, Sums, int]:
@@ -266,7 +315,7 @@ def normalize(
     running_mean: Vector | None = None, running_var: Vector | None = None, *,
     momentum: Number = 0.1, eps: Number = 1e-05, activation: Activation = "leaky_relu",
     activation_param: Number = 0.01, strategy: Strategy = "inplace", channel_axis: ChannelAxis = 1,
-    threads: Threads = None,
+    residual: Batch | None = None, slope: Vector | None = None, threads: Threads = None,
 ) -> tuple[Batch, Context]:  # fmt: skip
     """`forward` in training with statistics from elsewhere (section 4 of the paper): of several batches.
 
@@ -280,7 +329,7 @@ def normalize(
         Elements per channel behind them; more than one.
     weight, bias, running_mean, running_var, momentum, eps
         As for `forward`. The running variance is updated with ``var * count / (count - 1)``.
-    activation, activation_param, strategy, channel_axis, threads
+    activation, activation_param, strategy, channel_axis, residual, slope, threads
         As for `forward`.
 
     Returns
@@ -316,11 +365,11 @@ def normalize(
     return _core.normalize(
         x, mean, var, count, weight, bias, running_mean, running_var, momentum=momentum, eps=eps,
         activation=activation, activation_param=activation_param, strategy=strategy,
-        channel_axis=channel_axis, threads=threads,
+        channel_axis=channel_axis, residual=residual, slope=slope, threads=threads,
     )  # fmt: skip
 
 
-def backward_reduce(ctx: Context, dz: Batch, *, threads: Threads = None) -> tuple[Sums, Sums]:
+def backward_reduce(ctx: Context, dz: Batch, *, threads: Threads = None) -> ChannelSums:
     """First half of `backward`: the sums over each channel that dx needs (section 3.2 of the paper).
 
     With ``dy = dz * activation'(y)``. Added up over all batches behind the statistics they go to
@@ -337,7 +386,8 @@ def backward_reduce(ctx: Context, dz: Batch, *, threads: Threads = None) -> tupl
     Returns
     -------
     sum_dy, sum_dy_xhat : float64 ndarray of shape (C,)
-        Zeros for an empty batch.
+        Zeros for an empty batch. With prelu, the gradient of the slope is an attribute beside the two,
+        ``dslope``, a float64 array of the slope's shape, that is added up in the same way.
 
     Raises
     ------
@@ -352,12 +402,12 @@ def backward_reduce(ctx: Context, dz: Batch, *, threads: Threads = None) -> tupl
     >>> sum_dy, sum_dy_xhat.round(3)
     (array([3.]), array([1.]))
     """
-    return _core.backward_reduce(ctx, dz, threads=threads)
+    return ChannelSums(*_core.backward_reduce(ctx, dz, threads=threads))
 
 
 def backward_apply(
     ctx: Context, dz: Batch, sum_dy: Sums, sum_dy_xhat: Sums, count: int, *,
-    overwrite: bool = False, threads: Threads = None,
+    overwrite: bool = False, residual_grad: Batch | None = None, threads: Threads = None,
 ) -> Batch:  # fmt: skip
     """Second half of `backward`: dx, from sums over all batches behind the statistics.
 
@@ -373,6 +423,8 @@ def backward_apply(
         Elements per channel behind the sums, as for `normalize`; ignored unless forward was in training.
     overwrite : bool
         True writes dx over dz.
+    residual_grad : ndarray, optional
+        As for `backward`, and needed after a forward with residual: its gradient is added to it.
     threads : int, optional
 
     Returns
@@ -394,4 +446,7 @@ def backward_apply(
     >>> dx is dz, bool(np.allclose(dx, 0, atol=1e-4))
     (True, True)
     """
-    return _core.backward_apply(ctx, dz, sum_dy, sum_dy_xhat, count, overwrite=overwrite, threads=threads)
+    return _core.backward_apply(
+        ctx, dz, sum_dy, sum_dy_xhat, count, overwrite=overwrite, residual_grad=residual_grad,
+        threads=threads,
+    )  # fmt: skip

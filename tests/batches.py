@@ -4,6 +4,7 @@ A batch is drawn as arrays of shape (N, C, ...) in the dtype under test, and lai
 Results come back as (N, C, ...) too, whatever the layout.
 """
 
+import itertools
 from functools import cache
 from typing import NamedTuple
 
@@ -22,14 +23,36 @@ without_ml_dtypes = pytest.mark.skipif(ml_dtypes is None, reason="ml_dtypes is n
 DTYPES = ["float32", "float64", "float16", pytest.param("bfloat16", marks=without_ml_dtypes)]
 STRATEGIES = ["standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"]
 ACTIVATIONS = list(reference.ACTIVATIONS)
+INVERTIBLE = [name for name, activation in reference.ACTIVATIONS.items() if activation.inverse]
 # The parameter that each activation is tested with.
-PARAM = {"identity": 1.0, "leaky_relu": 0.01, "elu": 0.75, "relu": 1.0}
+PARAM = dict.fromkeys(ACTIVATIONS, 1.0) | {"leaky_relu": 0.01, "elu": 0.75, "celu": 0.75}
+SLOPES = 0.25, -0.5, 1.5, 0.0  # of prelu, channel by channel
 SCHEMES = [
     (activation, strategy)
     for activation in ACTIVATIONS
     for strategy in STRATEGIES
     if reference.ACTIVATIONS[activation].inverse or reference.KEEPS[strategy] != "z"
 ]
+
+# Activations that are tested with everything: the straight ones, which have kernels of their own, and elu.
+THOROUGH = ["identity", "leaky_relu", "elu", "relu"]
+
+
+def sampled(**axes):
+    """Parametrize over all combinations; of activations that are not THOROUGH, over every fourth.
+
+    Where two axes beside "activation" have four values, those that are left have every pair of values.
+    """
+    cases = []
+    for at in itertools.product(*(range(len(values)) for values in axes.values())):
+        values = [list(values)[i] for values, i in zip(axes.values(), at, strict=True)]
+        case = dict(zip(axes, (getattr(value, "values", [value])[0] for value in values), strict=True))
+        marks = [mark for value in values for mark in getattr(value, "marks", ())]
+        thorough = case["activation"] in THOROUGH or sum(at) % 4 == 0
+        if thorough and (case["activation"], case.get("strategy", "standard")) in SCHEMES:
+            cases.append(pytest.param(*case.values(), marks=marks))
+    return pytest.mark.parametrize(list(axes), cases)
+
 
 # Around one, two and four vectors of every width, and around blocks.
 CHANNELS = [1, 2, 3, 5, 15, 16, 17, 31, 33, 65, 129]
@@ -101,6 +124,14 @@ class Batch(NamedTuple):
     dz: np.ndarray
     weight: np.ndarray
     bias: np.ndarray
+    residual: np.ndarray | None = None
+    slope: np.ndarray | None = None  # of prelu: `slope_of` gives one where there is none
+
+    def slope_of(self, activation):
+        """What the activation is given as `slope`."""
+        if activation != "prelu" or self.slope is not None:
+            return self.slope
+        return np.resize(np.array(SLOPES, self.weight.dtype), len(self.weight))
 
 
 @cache
@@ -116,9 +147,15 @@ def random_batch(shape, dtype, seed=0, mean=2.0, spread=1.0):
         x.astype(full), rng.normal(size=shape).astype(full), weight.astype(parameter),
         rng.normal(size=channels).astype(parameter),
     )  # fmt: skip
-    for array in batch:
+    for array in batch[:4]:
         array.flags.writeable = False
     return batch
+
+
+def with_residual(batch, scale=1.0, seed=100):
+    """Return the batch with a residual that is drawn like dz."""
+    residual = scale * np.random.default_rng(seed).normal(size=batch.x.shape)
+    return batch._replace(residual=residual.astype(batch.x.dtype))
 
 
 # ---- running -----------------------------------------------------------------------------------------------
@@ -131,18 +168,30 @@ class Run(NamedTuple):
     dx: np.ndarray
     dweight: np.ndarray | None
     dbias: np.ndarray | None
+    dslope: np.ndarray | None = None
+    dresidual: np.ndarray | None = None
 
 
-def run(batch, layout="first", *, isa=None, threads=None, overwrite=False, affine=True, **options):
-    """Forward and backward of the compiled module over fresh copies of the batch."""
+def forward(batch, layout="first", *, affine=True, **options):
+    """Forward of the compiled module over a copy of the batch: z as it lies in memory, and the context."""
     x, axis = LAYOUTS[layout](batch.x)
-    dz = lay_out(batch.dz, layout)
     parameters = (batch.weight, batch.bias) if affine else (None, None)
+    residual = None if batch.residual is None else lay_out(batch.residual, layout)
+    slope = batch.slope_of(options.get("activation"))
+    return _core.forward(x, *parameters, channel_axis=axis, residual=residual, slope=slope, **options)
+
+
+def run(batch, layout="first", *, isa=None, threads=None, overwrite=False, **options):
+    """Forward and backward of the compiled module over fresh copies of the batch."""
+    dz = lay_out(batch.dz, layout)
     machine = {"isa": isa, "threads": threads}
-    z, ctx = _core.forward(x, *parameters, channel_axis=axis, **machine, **options)
-    z_before_backward = np.moveaxis(z, axis, 1).copy()
-    dx, dweight, dbias = _core.backward(ctx, dz, overwrite=overwrite, **machine)
-    return Run(z_before_backward, np.moveaxis(dx, axis, 1), dweight, dbias)
+    z, ctx = forward(batch, layout, **machine, **options)
+    z_before_backward = np.moveaxis(z, ctx.channel_axis, 1).copy()
+    gradients = _core.backward(ctx, dz, overwrite=overwrite, **machine)
+    dx, *of_channels, dresidual = gradients
+    if dresidual is not None:
+        dresidual = np.moveaxis(dresidual, ctx.channel_axis, 1)
+    return Run(z_before_backward, np.moveaxis(dx, ctx.channel_axis, 1), *of_channels, dresidual)
 
 
 def relative_l2(got, want):

@@ -31,6 +31,11 @@ EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16"
 SMALLEST = {"float32": 2.0**-149, "float64": 2.0**-1074, "float16": 2.0**-24, "bfloat16": 2.0**-133}
 # Below -alpha * (1 - FLAT) the slope of elu is too small to go back from z: xhat is kept beside it.
 FLAT = {"float32": 2.0**-9, "float64": 2.0**-24, "float16": 2.0**-5, "bfloat16": 2.0**-4}
+# Where y cannot be had back from z to within this, xhat is kept beside it: some ten roundings at the flat end
+# of elu. Of sigmoid and tanh the library goes by z a little farther.
+LOST = {dtype: 64 * EPS[dtype] / FLAT[dtype] for dtype in EPS}
+# So it is where bias and residual are this much greater than the weight.
+MOST_BESIDE = {"float32": 64, "float64": 2.0**20, "float16": 4, "bfloat16": 4}
 
 
 def eps_of_compute(dtype):
@@ -50,10 +55,14 @@ class Expected(NamedTuple):
     dx: np.ndarray
     dweight: np.ndarray
     dbias: np.ndarray
+    dslope: np.ndarray | None
+    dresidual: np.ndarray | None
     z_error: np.ndarray
     dx_error: np.ndarray
     dweight_error: np.ndarray
     dbias_error: np.ndarray
+    dslope_error: np.ndarray
+    dresidual_error: np.ndarray
 
 
 def _each(values, like):
@@ -64,72 +73,175 @@ def _sum(array):
     return array.sum(axis=(0, *range(2, array.ndim)))
 
 
-class _Terms:
+STRAIGHT = ("identity", "leaky_relu", "prelu", "relu")
+KINKED = ("leaky_relu", "prelu", "relu", "elu", "selu")  # another slope on either side of 0
+
+
+class Terms:
     """The quantities of one batch in the working type, and the errors of xhat, y and z in a forward."""
 
     def __init__(self, batch, dtype, keeps, activation, param, eps, statistics, affine):
         work = working_type(dtype)
+        self.dtype, self.keeps, self.activation = dtype, keeps, activation
+        self.straight = activation in STRAIGHT
         self.u, self.stored = eps_of_compute(dtype) / 2, EPS[dtype] / 2
-        self.smallest, self.flat = SMALLEST[dtype], FLAT[dtype]
-        self.tiny = 2 * SMALLEST["float64" if dtype == "float64" else "float32"]  # a product that underflows
-        self.keeps, self.activation, self.param = keeps, activation, param
+        self.smallest = SMALLEST[dtype]
+        # In float z is taken from the minimum first, and the inverse is a fit in the root of that: 3 u of 1.
+        minimum = reference.ACTIVATIONS[activation].minimum
+        self.solved = 0 if minimum is None or dtype == "float64" else 3 * self.u
+        compute = "float64" if dtype == "float64" else "float32"
+        self.tiny = 2 * SMALLEST[compute]  # a product that underflows
+        self.normal = SMALLEST[compute] / EPS[compute]  # exponentials that are smaller may come out as 0
         x = batch.x.astype(work)
+        slope = batch.slope_of(activation)
+        self.param = param if slope is None else _each(slope.astype(work), x)
         mean, var = statistics if statistics is not None else reference.statistics(x, dtype=work)[:2]
         mean = _each(np.asarray(mean, work), x)
         self.inv_std = _each(1 / np.sqrt(np.asarray(var, work) + eps), x)
         self.gamma = _each(batch.weight.astype(work) if affine else np.ones(x.shape[1], work), x)
         self.beta = _each(batch.bias.astype(work) if affine else np.zeros(x.shape[1], work), x)
+        self.residual = np.zeros(1, work) if batch.residual is None else batch.residual.astype(work)
         self.xhat = (x - mean) * self.inv_std
-        self.y = self.gamma * self.xhat + self.beta
-        phi, derivative, *_ = reference.ACTIVATIONS[activation]
-        self.z, self.slope = phi(self.y, param), derivative(self.y, param)
+        normal = self.gamma * self.xhat + self.beta
+        self.y = normal + self.residual
+        self.z, self.slope = self.phi(self.y), self.derivative(self.y)
         # Given statistics are exact; those of the batch are sums, whose error is relative to the spread.
         self.sums = SUMMING[dtype] * self.u
         self.summing = self.sums if statistics is None else 0
-        self.xhat_error = np.abs(self.xhat) * (4 * self.u + self.summing) + self.summing
+        self.xhat_error = np.abs(self.xhat) * (4 * self.u + self.summing) + self.summing + self.tiny
         # mean and centre are rounded to double, wherever they lie.
         self.xhat_error = self.xhat_error + 2 * EPS["float64"] * np.abs(mean) * self.inv_std
         # Where xhat itself is stored: for keeps == "z" in guarded channels, which the library chooses.
         self.storing_xhat = (self.stored * np.abs(self.xhat) + self.smallest) * (keeps != "x")
         if keeps == "xhat":  # z may be computed from what is stored, now and again
             self.xhat_error = self.xhat_error + self.storing_xhat
-        rounding = self.u * (np.abs(self.y) + 2 * np.abs(self.beta))
+        rounding = self.u * (np.abs(normal) + 2 * np.abs(self.beta))
         self.y_error = np.abs(self.gamma) * self.xhat_error + rounding
-        steepest = np.where(self.at_kink(), np.maximum(1, param), np.abs(self.slope))
+        # weight * inv_std may underflow, and so may its product with x - mean
+        self.y_error = self.y_error + self.tiny * (1 + np.abs(x - mean))
+        if batch.residual is not None:
+            self.y_error = np.where(np.isinf(self.y), 0, self.y_error + self.u * np.abs(self.y))
+        # A curve works on y as it is rounded: 2 u.
+        curved = 0 if self.straight else 1
+        by_y = self.moved(self.phi, self.y_error + curved * 2 * self.u * np.abs(self.y))
+        by_y = by_y + curved * self.lost_exponential()
         own = 6 * self.u * np.abs(self.z)  # expm1 may be off by two units in the last place
-        self.z_error = steepest * self.y_error + own + self.stored * np.abs(self.z) + self.smallest
+        self.z_error = by_y + own + self.stored * np.abs(self.z) + self.smallest
+
+    @np.errstate(over="ignore", invalid="ignore")  # of y that were moved far
+    def phi(self, y):
+        return reference.ACTIVATIONS[self.activation].phi(y, self.param)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def derivative(self, y):
+        return reference.ACTIVATIONS[self.activation].derivative(y, self.param)
+
+    def moved(self, curve, error):
+        """How far the curve may move while y does by `error`."""
+        here = curve(self.y)
+        error = np.where(np.isinf(self.y), 0, error)  # as it is beside an infinite residual, whatever else
+        return np.maximum(np.abs(curve(self.y + error) - here), np.abs(curve(self.y - error) - here))
+
+    def lost_exponential(self):
+        """Error of a value or slope by an exponential that underflows.
+
+        It is multiplied by y and by the slope of its exponent, which goes with y^2 at most; from 1000 on
+        there is nothing left of it.
+        """
+        return self.normal * np.maximum(2, np.minimum(np.abs(self.y), 1000) ** 3)
 
     def at_kink(self):
         """Where y may come out on the other side of 0: by its error, or by underflow in the stored z."""
-        near = self.y_error + np.abs(self.gamma) * self.storing_xhat + self.smallest / min(1, self.param)
-        return (np.abs(self.y) <= 4 * near) & (self.y != 0)
+        if self.activation not in KINKED:
+            return np.zeros(self.y.shape, bool)
+        least_slope = np.minimum(1, np.where(np.asarray(self.param) > 0, self.param, 1))
+        near = self.y_error + np.abs(self.gamma) * self.storing_xhat + self.smallest / least_slope
+        exactly_zero = (self.gamma * self.xhat == 0) & (self.beta == 0) & (self.residual == 0)
+        return (np.abs(self.y) <= 4 * near) & ~exactly_zero
 
-    @np.errstate(over="ignore")  # of what no z gives back
+    def slope_terms(self):
+        """What the slope is added up from, in sizes: of y times a curve from 0 to 1, two terms."""
+        if reference.ACTIVATIONS[self.activation].minimum is None:
+            return np.abs(self.slope)
+        with np.errstate(invalid="ignore"):
+            share = np.where(self.y == 0, self.slope, self.z / self.y)
+        return share + np.abs(self.slope - share)
+
+    def slope_error(self, y_error):
+        """Error of activation'(y) where y is off by this, and has not come from z alone."""
+        if self.straight:
+            return 2 * self.u * np.abs(self.slope)
+        by_y = self.moved(self.derivative, y_error + 2 * self.u * np.abs(self.y))
+        return by_y + 8 * self.u * self.slope_terms() + self.lost_exponential()
+
+    def inverse_error(self, z_error):
+        """Error of y from a z which is off by z_error: where the curve has moved by that, on both sides.
+
+        Where it cannot, towards a minimum, y is the minimum at worst.
+        """
+        error = z_error / np.abs(np.where(self.slope == 0, 1, self.slope))
+        if self.straight:
+            return error
+        minimum = reference.ACTIVATIONS[self.activation].minimum
+        to_minimum = np.nan if minimum is None else minimum.astype(self.y.dtype) - self.y
+        for _ in range(30):
+            open_ = np.zeros(self.y.shape, bool)
+            for sign in (1, -1):
+                reached = np.abs(self.phi(self.y + sign * error) - self.z) >= z_error
+                open_ |= ~(reached | ((sign * to_minimum > 0) & (error >= np.abs(to_minimum))))
+            if not open_.any():
+                break
+            error = np.where(open_, 1.2 * error, error)
+        return error
+
+    @np.errstate(all="ignore")  # of what no z gives back
     def of_kept(self):
-        """Errors of xhat and of activation'(y) in the backward, from what was kept."""
-        alpha = self.param if self.activation == "elu" else 0
-        curved = alpha * np.exp(np.minimum(self.y, 0))  # elu: how fast its slope changes with y
+        """Errors of xhat, y and activation'(y) in the backward, from what was kept."""
         gamma = np.abs(self.gamma)
-        slope_error = curved * (self.y_error + 6 * self.u) + 2 * self.u * self.slope + self.tiny * (alpha > 0)
+        direct = self.xhat_error, self.y_error, self.slope_error(self.y_error)
         if self.keeps != "z":
-            return self.xhat_error, slope_error
-        beside = self.xhat_error + self.storing_xhat
-        slope_beside = slope_error + curved * gamma * self.storing_xhat
-        y_error = (self.z_error + 2 * self.u * np.abs(self.z)) / np.where(self.slope == 0, 1, self.slope)
-        y_error = y_error + 4 * self.u * (np.abs(self.y) + np.abs(self.beta))
-        lost = (gamma == 0) | ((alpha > 0) & (self.z + self.z_error < -alpha * (1 - self.flat)))
-        xhat_error = np.maximum(beside, np.where(lost, 0, y_error / np.where(gamma == 0, 1, gamma)))
-        from_z = (self.z_error if alpha else 0) + 4 * self.u * np.maximum(alpha, self.slope)
-        return xhat_error, np.maximum(slope_beside, from_z)
+            return direct
+        y_beside = self.y_error + gamma * self.storing_xhat
+        beside = self.xhat_error + self.storing_xhat, y_beside, self.slope_error(y_beside)
+        z_error = self.z_error + (2 if self.straight else 8) * self.u * np.abs(self.z)
+        lost = self.lost(self.inverse_error(z_error) + 4 * self.u * np.abs(self.y))
+        y_error = self.inverse_error(z_error + self.solved)
+        y_error = y_error + 4 * self.u * np.abs(self.y)
+        # The inverses of activations with a minimum, and their slopes, are right to an absolute error: 4e-7
+        # in float, where they are polynomials; next to nothing in double, but not zero where y is.
+        two_sided = reference.ACTIVATIONS[self.activation].minimum is not None
+        fitted = 2 * self.u if two_sided else 0
+        y_error = y_error + 3 * fitted
+        xhat_error = (y_error + 4 * self.u * (np.abs(self.residual) + np.abs(self.beta))) / gamma
+        # The exponential of elu and the like is z + alpha, or 1 + z / alpha.
+        exponential = {"elu": self.param, "celu": 1, "selu": 1.76}.get(self.activation, 0)
+        slope_error = self.slope_error(y_error)
+        if not self.straight:
+            slope_error = slope_error + 4 * self.u * (
+                np.maximum(exponential, self.slope_terms()) + 2 * fitted
+            )
+        from_z = xhat_error, y_error, slope_error
+        return [np.maximum(one, np.where(lost, 0, other)) for one, other in zip(beside, from_z, strict=True)]
+
+    def lost(self, y_error):
+        """Where z does not tell y, or y not xhat, so that xhat is kept beside it."""
+        most = LOST[self.dtype] * np.maximum(1, np.abs(self.y))  # where z is y, digits count
+        gone = (self.gamma == 0) | (np.asarray(self.param) <= 0) | ~(y_error <= most)
+        beside = np.abs(self.beta) + np.abs(self.residual)
+        return gone | (beside > 1.01 * MOST_BESIDE[self.dtype] * np.abs(self.gamma))
 
     def backward(self, dz, training):
-        """Errors of dx, dweight and dbias."""
-        count = max(1, self.y.size // self.y.shape[1])
-        xhat_error, slope_error = self.of_kept()
+        """Errors of dx, dweight, dbias, dslope and dresidual."""
+        count = max(1, self.y.size // max(1, self.y.shape[1]))
+        xhat_error, y_error, slope_error = self.of_kept()
         dz, xhat = np.abs(dz.astype(self.y.dtype)), np.abs(self.xhat)
         dy, dy_error = dz * np.abs(self.slope), dz * slope_error + self.tiny
         sum_error = _sum(dy_error) + self.sums * _sum(dy)
-        product_error = _sum(dy * xhat_error + xhat * dy_error) + self.sums * _sum(dy * xhat)
+        product_error = _sum(dy * xhat_error + xhat * dy_error + self.tiny) + self.sums * _sum(dy * xhat)
+        below = np.abs(np.minimum(self.y, 0))
+        param_error = _sum(dz * y_error * (self.y < y_error) + self.tiny) + (self.sums + 2 * self.u) * _sum(
+            dz * below
+        )
         sum_dy, sum_dy_xhat = _each(_sum(dy), dy) / count, _each(_sum(dy * xhat), dy) / count
         terms, dx_error = dy, dy_error
         if training:
@@ -137,8 +249,10 @@ class _Terms:
             dx_error = dx_error + _each(sum_error, dy) / count
             dx_error = dx_error + xhat * _each(product_error, dy) / count + xhat_error * sum_dy_xhat
         dx_error = np.abs(self.gamma) * self.inv_std * (dx_error + (6 * self.u + self.summing) * terms)
+        dx_error = dx_error + self.tiny * terms  # weight * inv_std underflows
         stored = 2 * self.u  # dweight and dbias, in the parameters' type
-        return dx_error, product_error + stored * _sum(dy * xhat), sum_error + stored * _sum(dy)
+        of_channels = product_error + stored * _sum(dy * xhat), sum_error + stored * _sum(dy), param_error
+        return dx_error, *of_channels, dy_error + self.stored * dy + self.smallest
 
 
 def without_kinks(
@@ -146,25 +260,32 @@ def without_kinks(
 ):
     """Return the batch with dz = 0 wherever rounding may decide on which side of 0 y is."""
     param = PARAM[activation] if param is None else param
-    terms = _Terms(batch, dtype, keeps, activation, param, eps, statistics, affine)
+    terms = Terms(batch, dtype, keeps, activation, param, eps, statistics, affine)
     return batch._replace(dz=np.where(terms.at_kink(), 0, batch.dz).astype(batch.dz.dtype))
 
 
 def expected(batch, dtype, keeps, activation, param=None, eps=1e-5, statistics=None, affine=True):
     """Results of the reference, and bounds for strategies that keep `keeps`; statistics: evaluation mode."""
     param = PARAM[activation] if param is None else param
-    terms = _Terms(batch, dtype, keeps, activation, param, eps, statistics, affine)
+    terms = Terms(batch, dtype, keeps, activation, param, eps, statistics, affine)
     mean, var = (None, None) if statistics is None else statistics
     parameters = (batch.weight, batch.bias) if affine else (None, None)
     z, ctx = reference.forward(
         batch.x, *parameters, mean, var, training=statistics is None, eps=eps, strategy="standard",
-        activation=activation, activation_param=param, dtype=working_type(dtype),
+        activation=activation, activation_param=param, residual=batch.residual,
+        slope=batch.slope_of(activation), dtype=working_type(dtype),
     )  # fmt: skip
     sum_dy, sum_dy_xhat = reference.backward_reduce(ctx, batch.dz)
-    dx = reference.backward(ctx, batch.dz).dx
-    dx_error, dweight_error, dbias_error = terms.backward(batch.dz, ctx.training)
+    gradients = reference.backward(ctx, batch.dz)
+    dx = gradients.dx
+    dx_error, *of_channels, dresidual_error = terms.backward(batch.dz, ctx.training)
+    if gradients.dslope is not None and gradients.dslope.shape != of_channels[-1].shape:  # one for all
+        of_channels[-1] = of_channels[-1].sum(keepdims=True)
     dx_error = dx_error + terms.stored * np.abs(dx) + terms.smallest
-    return Expected(batch, z, dx, sum_dy_xhat, sum_dy, terms.z_error, dx_error, dweight_error, dbias_error)
+    return Expected(
+        batch, z, dx, sum_dy_xhat, sum_dy, gradients.dslope, gradients.dresidual,
+        terms.z_error, dx_error, *of_channels, dresidual_error,
+    )  # fmt: skip
 
 
 @cache
@@ -198,3 +319,8 @@ def assert_backward(got, expected, affine=True):
     if affine:
         assert_within(got.dweight, expected.dweight, expected.dweight_error, "dweight")
         assert_within(got.dbias, expected.dbias, expected.dbias_error, "dbias")
+    for name in ("dslope", "dresidual"):
+        want = getattr(expected, name)
+        assert (want is None) == (getattr(got, name) is None), name
+        if want is not None:
+            assert_within(getattr(got, name), want, getattr(expected, f"{name}_error"), name)

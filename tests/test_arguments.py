@@ -180,7 +180,7 @@ OPTIONS = {
         (None, TypeError, "must be a number"),
     ],
     "activation": [
-        ("gelu", ValueError, f"{', '.join(ACTIVATIONS[:-1])} or {ACTIVATIONS[-1]}, got 'gelu'"),
+        ("swish", ValueError, f"{', '.join(ACTIVATIONS[:-1])} or {ACTIVATIONS[-1]}, got 'swish'"),
         ("leaky", ValueError, "got 'leaky'"),
         (3, TypeError, "'leaky_relu'"),
         (None, TypeError, "got None"),

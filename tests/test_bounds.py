@@ -19,7 +19,7 @@ class Right:
         self.weight, self.bias = (a.astype(float)[:, None] for a in (self.batch.weight, self.batch.bias))
         mean, var, _ = reference.statistics(self.batch.x)
         self.deviation, self.std = self.batch.x - mean[:, None], np.sqrt(var + 1e-5)[:, None]
-        z, ctx = reference.forward(*self.batch[::2], self.batch.bias, activation="identity")
+        z, ctx = reference.forward(self.batch.x, *self.batch[2:4], activation="identity")
         results = z, *reference.backward(ctx, self.batch.dz)
         self.run = Run(*(a.astype(np.float32) for a in results))
 

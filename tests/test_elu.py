@@ -170,7 +170,7 @@ def test_everything_saturated(dtype, layout):
     batch = batch._replace(weight=weight, bias=bias)
     got = run(batch, layout, activation="elu", activation_param=1.0)
     assert (got.z[:, [0, 2]] == -1).all()
-    for array in got:
+    for array in got[:4]:
         assert np.isfinite(array.astype(np.float64)).all()
     assert np.abs(got.dx[:, [0, 2]].astype(np.float64)).max() < 1e-30
     assert np.abs(got.dx[:, 1].astype(np.float64)).max() > 0.1

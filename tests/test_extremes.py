@@ -5,6 +5,7 @@ Where float64's result, rounded to the storage type, is finite, so is ours, and 
 import numpy as np
 import pytest
 from batches import (
+    ACTIVATIONS,
     DTYPES,
     ISAS,
     LAYOUTS,
@@ -16,6 +17,7 @@ from batches import (
     random_batch,
     relative_l2,
     run,
+    sampled,
 )
 from bounds import EPS, SMALLEST, without_kinks, working_type
 
@@ -146,7 +148,7 @@ def test_z_that_overflows_with_given_statistics(activation, strategy, dtype, lay
         assert np.array_equal(
             np.isinf(got_z.astype(np.float64)), np.isinf(z.astype(got_z.dtype).astype(float))
         )
-    dx, dweight, dbias = _core.backward(ctx, lay_out(batch.dz, layout))
+    dx, dweight, dbias, *_ = _core.backward(ctx, lay_out(batch.dz, layout))
     dx = np.moveaxis(dx, axis, 1).astype(working_type(dtype))
     most = 1e-5 if dtype in ("float32", "float64") else 8 * EPS[dtype]
     for c in range(6):
@@ -253,11 +255,9 @@ def test_constant_channels_with_a_tiny_eps(strategy):
 # ---- what is stored is what is used ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", list(reference.ACTIVATIONS))
-@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
+@sampled(
+    strategy=["checkpoint", "checkpoint_xhat"], activation=ACTIVATIONS, dtype=DTYPES, layout=LAYOUTS, isa=ISAS
+)
 def test_recompute_gives_the_same_bits(strategy, activation, dtype, layout, isa):
     """Also from xhat, which a half type has rounded: z is made of what is stored."""
     batch = random_batch((5, 19, 7, 5), dtype)
@@ -272,6 +272,7 @@ def test_recompute_gives_the_same_bits(strategy, activation, dtype, layout, isa)
         strategy=strategy,
         channel_axis=axis,
         isa=isa,
+        slope=batch.slope_of(activation),
     )
     again = ctx.recompute(isa=isa)
     assert again is not z
@@ -296,7 +297,7 @@ def test_guarded_channels_are_on_the_side_of_zero_that_z_is_on(strategy, dtype, 
     )
     assert "guarded_xhat" in [name for name, _, _ in ctx.saved]
     z = np.moveaxis(z, axis, 1).astype(np.float64)
-    dx, _, _ = _core.backward(ctx, lay_out(np.ones(z.shape, dtype_of(dtype)), layout))
+    dx, *_ = _core.backward(ctx, lay_out(np.ones(z.shape, dtype_of(dtype)), layout))
     steep = np.moveaxis(dx, axis, 1).astype(np.float64) / weight.reshape(each) > 0.5
     assert 0.1 < steep.mean() < 0.9
     assert np.array_equal(steep[z != 0], z[z != 0] > 0)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from batches import (
+    ACTIVATIONS,
     DTYPES,
     ISAS,
     LAYOUTS,
     PARAM,
-    SCHEMES,
     STRATEGIES,
     Batch,
     channels_first,
@@ -16,7 +16,8 @@ from batches import (
     parameter_dtype,
     random_batch,
     run,
-)  # fmt: skip
+    sampled,
+)
 from bounds import EPS, assert_forward, assert_within, eps_of_compute, expected
 
 from inplace_abn import _core, functional, reference
@@ -126,10 +127,8 @@ def test_a_kept_x_may_be_read_only(strategy):
     assert not batch.x.flags.writeable
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
+@sampled(dtype=DTYPES, layout=LAYOUTS, activation=ACTIVATIONS, strategy=STRATEGIES)
 def test_nan_and_infinity_stay_in_their_channel(activation, strategy, bad, layout, dtype):
     batch = random_batch((3, 19, 5), dtype)
     options = {"activation": activation, "activation_param": PARAM[activation], "strategy": strategy}

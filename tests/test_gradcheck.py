@@ -37,16 +37,21 @@ LINEAR = normal(4, 3), normal(5, 3), normal(5)
 
 @pytest.mark.parametrize("activation", list(reference.ACTIVATIONS))
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_layers_in_both_modes(strategy, activation):
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_layers_in_both_modes(with_residual, strategy, activation):
     """Those that overwrite their input as well: each evaluation gets a copy."""
     if activation == "relu" and reference.KEEPS[strategy] == "z":
         pytest.skip("relu has no inverse")
-    layer = ABN(3, activation=activation, strategy=strategy)
+    layer = ABN(3, activation=activation, strategy=strategy, num_slopes=3)
     layer.weight.data[:], layer.bias.data[:] = (1.5, -0.5, 0), (0.1, -0.2, 0.3)
-    report = gradcheck(layer, normal(4, 3, 5))
+    if layer.slope is not None:
+        layer.slope.data[:] = 0.25, -0.5, 1.5
+    x, residual = normal(2, 4, 3, 5)
+    report = gradcheck(layer, (x, residual) if with_residual else x, samples=20)
     assert report, report
+    names = ["x", *["residual"] * with_residual, "weight", "bias", *["slope"] * (layer.slope is not None)]
     assert [(row.mode, row.name) for row in report.rows] == [
-        (mode, name) for mode in ("train", "eval") for name in ("x", "weight", "bias")
+        (mode, name) for mode in ("train", "eval") for name in names
     ]
 
 

@@ -3,16 +3,19 @@
 import numpy as np
 import pytest
 from batches import (
+    ACTIVATIONS,
     DTYPES,
     ISAS,
     LAYOUTS,
     PARAM,
     SCHEMES,
     SHAPES,
+    STRATEGIES,
     dtype_of,
     parameter_dtype,
     random_batch,
     run,
+    sampled,
 )
 from bounds import assert_backward, assert_forward, expected, expected_of_random, without_kinks
 from hypothesis import given
@@ -21,10 +24,7 @@ from hypothesis import strategies as st
 from inplace_abn import reference
 
 
-@pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("isa", ISAS)
+@sampled(isa=ISAS, layout=LAYOUTS, dtype=DTYPES, activation=ACTIVATIONS, strategy=STRATEGIES)
 def test_every_kernel(isa, layout, dtype, activation, strategy):
     want = expected_of_random((3, 37, 5, 7), dtype, activation, reference.KEEPS[strategy])
     options = {"activation": activation, "activation_param": PARAM[activation], "strategy": strategy}

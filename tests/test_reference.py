@@ -1,8 +1,10 @@
 """The specification itself: against definitions and finite differences, the paper's schemes side by side."""
 
 import doctest
+import importlib
 import statistics as exact_statistics
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from inplace_abn import reference
 
 ACTIVATIONS = list(reference.ACTIVATIONS)
 INVERTIBLE = [name for name, activation in reference.ACTIVATIONS.items() if activation.inverse]
+TWO_SIDED = [name for name, activation in reference.ACTIVATIONS.items() if activation.minimum is not None]
 SCHEMES = [
     (activation, strategy)
     for activation in ACTIVATIONS
@@ -34,27 +37,17 @@ def close(got, want, rtol=1e-13):
     np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol * max(1.0, float(np.abs(want).max(initial=0))))
 
 
-def test_the_docstring_examples_run():
-    result = doctest.testmod(reference)
-    assert result.attempted > 10
+def options(activation, channels):
+    """Activation and parameter; for prelu slopes of both signs."""
+    chosen = {"activation": activation, "activation_param": PARAM[activation]}
+    return chosen | ({"slope": np.linspace(-0.5, 1.5, channels)} if activation == "prelu" else {})
+
+
+@pytest.mark.parametrize("module", ["activations", "moments", "normalization"])
+def test_the_docstring_examples_run(module):
+    result = doctest.testmod(importlib.import_module(f"inplace_abn.reference.{module}"))
+    assert result.attempted >= 3
     assert result.failed == 0
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_derivative_is_the_slope_of_phi(name):
-    phi, derivative, *_ = reference.ACTIVATIONS[name]
-    y = np.array([-5, -2, -0.3, 0.3, 2, 50], np.longdouble)
-    slope = numerical_gradient(lambda: phi(y, PARAM[name]).sum(), y)
-    np.testing.assert_allclose(derivative(y, PARAM[name]), slope, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("name", INVERTIBLE)
-def test_z_gives_back_y_and_the_derivative(name):
-    phi, derivative, inverse, derivative_from_z = reference.ACTIVATIONS[name]
-    y = np.array([-5, -2, -0.3, -0.0, 0.0, 0.3, 2, 50], np.longdouble)
-    z = phi(y, PARAM[name])
-    close(inverse(z, PARAM[name]), y, 1e-15)
-    close(derivative_from_z(z, PARAM[name]), derivative(y, PARAM[name]), 1e-15)
 
 
 @pytest.mark.parametrize(("shape", "channel_axis"), [((4, 3), 1), ((2, 3, 5), 1), ((2, 2, 3, 4), -1)])
@@ -76,25 +69,40 @@ def test_forward_written_out_for_one_value():
     assert z[1, 1] == pytest.approx(3 * 4 / np.sqrt(32 / 3 + 0.5) + 1)
 
 
+def problem(activation, with_residual, channel_axis, training):
+    """Arrays that gradients are asked of, dz, and a function of the strategy that runs the forward."""
+    x, dz, weight, bias = batch((3, 2) if channel_axis == 1 else (2, 2, 3), 1, channel_axis)
+    arrays = {"x": x, "weight": weight, "bias": bias}
+    if with_residual:
+        arrays["residual"] = x[::-1].copy()
+    chosen = options(activation, len(weight))
+    if "slope" in chosen:
+        arrays["slope"] = chosen.pop("slope").astype(np.longdouble)
+    chosen |= {"training": training, "channel_axis": channel_axis, "dtype": np.longdouble}
+    running = {"running_mean": weight / 2 + 1, "running_var": weight**2}
+    return arrays, dz, lambda strategy: reference.forward(**arrays, **running, **chosen, strategy=strategy)
+
+
+@cache
+def numerical_gradients(*case):
+    arrays, dz, forward = problem(*case)
+    loss = lambda: (forward("standard")[0] * dz).sum()  # noqa: E731
+    return {name: numerical_gradient(loss, array) for name, array in arrays.items()}
+
+
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("shape", "channel_axis"), [((3, 2), 1), ((2, 3, 2), 1), ((2, 2, 3), -1)])
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
-def test_gradients_are_those_of_finite_differences(activation, strategy, shape, channel_axis, training):
-    x, dz, weight, bias = batch(shape, 1, channel_axis)
-    running_mean, running_var = weight / 2 + 1, weight**2
-
-    def forward():
-        return reference.forward(
-            x, weight, bias, running_mean, running_var, training=training, activation=activation,
-            activation_param=PARAM[activation], strategy=strategy, channel_axis=channel_axis,
-            dtype=np.longdouble,
-        )  # fmt: skip
-
-    got = reference.backward(forward()[1], dz)
-    for gradient, by in zip(got, (x, weight, bias), strict=True):
-        np.testing.assert_allclose(
-            gradient, numerical_gradient(lambda: (forward()[0] * dz).sum(), by), rtol=1e-9, atol=1e-10
-        )
+def test_gradients_are_those_of_finite_differences(
+    activation, strategy, with_residual, channel_axis, training
+):
+    case = activation, with_residual, channel_axis, training
+    _, dz, forward = problem(*case)
+    got = reference.backward(forward(strategy)[1], dz)
+    assert (got.dresidual is None, got.dslope is None) == (not with_residual, activation != "prelu")
+    for name, want in numerical_gradients(*case).items():
+        np.testing.assert_allclose(getattr(got, f"d{name}"), want, rtol=1e-9, atol=1e-10, err_msg=name)
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -106,9 +114,11 @@ def test_gradients_are_those_of_finite_differences(activation, strategy, shape, 
 def test_the_schemes_of_the_paper_equal_standard_batch_norm(scheme, literally, activation, affine):
     x, dz, weight, bias = batch((4, 5, 3, 2), 2)
     weight, bias = (weight, bias) if affine else (None, None)
-    options = {"activation": activation, "activation_param": PARAM[activation]}
-    z, ctx = reference.forward(x, weight, bias, strategy=scheme, **options)
-    want_z, standard = reference.forward(x, weight, bias, strategy="standard", **options)
+    arguments = {**options(activation, 5), "residual": x[::-1]}
+    if activation == "prelu":
+        arguments["slope"] = [0.5]  # below 0, z does not tell
+    z, ctx = reference.forward(x, weight, bias, strategy=scheme, **arguments)
+    want_z, standard = reference.forward(x, weight, bias, strategy="standard", **arguments)
     assert np.array_equal(z, want_z)
     assert ctx.x is None
     assert ctx.xhat is None
@@ -127,21 +137,62 @@ def test_what_z_forgets_is_kept_beside_it(strategy):
     x, dz, weight, bias = batch((4, 5, 7), 3)
     weight[:3], bias[:3] = (0, 1e-17, 30), (0.5, 3, -20)
     for activation in INVERTIBLE:
-        options = {"activation": activation, "activation_param": PARAM[activation]}
-        _, ctx = reference.forward(x, weight, bias, strategy=strategy, **options)
-        _, standard = reference.forward(x, weight, bias, strategy="standard", **options)
+        arguments = options(activation, 5)
+        _, ctx = reference.forward(x, weight, bias, strategy=strategy, **arguments)
+        _, standard = reference.forward(x, weight, bias, strategy="standard", **arguments)
         assert ctx.lost[..., :2].all()
-        assert not ctx.lost[..., 3:].any()
-        assert ctx.lost[..., 2].any() == (activation == "elu")
+        assert ctx.lost.any(axis=(0, 1))[3:].tolist() == [False, False]
+        flat = ("elu", "celu", "selu", "sigmoid", "tanh", "gelu", "gelu_tanh")
+        assert ctx.lost[..., 2].any() == (activation in flat)
         for got, want in zip(reference.backward(ctx, dz), reference.backward(standard, dz), strict=True):
             close(got, want, 1e-11)
+
+
+@pytest.mark.parametrize("activation", INVERTIBLE)
+def test_what_a_large_residual_drowns_is_kept_beside_z(activation):
+    x, dz, weight, bias = (array.astype(float) for array in batch((4, 5, 7), 3))
+    arguments = {**options(activation, 5), "residual": np.where(x > 2, 1e14, x / 10)}
+    _, ctx = reference.forward(x, weight, bias, strategy="inplace", **arguments)
+    _, standard = reference.forward(x, weight, bias, strategy="standard", **arguments)
+    assert ctx.lost[np.moveaxis(x, 1, -1) > 2].all()
+    got, want = reference.backward(ctx, dz), reference.backward(standard, dz)
+    for one, other in zip((*got, got.dresidual), (*want, want.dresidual), strict=True):
+        close(one, other, 1e-9)
+
+
+@pytest.mark.parametrize("activation", TWO_SIDED)
+def test_z_at_the_minimum_and_sides_of_it(activation):
+    """Around the minimum z has lost half of its digits, and at it all of them."""
+    minimum = float(reference.ACTIVATIONS[activation].minimum)
+    y = minimum + np.array([[-1.0, -1e-3, -1e-9, 1e-9, 1e-3, 1, 30]]).T
+    dz = np.arange(1.0, 8)[:, None]
+    arguments = {"activation": activation, "training": False, "eps": 1e-300}
+    _, ctx = reference.forward(y, None, None, [0.0], [1.0], strategy="inplace", **arguments)
+    _, standard = reference.forward(y, None, None, [0.0], [1.0], strategy="standard", **arguments)
+    assert ctx.sides.dtype == bool
+    assert ctx.sides.ravel().tolist() == [True] * 3 + [False] * 4
+    assert ctx.lost.ravel()[2:4].all()
+    assert not ctx.lost.ravel()[[0, -2, -1]].any()
+    close(reference.backward(ctx, dz).dx, reference.backward(standard, dz).dx, 1e-11)
+    assert standard.sides is None
+
+
+def test_one_slope_for_all_channels_has_the_sum_of_the_gradients():
+    x, dz, weight, bias = batch((4, 3, 5), 12)
+    each = reference.forward(x, weight, bias, activation="prelu", slope=[0.3] * 3)
+    one = reference.forward(x, weight, bias, activation="prelu", slope=[0.3])
+    assert np.array_equal(each[0], one[0])
+    got = reference.backward(one[1], dz).dslope
+    assert got.shape == (1,)
+    close(got, reference.backward(each[1], dz).dslope.sum())
 
 
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_recompute_gives_z_back(strategy, activation):
     x, _, weight, bias = batch((4, 5, 7), 4)
-    z, ctx = reference.forward(x, weight, bias, activation=activation, strategy=strategy)
+    arguments = {**options(activation, 5), "residual": x / 2}
+    z, ctx = reference.forward(x, weight, bias, strategy=strategy, **arguments)
     assert np.array_equal(reference.recompute(ctx), z)
 
 
@@ -204,13 +255,18 @@ def test_arguments_are_left_alone_and_contexts_share_nothing():
     x, dz, weight, bias = (a.astype(float) for a in batch((4, 3, 5), 8))
     for strategy in reference.KEEPS:
         before = [a.copy() for a in (x, dz, weight, bias)]
-        z, ctx = reference.forward(x, weight, bias, strategy=strategy, activation="identity")
+        residual, slope = x + 1, weight.copy()
+        z, ctx = reference.forward(
+            x, weight, bias, strategy=strategy, activation="prelu", slope=slope, residual=residual
+        )
         want = reference.backward(ctx, dz)
         for now, then in zip((x, dz, weight, bias), before, strict=True):
             assert np.array_equal(now, then)
         z[...] = 7
         x += 1
         weight *= 2
+        residual *= 3
+        slope += 1
         for got, first in zip(reference.backward(ctx, dz), want, strict=True):
             assert np.array_equal(got, first)
 
@@ -228,7 +284,8 @@ def test_results_have_the_type_that_was_computed_in(dtype):
         ({"x": np.ones((1, 3))}, "more than 1 value per channel"),
         ({"training": False}, "running_mean"),
         ({"strategy": "inplace_3"}, "inplace_2"),
-        ({"activation": "gelu"}, "leaky_relu"),
+        ({"activation": "swish"}, "leaky_relu"),
+        ({"activation": "prelu"}, r"slope, an array of shape \(C,\) or \(1,\)"),
         ({"activation": "relu"}, "leaky_relu"),
     ],
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from inplace_abn import _core, functional
+from inplace_abn import _core, functional, reference
 
 
 @pytest.mark.parametrize("positions", [300, 1500, 6272, 20000])
@@ -41,6 +41,27 @@ def test_nan_does_not_reach_the_columns_beyond_a_strip():
 def test_a_constant_channel_of_a_large_value_has_finite_gradients(isa):
     x = np.full((3, 2, 5), 2e36, np.float32)
     _, ctx = _core.forward(x, np.ones(2, np.float32), np.zeros(2, np.float32), strategy="standard", isa=isa)
-    dx, dweight, _ = _core.backward(ctx, np.ones_like(x), isa=isa)
+    dx, dweight, *_ = _core.backward(ctx, np.ones_like(x), isa=isa)
     assert np.isfinite(dx).all()
     assert not dweight.any()
+
+
+def test_backward_apply_in_evaluation_does_not_need_xhat():
+    """As `backward` does it: the gradient by x is dz * weight * inv_std, however far x is from the mean."""
+    x, mean, var = np.ones((4, 1), np.float32), np.full(1, 1e30, np.float32), np.zeros(1, np.float32)
+    _, ctx = functional.forward(x, None, None, mean, var, training=False, eps=1e-30, activation="identity")
+    dx = functional.backward_apply(ctx, np.ones_like(x), np.zeros(1), np.zeros(1), 4)
+    np.testing.assert_allclose(dx, 1e15, rtol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["standard", "inplace_1", "inplace_2"])
+def test_constants_of_dx_that_underflow_in_float32(strategy):
+    """xhat / weight * sums is tiny, weight * xhat is large, and their product is neither."""
+    rng = np.random.default_rng(0)
+    x = rng.choice([-3e38, 3e38], (200, 1)).astype(np.float32)
+    dz, weight = rng.normal(size=x.shape).astype(np.float32) / 1000, np.full(1, 1e6, np.float32)
+    options = {"activation": "identity"}
+    want = reference.backward(reference.forward(x, weight, strategy="standard", **options)[1], dz).dx
+    _, ctx = functional.forward(x, weight, strategy=strategy, **options)
+    dx = functional.backward(ctx, dz).dx
+    assert np.abs(dx - want).max() < 1e-6 * np.abs(want).max()

@@ -3,27 +3,27 @@
 import numpy as np
 import pytest
 from batches import (
+    ACTIVATIONS,
     DTYPES,
+    INVERTIBLE,
     LAYOUTS,
     PARAM,
     STRATEGIES,
+    THOROUGH,
+    forward,
     lay_out,
     parameter_dtype,
     random_batch,
     relative_l2,
     run,
+    sampled,
 )
 from bounds import EPS, assert_within, expected, without_kinks
 
 from inplace_abn import functional, reference
 
-INVERTIBLE = [name for name, activation in reference.ACTIVATIONS.items() if activation.inverse]
 
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("activation", INVERTIBLE)
-@pytest.mark.parametrize("strategy", STRATEGIES[1:])
+@sampled(dtype=DTYPES, layout=LAYOUTS, activation=INVERTIBLE, strategy=STRATEGIES[1:])
 def test_results_equal_those_of_standard_within_rounding(strategy, activation, layout, dtype):
     """Within the errors that both may have: half types keep 3 or 2 digits of z or xhat."""
     batch = random_batch((4, 17, 5, 7), dtype)
@@ -37,7 +37,9 @@ def test_results_equal_those_of_standard_within_rounding(strategy, activation, l
         error = sum(getattr(m, f"{name}_error") for m in may)
         want = getattr(standard, name).astype(error.dtype)
         assert_within(getattr(other, name), want, error, name)
-    assert relative_l2(other.dx, standard.dx) < 2 * EPS[dtype]
+    # Where a curve is flat z has lost digits of y: see test_smooth.
+    flat = {"float32": 2e-6, "float64": 1e-11}.get(dtype, 8 * EPS[dtype])
+    assert relative_l2(other.dx, standard.dx) < (2 * EPS[dtype] if activation in THOROUGH else flat)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -65,26 +67,22 @@ def test_what_is_kept(dtype, strategy):
 
 
 @pytest.mark.parametrize("out", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("activation", list(reference.ACTIVATIONS))
-@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
+@sampled(dtype=DTYPES, layout=LAYOUTS, activation=ACTIVATIONS, strategy=["checkpoint", "checkpoint_xhat"])
 def test_recompute_gives_z_back(strategy, activation, layout, dtype, out):
     """To the bit from x; within rounding from xhat, which has been rounded to the type of storage."""
     batch = random_batch((4, 17, 5), dtype)
-    x, axis = LAYOUTS[layout](batch.x)
     options = {"activation": activation, "activation_param": PARAM[activation]}
-    z, ctx = functional.forward(x, batch.weight, batch.bias, strategy=strategy, channel_axis=axis, **options)
+    z, ctx = forward(batch, layout, strategy=strategy, **options)
     buffer = np.full_like(z, 7) if out else None
     again = ctx.recompute(out=buffer) if out else ctx.recompute()
     assert out == (again is buffer)
     assert again.shape == z.shape
     assert again.dtype == z.dtype
-    assert not np.shares_memory(again, x)
+    assert not np.shares_memory(again, ctx.saved[0][1])
     if strategy == "checkpoint":
         assert np.array_equal(again, z)
     want = expected(batch, dtype, reference.KEEPS[strategy], activation)
-    assert_within(np.moveaxis(again, axis, 1), want.z, want.z_error, "z")
+    assert_within(np.moveaxis(again, ctx.channel_axis, 1), want.z, want.z_error, "z")
     assert np.array_equal(ctx.recompute(), again)
     functional.backward(ctx, lay_out(batch.dz, layout))
 

@@ -55,19 +55,19 @@ INLINE void columns_moments(abn_tile tile, abn_constants constants, void *partia
     FOR_STEPS(tile, moments_step, tile, constants, partial);
 }
 
-INLINE void apply_step(abn_activation activation, abn_tile tile, abn_constants constants, activation_constants k,
-                       ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
+INLINE void apply_step(abn_activation activation, int with_residual, abn_tile tile, abn_constants constants,
+                       activation_constants k, ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
     const affine from_x = affine_constants(ABN_COLUMNS, constants, j);
     UNROLLED for (int r = 0; r < rows; r++) {
         const storage *x = element_at(tile.source, row + r, j);
-        storage *z = (storage *)tile.destination + (row + r) * tile.destination_stride + j;
-        apply_to_vector(activation, x, z, n, from_x, k);
+        const storage *residual = with_residual ? element_at(tile.residual, row + r, j) : NULL;
+        apply_to_vector(activation, x, residual, destination_row(tile, row + r) + j, n, from_x, k);
     }
 }
 
-INLINE void columns_apply(abn_activation activation, abn_tile tile, abn_constants constants) {
-    const activation_constants k = activation_load(constants.param, constants.escape_below);
-    FOR_STEPS(tile, apply_step, activation, tile, constants, k);
+INLINE void columns_apply(abn_activation activation, int with_residual, abn_tile tile, abn_constants constants) {
+    const activation_constants k = activation_load(constants.param);
+    FOR_STEPS(tile, apply_step, activation, with_residual, tile, constants, k);
 }
 
 INLINE void gradient_sums_step(int from, abn_activation activation, abn_tile tile, abn_constants constants,
@@ -86,7 +86,7 @@ INLINE void gradient_sums_step(int from, abn_activation activation, abn_tile til
 
 INLINE void columns_gradient_sums(int from, abn_activation activation, abn_tile tile, abn_constants constants,
                                   void *partial) {
-    const activation_constants k = activation_load(constants.param, constants.escape_below);
+    const activation_constants k = activation_load(constants.param);
     FOR_STEPS(tile, gradient_sums_step, from, activation, tile, constants, k, partial);
 }
 
@@ -96,27 +96,14 @@ INLINE void gradient_apply_step(int from, abn_activation activation, abn_tile ti
     UNROLLED for (int r = 0; r < rows; r++) {
         const storage *source = element_at(tile.source, row + r, j);
         const storage *gradient = element_at(tile.gradient, row + r, j);
-        storage *dx = (storage *)tile.destination + (row + r) * tile.destination_stride + j;
+        storage *dx = destination_row(tile, row + r) + j;
         gradient_of_vector(from, activation, source, gradient, dx, n, b, k);
     }
 }
 
 INLINE void columns_gradient_apply(int from, abn_activation activation, abn_tile tile, abn_constants constants) {
-    const activation_constants k = activation_load(constants.param, constants.escape_below);
+    const activation_constants k = activation_load(constants.param);
     FOR_STEPS(tile, gradient_apply_step, from, activation, tile, constants, k);
-}
-
-INLINE int columns_any_outside(abn_tile tile, abn_constants constants, double low, double high) {
-    vec furthest = v_set1(-1);
-    for (ptrdiff_t row = 0; row < tile.rows; row++) {
-        for (ptrdiff_t j = 0; j < tile.length; j += W) {
-            const ptrdiff_t n = tile.length - j;
-            const vec x = v_load_upto(element_at(tile.source, row, j), n);
-            const vec w = affine_apply(x, affine_constants(ABN_COLUMNS, constants, j));
-            furthest = v_max(distance_outside(n < W ? v_first(w, n) : w, low, high), furthest);
-        }
-    }
-    return v_any(v_lt(v_zero(), furthest));
 }
 
 /* Sum of `count` neighbouring partial sums: in vectors first, then across lanes in double. */

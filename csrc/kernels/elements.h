@@ -33,8 +33,10 @@ INLINE backward_pair backward_element(int from, abn_activation activation, vec s
     return (backward_pair){activation_gradient(activation, v_fma(w, b.weight, b.bias), dz, k), w};
 }
 
+/* In evaluation w takes part with a factor of zero, however far x is from the mean that was given. NaN stays. */
 INLINE vec backward_result(backward_pair p, backward_constants b) {
-    return v_fma(p.dy, b.dy_factor, v_fma(p.w, b.w_factor, b.offset));
+    const vec w = v_max(v_set1(-LARGEST_REAL), v_min(v_set1(LARGEST_REAL), p.w));
+    return v_fma(p.dy, b.dy_factor, v_fma(w, b.w_factor, b.offset));
 }
 
 /* Of n elements; what a vector has beyond them counts for nothing, whatever constants meet there. */
@@ -63,10 +65,12 @@ INLINE void gradient_sums_of_vector(int from, abn_activation activation, const s
     *product = v_fma(p.dy, p.w, *product);
 }
 
-/* The first n elements of a vector, n <= W or more. */
-INLINE void apply_to_vector(abn_activation activation, const storage *x, storage *z, ptrdiff_t n, affine from_x,
-                            activation_constants k) {
-    v_store_upto(z, activate(activation, affine_apply(v_load_upto(x, n), from_x), k), n);
+/* The first n elements of a vector, n <= W or more. residual: NULL if there is none. */
+INLINE void apply_to_vector(abn_activation activation, const storage *x, const storage *residual, storage *z,
+                            ptrdiff_t n, affine from_x, activation_constants k) {
+    vec y = affine_apply(v_load_upto(x, n), from_x);
+    if (residual) y = v_add(y, v_load_upto(residual, n));
+    v_store_upto(z, activate(activation, y, k), n);
 }
 
 INLINE void gradient_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,
@@ -75,16 +79,15 @@ INLINE void gradient_of_vector(int from, abn_activation activation, const storag
     v_store_upto(dx, backward_result(p, b), n);
 }
 
-/* How far outside [low, high] is w? Not above zero: it is inside, or NaN. */
-INLINE vec distance_outside(vec w, double low, double high) {
-    return v_max(v_sub(v_set1((real)low), w), v_sub(w, v_set1((real)high)));
-}
-
 /* The constant of channel `at` in every lane (ABN_ROWS), or those of W channels from `at` on (ABN_COLUMNS). The
  * arrays are padded, so the last load of a tile may reach past its channels. */
 INLINE vec constant(int layout, abn_constants constants, int which, ptrdiff_t at) {
     const real *of = (const real *)constants.of[which] + at;
     return layout == ABN_ROWS ? v_set1(*of) : v_load_real(of);
+}
+
+INLINE storage *destination_row(abn_tile tile, ptrdiff_t row) {
+    return (storage *)tile.destination.data + row * tile.destination.stride;
 }
 
 INLINE affine affine_constants(int layout, abn_constants c, ptrdiff_t at) {

@@ -1,5 +1,5 @@
-/* exp, expm1 and log1p on vec, for the half line that elu needs: arguments <= 0. Below 2 ulp in float and double
- * (tests/test_elu.py measures them against long double). The polynomials were fitted at Chebyshev nodes. */
+/* exp, expm1, log and log1p on vec. Below 2 ulp in float and double (log where it is not near 0); subnormal results of
+ * exp may be 0. The polynomials were fitted at Chebyshev nodes. */
 #ifndef ABN_EXP_LOG_H
 #define ABN_EXP_LOG_H
 
@@ -10,7 +10,8 @@
 #define LN2_LOW 0x1.473de6af278edp-34
 #define LOG2_E 0x1.71547652b82fep+0
 #define SQRT_HALF_BITS 0x3fe6a09e667f3bcd
-#define EXP_ZERO -750.0       /* below: exp is 0 */
+#define EXP_ZERO -708.9       /* below: exp is 0 */
+#define EXP_INFINITY 709.9    /* above: exp is infinite */
 #define EXPM1_MINUS_ONE -50.0 /* below: expm1 is -1 */
 static const real expm1_polynomial[] = {
     /* (expm1(r) - r) / r^2, |r| <= ln(2)/2 */
@@ -28,7 +29,8 @@ static const real log1p_polynomial[] = {
 #define LN2_LOW 0x1.7f7d1cp-20f
 #define LOG2_E 0x1.715476p+0f
 #define SQRT_HALF_BITS 0x3f3504f3
-#define EXP_ZERO -105.0f
+#define EXP_ZERO -88.1f
+#define EXP_INFINITY 88.9f
 #define EXPM1_MINUS_ONE -30.0f
 static const real expm1_polynomial[] = {
     /* (expm1(r) - r) / r^2, |r| <= ln(2)/2 */
@@ -52,38 +54,48 @@ INLINE vec v_polynomial(vec x, const real *coefficients, int terms) {
     return sum;
 }
 
-/* 2^n for integral n of a normal number, read off the low bits of the float n + bias + 2^mantissa. */
+/* 2^n for integral n, read off the low bits of the float n + bias + 2^mantissa. Just outside the normal numbers: 0 and
+ * infinity. */
 INLINE vec v_power_of_two(vec n) {
     return v_from_bits(i_shift_left(v_bits(v_add(n, v_set1(TWO_TO_MANTISSA + EXPONENT_BIAS))), REAL_MANTISSA));
 }
 
-/* exp(y) = 2^n (1 + expm1_r), |r| <= ln(2)/2 */
-INLINE vec v_exp_parts(vec y, vec *n) {
+/* y = n ln(2) + r, |r| <= ln(2)/2 */
+INLINE vec v_exp_reduce(vec y, vec *n) {
     *n = v_round(v_mul(y, v_set1(LOG2_E)));
-    const vec r = v_fma(*n, v_set1(-LN2_LOW), v_fma(*n, v_set1(-LN2_HIGH), y));
+    return v_fma(*n, v_set1(-LN2_LOW), v_fma(*n, v_set1(-LN2_HIGH), y));
+}
+
+INLINE vec v_expm1_reduced(vec r) {
     return v_fma(v_mul(r, r), v_polynomial(r, expm1_polynomial, TERMS(expm1_polynomial)), r);
 }
 
-/* Both: v_max gives its second operand where one is NaN, so NaN comes through. */
-INLINE vec v_exp_negative(vec y) {
+/* All: v_max and v_min give their second operand where one is NaN, so NaN comes through. */
+INLINE vec v_exp_clamp(vec y) { return v_max(v_set1(EXP_ZERO), v_min(v_set1(EXP_INFINITY), y)); }
+
+/* exp(y + low) for a low that is small enough beside y to go without reduction. */
+INLINE vec v_exp_sum(vec y, vec low) {
     vec n;
-    const vec expm1_r = v_exp_parts(v_max(v_set1(EXP_ZERO), y), &n);
-    const vec normal = v_max(v_set1(2 - EXPONENT_BIAS), n); /* the rest of the power makes subnormal results */
-    const vec scaled = v_fma(expm1_r, v_power_of_two(normal), v_power_of_two(normal));
-    return v_mul(scaled, v_power_of_two(v_sub(n, normal)));
+    const vec r = v_add(v_exp_reduce(v_exp_clamp(y), &n), low);
+    return v_mul(v_add(v_expm1_reduced(r), v_set1(1)), v_power_of_two(n));
 }
 
+INLINE vec v_exp(vec y) {
+    vec n;
+    const vec r = v_exp_reduce(v_exp_clamp(y), &n);
+    return v_mul(v_add(v_expm1_reduced(r), v_set1(1)), v_power_of_two(n));
+}
+
+/* y <= 0 */
 INLINE vec v_expm1_negative(vec y) {
     vec n;
-    const vec expm1_r = v_exp_parts(v_max(v_set1(EXPM1_MINUS_ONE), y), &n);
+    const vec expm1_r = v_expm1_reduced(v_exp_reduce(v_max(v_set1(EXPM1_MINUS_ONE), y), &n));
     const vec power = v_power_of_two(n);
     return v_fma(expm1_r, power, v_sub(power, v_set1(1)));
 }
 
-/* log(1 + u) for -1 < u <= 0, 1 + u not subnormal: 1 + u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). */
-INLINE vec v_log1p_negative(vec u) {
-    const vec x = v_add(u, v_set1(1));
-    const vec lost = v_sub(u, v_sub(x, v_set1(1))); /* what rounding took from 1 + u */
+/* log(x + lost) for a normal x > 0, lost below an ulp of it: x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). */
+INLINE vec v_log_sum(vec x, vec lost) {
     const ivec shifted = i_add(v_bits(x), i_set1(((real_bits)EXPONENT_BIAS << REAL_MANTISSA) - SQRT_HALF_BITS));
     const ivec biased = i_shift_right(shifted, REAL_MANTISSA); /* k + bias */
     const ivec magic = v_bits(v_set1(TWO_TO_MANTISSA));
@@ -102,6 +114,14 @@ INLINE vec v_log1p_negative(vec u) {
     const vec tail = v_fma(cube, v_polynomial(f, log1p_polynomial, TERMS(log1p_polynomial)), low);
 #endif
     return v_fma(k, v_set1(LN2_HIGH), v_add(f, v_sub(tail, half_square)));
+}
+
+INLINE vec v_log(vec x) { return v_log_sum(x, v_zero()); }
+
+/* log(1 + u), 1 + u normal */
+INLINE vec v_log1p(vec u) {
+    const vec x = v_add(u, v_set1(1));
+    return v_log_sum(x, v_sub(u, v_sub(x, v_set1(1)))); /* with what rounding took from 1 + u */
 }
 
 #endif

@@ -1,12 +1,16 @@
 /* The kernels of one instruction set (ABN_ISA) for one storage type (ABN_DTYPE), as a table. Compiled once for each
  * pair; these two names, and ABN_ISA_<NAME> and ABN_DTYPE_<NAME> as macros, come from the build. */
 #include "columns.h"
+#include "pieces.h"
 #include "rows.h"
 
 /* Tiles and constants go by value from here on: stores of vectors may alias anything that is reached by a pointer. */
 #define DEFINE_LAYOUT(layout, name, activation)                                                    \
     static void layout##_apply_##name(const abn_tile *t, const abn_constants *c) {                 \
-        layout##_apply(activation, *t, *c);                                                        \
+        layout##_apply(activation, 0, *t, *c);                                                     \
+    }                                                                                              \
+    static void layout##_join_##name(const abn_tile *t, const abn_constants *c) {                  \
+        layout##_apply(activation, 1, *t, *c);                                                     \
     }                                                                                              \
     static void layout##_sums_z_##name(const abn_tile *t, const abn_constants *c, void *partial) { \
         layout##_gradient_sums(ABN_FROM_Z, activation, *t, *c, partial);                           \
@@ -20,28 +24,35 @@
     static void layout##_gradient_x_##name(const abn_tile *t, const abn_constants *c) {            \
         layout##_gradient_apply(ABN_FROM_X, activation, *t, *c);                                   \
     }
-#define DEFINE_SHARED(layout)                                                                              \
-    static void layout##_moments_(const abn_tile *t, const abn_constants *c, void *partial) {              \
-        layout##_moments(*t, *c, partial);                                                                 \
-    }                                                                                                      \
-    static int layout##_any_outside_(const abn_tile *t, const abn_constants *c, double low, double high) { \
-        return layout##_any_outside(*t, *c, low, high);                                                    \
+#define DEFINE_MOMENTS(layout)                                                                \
+    static void layout##_moments_(const abn_tile *t, const abn_constants *c, void *partial) { \
+        layout##_moments(*t, *c, partial);                                                    \
     }
-DEFINE_SHARED(rows)
-DEFINE_SHARED(columns)
+DEFINE_MOMENTS(rows)
+DEFINE_MOMENTS(columns)
 
-#define DEFINE(upper, name, invertible, has_param) \
-    DEFINE_LAYOUT(rows, name, ABN_##upper)         \
-    DEFINE_LAYOUT(columns, name, ABN_##upper)
+DEFINE_LAYOUT(rows, identity, ABN_IDENTITY)
+DEFINE_LAYOUT(rows, leaky_relu, ABN_LEAKY_RELU)
+DEFINE_LAYOUT(rows, relu, ABN_RELU)
+DEFINE_LAYOUT(columns, identity, ABN_IDENTITY)
+DEFINE_LAYOUT(columns, leaky_relu, ABN_LEAKY_RELU)
+DEFINE_LAYOUT(columns, relu, ABN_RELU)
 
-#define ENTRY(layout, name, activation)                               \
-    [activation] = {layout##_apply_##name,                            \
-                    {layout##_sums_z_##name, layout##_sums_x_##name}, \
-                    {layout##_gradient_z_##name, layout##_gradient_x_##name}},
-#define ROWS_ENTRY(upper, name, invertible, has_param) ENTRY(rows, name, ABN_##upper)
-#define COLUMNS_ENTRY(upper, name, invertible, has_param) ENTRY(columns, name, ABN_##upper)
-
-ABN_EACH_ACTIVATION(DEFINE)
+#define ENTRY(layout, name)                                                                                \
+    {                                                                                                      \
+        {layout##_apply_##name, layout##_join_##name}, {layout##_sums_z_##name, layout##_sums_x_##name}, { \
+            layout##_gradient_z_##name, layout##_gradient_x_##name                                         \
+        }                                                                                                  \
+    }
+#define LAYOUT_KERNELS(layout)                               \
+    {                                                        \
+        .moments = layout##_moments_,                        \
+        .fold = layout##_fold,                               \
+        .of = {[ABN_IDENTITY] = ENTRY(layout, identity),     \
+               [ABN_LEAKY_RELU] = ENTRY(layout, leaky_relu), \
+               [ABN_RELU] = ENTRY(layout, relu)},            \
+        .piece = PIECE_KERNELS(layout),                      \
+    }
 
 /* a = a*c + d, or b = b*c + a*d: what an in-place pass over memory costs at least. */
 static void stream(void *a, void *b, ptrdiff_t count, double c, double d) {
@@ -57,13 +68,16 @@ static void stream(void *a, void *b, ptrdiff_t count, double c, double d) {
     }
 }
 
+#ifdef ABN_DTYPE_FLOAT64
+#define STAGES JOIN3(JOIN3(abn_stages_, ABN_ISA, _), float64, )
+#else
+#define STAGES JOIN3(JOIN3(abn_stages_, ABN_ISA, _), float32, )
+#endif
+extern const abn_stages STAGES;
+
 const abn_kernel_set JOIN3(JOIN3(abn_kernels_, ABN_ISA, _), ABN_DTYPE, ) = {
-    .layout =
-        {
-            [ABN_ROWS] = {rows_moments_, rows_any_outside_, rows_fold, {ABN_EACH_ACTIVATION(ROWS_ENTRY)}},
-            [ABN_COLUMNS] =
-                {columns_moments_, columns_any_outside_, columns_fold, {ABN_EACH_ACTIVATION(COLUMNS_ENTRY)}},
-        },
+    .layout = {[ABN_ROWS] = LAYOUT_KERNELS(rows), [ABN_COLUMNS] = LAYOUT_KERNELS(columns)},
     .expand = columns_expand,
     .stream = stream,
+    .stages = &STAGES,
 };

@@ -8,6 +8,7 @@
 #define ABN_KERNELS_H
 
 #include "../abn.h"
+#include "stages.h"
 
 enum { ABN_ROWS, ABN_COLUMNS, ABN_LAYOUTS };
 
@@ -17,10 +18,19 @@ typedef struct {
 } abn_input;
 
 typedef struct {
+    void *data;
+    ptrdiff_t stride;
+} abn_output;
+
+/* data == NULL: the operation has no such array. */
+typedef struct {
     abn_input source;   /* x, or the kept buffer */
     abn_input gradient; /* dz */
-    void *destination;  /* z or dx */
-    ptrdiff_t destination_stride;
+    abn_input residual;
+    abn_output destination; /* z or dx */
+    abn_output residual_gradient;
+    abn_output
+        memo; /* of `real`: what the sums leave for the second pass, w and, abn_operation.memo_apart on, slopes */
     ptrdiff_t rows, length;
 } abn_tile;
 
@@ -29,11 +39,22 @@ typedef struct {
  *   from z:  w = activation^-1(z) * scale + shift
  *   kept x:  y = w * weight + bias
  *   result:  dx = dy * dy_factor + w * w_factor + offset */
-enum { ABN_CENTRE, ABN_SCALE, ABN_SHIFT, ABN_WEIGHT, ABN_BIAS, ABN_DY_FACTOR, ABN_W_FACTOR, ABN_OFFSET, ABN_CONSTANTS };
+enum {
+    ABN_CENTRE,
+    ABN_SCALE,
+    ABN_SHIFT,
+    ABN_WEIGHT,
+    ABN_BIAS,
+    ABN_DY_FACTOR,
+    ABN_W_FACTOR,
+    ABN_OFFSET,
+    ABN_RESIDUAL_LIMIT, /* z does not tell w beside a greater residual */
+    ABN_PARAM,          /* of the activation, where channels have one each */
+    ABN_CONSTANTS
+};
 typedef struct {
     const void *of[ABN_CONSTANTS];
-    double param;        /* of the activation */
-    double escape_below; /* z of escaped elements lies below it */
+    double param; /* of the activation, where there is one for all channels */
 } abn_constants;
 
 /* Running sums of a tile's channels, kept as partial sums that a kernel can update at the speed of loads:
@@ -51,25 +72,52 @@ typedef struct {
     ptrdiff_t channels, spread, repeat;
 } abn_columns;
 
+enum { ABN_ALONE, ABN_JOINED };  /* without a residual, or with one */
 enum { ABN_FROM_Z, ABN_FROM_X }; /* what the backward's source holds */
 
 typedef struct {
-    /* destination = z = activation(w), w from x */
-    void (*apply)(const abn_tile *tile, const abn_constants *constants);
+    /* destination = z = activation(w), w from x, or (ABN_JOINED) activation(w + residual) */
+    void (*apply[2])(const abn_tile *tile, const abn_constants *constants);
     /* sums += dy, dy * w */
     void (*gradient_sums[2])(const abn_tile *tile, const abn_constants *constants, void *partial);
     /* destination = dx */
     void (*gradient_apply[2])(const abn_tile *tile, const abn_constants *constants);
 } abn_activation_kernels;
 
+/* A piece is part of one row. Between these steps it is in arrays of `real` (float, or double for float64 storage),
+ * aligned to a cache line and with room for ABN_PADDING numbers past the end of a piece. What an activation does there
+ * is in stages.h. `constants` are those of the piece's row or first column, `partial` likewise. */
+#define ABN_PIECE 1024
+#define ABN_PIECE_WORDS (ABN_PIECE / 64) /* of uint64_t, for a bit per element: bit i % 64 of word i / 64 */
+
+typedef struct {
+    /* w = (x - centre) * scale + shift */
+    void (*normalize)(const void *x, ptrdiff_t n, const abn_constants *constants, void *w);
+    /* y = w * weight + bias */
+    void (*scale)(const void *w, ptrdiff_t n, const abn_constants *constants, void *y);
+    /* Is any |residual| above its limit? */
+    int (*any_far)(const void *residual, ptrdiff_t n, const abn_constants *constants);
+    /* y += residual. far (or NULL): one bit each, is |residual| above its limit? Returns whether any is. */
+    int (*add)(const void *residual, ptrdiff_t n, const abn_constants *constants, void *y, uint64_t *far);
+    /* w = (y - residual) * scale + shift in place of y; residual may be NULL */
+    void (*recover)(const void *residual, ptrdiff_t n, const abn_constants *constants, void *y);
+    void (*widen)(const void *from, ptrdiff_t n, void *to);
+    void (*narrow)(const void *from, ptrdiff_t n, void *to);
+    /* partial sums += dy, dy * w with dy = dz * slope */
+    void (*sums)(const void *w, const void *slope, const void *dz, ptrdiff_t n, void *partial);
+    /* dx = dy * dy_factor + w * w_factor + offset; dr = dy or dr += dy if it is not NULL */
+    void (*gradient)(const void *w, const void *slope, const void *dz, ptrdiff_t n, const abn_constants *constants,
+                     void *dx, void *dr, int add);
+} abn_piece_kernels;
+
 typedef struct {
     /* sums += d, d^2 with d = x - centre */
     void (*moments)(const abn_tile *tile, const abn_constants *constants, void *partial);
-    /* Does any of the tile's w, from x, lie outside [low, high]? (elements that may have to be escaped) */
-    int (*any_outside)(const abn_tile *tile, const abn_constants *constants, double low, double high);
     /* first[c] += the first partial sums of channel c, second[c] likewise; partial sums are cleared. */
     void (*fold)(void *partial, abn_columns columns, double *first, double *second);
+    /* The activations of straight pieces, in one go; the others' entries are empty. */
     abn_activation_kernels of[ABN_ACTIVATIONS];
+    abn_piece_kernels piece;
 } abn_layout_kernels;
 
 typedef struct {
@@ -78,6 +126,7 @@ typedef struct {
     void (*expand)(const void *constants, abn_columns columns, void *expanded);
     /* a = a*c + d (b == NULL) or b = b*c + a*d */
     void (*stream)(void *a, void *b, ptrdiff_t count, double c, double d);
+    const abn_stages *stages;
 } abn_kernel_set;
 
 struct abn_kernels {

@@ -46,18 +46,19 @@ INLINE void rows_moments(abn_tile tile, abn_constants constants, void *partial) 
     }
 }
 
-INLINE void rows_apply(abn_activation activation, abn_tile tile, abn_constants constants) {
-    const activation_constants k = activation_load(constants.param, constants.escape_below);
+INLINE void rows_apply(abn_activation activation, int with_residual, abn_tile tile, abn_constants constants) {
+    const activation_constants k = activation_load(constants.param);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
-        const storage *x = row_of(tile.source, row);
-        storage *z = (storage *)tile.destination + row * tile.destination_stride;
+        const storage *x = row_of(tile.source, row), *r = with_residual ? row_of(tile.residual, row) : NULL;
+        storage *z = destination_row(tile, row);
         const affine from_x = affine_constants(ABN_ROWS, constants, row);
         ptrdiff_t i = elements_to_alignment(x, tile.length);
-        if (i > 0) apply_to_vector(activation, x, z, i, from_x, k);
+        if (i > 0) apply_to_vector(activation, x, r, z, i, from_x, k);
         for (; i + UNROLL * W <= tile.length; i += UNROLL * W)
             UNROLLED for (int u = 0; u < UNROLL; u++)
-                apply_to_vector(activation, x + i + u * W, z + i + u * W, W, from_x, k);
-        for (; i < tile.length; i += W) apply_to_vector(activation, x + i, z + i, tile.length - i, from_x, k);
+                apply_to_vector(activation, x + i + u * W, r ? r + i + u * W : NULL, z + i + u * W, W, from_x, k);
+        for (; i < tile.length; i += W)
+            apply_to_vector(activation, x + i, r ? r + i : NULL, z + i, tile.length - i, from_x, k);
     }
 }
 
@@ -77,7 +78,7 @@ INLINE void gradient_sums_of_run(int from, abn_activation activation, const stor
 
 INLINE void rows_gradient_sums(int from, abn_activation activation, abn_tile tile, abn_constants constants,
                                void *partial) {
-    const activation_constants k = activation_load(constants.param, constants.escape_below);
+    const activation_constants k = activation_load(constants.param);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
         const backward_constants b = all_backward_constants(ABN_ROWS, from, constants, row);
         for (ptrdiff_t i = 0; i < tile.length; i += RUN) {
@@ -89,10 +90,10 @@ INLINE void rows_gradient_sums(int from, abn_activation activation, abn_tile til
 }
 
 INLINE void rows_gradient_apply(int from, abn_activation activation, abn_tile tile, abn_constants constants) {
-    const activation_constants k = activation_load(constants.param, constants.escape_below);
+    const activation_constants k = activation_load(constants.param);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
         const storage *source = row_of(tile.source, row), *gradient = row_of(tile.gradient, row);
-        storage *dx = (storage *)tile.destination + row * tile.destination_stride;
+        storage *dx = destination_row(tile, row);
         const backward_constants b = all_backward_constants(ABN_ROWS, from, constants, row);
         ptrdiff_t i = elements_to_alignment(source, tile.length);
         if (i > 0) gradient_of_vector(from, activation, source, gradient, dx, i, b, k);
@@ -116,20 +117,6 @@ static void rows_fold(void *partial, abn_columns rows, double *first, double *se
             v_store_real(lanes, v_zero());
         }
     }
-}
-
-INLINE int rows_any_outside(abn_tile tile, abn_constants constants, double low, double high) {
-    vec furthest = v_set1(-1);
-    for (ptrdiff_t row = 0; row < tile.rows; row++) {
-        const storage *x = row_of(tile.source, row);
-        const affine from_x = affine_constants(ABN_ROWS, constants, row);
-        for (ptrdiff_t i = 0; i < tile.length; i += W) {
-            const ptrdiff_t n = tile.length - i;
-            const vec w = affine_apply(v_load_upto(x + i, n), from_x);
-            furthest = v_max(distance_outside(n < W ? v_first(w, n) : w, low, high), furthest);
-        }
-    }
-    return v_any(v_lt(v_zero(), furthest));
 }
 
 #endif

@@ -3,10 +3,11 @@
  *
  * v_first(v, n) keeps the first n lanes and zeroes the rest. Masks come from comparisons only (ordered: a NaN lane
  * compares false), and v_select(mask, a, b) takes a where the mask is set. Integer lanes (`ivec`) have the width of
- * `real` and serve the exponent arithmetic of exp and log. */
+ * `real` and serve the exponent arithmetic of exp and log. Of floats, v_lookup(table, i) is table[i % 8]. */
 #ifndef ABN_VECTOR_H
 #define ABN_VECTOR_H
 
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -15,10 +16,12 @@
 typedef double real;
 typedef int64_t real_bits;
 #define REAL_MANTISSA 52
+#define LARGEST_REAL DBL_MAX
 #else
 typedef float real;
 typedef int32_t real_bits;
 #define REAL_MANTISSA 23
+#define LARGEST_REAL FLT_MAX
 #endif
 
 #if defined(_MSC_VER)
@@ -37,6 +40,8 @@ typedef int32_t real_bits;
 
 /* Loading W lanes from lane_window + 8 - n sets the first n. */
 static const real_bits lane_window[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+/* What each lane of a mask is in v_mask_bits and v_bits_mask. */
+static const real_bits lane_bit[8] = {1, 2, 4, 8, 16, 32, 64, 128};
 
 #define JOIN3_(a, b, c) a##b##c
 #define JOIN3(a, b, c) JOIN3_(a, b, c)
@@ -47,6 +52,16 @@ static const real_bits lane_window[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
 #include "vector_neon.h"
 #else
 #include "vector_scalar.h"
+#endif
+
+#if !defined(ABN_DTYPE_FLOAT64) && !defined(v_lookup)
+INLINE vec v_lookup(const real *table, ivec index) {
+    real_bits at[W];
+    real found[W];
+    memcpy(at, &index, sizeof at);
+    for (int lane = 0; lane < W; lane++) found[lane] = table[at[lane] & 7];
+    return v_load_real(found);
+}
 #endif
 
 #endif

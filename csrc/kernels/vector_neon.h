@@ -40,6 +40,8 @@ typedef uint32x4_t mask;
 #define v_fma(a, b, c) NV(fma)(c, a, b)
 #define v_max(a, b) NV(max)(a, b)
 #define v_min(a, b) NV(min)(a, b)
+#define v_sqrt(a) NV(sqrt)(a)
+#define v_abs(a) NV(abs)(a)
 #define v_round(a) NV(rndn)(a)
 #define v_ge(a, b) NV(cge)(a, b)
 #define v_lt(a, b) NV(clt)(a, b)
@@ -52,3 +54,7 @@ typedef uint32x4_t mask;
 
 INLINE vec v_first(vec v, ptrdiff_t n) { return v_from_bits(i_and(v_bits(v), NI(ld1)(lane_window + 8 - n))); }
 INLINE int v_any(mask m) { return vmaxvq_u32(v_mask_words(m)) != 0; }
+INLINE mask v_bits_mask(unsigned bits) { return NI(tst)(i_set1(bits), NI(ld1)(lane_bit)); }
+INLINE unsigned v_mask_bits(mask m) {
+    return (unsigned)NI(addv)(v_bits(v_select(m, v_from_bits(NI(ld1)(lane_bit)), v_zero())));
+}

@@ -20,6 +20,8 @@ typedef int mask;
 #define v_lt(a, b) ((a) < (b))
 #define v_select(m, a, b) ((m) ? (a) : (b))
 #define v_any(m) (m)
+#define v_mask_bits(m) ((unsigned)(m))
+#define v_bits_mask(bits) ((mask)((bits) & 1))
 #define v_load_real(p) (*(p))
 #define v_store_real(p, v) (*(p) = (v))
 #define v_first(v, n) ((n) > 0 ? (v) : 0)
@@ -31,9 +33,13 @@ typedef int mask;
 #ifdef ABN_DTYPE_FLOAT64
 typedef uint64_t unsigned_bits;
 #define v_round(a) rint(a)
+#define v_sqrt(a) sqrt(a)
+#define v_abs(a) fabs(a)
 #else
 typedef uint32_t unsigned_bits;
 #define v_round(a) rintf(a)
+#define v_sqrt(a) sqrtf(a)
+#define v_abs(a) fabsf(a)
 #endif
 #define i_shift_left(a, n) ((real_bits)((unsigned_bits)(a) << (n)))
 #define i_shift_right(a, n) ((real_bits)((unsigned_bits)(a) >> (n)))

@@ -25,6 +25,8 @@
 #define W (VEC_BYTES / 4)
 #endif
 
+#define i_and(a, b) SI(and)(a, b)
+
 #if defined(ABN_ISA_V4)
 typedef __m512i ivec;
 #ifdef ABN_DTYPE_FLOAT64
@@ -41,12 +43,15 @@ typedef __mmask16 mask;
 #define v_from_bits(i) _mm512_castsi512_ps(i)
 #define i_set1(x) _mm512_set1_epi32(x)
 #define v_compare(a, b, how) _mm512_cmp_ps_mask(a, b, how)
+#define v_lookup(table, i) _mm512_permutexvar_ps(i, _mm512_broadcast_f32x8(_mm256_loadu_ps(table)))
 #endif
 #define v_select(m, a, b) MM(mask_blend)(m, b, a)
 #define v_round(a) MM(roundscale)(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define first_lanes(n) ((mask)((1u << (n)) - 1u))
 INLINE vec v_first(vec v, ptrdiff_t n) { return MM(maskz_mov)(first_lanes(n), v); }
 INLINE int v_any(mask m) { return m != 0; }
+INLINE unsigned v_mask_bits(mask m) { return m; }
+INLINE mask v_bits_mask(unsigned bits) { return (mask)bits; }
 
 #elif defined(ABN_ISA_V3)
 typedef __m256i ivec;
@@ -60,6 +65,7 @@ typedef __m256 vec;
 #define v_bits(v) _mm256_castps_si256(v)
 #define v_from_bits(i) _mm256_castsi256_ps(i)
 #define i_set1(x) _mm256_set1_epi32(x)
+#define v_lookup(table, i) _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), i)
 #endif
 typedef vec mask;
 #define v_compare(a, b, how) MM(cmp)(a, b, how)
@@ -86,6 +92,11 @@ typedef vec mask;
 INLINE ivec first_lanes(ptrdiff_t n) { return SI(loadu)((const void *)(lane_window + 8 - n)); }
 INLINE vec v_first(vec v, ptrdiff_t n) { return MM(and)(v, v_from_bits(first_lanes(n))); }
 INLINE int v_any(mask m) { return MM(movemask)(m) != 0; }
+INLINE unsigned v_mask_bits(mask m) { return (unsigned)MM(movemask)(m); }
+INLINE mask v_bits_mask(unsigned bits) {
+    const ivec lanes = SI(loadu)((const void *)lane_bit);
+    return v_from_bits(MI(cmpeq)(i_and(i_set1(bits), lanes), lanes));
+}
 #endif
 
 #if defined(ABN_ISA_V2)
@@ -106,10 +117,11 @@ INLINE int v_any(mask m) { return MM(movemask)(m) != 0; }
 #define v_div(a, b) MM(div)(a, b)
 #define v_max(a, b) MM(max)(a, b)
 #define v_min(a, b) MM(min)(a, b)
+#define v_sqrt(a) MM(sqrt)(a)
+#define v_abs(a) MM(andnot)(v_set1((real) - 0.0), a)
 #define v_load_real(p) MM(loadu)(p)
 #define v_store_real(p, v) MM(storeu)(p, v)
 #define i_add(a, b) MI(add)(a, b)
-#define i_and(a, b) SI(and)(a, b)
 #define i_or(a, b) SI(or)(a, b)
 #define i_shift_left(a, n) MI(slli)(a, n)
 #define i_shift_right(a, n) MI(srli)(a, n)

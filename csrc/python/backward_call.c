@@ -11,17 +11,29 @@ typedef struct {
     context *ctx;
     int overwrite;
     abn_machine machine;
-    batch dz, dx;
-    PyArrayObject *fresh; /* owned: dx if it does not overwrite dz */
-    double *sums;         /* owned: sum_dy, then sum_dy_xhat */
+    batch dz, dx, dresidual;                   /* dresidual.array is NULL where there is none */
+    PyArrayObject *fresh_dx, *fresh_dresidual; /* owned, NULL where an array of the caller's is written */
+    abn_sums sums;                             /* sums.dy, owned, is the start of one block */
     double count;
 } backward_call;
+
+static int sums_new(backward_call *call) {
+    const size_t channels = (size_t)call->dz.core.channels, bytes = 3 * channels * sizeof(double);
+    double *block = PyMem_Malloc(bytes);
+    if (!block) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    memset(block, 0, bytes);
+    call->sums = (abn_sums){.dy = block, .dy_xhat = block + channels};
+    if (call->ctx->core.channel_param) call->sums.param = block + 2 * channels;
+    return 0;
+}
 
 /* Binds and checks; after it, backward_close is due whatever it returned. All that may run Python code is done before the
  * context is claimed, see forward_or_normalize. */
 static int backward_open(backward_call *call, const signature *sig, PyObject *const *args, Py_ssize_t positionals,
                          PyObject *kwnames) {
-    size_t sums;
     if (bind_args(call->state, sig, args, positionals, kwnames, call->got) < 0) return -1;
     if (bool_arg(call->got[NAME_OVERWRITE], NAME_OVERWRITE, &call->overwrite) < 0) return -1;
     if (double_arg(call->got[NAME_COUNT], NAME_COUNT, &call->count) < 0) return -1;
@@ -29,76 +41,109 @@ static int backward_open(backward_call *call, const signature *sig, PyObject *co
     if (!(call->ctx = context_claim(call->state, call->got[NAME_CTX]))) return -1;
     if (context_batch(call->ctx, call->got[NAME_DZ], NAME_DZ, call->overwrite, &call->dz) < 0) return -1;
     machine_settle(call->state, batch_elements(&call->dz), &call->machine);
-    sums = 2 * (size_t)call->dz.core.channels * sizeof(double);
-    if (!(call->sums = PyMem_Malloc(sums))) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    memset(call->sums, 0, sums);
-    return 0;
+    return sums_new(call);
 }
 
 static void backward_close(backward_call *call) {
-    PyMem_Free(call->sums);
-    Py_XDECREF(call->fresh);
+    PyMem_Free(call->sums.dy);
+    Py_XDECREF(call->fresh_dx);
+    Py_XDECREF(call->fresh_dresidual);
     context_unclaim(call->ctx);
 }
 
-/* Where dx goes: over dz, or into a fresh array like x. */
-static int dx_open(backward_call *call) {
-    if (call->overwrite) {
-        call->dx = call->dz;
-        return 0;
+/* residual_grad=, that the gradient of the residual is added to. */
+static int residual_grad_open(backward_call *call) {
+    PyObject *got = call->got[NAME_RESIDUAL_GRAD];
+    if (!given(got)) return 0;
+    if (!call->ctx->kept[KEPT_RESIDUAL].batch.array) {
+        PyErr_SetString(
+            PyExc_ValueError,
+            "residual_grad goes with a ctx of a forward that was given residual, and this one was not; leave "
+            "it out");
+        return -1;
     }
-    call->fresh = batch_like(&call->ctx->kept, &call->dx);
-    return call->fresh ? 0 : -1;
+    if (context_batch(call->ctx, got, NAME_RESIDUAL_GRAD, 1, &call->dresidual) < 0) return -1;
+    return refuse_overlap(&call->dresidual.bytes, call->dresidual.name, &call->dz.bytes, "dz");
 }
 
-static PyObject *weight_gradient(const backward_call *call, int wanted) {
-    return wanted ? vector_new(weight_type(call->dz.core.dtype), call->dz.core.channels) : Py_NewRef(Py_None);
+/* Fresh arrays like x for what overwrites nothing: dx, and the gradient of the residual. */
+static int gradients_open(backward_call *call) {
+    const batch *x = &call->ctx->kept[KEPT_MAIN].batch;
+    const int has_residual = call->ctx->kept[KEPT_RESIDUAL].batch.array != NULL;
+    if (call->overwrite)
+        call->dx = call->dz;
+    else if (!(call->fresh_dx = batch_like(x, &call->dx)))
+        return -1;
+    if (has_residual && !call->dresidual.array && !(call->fresh_dresidual = batch_like(x, &call->dresidual))) return -1;
+    return 0;
+}
+
+static abn_gradients gradients_of(const backward_call *call) {
+    return (abn_gradients){
+        .dx = call->dx.core, .residual = call->dresidual.core, .add_to_residual = given(call->got[NAME_RESIDUAL_GRAD])};
+}
+
+static PyObject *vector_or_none(const backward_call *call, int wanted, npy_intp length) {
+    return wanted ? vector_new(weight_type(call->dz.core.dtype), length) : Py_NewRef(Py_None);
+}
+
+/* An array of the slope's shape: where it was one for all channels, so is its gradient. */
+static void slope_fill(const backward_call *call, PyObject *array) {
+    const npy_intp channels = call->dz.core.channels;
+    double sum = 0.0;
+    if (call->ctx->slopes == channels) {
+        vector_fill(array, channels, call->sums.param);
+        return;
+    }
+    for (npy_intp c = 0; c < channels; c++) sum += call->sums.param[c];
+    vector_fill(array, 1, &sum);
 }
 
 PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     backward_call call = {.state = state_of(module)};
-    PyObject *result = NULL, *dweight = NULL, *dbias = NULL;
+    PyObject *result = NULL, *dweight = NULL, *dbias = NULL, *dslope = NULL, *dresidual;
+    const context *ctx;
     PyThreadState *unlocked;
     abn_status status = ABN_OK;
-    double *sum_dy, *sum_dy_xhat;
     npy_intp elements, channels;
 
     if (backward_open(&call, &backward_signature, args, positionals, kwnames) < 0) goto done;
-    if (call.ctx->training && call.ctx->count != (double)batch_per_channel(&call.dz)) {
+    ctx = call.ctx;
+    if (ctx->training && ctx->count != (double)batch_per_channel(&call.dz)) {
         PyErr_SetString(PyExc_ValueError, "ctx has statistics of more elements than this batch's: use backward_reduce, "
                                           "add up the sums of all batches, and backward_apply");
         goto done;
     }
-    if (dx_open(&call) < 0) goto done;
-    if (!(dweight = weight_gradient(&call, call.ctx->has_weight))) goto done;
-    if (!(dbias = weight_gradient(&call, call.ctx->has_bias))) goto done;
+    if (residual_grad_open(&call) < 0 || gradients_open(&call) < 0) goto done;
     channels = call.dz.core.channels;
-    sum_dy = call.sums;
-    sum_dy_xhat = call.sums + channels;
+    if (!(dweight = vector_or_none(&call, ctx->has_weight, channels))) goto done;
+    if (!(dbias = vector_or_none(&call, ctx->has_bias, channels))) goto done;
+    if (!(dslope = vector_or_none(&call, call.sums.param != NULL, ctx->slopes))) goto done;
     elements = batch_elements(&call.dz);
     if (elements > 0) {
+        const abn_gradients to = gradients_of(&call);
         unlocked = unlock_interpreter(elements);
-        status = abn_backward(&call.machine, &call.ctx->core, &call.dz.core, &call.dx.core, sum_dy, sum_dy_xhat,
-                              call.ctx->training);
+        status = abn_backward(&call.machine, &ctx->core, &call.dz.core, &to, &call.sums, ctx->training);
         lock_interpreter(unlocked);
     }
     if (status_check(status) < 0) goto done;
-    if (call.ctx->has_weight) vector_fill(dweight, channels, sum_dy_xhat);
-    if (call.ctx->has_bias) vector_fill(dbias, channels, sum_dy);
-    if ((result = PyTuple_Pack(3, (PyObject *)call.dx.array, dweight, dbias))) context_free(call.ctx, "backward");
+    if (ctx->has_weight) vector_fill(dweight, channels, call.sums.dy_xhat);
+    if (ctx->has_bias) vector_fill(dbias, channels, call.sums.dy);
+    if (call.sums.param) slope_fill(&call, dslope);
+    dresidual = call.dresidual.array ? (PyObject *)call.dresidual.array : Py_None;
+    result = PyTuple_Pack(5, (PyObject *)call.dx.array, dweight, dbias, dslope, dresidual);
+    if (result) context_free(call.ctx, "backward");
 done:
     Py_XDECREF(dweight);
     Py_XDECREF(dbias);
+    Py_XDECREF(dslope);
     backward_close(&call);
     return result;
 }
 
 PyObject *call_backward_reduce(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     backward_call call = {.state = state_of(module)};
-    PyObject *result = NULL, *sum_dy = NULL, *sum_dy_xhat = NULL;
+    PyObject *result = NULL, *sum_dy = NULL, *sum_dy_xhat = NULL, *dslope = NULL;
     PyThreadState *unlocked;
     abn_status status = ABN_OK;
     npy_intp elements, channels;
@@ -108,18 +153,21 @@ PyObject *call_backward_reduce(PyObject *module, PyObject *const *args, Py_ssize
     channels = call.dz.core.channels;
     if (elements > 0) {
         unlocked = unlock_interpreter(elements);
-        status = abn_backward_reduce(&call.machine, &call.ctx->core, &call.dz.core, call.sums, call.sums + channels);
+        status = abn_backward_reduce(&call.machine, &call.ctx->core, &call.dz.core, &call.sums);
         lock_interpreter(unlocked);
     }
     if (status_check(status) < 0) goto done;
     if (!(sum_dy = vector_new(NPY_DOUBLE, channels))) goto done;
     if (!(sum_dy_xhat = vector_new(NPY_DOUBLE, channels))) goto done;
-    vector_fill(sum_dy, channels, call.sums);
-    vector_fill(sum_dy_xhat, channels, call.sums + channels);
-    result = PyTuple_Pack(2, sum_dy, sum_dy_xhat);
+    if (!(dslope = call.sums.param ? vector_new(NPY_DOUBLE, call.ctx->slopes) : Py_NewRef(Py_None))) goto done;
+    vector_fill(sum_dy, channels, call.sums.dy);
+    vector_fill(sum_dy_xhat, channels, call.sums.dy_xhat);
+    if (call.sums.param) slope_fill(&call, dslope);
+    result = PyTuple_Pack(3, sum_dy, sum_dy_xhat, dslope);
 done:
     Py_XDECREF(sum_dy);
     Py_XDECREF(sum_dy_xhat);
+    Py_XDECREF(dslope);
     backward_close(&call);
     return result;
 }
@@ -136,7 +184,8 @@ static int sums_open(backward_call *call) {
         }
         if (vector_open(call->state, call->got[name], name, channels, NPY_DOUBLE, 0, &sums[i]) < 0) return -1;
         if (call->overwrite && refuse_overlap(&call->dz.bytes, "dz", &sums[i].bytes, sums[i].name) < 0) return -1;
-        vector_read(&sums[i], channels, call->sums + i * channels);
+        if (refuse_overlap(&call->dresidual.bytes, "residual_grad", &sums[i].bytes, sums[i].name) < 0) return -1;
+        vector_read(&sums[i], channels, i ? call->sums.dy_xhat : call->sums.dy);
     }
     if (!call->ctx->training) {
         call->count = 0.0; /* running statistics do not depend on x */
@@ -159,12 +208,19 @@ PyObject *call_backward_apply(PyObject *module, PyObject *const *args, Py_ssize_
     npy_intp elements;
 
     if (backward_open(&call, &backward_apply_signature, args, positionals, kwnames) < 0) goto done;
-    if (sums_open(&call) < 0 || dx_open(&call) < 0) goto done;
+    if (call.ctx->kept[KEPT_RESIDUAL].batch.array && !given(call.got[NAME_RESIDUAL_GRAD])) {
+        PyErr_SetString(
+            PyExc_ValueError,
+            "residual_grad is needed by a ctx of a forward that was given residual, got None; give an array, "
+            "zeros like x for one, that the residual's gradient is added to");
+        goto done;
+    }
+    if (residual_grad_open(&call) < 0 || sums_open(&call) < 0 || gradients_open(&call) < 0) goto done;
     elements = batch_elements(&call.dz);
     if (elements > 0) {
+        const abn_gradients to = gradients_of(&call);
         unlocked = unlock_interpreter(elements);
-        status = abn_backward_apply(&call.machine, &call.ctx->core, &call.dz.core, &call.dx.core, call.sums,
-                                    call.sums + call.dz.core.channels, call.count);
+        status = abn_backward_apply(&call.machine, &call.ctx->core, &call.dz.core, &to, &call.sums, call.count);
         lock_interpreter(unlocked);
     }
     if (status_check(status) < 0) goto done;

@@ -52,6 +52,9 @@ int batch_open(binding_state *state, PyObject *got, name_id name, int channel_ax
 int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int type, int writable,
                 vector *v);
 
+/* The same, of `channels` elements or of a single one that serves all channels: then v->stride is 0. */
+int slope_open(binding_state *state, PyObject *got, npy_intp channels, int type, vector *v);
+
 /* A contiguous one-dimensional float32 array; `count` other than -1 asks for that many elements. */
 int stream_open(binding_state *state, PyObject *got, name_id name, npy_intp count, int writable, PyArrayObject **array);
 

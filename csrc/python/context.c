@@ -16,22 +16,27 @@ context *context_new(PyObject *module) {
     return ctx;
 }
 
-int context_open(context *ctx, const batch *x, int strategy) {
+enum { CONSTANTS = 6 }; /* vectors of doubles in the block; the slots of guarded channels follow them */
+
+int context_open(context *ctx, const batch *x, const batch *residual, int strategy) {
     const npy_intp channels = x->core.channels;
-    double *block = PyMem_Malloc((size_t)channels * (5 * sizeof(double) + 2 * sizeof(ptrdiff_t)) + sizeof(ptrdiff_t));
+    double *block = PyMem_Malloc((size_t)channels * (CONSTANTS * sizeof(double) + sizeof(ptrdiff_t)));
     ctx->constants = block;
     if (!block) {
         PyErr_NoMemory();
         return -1;
     }
     ctx->strategy = strategy;
-    ctx->kept = *x;
-    ctx->kept.array = NULL;
+    ctx->kept[KEPT_MAIN].batch = *x;
+    ctx->kept[KEPT_RESIDUAL].batch = *residual;
+    for (int i = 0; i < KEPT_ARRAYS; i++) ctx->kept[i].batch.array = NULL; /* not owned yet */
     ctx->dtype = (PyArray_Descr *)Py_NewRef(PyArray_DESCR(x->array));
     ctx->core = (abn_context){
         .keep = strategy_table[strategy].keep,
         .scheme = strategy_table[strategy].scheme,
         .kept = x->core,
+        .channel_param = block + 5 * channels,
+        .residual = residual->core,
         .norm = {.weight = block,
                  .bias = block + channels,
                  .mean = block + 2 * channels,
@@ -43,10 +48,10 @@ int context_open(context *ctx, const batch *x, int strategy) {
 
 static void free_memory(PyObject *capsule) { PyDataMem_FREE(PyCapsule_GetPointer(capsule, NULL)); }
 
-/* Takes over the reference to dtype. */
+/* Zeros. Takes over the reference to dtype. */
 static int side_open(side_array *side, PyArray_Descr *dtype, int ndim, const npy_intp *dims) {
     const npy_intp nbytes = PyArray_MultiplyList(dims, ndim) * PyDataType_ELSIZE(dtype);
-    void *data = PyDataMem_NEW((size_t)nbytes);
+    void *data = PyDataMem_NEW_ZEROED((size_t)nbytes, 1);
     if (!data) {
         Py_DECREF(dtype);
         PyErr_NoMemory();
@@ -68,115 +73,129 @@ static void side_free(side_array *side) {
     Py_CLEAR(side->memory);
 }
 
-int context_guard(context *ctx) {
-    abn_context *core = &ctx->core;
-    const abn_batch *x = &core->kept;
-    ptrdiff_t *slot = (ptrdiff_t *)((double *)ctx->constants + 5 * x->channels);
+static int bits_open(context *ctx) {
+    side_array *side = &ctx->sides[SIDE_BITS];
+    npy_intp bytes = (npy_intp)abn_sides_bytes(&ctx->core);
+    if (bytes == 0) return 0;
+    if (side_open(side, PyArray_DescrFromType(NPY_UINT8), 1, &bytes) < 0) return -1;
+    ctx->core.sides = PyArray_DATA(side->array);
+    return 0;
+}
+
+static int guard_open(context *ctx) {
+    side_array *side = &ctx->sides[SIDE_GUARDED];
+    abn_guard *guard = &ctx->core.guard;
+    const abn_batch *x = &ctx->core.kept;
+    ptrdiff_t *slot = (ptrdiff_t *)((double *)ctx->constants + CONSTANTS * x->channels);
     npy_intp dims[3] = {0, x->batch, x->spatial};
-    if (core->keep != ABN_KEEP_Z || batch_elements(&ctx->kept) == 0) return 0;
-    core->guard.count = abn_guard_channels(x->dtype, core->activation, core->activation_param, core->norm.weight,
-                                           core->norm.bias, x->channels, x->batch * x->spatial, slot);
-    if (core->guard.count == 0) return 0;
-    dims[0] = core->guard.count;
-    if (ctx->kept.layout == CHANNELS_LAST) {
+    guard->count = abn_guard_channels(&ctx->core, slot);
+    if (guard->count == 0) return 0;
+    dims[0] = guard->count;
+    if (ctx->kept[KEPT_MAIN].batch.layout == CHANNELS_LAST) {
         dims[0] = x->batch;
         dims[1] = x->spatial;
-        dims[2] = core->guard.count;
+        dims[2] = guard->count;
     }
-    if (side_open(&ctx->guarded, (PyArray_Descr *)Py_NewRef(ctx->dtype), 3, dims) < 0) return -1;
-    core->guard.slot = slot;
-    core->guard.xhat = PyArray_DATA(ctx->guarded.array);
+    if (side_open(side, (PyArray_Descr *)Py_NewRef(ctx->dtype), 3, dims) < 0) return -1;
+    guard->slot = slot;
+    guard->xhat = PyArray_DATA(side->array);
     return 0;
+}
+
+int context_open_sides(context *ctx) {
+    if (ctx->core.keep != ABN_KEEP_Z || batch_elements(&ctx->kept[KEPT_MAIN].batch) == 0) return 0;
+    return bits_open(ctx) < 0 || guard_open(ctx) < 0 ? -1 : 0;
 }
 
 /* From the library's memory to NumPy's, where tracemalloc and the user can see it. */
 int context_keep_escapes(context *ctx) {
     abn_escapes *escapes = &ctx->core.escapes;
-    const npy_intp channels = ctx->kept.core.channels;
+    side_array *index = &ctx->sides[SIDE_ESCAPE_INDEX], *xhat = &ctx->sides[SIDE_ESCAPE_XHAT];
     npy_intp count = escapes->count;
-    ptrdiff_t *first = (ptrdiff_t *)((double *)ctx->constants + 5 * channels) + channels;
     int outcome = -1;
     if (count == 0) {
         abn_escapes_free(escapes);
         return 0;
     }
-    if (side_open(&ctx->escape_index, PyArray_DescrFromType(NPY_INT64), 1, &count) == 0 &&
-        side_open(&ctx->escape_xhat, PyArray_DescrFromType(NPY_DOUBLE), 1, &count) == 0) {
-        memcpy(first, escapes->first, (size_t)(channels + 1) * sizeof(ptrdiff_t));
-        memcpy(PyArray_DATA(ctx->escape_index.array), escapes->position, (size_t)count * sizeof(int64_t));
-        memcpy(PyArray_DATA(ctx->escape_xhat.array), escapes->xhat, (size_t)count * sizeof(double));
+    if (side_open(index, PyArray_DescrFromType(NPY_INT64), 1, &count) == 0 &&
+        side_open(xhat, PyArray_DescrFromType(NPY_DOUBLE), 1, &count) == 0) {
+        memcpy(PyArray_DATA(index->array), escapes->index, (size_t)count * sizeof(int64_t));
+        memcpy(PyArray_DATA(xhat->array), escapes->xhat, (size_t)count * sizeof(double));
         outcome = 0;
     }
     abn_escapes_free(escapes);
     if (outcome == 0)
-        *escapes = (abn_escapes){.count = count,
-                                 .first = first,
-                                 .position = PyArray_DATA(ctx->escape_index.array),
-                                 .xhat = PyArray_DATA(ctx->escape_xhat.array)};
+        *escapes =
+            (abn_escapes){.count = count, .index = PyArray_DATA(index->array), .xhat = PyArray_DATA(xhat->array)};
     return outcome;
 }
 
 /* ---- keeping ------------------------------------------------------------------------------------------- */
 
-static context *keeper_of(const binding_state *state, const PyArrayObject *array, const context *other_than) {
+/* Who has locked this array? */
+static kept_array *keeper_of(const binding_state *state, const PyArrayObject *array) {
     for (context *ctx = state->live; ctx; ctx = ctx->next)
-        if (ctx != other_than && ctx->lock != LOCK_NONE && ctx->kept.array == array) return ctx;
+        for (int i = 0; i < KEPT_ARRAYS; i++)
+            if (ctx->kept[i].lock != LOCK_NONE && ctx->kept[i].batch.array == array) return &ctx->kept[i];
     return NULL;
 }
 
-int context_keeps(const binding_state *state, const PyArrayObject *array) {
-    return keeper_of(state, array, NULL) != NULL;
-}
+int context_keeps(const binding_state *state, const PyArrayObject *array) { return keeper_of(state, array) != NULL; }
 
-static void lock(context *ctx) {
-    if (PyArray_ISWRITEABLE(ctx->kept.array)) {
-        PyArray_CLEARFLAGS(ctx->kept.array, NPY_ARRAY_WRITEABLE);
-        ctx->lock = LOCK_SOLE;
+static void keep(const binding_state *state, kept_array *kept, PyArrayObject *array) {
+    kept->batch.array = (PyArrayObject *)Py_NewRef(array);
+    kept->nbytes = PyArray_NBYTES(array);
+    if (PyArray_ISWRITEABLE(array)) {
+        PyArray_CLEARFLAGS(array, NPY_ARRAY_WRITEABLE);
+        kept->lock = LOCK_SOLE;
     } else {
-        context *keeper = keeper_of(ctx->state, ctx->kept.array, ctx);
-        if (keeper) ctx->lock = keeper->lock = LOCK_SHARED;
+        kept_array *keeper = keeper_of(state, array);
+        if (keeper) kept->lock = keeper->lock = LOCK_SHARED;
     }
 }
 
 /* An array that was given other memory since, perhaps somebody's constant bytes, stays locked. */
-static void unlock(context *ctx) {
-    const lock_kind held = ctx->lock;
-    ctx->lock = LOCK_NONE;
-    if (held == LOCK_NONE || (held == LOCK_SHARED && keeper_of(ctx->state, ctx->kept.array, ctx))) return;
-    if (PyArray_DATA(ctx->kept.array) == ctx->core.kept.data) PyArray_ENABLEFLAGS(ctx->kept.array, NPY_ARRAY_WRITEABLE);
+static void unlock(const binding_state *state, kept_array *kept) {
+    PyArrayObject *array = kept->batch.array;
+    const lock_kind held = kept->lock;
+    kept->lock = LOCK_NONE;
+    if (held == LOCK_NONE || (held == LOCK_SHARED && keeper_of(state, array))) return;
+    if (PyArray_DATA(array) == kept->batch.core.data) PyArray_ENABLEFLAGS(array, NPY_ARRAY_WRITEABLE);
 }
 
-void context_keep(context *ctx, PyArrayObject *array) {
-    ctx->kept.array = (PyArrayObject *)Py_NewRef(array);
-    ctx->kept_nbytes = PyArray_NBYTES(array);
+void context_keep(context *ctx, PyArrayObject *array, PyArrayObject *residual) {
     ctx->freed_by = NULL;
     ctx->busy = 1;
-    PyObject_GC_Track((PyObject *)ctx);
-    lock(ctx);
     ctx->next = ctx->state->live;
     if (ctx->next) ctx->next->previous = ctx;
     ctx->state->live = ctx;
+    keep(ctx->state, &ctx->kept[KEPT_MAIN], array);
+    if (residual) keep(ctx->state, &ctx->kept[KEPT_RESIDUAL], residual); /* which may be the same array */
+    PyObject_GC_Track((PyObject *)ctx);
+}
+
+static int refuse_context(const context *ctx, int which, const char *name) {
+    PyObject *text = context_text(ctx);
+    if (text)
+        PyErr_Format(PyExc_ValueError,
+                     "%s is written in place, and shares memory with the %s that a live context keeps for its "
+                     "backward (%U); run that backward or release() the context first, or pass a copy",
+                     name, context_role(ctx, which), text);
+    Py_XDECREF(text);
+    return -1;
 }
 
 int refuse_kept(const binding_state *state, const footprint *written, const char *name) {
-    for (const context *ctx = state->live; ctx; ctx = ctx->next) {
-        PyObject *text;
-        if (!footprints_meet(written, &ctx->kept.bytes)) continue;
-        if ((text = context_text(ctx))) {
-            PyErr_Format(PyExc_ValueError,
-                         "%s is written in place, and shares memory with the %s that a live context keeps for its "
-                         "backward (%U); run that backward or release() the context first, or pass a copy",
-                         name, context_role(ctx), text);
-            Py_DECREF(text);
-        }
-        return -1;
-    }
+    for (const context *ctx = state->live; ctx; ctx = ctx->next)
+        for (int i = 0; i < KEPT_ARRAYS; i++)
+            if (footprints_meet(written, &ctx->kept[i].batch.bytes)) return refuse_context(ctx, i, name);
     return 0;
 }
 
 void context_free(context *ctx, const char *by) {
-    if (ctx->kept.array) {
-        unlock(ctx);
+    PyArrayObject *arrays[KEPT_ARRAYS];
+    if (!ctx->freed_by) {
+        for (int i = 0; i < KEPT_ARRAYS; i++) unlock(ctx->state, &ctx->kept[i]);
         if (ctx->next) ctx->next->previous = ctx->previous;
         if (ctx->previous)
             ctx->previous->next = ctx->next;
@@ -187,38 +206,43 @@ void context_free(context *ctx, const char *by) {
     }
     PyMem_Free(ctx->constants);
     ctx->constants = NULL;
-    side_free(&ctx->guarded);
-    side_free(&ctx->escape_index);
-    side_free(&ctx->escape_xhat);
-    Py_CLEAR(ctx->kept.array); /* last: what it is a view of may run Python code when it goes */
+    for (int i = 0; i < SIDE_ARRAYS; i++) side_free(&ctx->sides[i]);
+    for (int i = 0; i < KEPT_ARRAYS; i++) {
+        arrays[i] = ctx->kept[i].batch.array;
+        ctx->kept[i].batch.array = NULL;
+    }
+    for (int i = 0; i < KEPT_ARRAYS; i++)
+        Py_XDECREF(arrays[i]); /* last: what it is a view of may run Python code when it goes */
 }
 
 /* ---- using --------------------------------------------------------------------------------------------- */
 
 /* Is what ctx keeps still what the forward left? The lock is only a flag, and NumPy has ways around it. */
-static int kept_check(const context *ctx) {
-    PyArrayObject *array = ctx->kept.array;
+static int kept_check(const context *ctx, int which) {
+    const kept_array *kept = &ctx->kept[which];
+    const char *what = which == KEPT_MAIN ? "array" : "residual";
+    PyArrayObject *array = kept->batch.array;
     PyArray_Descr *dtype = PyArray_DESCR(array);
-    if (PyArray_DATA(array) != ctx->core.kept.data || PyArray_NBYTES(array) != ctx->kept_nbytes) {
+    if (PyArray_DATA(array) != kept->batch.core.data || PyArray_NBYTES(array) != kept->nbytes) {
         PyErr_Format(PyExc_RuntimeError,
-                     "the array that ctx keeps was resized or given other memory: it had %zd bytes at %p, and now has "
+                     "the %s that ctx keeps was resized or given other memory: it had %zd bytes at %p, and now has "
                      "%zd bytes at %p; run forward again",
-                     (Py_ssize_t)ctx->kept_nbytes, ctx->core.kept.data, (Py_ssize_t)PyArray_NBYTES(array),
+                     what, (Py_ssize_t)kept->nbytes, kept->batch.core.data, (Py_ssize_t)PyArray_NBYTES(array),
                      PyArray_DATA(array));
         return -1;
     }
     if (dtype->type_num != ctx->dtype->type_num || PyArray_ISBYTESWAPPED(array)) {
-        PyErr_Format(
-            PyExc_RuntimeError,
-            "the array that ctx keeps was made another dtype: it was %S, and now is %R; set its dtype back, or "
-            "run forward again",
-            (PyObject *)ctx->dtype, (PyObject *)dtype);
+        PyErr_Format(PyExc_RuntimeError,
+                     "the %s that ctx keeps was made another dtype: it was %S, and now is %R; set its dtype back, or "
+                     "run forward again",
+                     what, (PyObject *)ctx->dtype, (PyObject *)dtype);
         return -1;
     }
-    if (ctx->lock != LOCK_NONE && PyArray_ISWRITEABLE(array)) {
-        PyErr_SetString(PyExc_RuntimeError,
-                        "the array that ctx keeps was unlocked: flags.writeable is True, and was False; set it back if "
-                        "nothing was written, or run forward again");
+    if (kept->lock != LOCK_NONE && PyArray_ISWRITEABLE(array)) {
+        PyErr_Format(PyExc_RuntimeError,
+                     "the %s that ctx keeps was unlocked: flags.writeable is True, and was False; set it back if "
+                     "nothing was written, or run forward again",
+                     what);
         return -1;
     }
     return 0;
@@ -241,7 +265,8 @@ context *context_claim(const binding_state *state, PyObject *got) {
                         "ctx is in use by a call in another thread; a context serves one at a time");
         return NULL;
     }
-    if (kept_check(ctx) < 0) return NULL;
+    for (int i = 0; i < KEPT_ARRAYS; i++)
+        if (ctx->kept[i].batch.array && kept_check(ctx, i) < 0) return NULL;
     ctx->busy = 1;
     return ctx;
 }
@@ -251,8 +276,10 @@ void context_unclaim(context *ctx) {
 }
 
 int context_batch(context *ctx, PyObject *got, name_id name, int writable, batch *b) {
-    if (batch_open(ctx->state, got, name, ctx->kept.channel_axis, &ctx->kept, writable, b) < 0) return -1;
+    const batch *like = &ctx->kept[KEPT_MAIN].batch;
+    if (batch_open(ctx->state, got, name, like->channel_axis, like, writable, b) < 0) return -1;
     if (!writable) return 0;
-    if (refuse_overlap(&b->bytes, b->name, &ctx->kept.bytes, "what ctx keeps") < 0) return -1;
+    for (int i = 0; i < KEPT_ARRAYS; i++)
+        if (refuse_overlap(&b->bytes, b->name, &ctx->kept[i].batch.bytes, "what ctx keeps") < 0) return -1;
     return refuse_kept(ctx->state, &b->bytes, b->name);
 }

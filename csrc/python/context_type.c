@@ -5,6 +5,10 @@
 #include <structmember.h>
 
 static const char *const kept_names[] = {[ABN_KEEP_Z] = "z", [ABN_KEEP_X] = "x", [ABN_KEEP_XHAT] = "xhat"};
+static const char *const side_names[SIDE_ARRAYS] = {[SIDE_BITS] = "sides",
+                                                    [SIDE_GUARDED] = "guarded_xhat",
+                                                    [SIDE_ESCAPE_INDEX] = "escape_index",
+                                                    [SIDE_ESCAPE_XHAT] = "escape_xhat"};
 
 /* ---- attributes ---------------------------------------------------------------------------------------- */
 
@@ -27,7 +31,7 @@ static PyObject *get_training(PyObject *self, void *Py_UNUSED(closure)) {
 }
 
 static PyObject *get_shape(PyObject *self, void *Py_UNUSED(closure)) {
-    const batch *kept = &((context *)self)->kept;
+    const batch *kept = &((context *)self)->kept[KEPT_MAIN].batch;
     return PyArray_IntTupleFromIntp(kept->ndim, kept->shape);
 }
 
@@ -36,14 +40,16 @@ static PyObject *get_dtype(PyObject *self, void *Py_UNUSED(closure)) {
 }
 
 static PyObject *get_channel_axis(PyObject *self, void *Py_UNUSED(closure)) {
-    return PyLong_FromLong(((context *)self)->kept.channel_axis);
+    return PyLong_FromLong(((context *)self)->kept[KEPT_MAIN].batch.channel_axis);
 }
 
 static PyObject *get_freed(PyObject *self, void *Py_UNUSED(closure)) {
     return PyBool_FromLong(((context *)self)->freed_by != NULL);
 }
 
-const char *context_role(const context *ctx) { return kept_names[ctx->core.keep]; }
+const char *context_role(const context *ctx, int which) {
+    return which == KEPT_RESIDUAL ? "residual" : kept_names[ctx->core.keep];
+}
 
 /* Everything kept, full size first. */
 typedef struct {
@@ -52,13 +58,13 @@ typedef struct {
     npy_intp nbytes;
 } kept_part;
 
-enum { KEPT_PARTS = 4 };
+enum { KEPT_PARTS = KEPT_ARRAYS + SIDE_ARRAYS };
 
 static void kept_parts(const context *ctx, kept_part *parts) {
-    parts[0] = (kept_part){context_role(ctx), ctx->kept.array, ctx->kept_nbytes};
-    parts[1] = (kept_part){"guarded_xhat", ctx->guarded.array, ctx->guarded.nbytes};
-    parts[2] = (kept_part){"escape_index", ctx->escape_index.array, ctx->escape_index.nbytes};
-    parts[3] = (kept_part){"escape_xhat", ctx->escape_xhat.array, ctx->escape_xhat.nbytes};
+    for (int i = 0; i < KEPT_ARRAYS; i++)
+        *parts++ = (kept_part){context_role(ctx, i), ctx->kept[i].batch.array, ctx->kept[i].nbytes};
+    for (int i = 0; i < SIDE_ARRAYS; i++)
+        *parts++ = (kept_part){side_names[i], ctx->sides[i].array, ctx->sides[i].nbytes};
 }
 
 static PyObject *get_saved(PyObject *self, void *Py_UNUSED(closure)) {
@@ -79,18 +85,22 @@ static PyObject *get_nbytes(PyObject *self, void *Py_UNUSED(closure)) {
     kept_part parts[KEPT_PARTS];
     npy_intp bytes = 0;
     kept_parts((context *)self, parts);
-    for (int i = 0; i < KEPT_PARTS; i++)
-        if (parts[i].array) bytes += parts[i].nbytes;
+    for (int i = 0; i < KEPT_PARTS; i++) {
+        const int again = i == KEPT_RESIDUAL && parts[i].array == parts[KEPT_MAIN].array; /* residual=x */
+        if (parts[i].array && !again) bytes += parts[i].nbytes;
+    }
     return PyLong_FromSsize_t((Py_ssize_t)bytes);
 }
 
 PyObject *context_text(const context *ctx) {
-    PyObject *shape = PyArray_IntTupleFromIntp(ctx->kept.ndim, ctx->kept.shape), *text = NULL;
+    const kept_array *kept = &ctx->kept[KEPT_MAIN];
+    PyObject *shape = PyArray_IntTupleFromIntp(kept->batch.ndim, kept->batch.shape), *text = NULL;
     if (!shape) return NULL;
-    text =
-        PyUnicode_FromFormat("%S %S, strategy=%R, activation=%R, %s%s", (PyObject *)ctx->dtype, shape,
-                             ctx->state->strategies[ctx->strategy], ctx->state->activations[ctx->core.activation],
-                             ctx->freed_by ? "freed by " : "keeps ", ctx->freed_by ? ctx->freed_by : context_role(ctx));
+    text = PyUnicode_FromFormat("%S %S, strategy=%R, activation=%R, %s%s%s", (PyObject *)ctx->dtype, shape,
+                                ctx->state->strategies[ctx->strategy], ctx->state->activations[ctx->core.activation],
+                                ctx->freed_by ? "freed by " : "keeps ",
+                                ctx->freed_by ? ctx->freed_by : context_role(ctx, KEPT_MAIN),
+                                ctx->kept[KEPT_RESIDUAL].batch.array ? " and residual" : "");
     Py_DECREF(shape);
     return text;
 }
@@ -112,12 +122,14 @@ static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssi
     abn_machine machine;
     abn_status status = ABN_OK;
     context *ctx = NULL;
+    const batch *like;
     batch z;
 
     if (bind_args(state, &recompute_signature, args, positionals, kwnames, got) < 0) return NULL;
     if (machine_args(state, got, &machine) < 0) return NULL;
     if (!(ctx = context_claim(state, self))) goto done;
-    machine_settle(state, batch_elements(&ctx->kept), &machine);
+    like = &ctx->kept[KEPT_MAIN].batch;
+    machine_settle(state, batch_elements(like), &machine);
     if (ctx->core.keep == ABN_KEEP_Z) {
         PyErr_Format(PyExc_ValueError, "strategy %R keeps z itself, there is nothing to recompute",
                      state->strategies[ctx->strategy]);
@@ -125,7 +137,7 @@ static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssi
     }
     if (given(got[NAME_OUT])) {
         if (context_batch(ctx, got[NAME_OUT], NAME_OUT, 1, &z) < 0) goto done;
-    } else if (!(fresh = batch_like(&ctx->kept, &z))) {
+    } else if (!(fresh = batch_like(like, &z))) {
         goto done;
     }
     if (batch_elements(&z) > 0) {
@@ -164,10 +176,8 @@ static int context_traverse(PyObject *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(ctx->module);
     Py_VISIT(ctx->dtype);
-    Py_VISIT(ctx->kept.array);
-    Py_VISIT(ctx->guarded.array);
-    Py_VISIT(ctx->escape_index.array);
-    Py_VISIT(ctx->escape_xhat.array);
+    for (int i = 0; i < KEPT_ARRAYS; i++) Py_VISIT(ctx->kept[i].batch.array);
+    for (int i = 0; i < SIDE_ARRAYS; i++) Py_VISIT(ctx->sides[i].array);
     return 0;
 }
 
@@ -199,13 +209,13 @@ static PyMethodDef methods[] = {
 static PyGetSetDef attributes[] = {
     {"strategy", get_strategy, NULL, "The strategy, by the name that forward was given.", NULL},
     {"activation", get_activation, NULL, "The activation's name.", NULL},
-    {"activation_param", get_activation_param, NULL, "Slope of leaky_relu, alpha of elu.", NULL},
+    {"activation_param", get_activation_param, NULL, "Slope of leaky_relu, alpha of elu and celu.", NULL},
     {"training", get_training, NULL, "Did the batch's own statistics normalise it?", NULL},
     {"shape", get_shape, NULL, "The shape of x, z and their gradients.", NULL},
     {"dtype", get_dtype, NULL, "Their dtype.", NULL},
     {"channel_axis", get_channel_axis, NULL, "1 or -1.", NULL},
     {"saved", get_saved, NULL, "List of (name, array, bytes): all that is kept for the backward.", NULL},
-    {"nbytes", get_nbytes, NULL, "The bytes of `saved`; 0 once freed.", NULL},
+    {"nbytes", get_nbytes, NULL, "The bytes of `saved`, each array once; 0 once freed.", NULL},
     {"freed", get_freed, NULL, "True after the backward or release().", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -216,7 +226,7 @@ static PyMemberDef members[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "What a forward keeps for its backward. The array kept is read-only until it is freed."},
+    {Py_tp_doc, "What a forward keeps for its backward. The arrays kept are read-only until it is freed."},
     {Py_tp_dealloc, context_dealloc},
     {Py_tp_traverse, context_traverse},
     {Py_tp_clear, context_clear},

@@ -14,7 +14,7 @@ const strategy_info strategy_table[STRATEGIES] = {
 enum { STRATEGY_INPLACE = 5 };
 
 /* Places in forward_call.vectors. */
-enum { WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, MEAN, VAR, VECTORS };
+enum { WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, SLOPE, MEAN, VAR, VECTORS };
 
 typedef struct {
     PyObject *module;
@@ -24,7 +24,7 @@ typedef struct {
     int training, strategy, activation, channel_axis;
     double momentum, eps, activation_param, count;
     abn_machine machine;
-    batch x, z;
+    batch x, z, residual;
     vector vectors[VECTORS];
 } forward_call;
 
@@ -37,10 +37,28 @@ static int refuse_number(name_id name, const char *wanted, double got) {
     return -1;
 }
 
+/* Is there a slope exactly where the activation takes one? */
+static int slope_check(const forward_call *call, const abn_activation_info *info) {
+    const int wanted = info->param == ABN_CHANNEL_PARAM;
+    if (wanted == given(call->got[NAME_SLOPE])) return 0;
+    if (wanted)
+        PyErr_Format(PyExc_ValueError,
+                     "slope is needed by activation '%s': an array of shape (%zd,), one element per channel, or (1,); "
+                     "got None",
+                     info->name, (Py_ssize_t)call->x.core.channels);
+    else
+        PyErr_Format(
+            PyExc_ValueError,
+            "slope goes with activation 'prelu', got it with '%s'; leave it out (activation_param is the slope "
+            "of leaky_relu)",
+            info->name);
+    return -1;
+}
+
 static int activation_check(const forward_call *call, abn_dtype dtype) {
     const abn_activation_info *info = &abn_activation_table[call->activation];
     const double a = call->activation_param;
-    if (!info->invertible && strategy_table[call->strategy].keep == ABN_KEEP_Z) {
+    if (info->inverse == ABN_NO_INVERSE && strategy_table[call->strategy].keep == ABN_KEEP_Z) {
         PyErr_Format(
             PyExc_ValueError,
             "activation '%s' has no inverse, which strategy '%s' needs; use leaky_relu, or strategy 'standard', "
@@ -48,7 +66,8 @@ static int activation_check(const forward_call *call, abn_dtype dtype) {
             info->name, strategy_table[call->strategy].name);
         return -1;
     }
-    if (!info->has_param) return 0;
+    if (slope_check(call, info) < 0) return -1;
+    if (info->param != ABN_ONE_PARAM) return 0;
     if (!isfinite(a) || a <= 0.0) return refuse_number(NAME_ACTIVATION_PARAM, "positive and finite", a);
     if (dtype != ABN_FLOAT64 && (a < FLT_MIN || a > FLT_MAX))
         return refuse_number(NAME_ACTIVATION_PARAM, "in float32's range for this dtype of x", a);
@@ -103,19 +122,21 @@ static int count_check(forward_call *call) {
 /* ---- arrays ------------------------------------------------------------------------------------------------ */
 
 static int vectors_open(forward_call *call) {
-    static const name_id names[VECTORS] = {NAME_WEIGHT,      NAME_BIAS, NAME_RUNNING_MEAN,
-                                           NAME_RUNNING_VAR, NAME_MEAN, NAME_VAR};
+    static const name_id names[VECTORS] = {NAME_WEIGHT, NAME_BIAS, NAME_RUNNING_MEAN, NAME_RUNNING_VAR,
+                                           NAME_SLOPE,  NAME_MEAN, NAME_VAR};
     const npy_intp channels = call->x.core.channels;
     const int type = weight_type(call->x.core.dtype);
     for (int i = 0; i < VECTORS; i++) {
         PyObject *got = call->got[names[i]];
+        vector *v = &call->vectors[i];
         const int writable = call->training && (i == RUNNING_MEAN || i == RUNNING_VAR);
         if (i >= MEAN && call->is_normalize && got == Py_None) {
             PyErr_Format(PyExc_TypeError, "%s must be a numpy.ndarray, got None", name_texts[names[i]]);
             return -1;
         }
-        if (vector_open(call->state, got, names[i], channels, i < MEAN ? type : NPY_DOUBLE, writable,
-                        &call->vectors[i]) < 0)
+        if (i == SLOPE
+                ? slope_open(call->state, got, channels, type, v) < 0
+                : vector_open(call->state, got, names[i], channels, i < MEAN ? type : NPY_DOUBLE, writable, v) < 0)
             return -1;
     }
     if (!call->vectors[RUNNING_MEAN].array != !call->vectors[RUNNING_VAR].array) {
@@ -130,27 +151,28 @@ static int vectors_open(forward_call *call) {
     return 0;
 }
 
-/* What is written may be nothing else of the call. */
-static int overlaps_refused(const forward_call *call, int x_is_written) {
+/* What is written may be nothing else of the call, and nothing that a live context keeps. */
+static int written_check(const forward_call *call, const footprint *written, const char *name) {
     const vector *v = call->vectors;
     for (int i = 0; i < VECTORS; i++)
-        if (x_is_written && refuse_overlap(&call->x.bytes, "x", &v[i].bytes, v[i].name) < 0) return -1;
-    for (int written = RUNNING_MEAN; call->training && written <= RUNNING_VAR; written++) {
-        if (!x_is_written && refuse_overlap(&v[written].bytes, v[written].name, &call->x.bytes, "x") < 0) return -1;
-        for (int i = 0; i < VECTORS; i++)
-            if (i != written && refuse_overlap(&v[written].bytes, v[written].name, &v[i].bytes, v[i].name) < 0)
-                return -1;
-        if (refuse_kept(call->state, &v[written].bytes, v[written].name) < 0) return -1;
-    }
-    return x_is_written ? refuse_kept(call->state, &call->x.bytes, "x") : 0;
+        if (written != &v[i].bytes && refuse_overlap(written, name, &v[i].bytes, v[i].name) < 0) return -1;
+    if (written != &call->x.bytes && refuse_overlap(written, name, &call->x.bytes, "x") < 0) return -1;
+    if (refuse_overlap(written, name, &call->residual.bytes, "residual") < 0) return -1;
+    return refuse_kept(call->state, written, name);
 }
 
 static int arrays_open(forward_call *call) {
     const int x_is_written = strategy_table[call->strategy].keep != ABN_KEEP_X;
+    PyObject *residual = call->got[NAME_RESIDUAL];
     if (batch_open(call->state, call->got[NAME_X], NAME_X, call->channel_axis, NULL, x_is_written, &call->x) < 0 ||
-        activation_check(call, call->x.core.dtype) < 0 || count_check(call) < 0 || vectors_open(call) < 0 ||
-        overlaps_refused(call, x_is_written) < 0)
+        activation_check(call, call->x.core.dtype) < 0 || count_check(call) < 0)
         return -1;
+    if (given(residual) &&
+        batch_open(call->state, residual, NAME_RESIDUAL, call->channel_axis, &call->x, 0, &call->residual) < 0)
+        return -1;
+    if (vectors_open(call) < 0 || (x_is_written && written_check(call, &call->x.bytes, "x") < 0)) return -1;
+    for (int i = RUNNING_MEAN; call->training && i <= RUNNING_VAR; i++)
+        if (written_check(call, &call->vectors[i].bytes, call->vectors[i].name) < 0) return -1;
     machine_settle(call->state, batch_elements(&call->x), &call->machine);
     return 0;
 }
@@ -166,12 +188,28 @@ static void constants_fill(const vector *v, npy_intp channels, double otherwise,
         for (npy_intp c = 0; c < channels; c++) out[c] = otherwise;
 }
 
+/* Zero and negative slopes will do, but what is no number would reach every gradient. */
+static int slope_prepare(const forward_call *call, context *ctx) {
+    const vector *slope = &call->vectors[SLOPE];
+    const npy_intp channels = call->x.core.channels;
+    if (!slope->array) {
+        ctx->core.channel_param = NULL;
+        return 0;
+    }
+    ctx->slopes = PyArray_DIM(slope->array, 0);
+    constants_fill(slope, channels, 0.0, ctx->core.channel_param);
+    for (npy_intp c = 0; c < channels; c++)
+        if (!isfinite(ctx->core.channel_param[c]))
+            return refuse_number(NAME_SLOPE, "finite in every channel", ctx->core.channel_param[c]);
+    return 0;
+}
+
 static int context_prepare(const forward_call *call, context *ctx) {
     const vector *mean = &call->vectors[call->is_normalize ? MEAN : RUNNING_MEAN];
     const vector *var = &call->vectors[call->is_normalize ? VAR : RUNNING_VAR];
     const npy_intp channels = call->x.core.channels;
     abn_norm *norm;
-    if (context_open(ctx, &call->x, call->strategy) < 0) return -1;
+    if (context_open(ctx, &call->x, &call->residual, call->strategy) < 0) return -1;
     ctx->training = call->training;
     ctx->has_weight = call->vectors[WEIGHT].array != NULL;
     ctx->has_bias = call->vectors[BIAS].array != NULL;
@@ -186,7 +224,7 @@ static int context_prepare(const forward_call *call, context *ctx) {
         vector_read(mean, channels, norm->mean);
         vector_read(var, channels, norm->var);
     }
-    return context_guard(ctx);
+    return slope_prepare(call, ctx) < 0 || context_open_sides(ctx) < 0 ? -1 : 0;
 }
 
 static void running_update(const forward_call *call, const abn_norm *norm) {
@@ -209,7 +247,7 @@ static PyObject *run(forward_call *call, context *ctx) {
     if (context_prepare(call, ctx) < 0) return NULL;
     call->z = call->x;
     if (ctx->core.keep != ABN_KEEP_Z && !(fresh = batch_like(&call->x, &call->z))) return NULL;
-    context_keep(ctx, call->x.array);
+    context_keep(ctx, call->x.array, call->residual.array);
     if (elements > 0) {
         unlocked = unlock_interpreter(elements);
         status = abn_forward(&call->machine, &call->x.core, &call->z.core, &ctx->core,

@@ -2,6 +2,8 @@
 
 #define NORM_NAMES NAME_MOMENTUM, NAME_EPS, NAME_ACTIVATION, NAME_ACTIVATION_PARAM, NAME_STRATEGY
 #define NORM_TEXT "momentum=0.1, eps=1e-05, activation='leaky_relu', activation_param=0.01, strategy='inplace'"
+#define MORE_NAMES NAME_CHANNEL_AXIS, NAME_RESIDUAL, NAME_SLOPE
+#define MORE_TEXT "channel_axis=1, residual=None, slope=None"
 #define MACHINE_NAMES NAME_THREADS, NAME_ISA
 #define MACHINE_TEXT "threads=None, isa=None"
 
@@ -11,34 +13,38 @@
     const signature function##_signature = {#function, required, positional, sizeof function##_names, function##_names}
 
 SIGNATURE(forward, 1, 5, NAME_X, NAME_WEIGHT, NAME_BIAS, NAME_RUNNING_MEAN, NAME_RUNNING_VAR, NAME_TRAINING, NORM_NAMES,
-          NAME_CHANNEL_AXIS, MACHINE_NAMES);
+          MORE_NAMES, MACHINE_NAMES);
 const char forward_doc[] =
     "forward($module, /, x, weight=None, bias=None, running_mean=None, running_var=None, *, training=True, " NORM_TEXT
-    ", channel_axis=1, " MACHINE_TEXT ")\n--\n\n"
-    "(z, ctx): batch norm and activation of x, over x itself for the in-place strategies.\n\n"
+    ", " MORE_TEXT ", " MACHINE_TEXT ")\n--\n\n"
+    "(z, ctx): batch norm of x, plus residual, and activation, over x itself for the in-place strategies.\n\n"
     "inplace_abn.functional.forward documents it; isa= forces an instruction set for this call.";
 
 SIGNATURE(normalize, 4, 8, NAME_X, NAME_MEAN, NAME_VAR, NAME_COUNT, NAME_WEIGHT, NAME_BIAS, NAME_RUNNING_MEAN,
-          NAME_RUNNING_VAR, NORM_NAMES, NAME_CHANNEL_AXIS, MACHINE_NAMES);
+          NAME_RUNNING_VAR, NORM_NAMES, MORE_NAMES, MACHINE_NAMES);
 const char normalize_doc[] =
     "normalize($module, /, x, mean, var, count, weight=None, bias=None, running_mean=None, running_var=None, "
-    "*, " NORM_TEXT ", channel_axis=1, " MACHINE_TEXT ")\n--\n\n"
+    "*, " NORM_TEXT ", " MORE_TEXT ", " MACHINE_TEXT ")\n--\n\n"
     "(z, ctx): forward in training mode, with statistics from elsewhere over count elements per channel.";
 
-SIGNATURE(backward, 2, 2, NAME_CTX, NAME_DZ, NAME_OVERWRITE, MACHINE_NAMES);
-const char backward_doc[] = "backward($module, /, ctx, dz, *, overwrite=False, " MACHINE_TEXT ")\n--\n\n"
-                            "(dx, dweight, dbias) from the gradient of z; frees ctx. overwrite=True writes dx over dz.";
+SIGNATURE(backward, 2, 2, NAME_CTX, NAME_DZ, NAME_OVERWRITE, NAME_RESIDUAL_GRAD, MACHINE_NAMES);
+const char backward_doc[] =
+    "backward($module, /, ctx, dz, *, overwrite=False, residual_grad=None, " MACHINE_TEXT ")\n--\n\n"
+    "(dx, dweight, dbias, dslope, dresidual) from the gradient of z; frees ctx.\n\n"
+    "overwrite=True writes dx over dz; dresidual is added to residual_grad, if that is given.";
 
 SIGNATURE(backward_reduce, 2, 2, NAME_CTX, NAME_DZ, MACHINE_NAMES);
 const char backward_reduce_doc[] =
     "backward_reduce($module, /, ctx, dz, *, " MACHINE_TEXT ")\n--\n\n"
-    "(sum_dy, sum_dy_xhat), float64 per channel: the first half of backward. ctx stays usable.";
+    "(sum_dy, sum_dy_xhat, dslope), float64 per channel: the first half of backward. ctx stays usable.";
 
 SIGNATURE(backward_apply, 5, 5, NAME_CTX, NAME_DZ, NAME_SUM_DY, NAME_SUM_DY_XHAT, NAME_COUNT, NAME_OVERWRITE,
-          MACHINE_NAMES);
+          NAME_RESIDUAL_GRAD, MACHINE_NAMES);
 const char backward_apply_doc[] =
-    "backward_apply($module, /, ctx, dz, sum_dy, sum_dy_xhat, count, *, overwrite=False, " MACHINE_TEXT ")\n--\n\n"
-    "dx: the second half of backward, with sums over count elements per channel; frees ctx.";
+    "backward_apply($module, /, ctx, dz, sum_dy, sum_dy_xhat, count, *, overwrite=False, "
+    "residual_grad=None, " MACHINE_TEXT ")\n--\n\n"
+    "dx: the second half of backward, with sums over count elements per channel; frees ctx.\n\n"
+    "The gradient of the residual is added to residual_grad.";
 
 SIGNATURE(statistics, 1, 1, NAME_X, NAME_CHANNEL_AXIS, MACHINE_NAMES);
 const char statistics_doc[] =

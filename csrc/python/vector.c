@@ -22,28 +22,39 @@ static int line_open(binding_state *state, PyObject *got, const char *name, int 
     return memory_gate(state, *array, name, writable);
 }
 
-int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int type, int writable,
-                vector *v) {
+static int channels_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int or_one, int type,
+                         int writable, vector *v) {
     PyArrayObject *array;
+    npy_intp length;
     *v = (vector){.name = name_texts[name]};
     if (!given(got)) return 0;
     if (line_open(state, got, v->name, type, writable, &array) < 0) return -1;
-    if (PyArray_DIM(array, 0) != channels) {
-        PyErr_Format(PyExc_ValueError, "%s must have shape (%zd,), one element per channel, got (%zd,)", v->name,
-                     (Py_ssize_t)channels, (Py_ssize_t)PyArray_DIM(array, 0));
+    length = PyArray_DIM(array, 0);
+    if (length != channels && !(or_one && length == 1)) {
+        PyErr_Format(PyExc_ValueError, "%s must have shape (%zd,), one element per channel,%s got (%zd,)", v->name,
+                     (Py_ssize_t)channels, or_one ? " or (1,)," : "", (Py_ssize_t)length);
         return -1;
     }
     v->array = array;
     v->data = PyArray_BYTES(array);
-    v->stride = PyArray_STRIDE(array, 0);
+    v->stride = length == 1 ? 0 : PyArray_STRIDE(array, 0);
     v->is_double = type == NPY_DOUBLE;
-    if (channels > 1 && v->stride < PyArray_ITEMSIZE(array)) {
+    if (length > 1 && v->stride < PyArray_ITEMSIZE(array)) {
         PyErr_Format(PyExc_ValueError, "%s must step forward in memory, got a stride of %zd bytes; pass %s.copy()",
                      v->name, (Py_ssize_t)v->stride, v->name);
         return -1;
     }
-    v->bytes = footprint_of(v->data, PyArray_ITEMSIZE(array), &(step){channels, v->stride}, 1);
+    v->bytes = footprint_of(v->data, PyArray_ITEMSIZE(array), &(step){length, v->stride}, 1);
     return 0;
+}
+
+int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int type, int writable,
+                vector *v) {
+    return channels_open(state, got, name, channels, 0, type, writable, v);
+}
+
+int slope_open(binding_state *state, PyObject *got, npy_intp channels, int type, vector *v) {
+    return channels_open(state, got, NAME_SLOPE, channels, 1, type, 0, v);
 }
 
 int stream_open(binding_state *state, PyObject *got, name_id name, npy_intp count, int writable,

@@ -4,6 +4,7 @@ import numpy as np
 
 from .. import functional
 from ..reference import ACTIVATIONS, KEEPS
+from .activation import parameter_of
 from .base import Layer, Parameter
 from .checks import choice, fraction, positive, whole
 from .kept import claim
@@ -11,6 +12,10 @@ from .kept import claim
 
 class ABN(Layer):
     """Batch normalization and activation, ``activation(weight * xhat + bias)``, keeping what you choose.
+
+    ``layer(x, residual=r)`` is ``activation(weight * xhat + bias + r)``; the backward then returns
+    ``(dx, dr)``. r, of the shape, dtype and memory layout of x, is kept as well, which costs nothing where
+    another layer keeps it already, such as the convolution whose input it is.
 
     Loads what `torch.nn.BatchNorm2d` (1d, 3d) saves, and gives the same results. Everything about the
     strategies is said at `inplace_abn.functional.forward`; for a chain of this layer and a convolution,
@@ -27,12 +32,18 @@ class ABN(Layer):
         False: no weight and bias.
     track_running_stats : bool
         False: no running statistics, evaluation uses those of the batch as well.
-    activation : {"leaky_relu", "elu", "identity", "relu"}
-        relu not with the in-place strategies: it has no inverse.
-    activation_param : float > 0
-        Slope of leaky_relu below zero, alpha of elu.
+    activation : str
+        "identity", "leaky_relu", "prelu", "elu", "celu", "selu", "softplus", "sigmoid", "tanh", "silu",
+        "gelu", "gelu_tanh", "mish" or "relu", as `torch.nn.functional` defines them. relu not with the
+        in-place strategies: it has no inverse. silu, gelu, gelu_tanh and mish in place keep a bit per element
+        beside z.
+    activation_param : float
+        Slope of leaky_relu below zero, alpha of elu and celu, above 0; the slope that prelu begins with, any
+        number.
     strategy : {"standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2", "inplace"}
         "standard" and "checkpoint" leave the input alone, the others overwrite it.
+    num_slopes : int
+        Of prelu: 1, or num_features for one per channel.
     channel_axis : {1, -1}
         -1 for batches (N, ..., C).
     dtype : dtype
@@ -42,6 +53,8 @@ class ABN(Layer):
     ----------
     weight, bias : Parameter of shape (num_features,), or None
         Ones and zeros at first.
+    slope : Parameter of shape (num_slopes,), or None
+        Of prelu, trained like the weight. As in He et al. 2015, weight decay is better kept away from it.
     running_mean, running_var : ndarray of shape (num_features,), or None
     num_batches_tracked : int64 ndarray of shape (), or None
 
@@ -62,26 +75,37 @@ class ABN(Layer):
     >>> dx = layer.backward(np.ones_like(z))
     >>> layer.bias.grad.round(2)
     array([1.01, 1.01], dtype=float32)
+
+    With a residual:
+
+    >>> layer, r = ABN(2, activation="silu", strategy="inplace"), np.ones((2, 2), np.float32)
+    >>> layer(x, residual=r) is x
+    True
+    >>> dx, dr = layer.backward(np.ones_like(x))
+    >>> dr.round(2)
+    array([[0.5 , 0.5 ],
+           [1.09, 1.09]], dtype=float32)
     """
 
     buffers = ("running_mean", "running_var", "num_batches_tracked")
 
     def __init__(
         self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True,
-        activation="leaky_relu", activation_param=0.01, strategy="standard", *, channel_axis=1,
-        dtype=np.float32,
+        activation="leaky_relu", activation_param=0.01, strategy="standard", *, num_slopes=1,
+        channel_axis=1, dtype=np.float32,
     ):  # fmt: skip
         self.num_features = whole("num_features", num_features, least=1)
         self.eps = positive("eps", eps)
         self.momentum = None if momentum is None else fraction("momentum", momentum)
         self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
         self.activation = choice("activation", activation, ACTIVATIONS)
-        self.activation_param = positive("activation_param", activation_param)
+        self.num_slopes = choice("num_slopes", num_slopes, (1, self.num_features))
         self.strategy = strategy
         self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
         dtype = np.dtype(choice("dtype", np.dtype(dtype).name, ("float32", "float64")))
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
+        self.activation_param, self.slope = parameter_of(activation, activation_param, num_slopes, dtype)
         self.running_mean = np.zeros(num_features, dtype) if track_running_stats else None
         self.running_var = np.ones(num_features, dtype) if track_running_stats else None
         self.num_batches_tracked = np.array(0, np.int64) if track_running_stats else None
@@ -107,36 +131,53 @@ class ABN(Layer):
         """True for the strategies that keep z or xhat, in the memory of x."""
         return KEEPS[self.strategy] != "x"
 
-    def forward(self, ctx, x):
-        """Normalize and activate."""
+    def takes_residual(self, activation=None):
+        """Return whether a call may have ``residual=``, and `activation`, a layer, instead of its own.
+
+        It may in place, where this layer has no activation of its own and the other one an inverse. All other
+        strategies would keep the residual on top of what sum and activation by themselves do.
+        """
+        inverse = ACTIVATIONS["identity" if activation is None else activation.activation].inverse
+        return KEEPS[self.strategy] == "z" and self.activation == "identity" and inverse is not None
+
+    def forward(self, ctx, x, residual=None, *, activation=None):
+        """Normalize, add the residual, and activate: as `activation`, a layer, does, or as this one does."""
         self._check(x)
         if self.overwrites_input:
             claim(x, f"strategy {self.strategy!r}")
-        writeable = x.flags.writeable
+        chosen = self if activation is None else activation
+        arrays = {"residual": residual, "slope": None if chosen.slope is None else chosen.slope.data}
+        writeable = {KEEPS[self.strategy]: x.flags.writeable}
+        if isinstance(residual, np.ndarray):
+            writeable["residual"] = residual.flags.writeable
         z, kept = functional.forward(
             x, *self._arrays(), training=self.training or not self.track_running_stats,
-            momentum=self._momentum(), eps=self.eps, activation=self.activation,
-            activation_param=self.activation_param, strategy=self.strategy, channel_axis=self.channel_axis,
+            momentum=self._momentum(), eps=self.eps, activation=chosen.activation,
+            activation_param=chosen.activation_param, strategy=self.strategy, channel_axis=self.channel_axis,
+            **arrays,
         )  # fmt: skip
         if self.training and self.track_running_stats:
             self.num_batches_tracked += 1
         if ctx.recording:
+            ctx.slope = chosen.slope
             self._keep(ctx, kept, z, writeable)
         return z
 
     def _keep(self, ctx, kept, z, writeable):
         ctx.kept = kept
-        (source, array, _), *beside = kept.saved
-        ctx.keep(source, array, writeable)
-        for role, array, _ in beside:
-            ctx.keep(role, array)
+        for role, array, _ in kept.saved:
+            ctx.keep(role, array, writeable.get(role))
         if self.strategy in ("checkpoint", "checkpoint_xhat"):
-            ctx.offer(z, kept.recompute, source)
+            ctx.offer(z, kept.recompute, KEEPS[self.strategy])
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Gradients of x, weight and bias."""
-        dx, dweight, dbias = functional.backward(ctx.kept, dz, overwrite=overwrite)
-        return (dx, dweight, dbias) if self.affine else dx
+        """Gradients of x, weight, bias and slope; that of the residual is left on ctx."""
+        found = functional.backward(ctx.kept, dz, overwrite=overwrite)
+        if ctx.slope is not None:
+            ctx.slope.accumulate(found.dslope)
+        ctx.residual_gradient = found.dresidual
+        dx, *others = found if self.affine else found[:1]
+        return (dx, *others) if self.slope is None else (dx, *others, None)  # accumulated already
 
     def _arrays(self):
         weight, bias = (self.weight.data, self.bias.data) if self.affine else (None, None)
@@ -166,10 +207,11 @@ class ABN(Layer):
 
     def _batch_norm_repr(self):
         axis = ", channel_axis=-1" if self.channel_axis == -1 else ""
+        slopes = "" if self.slope is None else f", num_slopes={self.num_slopes}"
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
             f"track_running_stats={self.track_running_stats}, activation={self.activation!r}, "
-            f"activation_param={self.activation_param}{axis}"
+            f"activation_param={self.activation_param}{slopes}{axis}"
         )
 
 
@@ -183,7 +225,7 @@ class InPlaceABN(ABN):
     ----------
     num_features, eps, momentum, affine, track_running_stats, activation, activation_param
         As for `ABN`; relu is not possible.
-    channel_axis, dtype
+    num_slopes, channel_axis, dtype
         As for `ABN`.
 
     Examples
@@ -199,11 +241,12 @@ class InPlaceABN(ABN):
 
     def __init__(
         self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True,
-        activation="leaky_relu", activation_param=0.01, *, channel_axis=1, dtype=np.float32,
+        activation="leaky_relu", activation_param=0.01, *, num_slopes=1, channel_axis=1,
+        dtype=np.float32,
     ):  # fmt: skip
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, activation, activation_param, "inplace",
-            channel_axis=channel_axis, dtype=dtype,
+            num_slopes=num_slopes, channel_axis=channel_axis, dtype=dtype,
         )  # fmt: skip
 
     def extra_repr(self):

@@ -147,14 +147,15 @@ class Layer(_Named, StateMixin):
 
     # ---- forward and backward ----------------------------------------------------------------------------
 
-    def __call__(self, *inputs):
-        """Return ``forward(ctx, *inputs)`` with a context that is kept for the backward.
+    def __call__(self, *inputs, **options):
+        """Return ``forward(ctx, *inputs, **options)`` with a context that is kept for the backward.
 
         An error leaves nothing behind of what the layers inside have kept, and names the layer.
         """
         ctx = Context(self)
         try:
-            z = self.forward(ctx, *inputs) if memory.recorder is None else self._watched(ctx, *inputs)
+            forward = self.forward if memory.recorder is None else self._watched
+            z = forward(ctx, *inputs, **options)
         except BaseException as error:
             ctx.free()
             self._drop(ctx.id, "its forward failed")
@@ -166,11 +167,11 @@ class Layer(_Named, StateMixin):
         self._contexts.append(ctx)
         return z
 
-    def _watched(self, ctx, *inputs):
-        watch.begin(self, inputs)
+    def _watched(self, ctx, *inputs, **options):
+        watch.begin(self, (*inputs, *options.values()))
         z = None
         try:
-            z = self.forward(ctx, *inputs)
+            z = self.forward(ctx, *inputs, **options)
         finally:
             watch.end(self, z)
         return z
@@ -188,6 +189,7 @@ class Layer(_Named, StateMixin):
         Returns
         -------
         dx : ndarray
+            ``(dx, dresidual)`` after a call with ``residual=``, as `ABN` takes it.
 
         Raises
         ------
@@ -217,7 +219,7 @@ class Layer(_Named, StateMixin):
         self._contexts.pop()
         ctx.free()
         self._last = "the backward has run already and has freed what was kept"
-        return dx
+        return dx if ctx.residual_gradient is None else (dx, ctx.residual_gradient)
 
     def release(self):
         """Let go of all that was kept for backwards that will not run. Returns the layer."""

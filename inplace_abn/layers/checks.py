@@ -22,7 +22,8 @@ def whole(name, value, least):
     return number
 
 
-def _finite(name, value):
+def finite(name, value):
+    """Return `value` as a float that is neither infinite nor NaN."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -34,7 +35,7 @@ def _finite(name, value):
 
 def positive(name, value):
     """Return `value` as a float above 0."""
-    number = _finite(name, value)
+    number = finite(name, value)
     if number <= 0:
         raise ValueError(f"{name} must be greater than 0, got {value!r}")
     return number
@@ -42,7 +43,7 @@ def positive(name, value):
 
 def fraction(name, value):
     """Return `value` as a float from 0 to 1."""
-    number = _finite(name, value)
+    number = finite(name, value)
     if not 0 <= number <= 1:
         raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
     return number

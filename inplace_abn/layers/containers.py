@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .abn import ABN
+from .activation import Activation
 from .base import Layer
 from .kept import may_overwrite
 
@@ -73,10 +75,15 @@ class Sequential(Layer):
         """True if all layers may."""
         return all(layer.returns_input for layer in self)
 
-    def forward(self, ctx, x):
-        """One layer after the other."""
-        for layer in self:
-            x = layer(x)
+    def takes_residual(self, activation=None):
+        """Return whether the last layer does: see `ABN.takes_residual`."""
+        return _takes_residual(self[-1], activation) if len(self) else False
+
+    def forward(self, ctx, x, **options):
+        """One layer after the other; options, such as a residual, are for the last one."""
+        layers = list(self)
+        for i, layer in enumerate(layers, 1):
+            x = layer(x, **(options if i == len(layers) else {}))
         return x
 
     def gradients(self, ctx, dz, *, overwrite=False):
@@ -84,12 +91,19 @@ class Sequential(Layer):
         given, own = dz, overwrite
         for layer in reversed(list(self)):
             dz = layer.backward(dz, overwrite=own and dz.flags.writeable)
+            if isinstance(dz, tuple):
+                dz, ctx.residual_gradient = dz
             own = own or not np.may_share_memory(dz, given)
         return dz
 
 
 class Residual(Layer):
     """A branch of layers and a shortcut around it: ``activation(branch(a) + shortcut(a))``.
+
+    Where the branch ends in an in-place `ABN` without an activation, that one adds the shortcut and activates
+    as well. Normalization, sum and activation then keep their one result and the shortcut, which both are
+    kept by others as a rule: the convolutions that they go into. Results, names and states are the same.
+    What has no inverse, relu and layers that are no `Activation`, stays on its own.
 
     ``a = preactivation(x)``. Without a shortcut it is the identity, of x itself: ``branch(a) + x``.
 
@@ -137,9 +151,19 @@ class Residual(Layer):
             return first.overwrites_input
         return any(layer.overwrites_input for layer in (self.branch, self.shortcut) if layer is not None)
 
+    @property
+    def _fused(self):
+        """True if the last normalization of the branch adds the shortcut, and activates."""
+        plain = self.activation is None or type(self.activation) is Activation
+        return plain and _takes_residual(self.branch, self.activation)
+
     def forward(self, ctx, x):
         """Branch, shortcut, sum, activation."""
-        z = self._add(*self._terms(ctx, x), x)
+        ctx.fused = self._fused
+        z, shortcut = self._terms(ctx, x)
+        if ctx.fused:
+            return z
+        z = self._add(z, shortcut, x)
         return z if self.activation is None else self.activation(z)
 
     def _terms(self, ctx, x):
@@ -157,7 +181,8 @@ class Residual(Layer):
         with ctx.holding("shortcut", shortcut):
             if self.shortcut is None and self.preactivation is not None:
                 a = self.preactivation(x)
-            return self.branch(a), shortcut
+            last = {"residual": shortcut, "activation": self.activation} if ctx.fused else {}
+            return self.branch(a, **last), shortcut
 
     def _add(self, branch, shortcut, x):
         """Return the sum, over one of the terms if that is neither x nor kept by anyone."""
@@ -175,10 +200,14 @@ class Residual(Layer):
     def gradients(self, ctx, dz, *, overwrite=False):
         """Send the gradient both ways, and add what comes back."""
         given, own = dz, overwrite
-        if self.activation is not None:
-            dz = self.activation.backward(dz, overwrite=own)
-            own = own or not np.may_share_memory(dz, given)
-        da = self.branch.backward(dz)
+        if ctx.fused:
+            da, dz = self.branch.backward(dz, overwrite=own and dz.flags.writeable)
+            own = True
+        else:
+            if self.activation is not None:
+                dz = self.activation.backward(dz, overwrite=own)
+                own = own or not np.may_share_memory(dz, given)
+            da = self.branch.backward(dz)
         if self.shortcut is None:
             dx = self._before(da, owned=not np.may_share_memory(da, dz))
             return _sum(dx, dz, dz, own)
@@ -190,6 +219,10 @@ class Residual(Layer):
         if self.preactivation is None:
             return da
         return self.preactivation.backward(da, overwrite=owned and da.flags.writeable)
+
+
+def _takes_residual(layer, activation):
+    return isinstance(layer, (ABN, Sequential)) and layer.takes_residual(activation)
 
 
 def _sum(first, second, dz, own):

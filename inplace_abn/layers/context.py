@@ -96,7 +96,11 @@ class Context:
     recording : bool
         False where nothing is to be kept: inside `no_grad`.
     freed : bool
+    residual_gradient : ndarray or None
+        Set in the backward of a call with ``residual=``; `Layer.backward` returns it beside dx.
     """
+
+    residual_gradient = None
 
     def __init__(self, layer="operation"):
         self.id = next(_ids)

@@ -12,12 +12,24 @@ _ROLES = {
     "xhat": ("the normalized input, written over it", None),
     "z": ("the result of a normalization, written over its input", None),
     "input": ("the input, needed for the gradients", None),
+    "residual": (
+        "what a normalization adds before it activates, needed to tell its input from its result",
+        "a shortcut that is kept anyway: what a convolution takes in, or a normalization has made in place",
+    ),
+    "sides": (
+        "on which side of the activation's minimum each value lies, in one bit",
+        "an activation without a minimum, such as leaky_relu, elu or softplus",
+    ),
     "guarded_xhat": (
-        "channels of which z does not tell x: their weight is small beside the bias, or large with elu",
+        "channels of which z does not tell x: their weight is small beside bias or residual, or the "
+        "activation is flat",
         "leaky_relu, another weight, or strategy 'checkpoint_xhat'",
     ),
-    "escape_index": ("where elu is saturated", "leaky_relu, or a smaller weight or bias"),
-    "escape_xhat": ("elements that a saturated elu would lose", "leaky_relu, or a smaller weight or bias"),
+    "escape_index": ("where the activation is flat", "leaky_relu, or a smaller weight or bias"),
+    "escape_xhat": (
+        "elements that a flat activation would lose: far out, or at its minimum",
+        "leaky_relu, or a smaller weight or bias",
+    ),
     "mask": ("what was passed on", None),
     "indices": ("which element of a window was passed on", None),
 }
@@ -82,7 +94,7 @@ def _advice(views, size, entries):
             f"strategy='inplace' would write that over this buffer, and free {human(size)}; "
             "relu, which cannot be inverted, has to be leaky_relu for that"
         )
-    elif first.role in ("guarded_xhat", "escape_index", "escape_xhat"):
+    elif first.role != "x" and _ROLES.get(first.role, (None, None))[1]:
         lines.append(f"what would free it: {_ROLES[first.role][1]}")
     if first.buffer_nbytes > size:
         lines.append(

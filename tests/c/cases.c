@@ -1,6 +1,8 @@
 #include "cases.h"
 
+#include "activations.h"
 #include "check.h"
+#include "curves.h"
 
 /* Around one, two and four vectors of every width, and around rows that are joined or stacked. */
 static const shape light_shapes[] = {
@@ -19,11 +21,12 @@ static const layout layouts[] = {
 enum { LAYOUTS = sizeof layouts / sizeof *layouts };
 
 static const char *const keep_names[] = {"z", "x", "xhat"};
+static const char *const residual_names[] = {"no residual", "residual", "swamping residual"};
 
 typedef struct {
     const abn_kernels *kernels;
     effort effort;
-    unsigned long count;
+    unsigned long count, straight, others;
 } sweep;
 
 static void test_layouts(sweep *s, const problem *of, int heavy) {
@@ -41,29 +44,42 @@ static void test_layouts(sweep *s, const problem *of, int heavy) {
                 expected = twin_draw(of, (unsigned)s->count);
                 twin_solve(&expected, of);
             }
-            now_testing("%s %s, %td x %td x %td %s, others %s, %s, keep %s, scheme %s, %s, %s, flush with the %s",
+            now_testing("%s %s, %td x %td x %td %s, others %s, %s, keep %s, scheme %s, %s, %s, %s, flush with the %s",
                         abn_kernels_name(s->kernels), dtype_names[of->dtype], of->of.batch, of->of.channels,
                         of->of.spatial, in.x.name, in.others.name, abn_activation_table[of->activation].name,
                         keep_names[of->keep], in.scheme == ABN_SCHEME_I ? "I" : "II",
                         of->training ? "training" : "evaluation", of->drawn == DRAW_LOST ? "lost weights" : "ordinary",
-                        in.side == FLUSH_END ? "end" : "start");
+                        residual_names[of->residual], in.side == FLUSH_END ? "end" : "start");
             test_case(of, &expected, &in);
         }
     }
     twin_free(&expected);
 }
 
+/* Those of a straight activation without residual, which have kernels of their own, each second time; of all others a
+ * few with every shape. As the steps have no divisor in common with the number of problems, every problem is met within
+ * as many shapes. */
+static int is_next(sweep *s, const problem *p) {
+    if (curve_is_straight(p->activation) && p->activation != ABN_PRELU && !p->residual) return s->straight++ % 2 == 0;
+    return s->others++ % 17 == 0;
+}
+
+static void test_problem(sweep *s, const problem *p, int heavy) {
+    if (p->keep == ABN_KEEP_Z && abn_activation_table[p->activation].inverse == ABN_NO_INVERSE) return;
+    if (p->drawn == DRAW_LOST && p->keep != ABN_KEEP_Z) return;
+    if (is_next(s, p)) test_layouts(s, p, heavy);
+}
+
 static void test_problems(sweep *s, shape of, abn_dtype dtype, int heavy) {
-    for (abn_activation activation = 0; activation < ABN_ACTIVATIONS; activation++) {
-        for (abn_keep keep = ABN_KEEP_Z; keep <= ABN_KEEP_XHAT; keep++) {
-            if (keep == ABN_KEEP_Z && !abn_activation_table[activation].invertible) continue;
-            for (int variant = 0; variant < 4; variant++) {
-                const problem p = {of, dtype, activation, keep, variant < 2, variant & 1 ? DRAW_LOST : DRAW_ORDINARY};
-                if (p.drawn == DRAW_LOST && keep != ABN_KEEP_Z) continue;
-                test_layouts(s, &p, heavy);
-            }
-        }
-    }
+    for (abn_activation activation = 0; activation < ABN_ACTIVATIONS; activation++)
+        for (residual_draw residual = NO_RESIDUAL; residual < RESIDUALS; residual++)
+            for (abn_keep keep = ABN_KEEP_Z; keep <= ABN_KEEP_XHAT; keep++)
+                for (int variant = 0; variant < 4; variant++)
+                    test_problem(s,
+                                 &(problem){of, dtype, activation, keep, variant < 2,
+                                            variant & 1 ? DRAW_LOST : DRAW_ORDINARY, residual},
+                                 heavy);
+    s->straight++; /* the other half with the next shape */
 }
 
 /* a*c + d and b*c + a*d */
@@ -84,8 +100,20 @@ static void test_stream(const abn_kernels *kernels, flush_side side) {
     }
 }
 
+/* The minimum is where the slope changes its sign. */
+static void test_curves(void) {
+    for (abn_activation activation = 0; activation < ABN_ACTIVATIONS; activation++) {
+        if (abn_activation_table[activation].inverse != ABN_FROM_Z_AND_SIDE) continue;
+        const double at = abn_escape_rule_of(activation, 1, ABN_FLOAT64).minimum;
+        now_testing("the minimum of %s", abn_activation_table[activation].name);
+        check(curve_slope(activation, 1, at - 1e-14) < 0 && curve_slope(activation, 1, at + 1e-14) > 0,
+              "it is not at %.17g", at);
+    }
+}
+
 void test_cases(const abn_kernels *kernels, effort effort) {
-    sweep s = {kernels, effort, 0};
+    sweep s = {kernels, effort, 0, 0, 0};
+    test_curves();
     test_stream(kernels, FLUSH_END);
     test_stream(kernels, FLUSH_START);
     for (abn_dtype dtype = 0; dtype < ABN_DTYPES; dtype++) {

@@ -108,16 +108,14 @@ static void numbers_close(numbers *n) {
     twin_free(&n->expected);
 }
 
-static abn_context context_of(const problem *of, const numbers *n) {
-    return (abn_context){.keep = of->keep,
-                         .scheme = ABN_SCHEME_II,
-                         .activation = of->activation,
-                         .activation_param = param_of(of->activation),
-                         .norm = {eps_of_variance, n->expected.weight, n->expected.bias, n->mean, n->var, n->inv_std}};
+static abn_context context_of(const problem *of, const numbers *n, const abn_batch *kept) {
+    abn_context context = twin_context(&n->expected, of, kept, kept);
+    context.norm = (abn_norm){eps_of_variance, n->expected.weight, n->expected.bias, n->mean, n->var, n->inv_std};
+    return context;
 }
 
 static void test_geometry(const abn_machine *machine, const geometry *g, char *const memory[4]) {
-    const problem of = {g->of_period, ABN_FLOAT16, ABN_LEAKY_RELU, ABN_KEEP_X, 1, DRAW_ORDINARY};
+    const problem of = {g->of_period, ABN_FLOAT16, ABN_LEAKY_RELU, ABN_KEEP_X, 1, DRAW_ORDINARY, NO_RESIDUAL};
     const ptrdiff_t channels = g->of_period.channels;
     numbers n = numbers_open(&of);
     const twin *t = &n.expected;
@@ -128,7 +126,7 @@ static void test_geometry(const abn_machine *machine, const geometry *g, char *c
         period[i] = period_at(g, memory[i]);
         whole[i] = whole_of(g, &period[i]);
     }
-    abn_context context = context_of(&of, &n);
+    abn_context context = context_of(&of, &n, &whole[0]);
     tensor_write(&period[0], t->x);
     tensor_write(&period[2], t->dz);
     now_testing("large: %s, %td x %td x %td", g->name, whole[0].batch, whole[0].channels, whole[0].spatial);
@@ -138,11 +136,13 @@ static void test_geometry(const abn_machine *machine, const geometry *g, char *c
     check(abn_forward(machine, &whole[0], &whole[1], &context, 1) == ABN_OK, "forward failed");
     tensor_read(&period[1], n.values);
     compare("z", n.values, t->z, t->z_error, PERIOD, 1);
-    check(abn_backward_reduce(machine, &context, &whole[2], n.sum_dy, n.product) == ABN_OK, "backward_reduce failed");
+    const abn_sums sums = {n.sum_dy, n.product, NULL};
+    check(abn_backward_reduce(machine, &context, &whole[2], &sums) == ABN_OK, "backward_reduce failed");
     compare("sum_dy", n.sum_dy, t->sum_dy, t->sum_dy_error, channels, TIMES);
     compare("sum_dy_xhat", n.product, t->sum_dy_xhat, t->sum_dy_xhat_error, channels, TIMES);
-    check(abn_backward_apply(machine, &context, &whole[2], &whole[3], n.sum_dy, n.product,
-                             (double)PERIOD * TIMES / (double)channels) == ABN_OK,
+    const abn_gradients to = {.dx = whole[3]};
+    check(abn_backward_apply(machine, &context, &whole[2], &to, &sums, (double)PERIOD * TIMES / (double)channels) ==
+              ABN_OK,
           "backward_apply failed");
     tensor_read(&period[3], n.values);
     compare("dx", n.values, t->dx, t->dx_error, PERIOD, 1);
@@ -176,7 +176,7 @@ static size_t periods_that_differ(const char *memory) {
 
 int test_large_in_place(const abn_kernels *kernels) {
     const geometry *g = &geometries[0];
-    const problem of = {g->of_period, ABN_FLOAT16, ABN_ELU, ABN_KEEP_Z, 1, DRAW_ORDINARY};
+    const problem of = {g->of_period, ABN_FLOAT16, ABN_ELU, ABN_KEEP_Z, 1, DRAW_ORDINARY, NO_RESIDUAL};
     const abn_machine machine = {kernels, 2};
     enum { ESCAPED = PERIOD - 3 };
     if (available_bytes() < 2 * total_bytes) return 0;
@@ -189,7 +189,7 @@ int test_large_in_place(const abn_kernels *kernels) {
     twin_solve(t, &of);
     const tensor z = period_at(g, x), dz = period_at(g, gradients[0]), dx = period_at(g, gradients[1]);
     const abn_batch whole_x = whole_of(g, &z), whole_dz = whole_of(g, &dz), whole_dx = whole_of(g, &dx);
-    abn_context context = context_of(&of, &n);
+    abn_context context = context_of(&of, &n, &whole_x);
     tensor_write(&z, t->x);
     tensor_write(&dz, t->dz);
     for (size_t i = 1; i < TIMES; i++) memcpy(x + i * PERIOD_BYTES, x, PERIOD_BYTES);
@@ -199,9 +199,11 @@ int test_large_in_place(const abn_kernels *kernels) {
     compare("z", n.values, t->z, t->z_error, PERIOD, 1);
     check(periods_that_differ(x) == 0, "z is not the same everywhere");
     if (check(context.escapes.count == TIMES, "%td elements escaped", context.escapes.count))
-        check(context.escapes.position[TIMES - 1] == (int64_t)PERIOD * (TIMES - 1) + ESCAPED, "the last one is at %lld",
-              (long long)context.escapes.position[TIMES - 1]);
-    check(abn_backward(&machine, &context, &whole_dz, &whole_dx, n.sum_dy, n.product, 1) == ABN_OK, "backward failed");
+        check(context.escapes.index[TIMES - 1] == (int64_t)PERIOD * (TIMES - 1) + ESCAPED, "the last one is at %lld",
+              (long long)context.escapes.index[TIMES - 1]);
+    const abn_sums sums = {n.sum_dy, n.product, NULL};
+    const abn_gradients to = {.dx = whole_dx};
+    check(abn_backward(&machine, &context, &whole_dz, &to, &sums, 1) == ABN_OK, "backward failed");
     compare("sum_dy", n.sum_dy, t->sum_dy, t->sum_dy_error, 1, TIMES);
     compare("sum_dy_xhat", n.product, t->sum_dy_xhat, t->sum_dy_xhat_error, 1, TIMES);
     tensor_read(&dx, n.values);

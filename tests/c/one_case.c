@@ -48,10 +48,11 @@ static void run_forward(run *r, double *z) {
     const problem *of = r->of;
     if (of->keep == ABN_KEEP_X) array_freeze(&r->x.memory);
     check(abn_forward(&r->machine, &r->x.batch, &r->z.batch, &r->context, of->training) == ABN_OK, "forward failed");
-    array *kept[] = {&r->x.memory, &r->mean, &r->var, &r->inv_std, &r->slot, &r->beside};
+    array *kept[] = {&r->x.memory, &r->mean, &r->var, &r->inv_std, &r->slot, &r->beside, &r->sides};
     for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) array_freeze(kept[i]);
     tensor_read(&r->z, z);
     compare("z", z, r->expected->z, r->expected->z_error, elements_of(of->of));
+    check_what_is_kept_beside(r);
 }
 
 static void run_recompute(run *r, double *z) {
@@ -62,46 +63,86 @@ static void run_recompute(run *r, double *z) {
     tensor_close(&again);
 }
 
-static void compare_gradients(const run *r, const double *dx, const double *sums) {
-    const twin *t = r->expected;
-    const ptrdiff_t channels = r->of->of.channels;
-    compare("sum_dy", sums, t->sum_dy, t->sum_dy_error, channels);
-    compare("sum_dy_xhat", sums + channels, t->sum_dy_xhat, t->sum_dy_xhat_error, channels);
-    compare("dx", dx, t->dx, t->dx_error, elements_of(r->of->of));
+/* A backward's results, between forbidden pages. */
+typedef struct {
+    tensor dz, dx, dr;
+    array dy, dy_xhat, param;
+} gradients;
+
+/* What the gradient of the residual is added to: dz, which is drawn and of its type. */
+static gradients gradients_open(const run *r, int in_place) {
+    const problem *of = r->of;
+    const flush_side side = r->in->side;
+    const ptrdiff_t channels = of->of.channels, params = r->context.channel_param ? channels : 0;
+    gradients g = {.dz = tensor_open(of->dtype, of->of, r->in->others, side)};
+    g.dx = in_place ? g.dz : tensor_open(of->dtype, of->of, r->in->x, side);
+    g.dr = tensor_open(of->dtype, of->of, r->in->x, side);
+    g.dy = array_of_doubles(NULL, channels, side);
+    g.dy_xhat = array_of_doubles(NULL, channels, side);
+    g.param = array_of_doubles(NULL, params, side);
+    tensor_write(&g.dz, r->expected->dz);
+    tensor_write(&g.dr, r->expected->dz);
+    return g;
 }
 
-/* In two steps from a dz that may only be read, or in one that writes over dz. */
-static void run_backward(run *r, int in_place, double *dx_values, double *sums) {
+static void gradients_close(gradients *g, int in_place) {
+    if (!in_place) tensor_close(&g->dz);
+    tensor_close(&g->dx);
+    tensor_close(&g->dr);
+    array_close(&g->dy);
+    array_close(&g->dy_xhat);
+    array_close(&g->param);
+}
+
+static void compare_dr(const run *r, const double *dr, int added) {
+    const twin *t = r->expected;
+    const ptrdiff_t elements = elements_of(r->of->of);
+    const double stored = ldexp(1, -formats[r->of->dtype].digits);
+    for (ptrdiff_t i = 0; i < elements; i++) {
+        const double want = t->dy[i] + (added ? t->dz[i] : 0);
+        const double error = t->dy_error[i] + 2 * stored * fabs(want);
+        if (isnan(want) || isnan(error)) continue;
+        if (!check(fabs(dr[i] - want) <= error, "dr[%td] is %.9g, expected %.9g +- %g; y is %g", i, dr[i], want, error,
+                   t->y[i]))
+            return;
+    }
+}
+
+/* In two steps from a dz that may only be read, writing the gradient of the residual, or in one that writes over dz and
+ * adds to it. */
+static void run_backward(run *r, int in_place, double **elements, double **channels) {
     const shape of = r->of->of;
-    const ptrdiff_t channels = of.channels;
-    tensor dz = tensor_open(r->of->dtype, of, r->in->others, r->in->side);
-    tensor dx = in_place ? dz : tensor_open(r->of->dtype, of, r->in->x, r->in->side);
-    array sum_dy = array_of_doubles(NULL, channels, r->in->side),
-          product = array_of_doubles(NULL, channels, r->in->side);
-    tensor_write(&dz, r->expected->dz);
+    const twin *t = r->expected;
+    gradients g = gradients_open(r, in_place);
+    const abn_gradients to = {g.dx.batch, r->of->residual ? g.dr.batch : (abn_batch){.data = NULL}, in_place};
+    const abn_sums sums = {g.dy.data, g.dy_xhat.data, g.param.bytes ? g.param.data : NULL};
     if (in_place) {
-        check(abn_backward(&r->machine, &r->context, &dz.batch, &dx.batch, sum_dy.data, product.data,
-                           r->of->training) == ABN_OK,
+        check(abn_backward(&r->machine, &r->context, &g.dz.batch, &to, &sums, r->of->training) == ABN_OK,
               "backward failed");
     } else {
         const double count = r->of->training ? (double)(of.batch * of.spatial) : 0;
-        array_freeze(&dz.memory);
-        check(abn_backward_reduce(&r->machine, &r->context, &dz.batch, sum_dy.data, product.data) == ABN_OK,
-              "backward_reduce failed");
-        array_freeze(&sum_dy);
-        array_freeze(&product);
-        check(abn_backward_apply(&r->machine, &r->context, &dz.batch, &dx.batch, sum_dy.data, product.data, count) ==
-                  ABN_OK,
+        array *read_only[] = {&g.dz.memory, &g.dy, &g.dy_xhat, &g.param};
+        array_freeze(&g.dz.memory);
+        check(abn_backward_reduce(&r->machine, &r->context, &g.dz.batch, &sums) == ABN_OK, "backward_reduce failed");
+        for (size_t i = 0; i < sizeof read_only / sizeof *read_only; i++) array_freeze(read_only[i]);
+        check(abn_backward_apply(&r->machine, &r->context, &g.dz.batch, &to, &sums, count) == ABN_OK,
               "backward_apply failed");
     }
-    tensor_read(&dx, dx_values);
-    memcpy(sums, sum_dy.data, sum_dy.bytes);
-    memcpy(sums + channels, product.data, product.bytes);
-    if (elements_of(of) > 0) compare_gradients(r, dx_values, sums);
-    if (!in_place) tensor_close(&dz);
-    tensor_close(&dx);
-    array_close(&sum_dy);
-    array_close(&product);
+    double *dx = place(elements, elements_of(of)), *dr = place(elements, elements_of(of));
+    double *of_channels[] = {place(channels, of.channels), place(channels, of.channels), place(channels, of.channels)};
+    tensor_read(&g.dx, dx);
+    tensor_read(&g.dr, dr);
+    memcpy(of_channels[0], g.dy.data, g.dy.bytes);
+    memcpy(of_channels[1], g.dy_xhat.data, g.dy_xhat.bytes);
+    memcpy(of_channels[2], g.param.data, g.param.bytes);
+    if (elements_of(of) > 0) {
+        compare("sum_dy", of_channels[0], t->sum_dy, t->sum_dy_error, of.channels);
+        compare("sum_dy_xhat", of_channels[1], t->sum_dy_xhat, t->sum_dy_xhat_error, of.channels);
+        if (sums.param) compare("sum_param", of_channels[2], t->sum_param, t->sum_param_error, of.channels);
+        compare("dx", dx, t->dx, t->dx_error, elements_of(of));
+        if (to.residual.data) compare_dr(r, dr, in_place);
+    }
+    gradients_close(&g, in_place);
 }
 
 static void run_all(const problem *of, const twin *expected, const setting *in, int threads, results *out) {
@@ -116,16 +157,15 @@ static void run_all(const problem *of, const twin *expected, const setting *in, 
     }
     run_forward(&r, place(&elements_next, elements));
     if (of->keep != ABN_KEEP_Z) run_recompute(&r, place(&elements_next, elements));
-    for (int in_place = 0; in_place < 2; in_place++)
-        run_backward(&r, in_place, place(&elements_next, elements), place(&channels_next, 2 * channels));
+    for (int in_place = 0; in_place < 2; in_place++) run_backward(&r, in_place, &elements_next, &channels_next);
     out->elements = elements_next - out->of_elements;
     out->channels = channels_next - out->of_channels;
     run_close(&r);
 }
 
 static results results_open(shape of) {
-    const size_t elements = 4 * (size_t)elements_of(of) + 1, channels = 6 * (size_t)of.channels + 1;
-    results r = {malloc(elements * sizeof(double)), malloc(channels * sizeof(double)), 0, 0};
+    const size_t elements = 6 * (size_t)elements_of(of) + 1, channels = 8 * (size_t)of.channels + 1;
+    results r = {calloc(elements, sizeof(double)), calloc(channels, sizeof(double)), 0, 0};
     if (!r.of_elements || !r.of_channels) abort();
     return r;
 }

@@ -11,11 +11,15 @@ typedef struct {
     const setting *in;
     abn_machine machine;
     tensor x, z; /* one and the same where z is kept */
-    array weight, bias, mean, var, inv_std, slot, beside;
+    tensor residual;
+    array weight, bias, param, mean, var, inv_std, slot, beside, sides;
     abn_context context;
 } run;
 
 run run_open(const problem *of, const twin *expected, const setting *in, int threads);
 void run_close(run *r);
+
+/* Are sides and escapes those that the twin's y asks for? After the forward. */
+void check_what_is_kept_beside(const run *r);
 
 #endif

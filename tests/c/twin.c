@@ -1,18 +1,13 @@
 /* Every operation in the kernels' type is right to a relative u, every stored value to half a unit in its last place;
- * the bounds are these, carried along to first order. Sizes of terms count, not sizes of results: y may cancel near
- * zero, and so may sums. */
+ * the bounds are these, carried along to first order, and through an activation by what it makes of y + error and
+ * y - error. Sizes of terms count, not sizes of results: y may cancel near zero, and so may sums. */
 #include "twin.h"
 
 #include <float.h>
 #include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
 
-const double eps_of_variance = 1e-5;
-
-double param_of(abn_activation activation) {
-    return activation == ABN_LEAKY_RELU ? 0.01 : activation == ABN_ELU ? 0.75 : 1;
-}
+#include "curves.h"
+#include "guard.h"
 
 /* ---- sums that lose nothing ---------------------------------------------------------------------------- */
 
@@ -35,99 +30,159 @@ static double of_total(total t) { return t.sum + t.lost; }
  * centre, they share their last digits, and lose them in one direction. */
 static const double summing_units[ABN_DTYPES] = {8, 8, 160, 160};
 
-/* 1 + z / alpha below which elu's z does not tell y: xhat is kept beside it. */
-static const double flat[ABN_DTYPES] = {0x1p-9, 0x1p-24, 0x1p-5, 0x1p-4};
-
 typedef struct {
     double u;        /* of an operation */
     double stored;   /* of a stored element */
     double smallest; /* of an element, and ... */
     double tiny;     /* ... of a product in the kernels' type */
+    double normal;   /* exponentials smaller than this number of the kernels' type may come out as 0 */
     double sums;     /* of a sum, relative to the sum of the sizes of its terms */
 } precision;
 
 static precision precision_of(abn_dtype dtype) {
     /* In double the twin rounds as much as the library. */
     const double u = dtype == ABN_FLOAT64 ? DBL_EPSILON : FLT_EPSILON / 2;
-    return (precision){u, ldexp(1, -formats[dtype].digits), spacing_near_zero(dtype),
-                       2 * spacing_near_zero(dtype == ABN_FLOAT64 ? ABN_FLOAT64 : ABN_FLOAT32),
+    const abn_dtype real = dtype == ABN_FLOAT64 ? ABN_FLOAT64 : ABN_FLOAT32;
+    return (precision){u,
+                       ldexp(1, -formats[dtype].digits),
+                       spacing_near_zero(dtype),
+                       2 * spacing_near_zero(real),
+                       ldexp(1, formats[real].least_exponent),
                        summing_units[dtype] * u};
 }
 
 /* ---- one element --------------------------------------------------------------------------------------- */
 
 typedef struct {
-    double xhat, y, z, slope;
+    const problem *of;
+    const twin *twin;
+    precision p;
+    ptrdiff_t index;
+    double param, weight, bias, mean, inv_std;
+} channel;
+
+typedef struct {
+    double xhat, residual, y, z, slope;
     double xhat_error, y_error, z_error; /* of the forward */
     double storing_xhat;
     int open; /* rounding decides on which side of 0 y is */
 } term;
 
 typedef struct {
-    const problem *of;
-    precision p;
-    double param, weight, bias, mean, inv_std;
-} channel;
+    double xhat, y, slope;
+} errors;
 
-static double activated(const channel *c, double y) {
-    switch (c->of->activation) {
-        case ABN_LEAKY_RELU: return y >= 0 ? y : c->param * y;
-        case ABN_ELU: return y >= 0 ? y : c->param * expm1(y);
-        case ABN_RELU: return y < 0 ? 0 : y; /* NaN stays */
-        default: return y;
-    }
+typedef double curve(abn_activation activation, double param, double y);
+
+/* How far the curve may move while y does by `error`. */
+static double moved(curve *of, const channel *c, double y, double error) {
+    const abn_activation activation = c->of->activation;
+    const double here = of(activation, c->param, y);
+    return fmax(fabs(of(activation, c->param, y + error) - here), fabs(of(activation, c->param, y - error) - here));
 }
 
-static double slope_at(const channel *c, double y) {
-    switch (c->of->activation) {
-        case ABN_LEAKY_RELU: return y >= 0 ? 1 : c->param;
-        case ABN_ELU: return y >= 0 ? 1 : c->param * exp(y);
-        case ABN_RELU: return y >= 0;
-        default: return 1;
-    }
+/* Of an exponential that underflows, in a value or slope: it is multiplied by y and by the slope of its exponent, which
+ * goes with y^2 at most; from 1000 on there is nothing left of it. */
+static double lost_exponential(const channel *c, double y) {
+    return c->p.normal * fmax(2, pow(fmin(fabs(y), 1000), 3));
 }
 
-/* An error of y in exp(y), relative to it. */
-static double through_exp(const channel *c, double error) {
-    return c->of->activation == ABN_ELU ? expm1(error) : error;
-}
-
-static term term_of(const channel *c, double x) {
+static term term_of(const channel *c, ptrdiff_t i) {
     const precision p = c->p;
     const double summing = c->of->training ? p.sums : 0; /* given statistics are exact */
-    term t = {.xhat = (x - c->mean) * c->inv_std};
-    t.y = c->weight * t.xhat + c->bias;
-    t.z = activated(c, t.y);
-    t.slope = slope_at(c, t.y);
+    term t = {.xhat = (c->twin->x[i] - c->mean) * c->inv_std, .residual = c->twin->residual[i]};
+    const double normal = c->weight * t.xhat + c->bias;
+    t.y = normal + t.residual;
+    t.z = curve_value(c->of->activation, c->param, t.y);
+    t.slope = curve_slope(c->of->activation, c->param, t.y);
     t.xhat_error = fabs(t.xhat) * (4 * p.u + summing) + summing;
     t.xhat_error += 2 * DBL_EPSILON * fabs(c->mean) * c->inv_std; /* mean and centre are rounded to double */
     if (c->of->keep != ABN_KEEP_X) t.storing_xhat = p.stored * fabs(t.xhat) + p.smallest;
     if (c->of->keep == ABN_KEEP_XHAT) t.xhat_error += t.storing_xhat;
-    t.y_error = fabs(c->weight) * t.xhat_error + p.u * (fabs(t.y) + 2 * fabs(c->bias));
-    const double near = t.y_error + fabs(c->weight) * t.storing_xhat + p.smallest / fmin(1, c->param);
-    t.open = c->weight != 0 && fabs(t.y) <= 4 * near;
-    const double steepest = t.open ? fmax(1, c->param) : fabs(t.slope);
-    t.z_error = steepest * through_exp(c, t.y_error) + (6 * p.u + p.stored) * fabs(t.z) + p.smallest;
+    t.y_error = fabs(c->weight) * t.xhat_error + p.u * (fabs(normal) + 2 * fabs(c->bias));
+    if (c->of->residual) t.y_error += p.u * fabs(t.y);
+    const double least_slope = c->param > 0 ? fmin(1, c->param) : 1;
+    const double near = t.y_error + fabs(c->weight) * t.storing_xhat + p.smallest / least_slope;
+    t.open = (c->weight != 0 || c->of->residual) && curve_has_kink(c->of->activation) && fabs(t.y) <= 4 * near;
+    /* A curve works on y as it is rounded: 2 u. */
+    const int curved = !curve_is_straight(c->of->activation);
+    t.z_error =
+        moved(curve_value, c, t.y, t.y_error + curved * 2 * p.u * fabs(t.y)) + curved * lost_exponential(c, t.y);
+    t.z_error += (6 * p.u + p.stored) * fabs(t.z) + p.smallest;
     return t;
 }
 
-/* Errors of xhat and of activation'(y) when they are had back from what was kept. */
-static void errors_of_kept(const channel *c, const term *t, double *xhat_error, double *slope_error) {
+/* Of y that is had back from a z which is off by z_error: where the curve has moved by that, on both sides. Where it
+ * cannot, towards a minimum, y is the minimum at worst. */
+static double inverse_error(const channel *c, const term *t, double z_error) {
+    const abn_activation activation = c->of->activation;
+    const double minimum = abn_escape_rule_of(activation, c->param, c->of->dtype).minimum;
+    const int has_minimum = abn_activation_table[activation].inverse == ABN_FROM_Z_AND_SIDE;
+    const double to_minimum = has_minimum ? minimum - t->y : NAN;
+    double error = z_error / fabs(t->slope == 0 ? 1 : t->slope);
+    if (curve_is_straight(activation)) return error;
+    for (int i = 0; i < 30; i++, error *= 1.2) {
+        const double up = fabs(curve_value(activation, c->param, t->y + error) - t->z);
+        const double down = fabs(curve_value(activation, c->param, t->y - error) - t->z);
+        const int beyond = error >= fabs(to_minimum);
+        if ((up >= z_error || (beyond && to_minimum > 0)) && (down >= z_error || (beyond && to_minimum < 0))) break;
+    }
+    return error;
+}
+
+/* Errors of the slope when y is off by this, and has not come from z alone. */
+static double slope_error(const channel *c, const term *t, double y_error) {
     const precision p = c->p;
-    const double alpha = c->of->activation == ABN_ELU ? c->param : 0, weight = fabs(c->weight);
-    const double curved = alpha * exp(fmin(t->y, 0)); /* how fast elu's slope changes with y */
-    *xhat_error = t->xhat_error;
-    *slope_error = curved * (through_exp(c, t->y_error) + 6 * p.u) + 2 * p.u * t->slope + p.tiny * (alpha > 0);
-    if (c->of->keep != ABN_KEEP_Z) return;
-    *xhat_error += t->storing_xhat; /* of what is kept beside z */
-    *slope_error += curved * through_exp(c, t->y_error + weight * t->storing_xhat);
-    const double from_z = (alpha > 0 ? t->z_error : 0) + 4 * p.u * fmax(alpha, t->slope);
-    if (from_z > *slope_error) *slope_error = from_z;
-    const int lost = weight == 0 || (alpha > 0 && t->z + t->z_error < -alpha * (1 - flat[c->of->dtype]));
-    if (lost) return;
-    double y_error = (t->z_error + 2 * p.u * fabs(t->z)) / (t->slope == 0 ? 1 : t->slope);
-    y_error += 4 * p.u * (fabs(t->y) + fabs(c->bias));
-    if (y_error / weight > *xhat_error) *xhat_error = y_error / weight;
+    const abn_activation activation = c->of->activation;
+    if (curve_is_straight(activation)) return 2 * p.u * fabs(t->slope);
+    return moved(curve_slope, c, t->y, y_error + 2 * p.u * fabs(t->y)) +
+           8 * p.u * curve_slope_terms(activation, c->param, t->y) + lost_exponential(c, t->y);
+}
+
+/* In float the inverses of activations with a minimum are polynomials that are right to 4e-7, and so are their slopes. */
+static int is_fitted(const channel *c) {
+    return abn_activation_table[c->of->activation].inverse == ABN_FROM_Z_AND_SIDE && c->of->dtype != ABN_FLOAT64;
+}
+
+static errors errors_from_z(const channel *c, const term *t) {
+    const precision p = c->p;
+    const int straight = curve_is_straight(c->of->activation);
+    errors e;
+    e.y = inverse_error(c, t, t->z_error + (straight ? 2 : 8) * p.u * fabs(t->z)) + 4 * p.u * fabs(t->y);
+    e.slope = slope_error(c, t, e.y);
+    if (!straight) e.slope += 4 * p.u * curve_slope_terms_of_z(c->of->activation, c->param, t->y);
+    if (is_fitted(c)) e.y += 6 * p.u, e.slope += 8 * p.u;
+    e.xhat = (e.y + 4 * p.u * (fabs(t->residual) + fabs(c->bias))) / fabs(c->weight);
+    return e;
+}
+
+static double larger(double a, double b) { return a > b ? a : b; }
+
+/* Errors when they are had back from what was kept. */
+static errors errors_of_kept(const channel *c, const term *t, ptrdiff_t i) {
+    const double beside = c->of->keep == ABN_KEEP_Z && c->twin->slot[c->index] >= 0 ? t->storing_xhat : 0;
+    const double y_error = t->y_error + fabs(c->weight) * beside;
+    const errors directly = {t->xhat_error + beside, y_error, slope_error(c, t, y_error)};
+    if (c->of->keep != ABN_KEEP_Z || c->twin->slot[c->index] >= 0) return directly;
+    const telling told = twin_telling(c->twin, c->of, c->index, i);
+    if (told == LOST) return directly;
+    const errors from_z = errors_from_z(c, t);
+    if (told == TOLD) return from_z;
+    return (errors){larger(directly.xhat, from_z.xhat), larger(directly.y, from_z.y),
+                    larger(directly.slope, from_z.slope)};
+}
+
+telling twin_telling(const twin *t, const problem *of, ptrdiff_t channel, ptrdiff_t element) {
+    const abn_batch kept = {NULL, of->dtype, of->of.batch, of->of.channels, of->of.spatial, 0, 0, 0};
+    const abn_context context = twin_context(t, of, &kept, &kept);
+    abn_escape_rule rule = abn_escape_rule_for(&context, of->training);
+    const double y = t->y[element], margin = t->y_error[element], size = fabs(t->residual[element]);
+    const double limit = abn_residual_limit(of->dtype, t->weight[channel], t->bias[channel]);
+    const double limit_margin = precision_of(of->dtype).u * 2 * fabs(limit);
+    const double beside = fmin(fmin(y - rule.below, rule.above - y), fabs(y - rule.minimum) - rule.near);
+    const double within = of->residual ? limit - size : INFINITY;
+    if (beside < -margin || within < -limit_margin) return LOST;
+    return beside > margin && within > limit_margin ? TOLD : OPEN;
 }
 
 /* ---- one channel --------------------------------------------------------------------------------------- */
@@ -152,108 +207,80 @@ static void solve_moments(twin *t, const problem *of, ptrdiff_t c) {
 }
 
 typedef struct {
-    double dy, dy_error, xhat_dy, xhat_dy_error; /* sums of the sizes of terms, and of their errors */
+    double dy, dy_error, xhat_dy, xhat_dy_error, param, param_error; /* sums of sizes of terms, and of their errors */
 } sizes;
 
-static sizes solve_sums(twin *t, const channel *k, ptrdiff_t c) {
-    total dy_sum = {0, 0}, product_sum = {0, 0};
-    sizes s = {0, 0, 0, 0};
+static void solve_forward(twin *t, const channel *k, ptrdiff_t c) {
     FOR_EACH_INDEX(i, c, k->of->of) {
-        const term e = term_of(k, t->x[i]);
-        double xhat_error, slope_error;
-        errors_of_kept(k, &e, &xhat_error, &slope_error);
-        t->z[i] = e.z;
-        t->z_error[i] = e.z_error;
+        const term e = term_of(k, i);
+        t->xhat[i] = e.xhat, t->y[i] = e.y, t->z[i] = e.z;
+        t->xhat_error[i] = e.xhat_error, t->y_error[i] = e.y_error, t->z_error[i] = e.z_error;
         if (e.open) t->dz[i] = 0;
-        const double dy = t->dz[i] * e.slope, dy_error = fabs(t->dz[i]) * slope_error + k->p.tiny;
+    }
+}
+
+static sizes solve_sums(twin *t, const channel *k, ptrdiff_t c) {
+    total dy_sum = {0, 0}, product_sum = {0, 0}, param_sum = {0, 0};
+    sizes s = {0, 0, 0, 0, 0, 0};
+    FOR_EACH_INDEX(i, c, k->of->of) {
+        const term e = term_of(k, i);
+        const errors kept = errors_of_kept(k, &e, i);
+        const double size = fabs(t->dz[i]), dy = t->dz[i] * e.slope, dy_error = size * kept.slope + k->p.tiny;
         add(&dy_sum, dy);
         add(&product_sum, dy * e.xhat);
+        add(&param_sum, t->dz[i] * fmin(e.y, 0));
         s.dy += fabs(dy);
         s.dy_error += dy_error;
         s.xhat_dy += fabs(dy * e.xhat);
-        s.xhat_dy_error += fabs(dy) * xhat_error + fabs(e.xhat) * dy_error;
+        s.xhat_dy_error += fabs(dy) * kept.xhat + fabs(e.xhat) * dy_error;
+        s.param += size * fabs(fmin(e.y, 0));
+        if (e.y < kept.y) s.param_error += size * kept.y + k->p.tiny;
     }
     t->sum_dy[c] = of_total(dy_sum);
     t->sum_dy_xhat[c] = of_total(product_sum);
+    t->sum_param[c] = of_total(param_sum);
     t->sum_dy_error[c] = s.dy_error + k->p.sums * s.dy;
     t->sum_dy_xhat_error[c] = s.xhat_dy_error + k->p.sums * s.xhat_dy;
+    t->sum_param_error[c] = s.param_error + k->p.sums * s.param;
     return s;
 }
 
-static void solve_dx(twin *t, const channel *k, ptrdiff_t c, sizes s) {
+static void solve_gradients(twin *t, const channel *k, ptrdiff_t c, sizes s) {
     const double count = (double)k->of->of.batch * (double)k->of->of.spatial, share = k->of->training ? 1 / count : 0;
     const precision p = k->p;
     FOR_EACH_INDEX(i, c, k->of->of) {
-        const term e = term_of(k, t->x[i]);
-        double xhat_error, slope_error;
-        errors_of_kept(k, &e, &xhat_error, &slope_error);
+        const term e = term_of(k, i);
+        const errors kept = errors_of_kept(k, &e, i);
         const double dy = t->dz[i] * e.slope, xhat = fabs(e.xhat);
         const double terms = fabs(dy) + share * (s.dy + xhat * s.xhat_dy);
-        double error = fabs(t->dz[i]) * slope_error + p.tiny;
-        error += share * (t->sum_dy_error[c] + xhat * t->sum_dy_xhat_error[c] + xhat_error * s.xhat_dy);
+        const double dy_error = fabs(t->dz[i]) * kept.slope + p.tiny;
+        double error = dy_error + share * (t->sum_dy_error[c] + xhat * t->sum_dy_xhat_error[c] + kept.xhat * s.xhat_dy);
         error += (6 * p.u + (k->of->training ? p.sums : 0)) * terms;
         t->dx[i] = k->weight * k->inv_std * (dy - share * (t->sum_dy[c] + e.xhat * t->sum_dy_xhat[c]));
         t->dx_error[i] = fabs(k->weight) * k->inv_std * error + p.stored * fabs(t->dx[i]) + p.smallest;
+        t->dy[i] = dy;
+        t->dy_error[i] = dy_error + p.stored * fabs(dy) + p.smallest;
     }
+}
+
+/* Whichever way the batch lies in memory. */
+static void ask_for_guards(twin *t, const problem *of) {
+    tensor batch = tensor_open(of->dtype, of->of, (layout){"channels-first", 0, 0, 0}, FLUSH_END);
+    tensor_write(&batch, t->residual);
+    const abn_context context = twin_context(t, of, &batch.batch, &batch.batch);
+    abn_guard_channels(&context, t->slot);
+    tensor_close(&batch);
 }
 
 void twin_solve(twin *t, const problem *of) {
     if (of->of.batch * of->of.spatial == 0) return;
+    if (of->keep == ABN_KEEP_Z) ask_for_guards(t, of);
     for (ptrdiff_t c = 0; c < of->of.channels; c++) {
         if (of->training) solve_moments(t, of, c);
-        const channel k = {of,
-                           precision_of(of->dtype),
-                           param_of(of->activation),
-                           t->weight[c],
-                           t->bias[c],
-                           t->mean[c],
-                           1 / sqrt(t->var[c] + eps_of_variance)};
-        solve_dx(t, &k, c, solve_sums(t, &k, c));
+        const channel k = {of,         t,           precision_of(of->dtype),
+                           c,          t->param[c], t->weight[c],
+                           t->bias[c], t->mean[c],  1 / sqrt(t->var[c] + eps_of_variance)};
+        solve_forward(t, &k, c);
+        solve_gradients(t, &k, c, solve_sums(t, &k, c));
     }
 }
-
-/* ---- what to compute from ------------------------------------------------------------------------------ */
-
-static double uniform(uint64_t *state) { /* in (-1, 1) */
-    *state = *state * 6364136223846793005u + 1442695040888963407u;
-    return ((double)(*state >> 11) + 0.5) * 0x1p-52 - 1;
-}
-
-static double bell(uint64_t *state) { /* mean 0, variance 1 */
-    return uniform(state) + uniform(state) + uniform(state);
-}
-
-/* Every second channel begins with a few elements unlike the others: the library looks at these to centre its sums,
- * and has to take the sums again. */
-twin twin_draw(const problem *of, unsigned seed) {
-    const ptrdiff_t channels = of->of.channels, elements = elements_of(of->of);
-    double *memory = calloc((size_t)(10 * channels + 6 * elements) + 1, sizeof *memory), *next = memory;
-    if (memory == NULL) abort();
-    twin t = {.memory = memory};
-    double **per_channel[] = {&t.weight,    &t.bias,   &t.mean,        &t.var,          &t.mean_error,
-                              &t.var_error, &t.sum_dy, &t.sum_dy_xhat, &t.sum_dy_error, &t.sum_dy_xhat_error};
-    double **per_element[] = {&t.x, &t.dz, &t.z, &t.dx, &t.z_error, &t.dx_error};
-    for (int i = 0; i < 10; i++, next += channels) *per_channel[i] = next;
-    for (int i = 0; i < 6; i++, next += elements) *per_element[i] = next;
-
-    const int half = abn_dtype_size(of->dtype) == 2;
-    uint64_t state = seed;
-    uniform(&state);
-    for (ptrdiff_t c = 0; c < channels; c++) {
-        const double size = 1.25 + 0.75 * uniform(&state);
-        t.weight[c] = uniform(&state) < 0 ? -size : size;
-        t.bias[c] = (half ? 3 : 9) * size * uniform(&state);
-        if (of->drawn == DRAW_LOST && c % 3) t.weight[c] = c % 3 == 1 ? 0 : size * 1e-9;
-        t.mean[c] = 1.5 + uniform(&state);
-        t.var[c] = 1.25 + uniform(&state);
-    }
-    for (ptrdiff_t i = 0; i < elements; i++) {
-        const ptrdiff_t row = i / of->of.spatial;
-        const int unlike = row < channels && row % 2 && i % of->of.spatial < 8;
-        t.x[i] = rounded(of->dtype, (unlike ? 40 : 2) + bell(&state));
-        t.dz[i] = rounded(of->dtype, bell(&state));
-    }
-    return t;
-}
-
-void twin_free(twin *t) { free(t->memory); }

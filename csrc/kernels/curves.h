@@ -1,0 +1,346 @@
+/* The activations on vec: z from y, the slope from y, and both y and the slope from z.
+ *
+ * `activation` is a constant wherever these are called, so that each loop is compiled for one activation. */
+#ifndef ABN_CURVES_H
+#define ABN_CURVES_H
+
+#include "../abn.h"
+#include "curve_fits.h"
+#include "exp_log.h"
+#include "vector.h"
+
+#define SELU_SCALE 1.0507009873554804934193349852946
+#define SELU_ALPHA 1.6732632423543772848170429916717
+
+#ifdef ABN_DTYPE_FLOAT64
+#define REAL_NORMAL 0x1p-1022
+#define REAL_LARGEST 0x1.fffffffffffffp+1023
+#define NEARLY_ONE 0x1.fffffffffffffp-1 /* the last number below 1 */
+#define NORMAL_ZERO 39                  /* Phi is 0 or 1 from here on */
+#define GATED_IDENTITY(upper) 40        /* the gate is 1 from here on */
+#define LEAST_SIZE 1e-299               /* of a z far left that is inverted */
+#define LEAST_SQUARE 1e-14              /* of z above its least that is inverted */
+#define HALLEY_STEPS 2
+#else
+#define REAL_NORMAL 0x1p-126f
+#define REAL_LARGEST 0x1.fffffep+127f
+#define NEARLY_ONE 0x1.fffffep-1f
+#define NORMAL_ZERO 14
+#define GATED_IDENTITY(upper) upper##_LARGEST_Z
+#define LEAST_SIZE 1e-35f
+#define LEAST_SQUARE 6e-8f
+#define HALLEY_STEPS 1
+#endif
+
+INLINE vec v_neg(vec x) { return v_sub(v_zero(), x); }
+INLINE vec v_inverse(vec x) { return v_div(v_set1(1), x); }
+
+/* ---- elu, celu, selu: z = y * right for y >= 0, height * (exp(y * rate) - 1) else ------------------- */
+
+typedef struct {
+    vec right, height, rate;
+} exponential;
+
+INLINE exponential exponential_of(abn_activation activation, vec param) {
+    switch (activation) {
+        case ABN_CELU: return (exponential){v_set1(1), param, v_inverse(param)};
+        case ABN_SELU: return (exponential){v_set1(SELU_SCALE), v_set1(SELU_SCALE * SELU_ALPHA), v_set1(1)};
+        default: return (exponential){v_set1(1), param, v_set1(1)};
+    }
+}
+
+INLINE vec exponential_value(exponential e, vec y) {
+    const vec left = v_mul(v_expm1_negative(v_mul(v_min(v_zero(), y), e.rate)), e.height);
+    return v_select(v_lt(y, v_zero()), left, v_mul(y, e.right));
+}
+
+INLINE vec exponential_slope(exponential e, vec y) {
+    const vec left = v_mul(v_exp(v_mul(v_min(v_zero(), y), e.rate)), v_mul(e.height, e.rate));
+    return v_select(v_ge(y, v_zero()), e.right, left);
+}
+
+INLINE void exponential_invert(exponential e, vec *z, vec *slope) {
+    const mask right = v_ge(*z, v_zero());
+    /* Beyond the reach of the rule in activations.c: anything that is finite. */
+    const vec ratio = v_max(v_set1(-NEARLY_ONE), v_min(v_zero(), v_mul(*z, v_inverse(e.height))));
+    *slope = v_select(right, e.right, v_mul(v_add(v_max(v_neg(e.height), *z), e.height), e.rate));
+    *z = v_select(right, v_mul(*z, v_inverse(e.right)), v_mul(v_log1p(ratio), v_inverse(e.rate)));
+}
+
+/* ---- sigmoid, tanh, softplus ------------------------------------------------------------------------ */
+
+/* exp(-|y|) */
+INLINE vec decay(vec y) { return v_exp(v_neg(v_abs(y))); }
+
+INLINE vec sigmoid_value(vec y) {
+    const vec e = decay(y), right = v_inverse(v_add(e, v_set1(1)));
+    return v_select(v_lt(y, v_zero()), v_mul(e, right), right);
+}
+
+INLINE vec sigmoid_slope(vec y) {
+    const vec e = decay(y), right = v_inverse(v_add(e, v_set1(1)));
+    return v_mul(v_mul(e, right), right);
+}
+
+/* tanh(|y|) = -t / (t + 2), t = exp(-2|y|) - 1 */
+INLINE vec tanh_value(vec y) {
+    const vec t = v_expm1_negative(v_mul(v_abs(y), v_set1(-2)));
+    const vec size = v_div(t, v_add(t, v_set1(2)));
+    return v_select(v_lt(y, v_zero()), size, v_neg(size));
+}
+
+INLINE vec tanh_slope(vec y) {
+    const vec e = decay(v_add(y, y)), right = v_inverse(v_add(e, v_set1(1)));
+    return v_mul(v_mul(v_set1(4), e), v_mul(right, right));
+}
+
+INLINE vec softplus_value(vec y) { return v_add(v_max(v_zero(), y), v_log1p(decay(y))); }
+
+INLINE void sigmoid_invert(vec *z, vec *slope) {
+    const vec p = v_min(v_set1(NEARLY_ONE), v_max(v_set1(REAL_NORMAL), *z)), q = v_sub(v_set1(1), p);
+    *slope = v_mul(p, q);
+    *z = v_log(v_div(p, q));
+}
+
+INLINE void tanh_invert(vec *z, vec *slope) {
+    const vec size = v_min(v_set1(NEARLY_ONE), v_abs(*z)), rest = v_sub(v_set1(1), size);
+    const vec y = v_mul(v_set1((real)0.5), v_log1p(v_div(v_add(size, size), rest)));
+    *slope = v_mul(rest, v_add(size, v_set1(1)));
+    *z = v_select(v_lt(*z, v_zero()), v_neg(y), y);
+}
+
+INLINE void softplus_invert(vec *z, vec *slope) {
+    const vec size = v_max(v_set1(REAL_NORMAL), *z);
+    *slope = v_neg(v_expm1_negative(v_neg(size)));
+    *z = v_add(size, v_log(*slope));
+}
+
+/* ---- silu, gelu, gelu_tanh, mish: z = y * gate(y) --------------------------------------------------- */
+
+/* The gate and its derivatives. Those that are not looked at are not computed. */
+typedef struct {
+    vec gate, first, second, third;
+} gate_parts;
+
+/* sigmoid(u), power = exp(-u). With p = sigmoid (1 - sigmoid) and m = 1 - 2 sigmoid the derivatives are p, p m and
+ * p (m^2 - 2 p). */
+INLINE gate_parts sigmoid_parts(vec power) {
+    const vec gate = v_inverse(v_add(power, v_set1(1)));
+    const vec first = v_mul(gate, v_mul(v_min(v_set1(REAL_LARGEST), power), gate)); /* 0 and infinity make no NaN */
+    const vec m = v_fma(gate, v_set1(-2), v_set1(1));
+    return (gate_parts){gate, first, v_mul(first, m), v_mul(first, v_fma(m, m, v_mul(first, v_set1(-2))))};
+}
+
+/* sigmoid(u), u = bend y + bent y^3: the chain rule. */
+#define GELU_BEND ((real)1.5957691216057307118) /* 2 sqrt(2/pi) */
+#define GELU_BENT ((real)(1.5957691216057307118 * 0.044715))
+INLINE gate_parts gelu_tanh_parts(vec y, vec power) {
+    const vec u1 = v_fma(v_mul(y, y), v_set1(3 * GELU_BENT), v_set1(GELU_BEND));
+    const vec u2 = v_mul(y, v_set1(6 * GELU_BENT)), square = v_mul(u1, u1);
+    const gate_parts s = sigmoid_parts(power);
+    const vec third = v_fma(v_mul(s.second, v_set1(3)), v_mul(u1, u2), v_mul(s.first, v_set1(6 * GELU_BENT)));
+    return (gate_parts){s.gate, v_mul(s.first, u1), v_fma(s.second, square, v_mul(s.first, u2)),
+                        v_fma(s.third, v_mul(square, u1), third)};
+}
+
+/* exp(-y^2/2) with y^2 in two parts, the first one exact: a rounding of it would be multiplied by y^2/2. */
+INLINE vec gelu_power(vec y) {
+    const vec size = v_min(v_set1(NORMAL_ZERO), v_abs(y));
+    const vec head = v_from_bits(i_and(v_bits(size), i_set1(~(((real_bits)1 << (REAL_MANTISSA / 2 + 1)) - 1))));
+    const vec rest = v_mul(v_sub(head, size), v_mul(v_add(head, size), v_set1((real)0.5)));
+    return v_exp_sum(v_mul(v_mul(head, head), v_set1((real)-0.5)), rest);
+}
+
+/* Phi(y): that of -|y| is exp(-y^2/2) times something smooth. */
+INLINE gate_parts gelu_parts(vec y, vec power) {
+    const vec size = v_min(v_set1(NORMAL_ZERO), v_abs(y)); /* beyond, the polynomial means nothing */
+    const vec scale = v_inverse(v_add(size, v_set1(NORMAL_TAIL_CENTRE)));
+    const vec x = v_mul(v_sub(size, v_set1(NORMAL_TAIL_CENTRE)), scale);
+    const vec tail = v_mul(v_mul(power, scale), v_polynomial(x, normal_tail, TERMS(normal_tail)));
+    const vec density = v_mul(power, v_set1((real)0.39894228040143267794));
+    return (gate_parts){v_select(v_lt(y, v_zero()), tail, v_sub(v_set1(1), tail)), density, v_mul(v_neg(y), density),
+                        v_mul(density, v_fma(y, y, v_set1(-1)))};
+}
+
+/* t = tanh(log(1 + e)) = n / (n + 2), n = e (e + 2), e = exp(y). With the sigmoid s = e / (1 + e), p = s (1 - s) and
+ * m = 1 - s - 2 t s the derivatives are t1 = 4 e (1 + e) / (n + 2)^2, t1 m and t1 (m^2 - p - 2 t1 s - 2 t p). */
+INLINE gate_parts mish_parts(vec e) {
+    const vec e1 = v_add(e, v_set1(1)), n = v_mul(e, v_add(e, v_set1(2))), n2 = v_add(n, v_set1(2));
+    const vec both = v_inverse(v_mul(n2, e1)), r = v_mul(both, e1), rest = v_mul(both, n2); /* rest = 1 - s */
+    const vec s = v_mul(e, rest), p = v_mul(s, rest), t = v_mul(n, r), t2 = v_add(t, t);
+    const vec first = v_mul(v_mul(v_mul(v_set1(4), e), e1), v_mul(r, r));
+    const vec m = v_sub(rest, v_mul(t2, s));
+    const vec slope_of_m = v_neg(v_fma(v_add(first, first), s, v_fma(t2, p, p)));
+    return (gate_parts){t, first, v_mul(first, m), v_mul(first, v_fma(m, m, slope_of_m))};
+}
+
+/* The one exponential that an activation takes, and its gate from that: two steps, since a loop over a chain as long as
+ * that of gated_invert runs faster in parts. */
+INLINE vec gate_power(abn_activation activation, vec y) {
+    switch (activation) {
+        case ABN_GELU: return gelu_power(y);
+        case ABN_GELU_TANH: return v_exp(v_mul(v_neg(y), v_fma(v_mul(y, y), v_set1(GELU_BENT), v_set1(GELU_BEND))));
+        case ABN_MISH: return v_exp(v_min(v_set1(20), y));
+        default: return v_exp(v_neg(y));
+    }
+}
+
+INLINE gate_parts gate_of(abn_activation activation, vec y, vec power) {
+    switch (activation) {
+        case ABN_GELU: return gelu_parts(y, power);
+        case ABN_GELU_TANH: return gelu_tanh_parts(y, power);
+        case ABN_MISH: return mish_parts(power);
+        default: return sigmoid_parts(power);
+    }
+}
+
+INLINE vec gated_value(abn_activation activation, vec y) {
+    return v_mul(y, gate_of(activation, y, gate_power(activation, y)).gate);
+}
+
+/* Far out the gate's slope is 0, and no product must overflow before it meets that. (Where mish's exponential stops
+ * growing a rest of that slope is left; times the y of 1000 it would be 76 units in the last place.) */
+INLINE vec gated_slope(abn_activation activation, vec y) {
+    const vec within = v_max(v_set1(-1000), v_min(v_set1(40), y));
+    const gate_parts g = gate_of(activation, within, gate_power(activation, within));
+    return v_fma(within, g.first, g.gate);
+}
+
+/* A first y: on both sides of the minimum from s = +-sqrt(z - least z), of which y is a smooth function; far left
+ * from x = sqrt(-log(-z)). */
+typedef struct {
+    const real *near_top, *near_bottom, *tail_top, *tail_bottom;
+    double minimum, least_z, tail_z, largest_s, identity;
+} gated_fit;
+
+#define GATED_FIT(lower, upper)                                                                        \
+    (gated_fit) {                                                                                      \
+        lower##_near_top, lower##_near_bottom, lower##_tail_top, lower##_tail_bottom, upper##_MINIMUM, \
+            upper##_LEAST_Z, upper##_TAIL_Z, upper##_LARGEST_S, GATED_IDENTITY(upper)                  \
+    }
+
+INLINE gated_fit gated_fit_of(abn_activation activation) {
+    switch (activation) {
+        case ABN_GELU: return GATED_FIT(gelu, GELU);
+        case ABN_GELU_TANH: return GATED_FIT(gelu_tanh, GELU_TANH);
+        case ABN_MISH: return GATED_FIT(mish, MISH);
+        default: return GATED_FIT(silu, SILU);
+    }
+}
+
+/* top(x) / (1 + x bottom(x)) */
+INLINE vec v_rational(vec x, const real *top, int top_terms, const real *bottom, int bottom_terms) {
+    return v_div(v_polynomial(x, top, top_terms), v_fma(x, v_polynomial(x, bottom, bottom_terms), v_set1(1)));
+}
+
+/* z, or the nearest number that the fits were made for. */
+INLINE vec gated_goal(abn_activation activation, vec z, mask left) {
+    const gated_fit fit = gated_fit_of(activation);
+    const vec largest = v_select(left, v_set1(-LEAST_SIZE), v_set1((real)fit.identity));
+    return v_max(v_set1((real)fit.least_z), v_min(largest, z));
+}
+
+INLINE vec gated_first_y(abn_activation activation, vec goal, mask left) {
+    const gated_fit fit = gated_fit_of(activation);
+    const real least_z = (real)fit.least_z, rest = (real)(fit.least_z - least_z);
+    const vec above = v_sub(v_sub(goal, v_set1(least_z)), v_set1(rest));
+    const vec size = v_sqrt(v_max(v_set1(LEAST_SQUARE), above));
+    const vec s = v_min(v_set1((real)fit.largest_s), v_select(left, v_neg(size), size));
+    const vec near = v_fma(s, v_rational(s, fit.near_top, 5, fit.near_bottom, 4), v_set1((real)fit.minimum));
+    const mask tail = v_lt(v_set1((real)fit.tail_z), v_select(left, goal, v_set1(least_z)));
+    if (!v_any(tail)) return near;
+    const vec x = v_sqrt(v_neg(v_log(v_select(tail, v_neg(goal), v_set1((real)-fit.tail_z)))));
+    return v_select(tail, v_rational(x, fit.tail_top, 5, fit.tail_bottom, 2), near);
+}
+
+/* A step of Halley's leaves of an error of 0.003 its cube: once is enough for float, twice for double. The slope
+ * goes along by Taylor's formula. */
+INLINE void gated_step(abn_activation activation, vec goal, vec power, vec *y, vec *slope) {
+    const gate_parts g = gate_of(activation, *y, power);
+    const vec first = v_fma(*y, g.first, g.gate);
+    const vec second = v_fma(*y, g.second, v_add(g.first, g.first));
+    const vec third = v_fma(*y, g.third, v_mul(g.second, v_set1(3)));
+    const vec inverse = v_inverse(first), newton = v_mul(v_fma(*y, g.gate, v_neg(goal)), inverse);
+    const vec bend = v_mul(v_mul(newton, inverse), v_mul(second, v_set1((real)0.5)));
+    const vec change = v_neg(v_mul(newton, v_fma(bend, v_add(bend, v_set1(1)), v_set1(1)))); /* 1 / (1 - bend) */
+    *slope = v_fma(change, v_fma(v_mul(change, v_set1((real)0.5)), third, second), first);
+    *y = v_add(*y, change);
+}
+
+/* The gate is 1 from there on. */
+INLINE vec gated_identity(abn_activation activation, vec z, vec y) {
+    return v_select(v_lt(z, v_set1((real)gated_fit_of(activation).identity)), y, z);
+}
+
+INLINE void gated_invert(abn_activation activation, vec *z, vec *slope, mask left) {
+    const vec goal = gated_goal(activation, *z, left);
+    vec y = gated_first_y(activation, goal, left);
+    UNROLLED for (int step = 0; step < HALLEY_STEPS; step++)
+        gated_step(activation, goal, gate_power(activation, y), &y, slope);
+    *z = gated_identity(activation, *z, y);
+}
+
+/* ---- all of them -------------------------------------------------------------------------------------- */
+
+INLINE vec curve_value(abn_activation activation, vec y, vec param) {
+    switch (activation) {
+        case ABN_LEAKY_RELU:
+        case ABN_PRELU: return v_select(v_lt(y, v_zero()), v_mul(y, param), y);
+        case ABN_ELU:
+        case ABN_CELU:
+        case ABN_SELU: return exponential_value(exponential_of(activation, param), y);
+        case ABN_SOFTPLUS: return softplus_value(y);
+        case ABN_SIGMOID: return sigmoid_value(y);
+        case ABN_TANH: return tanh_value(y);
+        case ABN_SILU:
+        case ABN_GELU:
+        case ABN_GELU_TANH:
+        case ABN_MISH: return gated_value(activation, y);
+        case ABN_RELU: return v_select(v_lt(y, v_zero()), v_zero(), y);
+        default: return y;
+    }
+}
+
+INLINE vec curve_slope(abn_activation activation, vec y, vec param) {
+    switch (activation) {
+        case ABN_LEAKY_RELU:
+        case ABN_PRELU: return v_select(v_ge(y, v_zero()), v_set1(1), param);
+        case ABN_ELU:
+        case ABN_CELU:
+        case ABN_SELU: return exponential_slope(exponential_of(activation, param), y);
+        case ABN_SOFTPLUS: return sigmoid_value(y);
+        case ABN_SIGMOID: return sigmoid_slope(y);
+        case ABN_TANH: return tanh_slope(y);
+        case ABN_SILU:
+        case ABN_GELU:
+        case ABN_GELU_TANH:
+        case ABN_MISH: return gated_slope(activation, y);
+        case ABN_RELU: return v_select(v_ge(y, v_zero()), v_set1(1), v_zero());
+        default: return v_set1(1);
+    }
+}
+
+/* z -> y in place. `left`: y lies left of the minimum, where there is one. Finite numbers for any z that is finite. */
+INLINE void curve_invert(abn_activation activation, vec *z, vec *slope, mask left, vec param) {
+    const mask right = v_ge(*z, v_zero());
+    switch (activation) {
+        case ABN_LEAKY_RELU:
+        case ABN_PRELU:
+            *slope = v_select(right, v_set1(1), param);
+            *z = v_select(right, *z, v_div(*z, param));
+            return;
+        case ABN_ELU:
+        case ABN_CELU:
+        case ABN_SELU: exponential_invert(exponential_of(activation, param), z, slope); return;
+        case ABN_SOFTPLUS: softplus_invert(z, slope); return;
+        case ABN_SIGMOID: sigmoid_invert(z, slope); return;
+        case ABN_TANH: tanh_invert(z, slope); return;
+        case ABN_SILU:
+        case ABN_GELU:
+        case ABN_GELU_TANH:
+        case ABN_MISH: gated_invert(activation, z, slope, left); return;
+        default: *slope = v_set1(1); return;
+    }
+}
+
+#endif

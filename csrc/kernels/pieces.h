@@ -1,0 +1,164 @@
+/* Kernels for one row of a tile, up to ABN_PIECE elements at a time, on their way between memory and arrays of `real`
+ * that stay in the nearest cache (abn_piece_kernels). Included by kernels.c.
+ *
+ * Constants go by row or by column (`layout`), the arrays have room for whole vectors past their end. */
+#ifndef ABN_KERNEL_PIECES_H
+#define ABN_KERNEL_PIECES_H
+
+#include "columns.h"
+#include "rows.h"
+
+/* Where a vector's constants are: a row has one set, columns have one each. */
+INLINE ptrdiff_t constants_at(int layout, ptrdiff_t i) { return layout == ABN_ROWS ? 0 : i; }
+
+INLINE void piece_normalize(int layout, const storage *x, ptrdiff_t n, abn_constants c, real *restrict w) {
+    for (ptrdiff_t i = 0; i < n; i += W) {
+        const affine from_x = affine_constants(layout, c, constants_at(layout, i));
+        v_store_real(w + i, affine_apply(v_load_upto(x + i, n - i), from_x));
+    }
+}
+
+INLINE void piece_scale(int layout, const real *w, ptrdiff_t n, abn_constants c, real *restrict y) {
+    for (ptrdiff_t i = 0; i < n; i += W) {
+        const ptrdiff_t at = constants_at(layout, i);
+        const vec weight = constant(layout, c, ABN_WEIGHT, at), bias = constant(layout, c, ABN_BIAS, at);
+        v_store_real(y + i, v_fma(v_load_real(w + i), weight, bias));
+    }
+}
+
+INLINE void piece_recover(int layout, const storage *residual, ptrdiff_t n, abn_constants c, real *restrict y) {
+    for (ptrdiff_t i = 0; i < n; i += W) {
+        const ptrdiff_t at = constants_at(layout, i);
+        const vec scale = constant(layout, c, ABN_SCALE, at), shift = constant(layout, c, ABN_SHIFT, at);
+        vec normal = v_load_real(y + i);
+        if (residual) normal = v_sub(normal, v_load_upto(residual + i, n - i));
+        v_store_real(y + i, v_fma(normal, scale, shift));
+    }
+}
+
+INLINE void piece_add(const storage *residual, ptrdiff_t n, real *restrict y) {
+    for (ptrdiff_t i = 0; i < n; i += W)
+        v_store_real(y + i, v_add(v_load_real(y + i), v_load_upto(residual + i, n - i)));
+}
+
+INLINE int piece_any_far(int layout, const storage *residual, ptrdiff_t n, abn_constants c) {
+    vec furthest = v_set1(-1);
+    for (ptrdiff_t i = 0; i < n; i += W) {
+        const vec limit = constant(layout, c, ABN_RESIDUAL_LIMIT, constants_at(layout, i));
+        const vec beyond = v_sub(v_abs(v_load_upto(residual + i, n - i)), limit);
+        furthest = v_max(n - i < W ? v_first(beyond, n - i) : beyond, furthest);
+    }
+    return v_any(v_lt(v_zero(), furthest));
+}
+
+/* far: |residual| above its limit. */
+INLINE int piece_add_looking(int layout, const storage *residual, ptrdiff_t n, abn_constants c, real *restrict y,
+                             uint64_t *restrict far) {
+    uint64_t any = 0;
+    for (ptrdiff_t word = 0; word < n; word += 64) {
+        uint64_t bits = 0;
+        for (ptrdiff_t i = word; i < word + 64 && i < n; i += W) {
+            const vec r = v_load_upto(residual + i, n - i);
+            const vec limit = constant(layout, c, ABN_RESIDUAL_LIMIT, constants_at(layout, i));
+            v_store_real(y + i, v_add(v_load_real(y + i), r));
+            bits |= (uint64_t)v_mask_bits(v_lt(limit, v_abs(r))) << (i - word);
+        }
+        any |= far[word / 64] = n - word < 64 ? bits & (((uint64_t)1 << (n - word)) - 1) : bits;
+    }
+    return any != 0;
+}
+
+INLINE void piece_widen(const storage *from, ptrdiff_t n, real *to) {
+    for (ptrdiff_t i = 0; i < n; i += W) v_store_real(to + i, v_load_upto(from + i, n - i));
+}
+
+INLINE void piece_narrow(const real *from, ptrdiff_t n, storage *to) {
+    for (ptrdiff_t i = 0; i < n; i += W) v_store_upto(to + i, v_load_real(from + i), n - i);
+}
+
+INLINE backward_pair piece_pair(const real *w, const real *slope, const storage *dz, ptrdiff_t n) {
+    backward_pair p = {v_mul(v_load_upto(dz, n), v_load_real(slope)), v_load_real(w)};
+    if (n < W) {
+        p.dy = v_first(p.dy, n);
+        p.w = v_first(p.w, n);
+    }
+    return p;
+}
+
+INLINE void piece_sums(int layout, const real *w, const real *slope, const storage *dz, ptrdiff_t n, real *partial) {
+    vec sums[UNROLL], products[UNROLL];
+    UNROLLED for (int u = 0; u < UNROLL; u++) sums[u] = products[u] = v_zero();
+    ptrdiff_t i = 0;
+    if (layout == ABN_ROWS) {
+        for (; i + UNROLL * W <= n; i += UNROLL * W) {
+            UNROLLED for (int u = 0; u < UNROLL; u++) {
+                const backward_pair p = piece_pair(w + i + u * W, slope + i + u * W, dz + i + u * W, W);
+                sums[u] = v_add(sums[u], p.dy);
+                products[u] = v_fma(p.dy, p.w, products[u]);
+            }
+        }
+    }
+    for (; i < n; i += W) {
+        const backward_pair p = piece_pair(w + i, slope + i, dz + i, n - i);
+        if (layout == ABN_ROWS) {
+            sums[0] = v_add(sums[0], p.dy);
+            products[0] = v_fma(p.dy, p.w, products[0]);
+        } else {
+            add_to_columns(partial + i, p.dy);
+            add_to_columns(partial + ABN_COLUMNS_STRIDE + i, v_mul(p.dy, p.w));
+        }
+    }
+    if (layout == ABN_ROWS) {
+        add_partial(partial, sums);
+        add_partial(partial + LANES, products);
+    }
+}
+
+/* dx may be dz; dr = dy, or dr += dy, where it is wanted. */
+INLINE void piece_gradient(int layout, const real *w, const real *slope, const storage *dz, ptrdiff_t n,
+                           abn_constants c, storage *dx, storage *dr, int add) {
+    for (ptrdiff_t i = 0; i < n; i += W) {
+        const backward_constants b = all_backward_constants(layout, ABN_FROM_Z, c, constants_at(layout, i));
+        const backward_pair p = {v_mul(v_load_upto(dz + i, n - i), v_load_real(slope + i)), v_load_real(w + i)};
+        v_store_upto(dx + i, backward_result(p, b), n - i);
+        if (dr) v_store_upto(dr + i, add ? v_add(v_load_upto(dr + i, n - i), p.dy) : p.dy, n - i);
+    }
+}
+
+#define DEFINE_PIECE(layout, LAYOUT)                                                                             \
+    static void layout##_normalize(const void *x, ptrdiff_t n, const abn_constants *c, void *w) {                \
+        piece_normalize(LAYOUT, x, n, *c, w);                                                                    \
+    }                                                                                                            \
+    static void layout##_scale(const void *w, ptrdiff_t n, const abn_constants *c, void *y) {                    \
+        piece_scale(LAYOUT, w, n, *c, y);                                                                        \
+    }                                                                                                            \
+    static int layout##_any_far(const void *residual, ptrdiff_t n, const abn_constants *c) {                     \
+        return piece_any_far(LAYOUT, residual, n, *c);                                                           \
+    }                                                                                                            \
+    static int layout##_add(const void *residual, ptrdiff_t n, const abn_constants *c, void *y, uint64_t *far) { \
+        if (far) return piece_add_looking(LAYOUT, residual, n, *c, y, far);                                      \
+        piece_add(residual, n, y);                                                                               \
+        return 0;                                                                                                \
+    }                                                                                                            \
+    static void layout##_recover(const void *residual, ptrdiff_t n, const abn_constants *c, void *y) {           \
+        piece_recover(LAYOUT, residual, n, *c, y);                                                               \
+    }                                                                                                            \
+    static void layout##_sums(const void *w, const void *slope, const void *dz, ptrdiff_t n, void *partial) {    \
+        piece_sums(LAYOUT, w, slope, dz, n, partial);                                                            \
+    }                                                                                                            \
+    static void layout##_gradient(const void *w, const void *slope, const void *dz, ptrdiff_t n,                 \
+                                  const abn_constants *c, void *dx, void *dr, int add) {                         \
+        piece_gradient(LAYOUT, w, slope, dz, n, *c, dx, dr, add);                                                \
+    }
+DEFINE_PIECE(rows, ABN_ROWS)
+DEFINE_PIECE(columns, ABN_COLUMNS)
+
+static void piece_widen_(const void *from, ptrdiff_t n, void *to) { piece_widen(from, n, to); }
+
+static void piece_narrow_(const void *from, ptrdiff_t n, void *to) { piece_narrow(from, n, to); }
+
+#define PIECE_KERNELS(layout)                                                                  \
+    {layout##_normalize, layout##_scale, layout##_any_far, layout##_add,     layout##_recover, \
+     piece_widen_,       piece_narrow_,  layout##_sums,    layout##_gradient}
+
+#endif

@@ -1,0 +1,115 @@
+/* The stages of one instruction set (ABN_ISA) for one `real` (ABN_DTYPE: float32 or float64), as a table. Compiled once
+ * for each pair, as kernels.c is. */
+#include "stages.h"
+
+#include "curves.h"
+#ifndef ABN_DTYPE_FLOAT64
+#include "gated.h"
+#endif
+#include "look.h"
+
+INLINE vec param_at(abn_param kind, const real *param, ptrdiff_t i) {
+    if (kind == ABN_NO_PARAM) return v_zero();
+    return kind == ABN_CHANNEL_PARAM ? v_load_real(param + i) : v_set1(*param);
+}
+
+INLINE mask left_at(abn_inverse inverse, const uint64_t *left, ptrdiff_t i) {
+    return v_bits_mask(inverse == ABN_FROM_Z_AND_SIDE ? (unsigned)(left[i >> 6] >> (i & 63)) : 0);
+}
+
+/* The inverses of what has a minimum, for many vectors, step by step: the chain is too long for a processor to have enough
+ * of them under way. */
+#define BLOCK 8 /* vectors */
+#ifdef ABN_DTYPE_FLOAT64
+INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdiff_t n, const uint64_t *left) {
+    for (ptrdiff_t start = 0; start < n; start += BLOCK * W) {
+        const ptrdiff_t end = start + BLOCK * W < n ? start + BLOCK * W : n;
+        real power[BLOCK * W], y[BLOCK * W];
+        for (ptrdiff_t i = start; i < end; i += W) {
+            const mask side = left_at(ABN_FROM_Z_AND_SIDE, left, i);
+            const vec goal = gated_goal(activation, v_load_real(z + i), side);
+            v_store_real(y + i - start, gated_first_y(activation, goal, side));
+            v_store_real(slope + i, goal);
+        }
+        for (int step = 0; step < HALLEY_STEPS; step++) {
+            for (ptrdiff_t i = start; i < end; i += W)
+                v_store_real(power + i - start, gate_power(activation, v_load_real(y + i - start)));
+            for (ptrdiff_t i = start; i < end; i += W) {
+                vec next = v_load_real(y + i - start), slope_at_y;
+                gated_step(activation, v_load_real(slope + i), v_load_real(power + i - start), &next, &slope_at_y);
+                v_store_real(y + i - start, next);
+                if (step == HALLEY_STEPS - 1) {
+                    v_store_real(slope + i, slope_at_y);
+                    v_store_real(z + i, gated_identity(activation, v_load_real(z + i), next));
+                }
+            }
+        }
+    }
+}
+
+#else
+/* y from z and y - z, slope from its derivative. */
+INLINE void finish_gated(abn_activation activation, real *z, real *slope, vec s, vec v, vec rise, mask left) {
+    const vec of_z = v_mul(v_mul(s, v_set1(4)), v), at = v_load_real(z);
+    const mask tail = gated_tail(activation, s);
+    vec y = v_add(at, rise), slope_at_y = v_div(of_z, v_add(of_z, v_load_real(slope)));
+    if (v_any(tail)) {
+        vec far_y = at, far_slope;
+        gated_invert(activation, &far_y, &far_slope, left);
+        y = v_select(tail, far_y, y);
+        slope_at_y = v_select(tail, far_slope, slope_at_y);
+    }
+    v_store_real(z, y);
+    v_store_real(slope, slope_at_y);
+}
+
+INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdiff_t n, const uint64_t *left) {
+    for (ptrdiff_t start = 0; start < n; start += BLOCK * W, z += BLOCK * W, slope += BLOCK * W) {
+        const ptrdiff_t end = n - start < BLOCK * W ? n - start : BLOCK * W;
+        real s[BLOCK * W], v[BLOCK * W], rise[BLOCK * W];
+        ptrdiff_t i;
+        for (i = 0; i < end; i += W)
+            v_store_real(s + i, gated_s(activation, v_load_real(z + i), left_at(ABN_FROM_Z_AND_SIDE, left, start + i)));
+        for (i = 0; i < end; i += W) v_store_real(v + i, gated_v(activation, v_load_real(s + i)));
+        for (i = 0; i + (PIECES_AT_ONCE - 1) * W < end; i += PIECES_AT_ONCE * W)
+            gated_rise(activation, v + i, PIECES_AT_ONCE, rise + i, slope + i);
+        for (; i < end; i += W) gated_rise(activation, v + i, 1, rise + i, slope + i);
+        for (i = 0; i < end; i += W)
+            finish_gated(activation, z + i, slope + i, v_load_real(s + i), v_load_real(v + i), v_load_real(rise + i),
+                         left_at(ABN_FROM_Z_AND_SIDE, left, start + i));
+    }
+}
+#endif
+
+#define DEFINE(upper, name, inverse, kind)                                                                    \
+    static void value_##name(const void *y_, void *z_, ptrdiff_t n, const void *param) {                      \
+        const real *y = y_;                                                                                   \
+        real *z = z_;                                                                                         \
+        for (ptrdiff_t i = 0; i < n; i += W)                                                                  \
+            v_store_real(z + i, curve_value(ABN_##upper, v_load_real(y + i), param_at(kind, param, i)));      \
+    }                                                                                                         \
+    static void slope_##name(const void *y_, void *slope_, ptrdiff_t n, const void *param) {                  \
+        const real *y = y_;                                                                                   \
+        real *slope = slope_;                                                                                 \
+        for (ptrdiff_t i = 0; i < n; i += W)                                                                  \
+            v_store_real(slope + i, curve_slope(ABN_##upper, v_load_real(y + i), param_at(kind, param, i)));  \
+    }                                                                                                         \
+    static void invert_##name(void *z_, void *slope_, ptrdiff_t n, const void *param, const uint64_t *left) { \
+        real *z = z_, *slope = slope_;                                                                        \
+        if ((inverse) == ABN_FROM_Z_AND_SIDE) {                                                               \
+            invert_gated(ABN_##upper, z, slope, n, left);                                                     \
+            return;                                                                                           \
+        }                                                                                                     \
+        for (ptrdiff_t i = 0; i < n; i += W) {                                                                \
+            vec y = v_load_real(z + i), slope_at_y;                                                           \
+            curve_invert(ABN_##upper, &y, &slope_at_y, left_at(inverse, left, i), param_at(kind, param, i));  \
+            v_store_real(z + i, y);                                                                           \
+            v_store_real(slope + i, slope_at_y);                                                              \
+        }                                                                                                     \
+    }
+#define ENTRY(upper, name, inverse, kind) [ABN_##upper] = {value_##name, slope_##name, invert_##name},
+
+ABN_EACH_ACTIVATION(DEFINE)
+
+const abn_stages JOIN3(JOIN3(abn_stages_, ABN_ISA, _),
+                       ABN_DTYPE, ) = {.of = {ABN_EACH_ACTIVATION(ENTRY)}, .look = look, .below_zero = below_zero};

@@ -1,0 +1,26 @@
+/* What activations do to arrays of `real` (float, or double for float64 storage) in the nearest cache: the pieces of
+ * kernels.h. One table per instruction set and type of real.
+ *
+ * Arrays begin at a cache line and have room for ABN_PADDING numbers past their end: whole vectors are worked on, and
+ * what is past the end counts for nothing. n <= ABN_PIECE. `param` is one number, or for prelu one per element. */
+#ifndef ABN_STAGES_H
+#define ABN_STAGES_H
+
+#include "../abn.h"
+
+typedef struct {
+    void (*value)(const void *y, void *z, ptrdiff_t n, const void *param);     /* y -> z; z may be y */
+    void (*slope)(const void *y, void *slope, ptrdiff_t n, const void *param); /* activation'(y); slope may be y */
+    /* z -> y in place, and the slope there; not of relu. left: bit i % 64 of word i / 64, is y left of the minimum? */
+    void (*invert)(void *z, void *slope, ptrdiff_t n, const void *param, const uint64_t *left);
+} abn_curve;
+
+typedef struct {
+    abn_curve of[ABN_ACTIVATIONS];
+    /* One bit each. sides: y < minimum. lost: y < below, y > above or |y - minimum| < near; returns whether any is. */
+    int (*look)(const void *y, ptrdiff_t n, double below, double above, double minimum, double near, uint64_t *sides,
+                uint64_t *lost);
+    void (*below_zero)(const void *y, void *result, ptrdiff_t n); /* min(y, 0); result may be y */
+} abn_stages;
+
+#endif

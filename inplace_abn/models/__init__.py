@@ -1,0 +1,33 @@
+"""Residual networks, small and large: for classes of images, and for classes of pixels.
+
+>>> import numpy as np
+>>> from inplace_abn import layers, models
+>>> net = models.residual_network(1, 10, widths=(8, 16), rng=0)
+>>> net(np.zeros((2, 1, 32, 32), np.float32)).shape
+(2, 10)
+>>> net = models.encoder_decoder(1, 11, widths=(8, 16), rng=0)
+>>> net(np.zeros((2, 1, 32, 32), np.float32)).shape
+(2, 11, 32, 32)
+>>> net = models.resnet(3, 10, width=4, rng=0)
+>>> sum(isinstance(layer, layers.Conv2d) for _, layer in net.named_layers())
+53
+
+All normalizations follow `strategy`; from the same `rng` the networks start with the same weights, whatever
+the strategy. The blocks to build others from are `preactivation_block`, `postactivation_block` and
+`inverted_residual`.
+"""
+
+from .blocks import Style, inverted_residual, postactivation_block, preactivation_block
+from .large import mobilenet_v2, resnet
+from .small import encoder_decoder, residual_network
+
+__all__ = [
+    "Style",
+    "encoder_decoder",
+    "inverted_residual",
+    "mobilenet_v2",
+    "postactivation_block",
+    "preactivation_block",
+    "residual_network",
+    "resnet",
+]

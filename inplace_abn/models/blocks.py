@@ -1,0 +1,171 @@
+"""What networks are built of: a style for all their layers, and blocks."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..layers import ABN, Activation, Conv2d, GlobalAvgPool2d, Linear, Residual, Sequential
+
+
+@dataclass(frozen=True)
+class Style:
+    """What all layers of a network have in common.
+
+    Parameters
+    ----------
+    strategy, activation, activation_param
+        Of `inplace_abn.layers.ABN`.
+    channel_axis : {1, -1}
+    dtype : {float32, float64}
+    rng : numpy.random.Generator or int, optional
+        Draws the weights, one layer after the other.
+    """
+
+    strategy: str = "inplace"
+    activation: str = "leaky_relu"
+    activation_param: float = 0.01
+    channel_axis: int = 1
+    dtype: type = np.float32
+    rng: np.random.Generator = field(default=None)
+
+    def __post_init__(self):
+        object.__setattr__(self, "rng", np.random.default_rng(self.rng))
+
+    def abn(self, features):
+        """Return a normalization with activation."""
+        return ABN(
+            features, activation=self.activation, activation_param=self.activation_param,
+            strategy=self.strategy, channel_axis=self.channel_axis, dtype=self.dtype,
+        )  # fmt: skip
+
+    def norm(self, features):
+        """Return a normalization without activation."""
+        return replace(self, activation="identity").abn(features)
+
+    def activate(self):
+        """Return the activation by itself, in place where it can be."""
+        return Activation(
+            self.activation, self.activation_param, inplace=True, channel_axis=self.channel_axis,
+            dtype=self.dtype,
+        )  # fmt: skip
+
+    def conv(self, inputs, outputs, kernel_size, stride=1, bias=False, groups=1):
+        """Return a convolution that keeps the size of the image, but for the stride."""
+        return Conv2d(
+            inputs, outputs, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias,
+            channel_axis=self.channel_axis, dtype=self.dtype, rng=self.rng,
+        )  # fmt: skip
+
+    def scores(self, channels, num_classes):
+        """Return the end of a network that classifies images, as a dict of layers."""
+        return {
+            "pool": GlobalAvgPool2d(channel_axis=self.channel_axis),
+            "scores": Linear(channels, num_classes, dtype=self.dtype, rng=self.rng),
+        }
+
+
+def preactivation_block(inputs, outputs, stride=1, kernel_sizes=(3, 3), style=None):
+    """Return a residual block of normalizations, each before its convolution, around an identity mapping.
+
+    Per convolution it keeps two arrays with the strategy "standard", one with all others. Where the shape
+    changes, the shortcut is a convolution of 1 x 1, of what the first normalization gives.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Channels.
+    stride : int
+        Of the first convolution.
+    kernel_sizes : tuple of int
+        One for each convolution.
+    style : Style, optional
+
+    Returns
+    -------
+    Residual
+    """
+    style = Style() if style is None else style
+    layers, channels = {}, inputs
+    for i, kernel_size in enumerate(kernel_sizes, 1):
+        layers[f"abn{i}"] = style.abn(channels)
+        layers[f"conv{i}"] = style.conv(channels, outputs, kernel_size, stride if i == 1 else 1)
+        channels = outputs
+    if inputs == outputs and stride == 1:
+        return Residual(Sequential(layers))
+    first = layers.pop("abn1")
+    return Residual(Sequential(layers), style.conv(inputs, outputs, 1, stride), preactivation=first)
+
+
+def postactivation_block(inputs, outputs, stride=1, kernel_sizes=(3, 3), style=None, *, middle=None):
+    """Return a residual block of convolutions, each before its normalization, with an activation of the sum.
+
+    Sum and activation are done by the last normalization, in place: see `Residual`. Where the shape changes,
+    the shortcut is a convolution of 1 x 1 with a normalization.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Channels.
+    stride : int
+        Of the first convolution that is larger than 1 x 1.
+    kernel_sizes : tuple of int
+        One for each convolution; (1, 3, 1) makes a bottleneck.
+    style : Style, optional
+    middle : int, optional
+        Channels between the convolutions. Default: outputs.
+
+    Returns
+    -------
+    Residual
+    """
+    style = Style() if style is None else style
+    last, strided = len(kernel_sizes), _first_wide(kernel_sizes)
+    layers, channels = {}, inputs
+    for i, kernel_size in enumerate(kernel_sizes, 1):
+        width = outputs if i == last or middle is None else middle
+        layers[f"conv{i}"] = style.conv(channels, width, kernel_size, stride if i == strided else 1)
+        layers[f"abn{i}"] = style.norm(width) if i == last else style.abn(width)
+        channels = width
+    shortcut = None
+    if inputs != outputs or stride != 1:
+        shortcut = Sequential({"conv": style.conv(inputs, outputs, 1, stride), "abn": style.norm(outputs)})
+    return Residual(Sequential(layers), shortcut, activation=style.activate())
+
+
+def _first_wide(kernel_sizes):
+    return next((i for i, size in enumerate(kernel_sizes, 1) if size > 1), 1)
+
+
+def inverted_residual(inputs, outputs, stride=1, expansion=6, style=None):
+    """Return a block of MobileNetV2 (Sandler et al. 2018, https://arxiv.org/abs/1801.04381).
+
+    A convolution of 1 x 1 to `expansion` times the channels, one of 3 x 3 of every channel by itself, and one
+    of 1 x 1 to the outputs, whose normalization has no activation. Where the shape stays the input is added,
+    by that normalization.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Channels.
+    stride : int
+        Of the convolution of 3 x 3.
+    expansion : int
+        1 does without the first convolution.
+    style : Style, optional
+
+    Returns
+    -------
+    Residual or Sequential
+    """
+    style = Style() if style is None else style
+    hidden, layers = inputs * expansion, {}
+    if expansion != 1:
+        layers = {"expand": style.conv(inputs, hidden, 1), "abn1": style.abn(hidden)}
+    layers |= {
+        "depthwise": style.conv(hidden, hidden, 3, stride, groups=hidden),
+        "abn2": style.abn(hidden),
+        "project": style.conv(hidden, outputs, 1),
+        "abn3": style.norm(outputs),
+    }
+    branch = Sequential(layers)
+    return Residual(branch) if inputs == outputs and stride == 1 else branch

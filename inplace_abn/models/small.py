@@ -1,0 +1,107 @@
+"""Small residual networks: for classes of images, and for classes of pixels."""
+
+from ..layers import Residual, Sequential, Upsample
+from ..layers.checks import choice, whole
+from .blocks import Style, postactivation_block, preactivation_block
+
+BLOCKS = {"preactivation": preactivation_block, "postactivation": postactivation_block}
+
+
+def residual_network(
+    in_channels, num_classes, widths=(16, 32, 64), blocks=2, *, block="preactivation", **style
+):
+    """Return a residual network that classifies images.
+
+    A convolution, a stage of blocks for each width, each but the first beginning with a stride of 2, the mean
+    over the pixels, and a fully connected layer.
+
+    Parameters
+    ----------
+    in_channels, num_classes : int
+    widths : sequence of int
+        Channels of the stages.
+    blocks : int
+        In each stage.
+    block : {"preactivation", "postactivation"}
+    **style
+        See `Style`: strategy, activation, activation_param, channel_axis, dtype, rng.
+
+    Returns
+    -------
+    Sequential
+        Takes (N, in_channels, H, W), gives scores (N, num_classes).
+    """
+    make, style = BLOCKS[choice("block", block, BLOCKS)], Style(**style)
+    blocks, widths = whole("blocks", blocks, least=1), _widths(widths)
+    layers = {"stem": style.conv(in_channels, widths[0], 3)}
+    if make is postactivation_block:
+        layers["abn"] = style.abn(widths[0])
+    channels = widths[0]
+    for stage, width in enumerate(widths):
+        parts = []
+        for i in range(blocks):
+            parts.append(make(channels, width, 2 if stage > 0 and i == 0 else 1, style=style))
+            channels = width
+        layers[f"stage{stage + 1}"] = Sequential(*parts)
+    if make is preactivation_block:
+        layers["abn"] = style.abn(channels)
+    return Sequential(layers | style.scores(channels, num_classes))
+
+
+def encoder_decoder(in_channels, num_classes, widths=(16, 32, 64), **style):
+    """Return a network that classifies every pixel: down to smaller images and back, with shortcuts across.
+
+    Every level is a `preactivation_block`, a way through the next smaller level with an identity shortcut
+    around it, and another block. Up again leads bilinear interpolation, after a convolution that so keeps its
+    input at the small size.
+
+    Parameters
+    ----------
+    in_channels, num_classes : int
+    widths : sequence of int
+        Channels of the levels. H and W must be multiples of 2 ** (levels - 1).
+    **style
+        See `Style`: strategy, activation, activation_param, channel_axis, dtype, rng.
+
+    Returns
+    -------
+    Sequential
+        Takes (N, in_channels, H, W), gives scores (N, num_classes, H, W).
+    """
+    style, widths = Style(**style), _widths(widths)
+    return Sequential(
+        {
+            "stem": style.conv(in_channels, widths[0], 3),
+            "body": _level(widths, style),
+            "abn": style.abn(widths[0]),
+            "scores": style.conv(widths[0], num_classes, 1, bias=True),
+        }
+    )
+
+
+def _level(widths, style):
+    width, *smaller = widths
+    if not smaller:
+        return preactivation_block(width, width, style=style)
+    way = {
+        "abn1": style.abn(width),
+        "down": style.conv(width, smaller[0], 3, stride=2),
+        "level": _level(smaller, style),
+        "abn2": style.abn(smaller[0]),
+        "conv": style.conv(smaller[0], width, 1),
+        "up": Upsample(scale_factor=2, channel_axis=style.channel_axis),
+    }
+    return Sequential(
+        {
+            "encode": preactivation_block(width, width, style=style),
+            "across": Residual(Sequential(way)),
+            "decode": preactivation_block(width, width, style=style),
+        }
+    )
+
+
+def _widths(widths):
+    widths = [whole("widths", width, least=1) for width in widths]
+    if not widths:
+        raise ValueError("widths must be at least one number of channels, got none")
+    return widths

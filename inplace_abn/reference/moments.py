@@ -1,0 +1,71 @@
+"""Mean and variance of every channel, of a batch and of several.
+
+Inside of the reference the channels are the last axis, where NumPy broadcasts an array of C numbers unasked.
+"""
+
+import numpy as np
+
+#: NaN and infinity pass through their channel without a warning.
+quiet = np.errstate(all="ignore")
+
+
+def channels_last(array, channel_axis, dtype=None):
+    """Return the array, in another type if one is given, with the channels as its last axis."""
+    return np.moveaxis(np.asarray(array, dtype), channel_axis, -1)
+
+
+def as_given(array, channel_axis):
+    """Return the array with the channels where they were given."""
+    return np.moveaxis(array, -1, channel_axis)
+
+
+def sum_per_channel(array):
+    """Return the sums over all axes but the last."""
+    return array.sum(axis=tuple(range(array.ndim - 1)))
+
+
+def values_per_channel(array):
+    """Return m, the number of values behind each of those sums."""
+    return int(np.prod(array.shape[:-1]))
+
+
+@quiet
+def statistics(x, *, channel_axis=1, dtype=np.float64):
+    """Mean and biased variance of every channel, and the number m of values behind them (section 3.1).
+
+    The variance is the mean square of the deviations: E[x^2] - E[x]^2 would lose every digit once the mean is
+    far above the spread. An empty batch has zeros.
+
+    >>> statistics([[1.0, 5.0], [3.0, 5.0]])
+    (array([2., 5.]), array([1., 0.]), 2)
+    """
+    x = channels_last(x, channel_axis, dtype)
+    count = values_per_channel(x)
+    mean = sum_per_channel(x) / max(count, 1)
+    var = sum_per_channel((x - mean) ** 2) / max(count, 1)
+    return mean, var, count
+
+
+def merge_statistics(means, vars, counts, *, dtype=np.float64):
+    """Statistics of batches taken together, from those of each (section 4): zeros if all batches are empty.
+
+    >>> merge_statistics([[0.0], [3.0]], [[1.0], [1.0]], [2, 1])
+    (array([1.]), array([3.]), 3)
+    """
+    if not len(means) == len(vars) == len(counts) > 0 or any(n < 0 or n % 1 != 0 for n in counts):
+        raise ValueError("means, vars and counts must be equally many, and counts whole numbers from 0 on")
+    means, vars, shares = np.array(means, dtype), np.array(vars, dtype), np.array(counts, dtype)[:, None]
+    means, vars, count = np.where(shares > 0, means, 0), np.where(shares > 0, vars, 0), int(sum(counts))
+    mean = (shares * means).sum(axis=0) / max(count, 1)
+    var = (shares * (vars + (means - mean) ** 2)).sum(axis=0) / max(count, 1)
+    return mean, var, count
+
+
+def update_running(running_mean, running_var, mean, var, count, momentum=0.1):
+    """Return 1 - momentum of the old statistics and momentum of the batch's, with the unbiased variance.
+
+    >>> update_running(np.zeros(1), np.ones(1), np.ones(1), np.ones(1), 2)
+    (array([0.1]), array([1.1]))
+    """
+    unbiased = var * (count / (count - 1))
+    return (1 - momentum) * running_mean + momentum * mean, (1 - momentum) * running_var + momentum * unbiased

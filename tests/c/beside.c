@@ -1,0 +1,69 @@
+/* What is kept beside z for single elements, one by one. */
+#include <math.h>
+
+#include "check.h"
+#include "guard.h"
+#include "run.h"
+
+/* The place of an element (of the twin) among what is kept per element: abn.h. */
+static int64_t index_of(const run *r, ptrdiff_t element) {
+    const shape s = r->of->of;
+    const ptrdiff_t image = element / (s.channels * s.spatial), position = element % s.spatial;
+    return r->in->x.channels_last ? (image * s.spatial + position) * s.channels + channel_of(s, element) : element;
+}
+
+static void check_side(const run *r, ptrdiff_t element, abn_escape_rule rule) {
+    const double y = r->expected->y[element];
+    const int64_t index = index_of(r, element);
+    const int left = r->context.sides[index / 8] >> index % 8 & 1;
+    if (fabs(y - rule.minimum) > r->expected->y_error[element])
+        check(left == (y < rule.minimum), "side of element %td, y %g, is %d", element, y, left);
+}
+
+/* The place in the list, or -1. */
+static ptrdiff_t escape_of(const abn_escapes *escapes, int64_t index) {
+    ptrdiff_t first = 0, end = escapes->count;
+    while (first < end) {
+        const ptrdiff_t middle = (first + end) / 2;
+        if (escapes->index[middle] < index)
+            first = middle + 1;
+        else
+            end = middle;
+    }
+    return first < escapes->count && escapes->index[first] == index ? first : -1;
+}
+
+/* Returns whether it is in the list. */
+static int check_escape(const run *r, ptrdiff_t element) {
+    const twin *t = r->expected;
+    const abn_escapes *escapes = &r->context.escapes;
+    const ptrdiff_t at = escape_of(escapes, index_of(r, element));
+    const telling told = twin_telling(t, r->of, channel_of(r->of->of, element), element);
+    check(at < 0 || told != TOLD, "element %td, y %g, residual %g, is escaped for nothing", element, t->y[element],
+          t->residual[element]);
+    check(at >= 0 || told != LOST, "element %td, y %g, residual %g, is not escaped", element, t->y[element],
+          t->residual[element]);
+    if (at >= 0)
+        check(fabs(escapes->xhat[at] - t->xhat[element]) <= t->xhat_error[element], "xhat escapes as %g, it is %g",
+              escapes->xhat[at], t->xhat[element]);
+    return at >= 0;
+}
+
+void check_what_is_kept_beside(const run *r) {
+    const ptrdiff_t elements = elements_of(r->of->of);
+    const abn_escape_rule rule = abn_escape_rule_of(r->of->activation, param_of(r->of->activation), r->of->dtype);
+    ptrdiff_t escaped = 0;
+    if (r->of->keep != ABN_KEEP_Z) {
+        check(r->context.escapes.count == 0 && r->sides.bytes == 0, "kept beside x or xhat");
+        return;
+    }
+    for (ptrdiff_t i = 0; i < elements; i++) {
+        if (r->expected->slot[channel_of(r->of->of, i)] >= 0 || !isfinite(r->expected->y[i])) continue;
+        if (r->context.sides) check_side(r, i, rule);
+        escaped += check_escape(r, i);
+    }
+    /* All of them have been found: none is of a guarded channel, and none is twice in the list. */
+    check(escaped == r->context.escapes.count, "%td of %td escapes are of elements", escaped, r->context.escapes.count);
+    if (r->context.sides && elements % 8)
+        check(r->context.sides[elements / 8] >> elements % 8 == 0, "sides past the last element");
+}

@@ -1,0 +1,91 @@
+#include "curves.h"
+
+#include <math.h>
+
+#include "twin.h"
+
+/* selu's scale, and its scale times alpha. */
+static const double selu_scale = 1.0507009873554804934, selu_alpha = 1.7580993408473768600;
+
+static double sigmoid(double y) { return y >= 0 ? 1 / (1 + exp(-y)) : exp(y) / (1 + exp(y)); }
+
+static double softplus(double y) { return fmax(y, 0) + log1p(exp(-fabs(y))); }
+
+/* The activations with a minimum are y times a curve from 0 to 1. */
+static double share_of(abn_activation activation, double y) {
+    switch (activation) {
+        case ABN_SILU: return sigmoid(y);
+        case ABN_GELU: return erfc(-y / sqrt(2)) / 2;
+        case ABN_GELU_TANH: return sigmoid(2 * sqrt(M_2_PI) * (y + 0.044715 * y * y * y));
+        case ABN_MISH: return tanh(softplus(y));
+        default: return 1;
+    }
+}
+
+static double slope_of_share(abn_activation activation, double y) {
+    const double share = share_of(activation, y);
+    switch (activation) {
+        case ABN_SILU: return share * sigmoid(-y);
+        case ABN_GELU: return exp(-y * y / 2) / sqrt(2 * M_PI);
+        case ABN_GELU_TANH: return share * share_of(activation, -y) * 2 * sqrt(M_2_PI) * (1 + 3 * 0.044715 * y * y);
+        case ABN_MISH: return sigmoid(y) * (1 - share * share);
+        default: return 0;
+    }
+}
+
+double curve_value(abn_activation activation, double param, double y) {
+    switch (activation) {
+        case ABN_LEAKY_RELU:
+        case ABN_PRELU: return y >= 0 ? y : param * y;
+        case ABN_ELU: return y >= 0 ? y : param * expm1(y);
+        case ABN_CELU: return y >= 0 ? y : param * expm1(y / param);
+        case ABN_SELU: return y >= 0 ? selu_scale * y : selu_alpha * expm1(y);
+        case ABN_SOFTPLUS: return softplus(y);
+        case ABN_SIGMOID: return sigmoid(y);
+        case ABN_TANH: return tanh(y);
+        case ABN_RELU: return y < 0 ? 0 : y; /* NaN stays */
+        default: return y * share_of(activation, y);
+    }
+}
+
+double curve_slope(abn_activation activation, double param, double y) {
+    switch (activation) {
+        case ABN_LEAKY_RELU:
+        case ABN_PRELU: return y >= 0 ? 1 : param;
+        case ABN_ELU: return y >= 0 ? 1 : param * exp(y);
+        case ABN_CELU: return y >= 0 ? 1 : exp(y / param);
+        case ABN_SELU: return y >= 0 ? selu_scale : selu_alpha * exp(y);
+        case ABN_SOFTPLUS: return sigmoid(y);
+        case ABN_SIGMOID: return sigmoid(y) * sigmoid(-y);
+        case ABN_TANH: return 4 * sigmoid(2 * y) * sigmoid(-2 * y);
+        case ABN_RELU: return y >= 0;
+        default: return share_of(activation, y) + y * slope_of_share(activation, y);
+    }
+}
+
+double curve_slope_terms(abn_activation activation, double param, double y) {
+    return abn_activation_table[activation].inverse == ABN_FROM_Z_AND_SIDE
+               ? share_of(activation, y) + fabs(y * slope_of_share(activation, y))
+               : fabs(curve_slope(activation, param, y));
+}
+
+/* The exponential of elu and the like is z + alpha, or 1 + z / alpha. */
+double curve_slope_terms_of_z(abn_activation activation, double param, double y) {
+    const double terms = curve_slope_terms(activation, param, y);
+    switch (activation) {
+        case ABN_ELU: return fmax(terms, param);
+        case ABN_CELU: return 1;
+        case ABN_SELU: return selu_alpha;
+        default: return terms;
+    }
+}
+
+int curve_has_kink(abn_activation activation) {
+    return activation == ABN_LEAKY_RELU || activation == ABN_PRELU || activation == ABN_RELU || activation == ABN_ELU ||
+           activation == ABN_SELU;
+}
+
+int curve_is_straight(abn_activation activation) {
+    return activation == ABN_IDENTITY || activation == ABN_LEAKY_RELU || activation == ABN_PRELU ||
+           activation == ABN_RELU;
+}

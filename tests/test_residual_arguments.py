@@ -1,0 +1,648 @@
+"""Residual, slope and residual_grad: what is refused, how long the residual is locked, what is let go."""
+
+import copy
+import gc
+import itertools
+import pickle
+import sys
+import typing
+
+import numpy as np
+import pytest
+from batches import DTYPES, LAYOUTS, dtype_of, random_batch
+from refusals import (
+    SHAPE,
+    Subclass,
+    ctx_and_dz,
+    field,
+    forward_arguments,
+    misaligned,
+    read_only,
+    refused,
+    strided,
+)
+from test_hostile_arguments import REFUSED, SCALARS, SPOILS, Springs, spoil
+
+from inplace_abn import _core, _types, functional, reference
+
+# NumPy is about to take these ways from arrays; as long as it has them they must do no harm.
+pytestmark = pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array:DeprecationWarning")
+
+STRATEGIES = list(reference.KEEPS)
+WRITES_X = [strategy for strategy in STRATEGIES if reference.KEEPS[strategy] != "x"]
+READS_X = [strategy for strategy in STRATEGIES if reference.KEEPS[strategy] == "x"]
+C = SHAPE[1]
+
+
+def batch(seed=0, shape=SHAPE):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def with_residual(residual, **options):
+    return functional.forward(batch(), residual=residual, **options)
+
+
+def forwards(**changes):
+    """Return forward and normalize, each with arguments that would do but for the changes."""
+    given = {"mean": np.zeros(C), "var": np.ones(C), "count": 80}
+    yield _core.forward, forward_arguments(**changes)
+    yield _core.normalize, {**forward_arguments(**changes), **given}
+
+
+def backwards(ctx, dz, **options):
+    """Return backward and backward_apply likewise."""
+    sums = {"sum_dy": np.zeros(C), "sum_dy_xhat": np.zeros(C), "count": 40}
+    yield _core.backward, {"ctx": ctx, "dz": dz, **options}
+    yield _core.backward_apply, {"ctx": ctx, "dz": dz, **sums, **options}
+
+
+# ---- residual: refused -------------------------------------------------------------------------------------
+
+# What is no array like x, as residual and as residual_grad alike.
+UNLIKE = {
+    "list": ([[1.0, 2.0]], TypeError, "must be a numpy.ndarray, got 'list'"),
+    "number": (1.0, TypeError, "got 'float'"),
+    "masked": (np.ma.ones(SHAPE, np.float32), TypeError, "got 'MaskedArray'"),
+    "subclass": (np.ones(SHAPE, np.float32).view(Subclass), TypeError, "got 'Subclass'"),
+    "float64": (np.ones(SHAPE), TypeError, "must be float32 as x was, got float64"),
+    "float16": (np.ones(SHAPE, np.float16), TypeError, "must be float32 as x was, got float16"),
+    "int32": (np.ones(SHAPE, np.int32), TypeError, "got int32"),
+    "swapped": (np.ones(SHAPE, np.dtype("f4").newbyteorder()), TypeError, "native byte order"),
+    "other shape": (
+        np.ones((4, 3, 2, 5), np.float32),
+        ValueError,
+        "must have the shape of x, (4, 3, 5, 2), got (4, 3, 2, 5)",
+    ),
+    "one sample": (np.ones((1, *SHAPE[1:]), np.float32), ValueError, "must have the shape of x"),
+    "per channel": (np.ones(C, np.float32), ValueError, "must have the shape of x"),
+    "other ndim": (np.ones((4, 3, 10), np.float32), ValueError, "got (4, 3, 10)"),
+    "misaligned": (misaligned(SHAPE), ValueError, "must be aligned"),
+    "field": (field(SHAPE), ValueError, "must be aligned"),
+    "broadcast": (strided(SHAPE, (0, 0, 0, 0)), ValueError, "overlaps itself"),
+    "windows": (strided(SHAPE, (10, 5, 2, 1)), ValueError, "overlaps itself"),
+    "backwards": (np.ones(SHAPE, np.float32)[::-1], ValueError, "runs backwards in memory"),
+    "gaps in rows": (np.ones((4, 3, 5, 4), np.float32)[..., :2], ValueError, "not one run of equal steps"),
+    "channels-last": (
+        np.moveaxis(np.ones((4, 5, 2, 3), np.float32), -1, 1),
+        ValueError,
+        "must be channels-first in memory, as x was",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_a_residual_unlike_x(kind):
+    residual, error, message = UNLIKE[kind]
+    for strategy in ("inplace", "standard", "checkpoint_xhat"):
+        for function, arguments in forwards(residual=residual, strategy=strategy):
+            refused(function, arguments, error, "residual ", message)
+
+
+def test_a_residual_must_be_channels_last_where_x_is():
+    x, axis = LAYOUTS["last_seen_as_first"](random_batch(SHAPE, "float32").x)
+    arguments = {"x": x, "channel_axis": axis, "residual": np.ones(x.shape, np.float32)}
+    refused(_core.forward, arguments, ValueError, "residual must be channels-last in memory, as x was")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_residual_of_every_dtype_and_layout(dtype, layout):
+    """Slices of larger arrays as well, whose steps are not those of x."""
+    drawn = random_batch((4, 3, 5), dtype)
+    x, axis = LAYOUTS[layout](drawn.x)
+    residual = LAYOUTS[layout](drawn.dz)[0]
+    z, ctx = functional.forward(x, residual=residual, channel_axis=axis)
+    assert ctx.saved[1][1] is residual
+    gradients = functional.backward(ctx, z)
+    assert gradients.dresidual.shape == x.shape
+    assert gradients.dresidual.dtype == dtype_of(dtype)
+
+
+@pytest.mark.parametrize("strategy", WRITES_X)
+def test_x_that_is_written_shares_no_memory_with_the_residual(strategy):
+    message = "x is written and shares memory with residual"
+    for view in (lambda good: good["x"], lambda good: good["x"][...]):
+        for function, arguments in forwards(residual=view, strategy=strategy):
+            refused(function, arguments, ValueError, message)
+    both = batch(shape=(6, *SHAPE[1:]))
+    refused(_core.forward, {"x": both[:4], "residual": both[2:], "strategy": strategy}, ValueError, message)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_running_statistics_share_no_memory_with_the_residual(name, strategy):
+    residual = batch(1)
+    changes = {"residual": residual, name: residual[1, :, 2, 1], "strategy": strategy}
+    message = f"{name} is written and shares memory with residual"
+    for function, arguments in forwards(**changes):
+        refused(function, arguments, ValueError, message)
+    residual[...] = 1
+    functional.forward(**forward_arguments(**changes, training=False))  # where they are read
+
+
+@pytest.mark.parametrize("strategy", READS_X)
+def test_x_that_is_read_may_be_the_residual(strategy):
+    x = batch()
+    z, ctx = functional.forward(x, residual=x, strategy=strategy, activation="identity")
+    assert [(name, array is x, size) for name, array, size in ctx.saved] == [
+        ("x", True, x.nbytes),
+        ("residual", True, x.nbytes),
+    ]
+    assert ctx.nbytes == x.nbytes  # one array
+    assert not x.flags.writeable
+    dz = np.ones_like(z)
+    assert np.array_equal(functional.backward(ctx, dz).dresidual, dz)
+    assert x.flags.writeable
+
+
+# ---- slope: refused ----------------------------------------------------------------------------------------
+
+
+def test_slopes_of_another_kind_or_form():
+    for value, error, message in [
+        ([0.1, 0.1, 0.1], TypeError, "must be a numpy.ndarray, got 'list'"),
+        (0.1, TypeError, "got 'float'"),
+        (np.ma.ones(3, np.float32), TypeError, "got 'MaskedArray'"),
+        (np.ones(3), TypeError, "must be float32, got float64; pass slope.astype(numpy.float32)"),
+        (np.ones(3, np.dtype("f4").newbyteorder()), TypeError, "native byte order"),
+        (np.ones(2, np.float32), ValueError, "have shape (3,), one element per channel, or (1,), got (2,)"),
+        (np.ones(0, np.float32), ValueError, "or (1,), got (0,)"),
+        (np.ones((3, 1), np.float32), ValueError, "must have one dimension, got 2"),
+        (np.ones((), np.float32), ValueError, "must have one dimension, got 0"),
+        (misaligned((3,)), ValueError, "must be aligned"),
+        (misaligned((1,)), ValueError, "must be aligned"),
+        (np.ones(3, np.float32)[::-1], ValueError, "must step forward in memory"),
+        (strided((3,), (0,)), ValueError, "must step forward in memory"),
+        (np.array([0, 1, np.nan], np.float32), ValueError, "must be finite in every channel, got nan"),
+        (np.array([0, 1, -np.inf], np.float32), ValueError, "got -inf"),
+        (np.array([np.inf], np.float32), ValueError, "got inf"),
+    ]:  # fmt: skip
+        for function, arguments in forwards(activation="prelu", slope=value):
+            refused(function, arguments, error, "slope ", message)
+    double = {"x": np.ones(SHAPE), "activation": "prelu", "slope": np.ones(3, np.float32)}
+    refused(_core.forward, double, TypeError, "slope must be float64")
+
+
+def test_slopes_go_with_prelu_alone():
+    message = (
+        "slope is needed by activation 'prelu': an array of shape (3,), one element per channel, or (1,)"
+    )
+    for function, arguments in forwards(activation="prelu"):
+        refused(function, arguments, ValueError, message)
+        refused(function, {**arguments, "slope": None}, ValueError, message)
+    for activation in set(typing.get_args(_types.Activation)) - {"prelu"}:
+        for function, arguments in forwards(
+            activation=activation, slope=np.ones(C, np.float32), strategy="standard"
+        ):
+            refused(function, arguments, ValueError, "slope goes with activation 'prelu'", f"'{activation}'")
+
+
+@pytest.mark.parametrize("strategy", WRITES_X)
+def test_x_that_is_written_shares_no_memory_with_the_slope(strategy):
+    for part in (lambda good: good["x"][1, :, 2, 1], lambda good: good["x"][1, 1, 2, 1:]):
+        arguments = forward_arguments(activation="prelu", slope=part, strategy=strategy)
+        refused(_core.forward, arguments, ValueError, "x is written and shares memory with slope")
+
+
+@pytest.mark.parametrize("written", ["running_mean", "running_var"])
+def test_running_statistics_share_no_memory_with_the_slope(written):
+    for part in (slice(None), slice(1, 2)):
+        arguments = forward_arguments(activation="prelu", strategy="standard")
+        arguments["slope"] = arguments[written][part]
+        message = f"{written} is written and shares memory with slope"
+        refused(_core.forward, arguments, ValueError, message)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [1, C])
+def test_slopes_of_any_sign_and_their_gradients(dtype, count):
+    drawn = random_batch(SHAPE, dtype)
+    slope = np.linspace(-0.5, 0.5, C)[:count].astype(drawn.weight.dtype)
+    _, ctx = functional.forward(drawn.x.copy(), activation="prelu", slope=slope)
+    slope[...] = 77  # what is kept is a copy
+    sums = functional.backward_reduce(ctx, drawn.dz)
+    gradients = functional.backward(ctx, drawn.dz)
+    assert gradients.dresidual is None
+    assert gradients.dslope.dtype == slope.dtype
+    assert sums.dslope.dtype == np.float64
+    assert gradients.dslope.shape == sums.dslope.shape == (count,)
+    assert np.allclose(gradients.dslope, sums.dslope, rtol=1e-6)
+
+
+def test_the_slope_for_all_channels_has_the_sum_of_the_gradients():
+    dz = batch(1)
+    each = np.full(C, 0.25, np.float32)
+    per_channel = functional.backward(functional.forward(batch(), activation="prelu", slope=each)[1], dz)
+    for_all = functional.backward(functional.forward(batch(), activation="prelu", slope=each[:1])[1], dz)
+    assert np.array_equal(for_all.dx, per_channel.dx)
+    assert np.allclose(for_all.dslope, per_channel.dslope.sum(), rtol=1e-6)
+
+
+# ---- residual_grad: refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_a_residual_grad_unlike_x(kind):
+    value, error, message = UNLIKE[kind]
+    ctx, dz = ctx_and_dz(residual=batch(2))
+    for function, arguments in backwards(ctx, dz, residual_grad=value):
+        refused(function, arguments, error, "residual_grad ", message)
+    assert not ctx.freed
+
+
+def test_a_residual_grad_that_cannot_be_written():
+    ctx, dz = ctx_and_dz(residual=batch(2))
+    message = "residual_grad is written in place, but it is read-only"
+    for function, arguments in backwards(ctx, dz, residual_grad=read_only(SHAPE)):
+        refused(function, arguments, ValueError, message)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_residual_grad_shares_no_memory_with_dz(overwrite):
+    ctx, dz = ctx_and_dz(residual=batch(2))
+    both = batch(3, shape=(6, *SHAPE[1:]))
+    message = "residual_grad is written and shares memory with dz"
+    for gradient, other in [(dz, dz), (dz, dz[...]), (both[:4], both[2:])]:
+        for function, arguments in backwards(ctx, gradient, residual_grad=other, overwrite=overwrite):
+            refused(function, arguments, ValueError, message)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_residual_grad_shares_no_memory_with_what_a_context_keeps(strategy):
+    x, residual, other, other_residual = (batch(seed) for seed in range(4))
+    arrays = [x, residual, other, other_residual]
+    views = [array[...] for array in arrays]
+    _, ctx = functional.forward(x, residual=residual, strategy=strategy)
+    _, another = functional.forward(other, residual=other_residual, strategy=strategy)
+    dz = batch(5)
+    for array in arrays:
+        for function, arguments in backwards(ctx, dz, residual_grad=array):
+            message = "residual_grad is written in place, but a live context keeps it"
+            refused(function, arguments, ValueError, message)
+    for view in views[:2]:
+        for function, arguments in backwards(ctx, dz, residual_grad=view):
+            message = "residual_grad is written and shares memory with what ctx keeps"
+            refused(function, arguments, ValueError, message)
+    for view, role in zip(views[2:], [reference.KEEPS[strategy], "residual"], strict=True):
+        message = f"shares memory with the {role} that a live context keeps"
+        for function, arguments in backwards(ctx, dz, residual_grad=view):
+            refused(function, arguments, ValueError, "residual_grad is written", message)
+    another.release()
+    assert functional.backward(ctx, dz, residual_grad=views[3]).dresidual is views[3]
+
+
+def test_a_residual_grad_without_a_residual():
+    ctx, dz = ctx_and_dz()
+    message = "residual_grad goes with a ctx of a forward that was given residual, and this one was not"
+    for function, arguments in backwards(ctx, dz, residual_grad=batch()):
+        refused(function, arguments, ValueError, message)
+
+
+def test_backward_apply_needs_a_residual_grad():
+    ctx, dz = ctx_and_dz(residual=batch(2))
+    message = "residual_grad is needed by a ctx of a forward that was given residual, got None; give an array"
+    for options in ({}, {"residual_grad": None}):
+        _, (function, arguments) = backwards(ctx, dz, **options)
+        refused(function, arguments, ValueError, message)
+    gradient = np.ones_like(dz)
+    functional.backward_apply(ctx, dz, *functional.backward_reduce(ctx, dz), 40, residual_grad=gradient)
+    assert ctx.freed
+
+
+def test_sums_inside_a_residual_grad():
+    _, ctx = functional.forward(batch(shape=(4, C)).astype(np.float64), residual=np.ones((4, C)))
+    gradient = np.ones((4, C))
+    arguments = {"ctx": ctx, "dz": np.ones((4, C)), "sum_dy": gradient[0], "sum_dy_xhat": np.zeros(C)}
+    arguments |= {"count": 4, "residual_grad": gradient}
+    refused(_core.backward_apply, arguments, ValueError, "residual_grad is written", "sum_dy")
+
+
+# ---- gradients ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_gradient_of_a_residual_is_fresh_or_added(strategy, overwrite):
+    options = {"strategy": strategy, "activation": "identity"}
+    dz = batch(1)
+    gradients = functional.backward(with_residual(batch(2), **options)[1], dz.copy(), overwrite=overwrite)
+    assert np.array_equal(gradients.dresidual, dz)
+    assert not np.shares_memory(gradients.dresidual, gradients.dx)
+    added = np.ones_like(dz)
+    own = dz.copy()
+    got = functional.backward(
+        with_residual(batch(2), **options)[1], own, overwrite=overwrite, residual_grad=added
+    )
+    assert got.dresidual is added
+    assert (got.dx is own) is overwrite
+    assert np.array_equal(added, dz + np.float32(1))
+    assert np.array_equal(got.dx, gradients.dx)
+
+
+def test_the_parts_of_backward_add_the_gradient_of_a_residual():
+    dz, added = batch(1), np.ones(SHAPE, np.float32)
+    want = functional.backward(with_residual(batch(2))[1], dz)
+    _, ctx = with_residual(batch(2))
+    dx = functional.backward_apply(ctx, dz, *functional.backward_reduce(ctx, dz), 40, residual_grad=added)
+    assert np.allclose(dx, want.dx, atol=1e-6)
+    assert np.allclose(added, want.dresidual + 1, atol=1e-6)
+
+
+def test_an_empty_batch():
+    x = np.ones((0, C, 5), np.float32)
+    slope = np.ones(1, np.float32)
+    z, ctx = functional.forward(x, residual=np.ones_like(x), activation="prelu", slope=slope)
+    gradients = functional.backward(ctx, z, residual_grad=np.ones_like(x))
+    assert gradients.dresidual.shape == x.shape
+    assert gradients.dslope.tolist() == [0]
+
+
+def test_gradients_are_three_with_two_beside():
+    dz = batch(1)
+    _, ctx = with_residual(batch(2), activation="prelu", slope=np.ones(C, np.float32))
+    gradients = functional.backward(ctx, dz)
+    assert len(gradients) == 3
+    dx, dweight, dbias = gradients
+    assert dx is gradients.dx
+    assert dweight is dbias is None
+    assert "dslope=array(" in repr(gradients)
+    assert "dresidual=array(" in repr(gradients)
+    for again in (copy.copy(gradients), copy.deepcopy(gradients), pickle.loads(pickle.dumps(gradients))):
+        assert type(again) is functional.Gradients
+        assert np.array_equal(again.dx, dx)
+        assert np.array_equal(again.dslope, gradients.dslope)
+        assert np.array_equal(again.dresidual, gradients.dresidual)
+    assert gradients._replace(dx=None).dresidual is gradients.dresidual
+    assert gradients._replace(dslope=None).dslope is None
+    assert functional.Gradients._make([dx, dweight, dbias]).dslope is None
+
+
+def test_plain_gradients_have_nothing_beside():
+    ctx, dz = ctx_and_dz()
+    sums = functional.backward_reduce(ctx, dz)
+    assert (len(sums), sums.dslope) == (2, None)
+    gradients = functional.backward(ctx, dz)
+    assert gradients.dslope is gradients.dresidual is None
+    assert "dslope" not in repr(gradients)
+    assert np.sum([sums, sums], axis=0).shape == (2, C)
+
+
+# ---- the lock ----------------------------------------------------------------------------------------------
+
+FREES = {
+    "backward": lambda ctx, dz: functional.backward(ctx, dz),
+    "backward into": lambda ctx, dz: functional.backward(ctx, dz, residual_grad=np.ones_like(dz)),
+    "backward_apply": lambda ctx, dz: functional.backward_apply(
+        ctx, dz, *functional.backward_reduce(ctx, dz), 40, residual_grad=np.ones_like(dz)
+    ),
+    "release": lambda ctx, dz: ctx.release(),
+    "dropping": lambda ctx, dz: None,
+}
+
+
+@pytest.mark.parametrize("free", FREES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_residual_is_locked_until_the_context_is_freed(strategy, free):
+    residual = batch(2)
+    z, ctx = with_residual(residual, strategy=strategy)
+    assert z is not residual
+    assert not residual.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        residual += 1
+    FREES[free](ctx, batch(1))
+    del ctx
+    assert residual.flags.writeable
+
+
+@pytest.mark.parametrize("free", FREES)
+def test_a_residual_that_was_read_only_stays_so(free):
+    residual = read_only(SHAPE)
+    _, ctx = with_residual(residual)
+    FREES[free](ctx, batch(1))
+    del ctx
+    assert not residual.flags.writeable
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
+def test_contexts_that_keep_one_array_unlock_it_with_the_last_of_them(order):
+    """As the input of a residual block: z of the layer before, x of one, the residual of two others."""
+    shared = batch()
+    contexts = [
+        functional.forward(shared)[1],
+        functional.forward(shared, strategy="checkpoint")[1],
+        with_residual(shared)[1],
+        with_residual(shared, strategy="standard")[1],
+    ]
+    dz = batch(1)
+    for i in order[:3]:
+        functional.backward(contexts[i], dz)
+        assert not shared.flags.writeable
+    functional.backward(contexts[order[3]], dz)
+    assert shared.flags.writeable
+
+
+def test_a_residual_that_is_x_twice():
+    """Twice in one context, and in another."""
+    x = batch()
+    _, first = functional.forward(x, residual=x, strategy="standard")
+    _, second = with_residual(x)
+    first.release()
+    assert not x.flags.writeable
+    second.release()
+    assert x.flags.writeable
+
+
+def test_refusals_lock_nothing_and_unlock_nothing():
+    residual = batch(2)
+    with pytest.raises(ValueError, match="running_mean"):
+        with_residual(residual, running_mean=residual[0, :, 0, 0], running_var=np.ones(C, np.float32))
+    assert residual.flags.writeable
+    _, ctx = with_residual(residual)
+    for options in ({"residual_grad": residual}, {"dz": np.ones(3, np.float32)}, {"threads": 0}):
+        with pytest.raises(ValueError, match=r"residual_grad|dz|threads"):
+            functional.backward(**{"ctx": ctx, "dz": batch(1), **options})
+        assert not residual.flags.writeable
+        assert not ctx.freed
+    functional.backward(ctx, batch(1))
+    assert residual.flags.writeable
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_residual_is_written_by_nothing(strategy):
+    residual = batch(2)
+    view, vector = residual[...], residual.reshape(-1)[:C]
+    _, ctx = with_residual(residual, strategy=strategy)
+    _, other = functional.forward(batch(), strategy="checkpoint")
+    kept = "and shares memory with the residual that a live context keeps for its backward"
+    one, sums = np.ones(C, np.float32), np.zeros(C)
+    before = residual.copy()
+    for call, name in [
+        (lambda: functional.forward(view), "x"),
+        (lambda: functional.forward(view[1:]), "x"),
+        (lambda: functional.forward(batch(), None, None, vector, one), "running_mean"),
+        (lambda: functional.normalize(batch(), sums, sums + 1, 20, None, None, one, vector), "running_var"),
+        (lambda: functional.backward(other, view, overwrite=True), "dz"),
+        (lambda: functional.backward_apply(other, view, sums, sums, 40, overwrite=True), "dz"),
+        (lambda: other.recompute(view), "out"),
+        (lambda: _core.stream(view.reshape(-1)), "a"),
+    ]:
+        with pytest.raises(ValueError, match=f"{name} is written in place, {kept}") as caught:
+            call()
+        assert f"strategy='{strategy}'" in str(caught.value)
+        assert "and residual" in str(caught.value)
+    with pytest.raises(ValueError, match="dz is written and shares memory with what ctx keeps"):
+        functional.backward(ctx, view, overwrite=True)
+    with pytest.raises(ValueError, match="x is written in place, but a live context keeps it"):
+        functional.forward(residual)
+    assert np.array_equal(residual, before)
+    functional.backward(other, view)  # reads it
+    assert np.array_equal(functional.backward(ctx, view).dresidual.shape, SHAPE)
+
+
+# ---- what is kept ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_saved_lists_the_residual(strategy):
+    residual = batch(2)
+    _, ctx = with_residual(residual, strategy=strategy)
+    listed = [(name, size) for name, _, size in ctx.saved][:2]
+    assert listed == [(reference.KEEPS[strategy], residual.nbytes), ("residual", residual.nbytes)]
+    assert ctx.saved[1][1] is residual
+    assert ctx.nbytes == sum(size for _, _, size in ctx.saved)
+    assert f"keeps {reference.KEEPS[strategy]} and residual" in repr(ctx)
+    assert any(seen is residual for seen in gc.get_referents(ctx))
+    ctx.release()
+    assert ctx.saved == []
+    assert ctx.nbytes == 0
+
+
+CHANGES = {
+    "smaller": (lambda r: r.resize(60, refcheck=False), "resized or given other memory: it had 480"),
+    "larger": (lambda r: r.resize(1 << 22, refcheck=False), "and now has 16777216 bytes"),
+    "state": (
+        lambda r: r.__setstate__((1, SHAPE, np.dtype(np.float64), False, bytes(960))),
+        "resized or given other memory",
+    ),
+    "dtype": (lambda r: setattr(r, "dtype", np.int32), "made another dtype: it was float32"),
+    "unlocked": (lambda r: r.setflags(write=True), "unlocked: flags.writeable is True, and was False"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat", "inplace"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_residual_that_was_changed(change, strategy):
+    residual, sums, dz = batch(2), np.zeros(C), batch(1)
+    _, ctx = with_residual(residual, strategy=strategy)
+    act, message = CHANGES[change]
+    act(residual)
+    for call in (
+        lambda: functional.backward(ctx, dz),
+        lambda: functional.backward_reduce(ctx, dz),
+        lambda: functional.backward_apply(ctx, dz, sums, sums, 40, residual_grad=batch(3)),
+        ctx.recompute,
+    ):
+        with pytest.raises(RuntimeError, match=f"the residual that ctx keeps was .*{message}"):
+            call()
+    assert not ctx.freed
+    ctx.release()
+
+
+SIDED = ["silu", "gelu", "gelu_tanh", "mish"]
+
+
+@pytest.mark.parametrize("activation", SIDED)
+def test_sides_are_a_bit_per_element(activation):
+    x = batch()
+    _, ctx = functional.forward(x, activation=activation)
+    ((_, sides, size),) = [row for row in ctx.saved if row[0] == "sides"]
+    assert sides.dtype == np.uint8
+    assert sides.nbytes == size == (x.size + 7) // 8
+    assert not sides.flags.writeable
+    with pytest.raises(ValueError, match="does not own its data"):
+        sides.resize(1 << 20, refcheck=False)
+    for strategy in ("standard", "checkpoint_xhat"):
+        _, ctx = functional.forward(batch(), activation=activation, strategy=strategy)
+        assert len(ctx.saved) == 1
+
+
+# ---- nothing runs between the checks and the work ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", SPOILS)
+@pytest.mark.parametrize("victim", ["residual", "slope"])
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_forward_looks_at_arrays_after_all_numbers(scalar, victim, what):
+    arrays = {"residual": batch(2), "slope": np.ones(C, np.float32)}
+    number = Springs(SCALARS[scalar], spoil(arrays[victim])[what])
+    arguments = forward_arguments(**arrays, activation="prelu", **{scalar: number})
+    if what == "lock":
+        functional.forward(**arguments)  # read only: no harm
+    else:
+        with pytest.raises(REFUSED, match=victim):
+            functional.forward(**arguments)
+
+
+@pytest.mark.parametrize("what", SPOILS)
+@pytest.mark.parametrize("victim", ["residual", "residual_grad"])
+def test_backward_looks_at_arrays_after_all_numbers(victim, what):
+    arrays = {"residual": batch(2), "residual_grad": batch(3)}
+    _, ctx = with_residual(arrays["residual"])
+    threads = Springs(1, spoil(arrays[victim])[what])
+    call = {"ctx": ctx, "dz": batch(1), "residual_grad": arrays["residual_grad"], "threads": threads}
+    if victim == "residual" and what in ("lock", "reshape"):
+        functional.backward(**call)  # the same memory
+    else:
+        with pytest.raises(REFUSED, match=r"the residual that ctx keeps|residual_grad"):
+            functional.backward(**call)
+
+
+# ---- references --------------------------------------------------------------------------------------------
+
+
+def counts(objects):
+    return [sys.getrefcount(o) for o in objects]
+
+
+@pytest.mark.parametrize("free", FREES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_references_come_back(strategy, free):
+    x, residual, slope, dz = batch(), batch(2), np.ones(1, np.float32), batch(1)
+    objects = [x, residual, slope, dz, functional.Context, _core]
+    before = counts(objects)
+    for _ in range(10):
+        z, ctx = functional.forward(x, residual=residual, activation="prelu", slope=slope, strategy=strategy)
+        FREES[free](ctx, dz)
+        del z, ctx
+    gc.collect()
+    assert counts(objects) == before
+
+
+def test_references_come_back_after_refusals():
+    x, residual, slope, dz, added = batch(), batch(2), np.ones(C, np.float32), batch(1), batch(3)
+    bad = np.ones((4, 3, 6), np.float32)
+    _, ctx = with_residual(batch(4))
+    _, plain = functional.forward(batch(5))
+    nan = np.full(C, np.nan, np.float32)
+    objects = [x, residual, slope, dz, added, bad, nan, ctx, plain, functional.Context, _core]
+    before = counts(objects)
+    for call in (
+        lambda: functional.forward(x, residual=bad),
+        lambda: functional.forward(x, residual=x),
+        lambda: functional.forward(x, residual=residual, slope=slope),
+        lambda: functional.forward(x, residual=residual, activation="prelu"),
+        lambda: functional.forward(x, residual=residual, activation="prelu", slope=nan),
+        lambda: functional.forward(x, residual=residual, activation="prelu", slope=slope[:2]),
+        lambda: functional.forward(x, None, None, slope, residual[0, :, 0, 0], residual=residual),
+        lambda: functional.normalize(x, slope, slope, 20, residual=residual),
+        lambda: functional.backward(ctx, dz, residual_grad=bad),
+        lambda: functional.backward(ctx, dz, residual_grad=dz),
+        lambda: functional.backward(plain, dz, residual_grad=added),
+        lambda: functional.backward_apply(ctx, dz, slope, slope, 40, residual_grad=added),
+        lambda: functional.backward_apply(ctx, dz, slope, slope, 40),
+    ):
+        for _ in range(10):
+            with pytest.raises((TypeError, ValueError)):
+                call()
+    gc.collect()
+    assert counts(objects) == before
