@@ -1,12 +1,12 @@
 """What the module tells about itself, threads, the environment, and what importing it does not do."""
 
-import os
-import subprocess
 import sys
 
+import interpreters
 import numpy as np
 import pytest
 from batches import random_batch, run
+from interpreters import printed
 
 import inplace_abn
 from inplace_abn import _core, functional
@@ -20,22 +20,6 @@ def threads():
     before = functional.get_num_threads()
     yield functional.set_num_threads
     functional.set_num_threads(before)
-
-
-def python(code, **environment):
-    """Run code in a new interpreter, with these environment variables changed (None: unset)."""
-    merged = {**os.environ, **environment}
-    merged = {name: value for name, value in merged.items() if value is not None}
-    code = f"import sys; sys.path[:] = {sys.path!r}\n{code}"
-    return subprocess.run(
-        [sys.executable, "-c", code], env=merged, capture_output=True, text=True, timeout=120, check=False
-    )
-
-
-def printed(code, **environment):
-    done = python(code, **environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 def test_info():
@@ -72,7 +56,7 @@ def test_the_environment_chooses_the_instruction_set(isa):
 def test_the_environment_names_an_instruction_set_that_cannot_be_used():
     unusable = set(ISAS) - set(functional.info()["isa_usable"])
     for isa in ["avx9", "v", " ", *unusable]:
-        done = python("import inplace_abn", INPLACE_ABN_ISA=isa)
+        done = interpreters.run("import inplace_abn", INPLACE_ABN_ISA=isa)
         assert done.returncode != 0
         assert f"ImportError: the environment variable INPLACE_ABN_ISA is '{isa}'" in done.stderr
         assert all(f"'{usable}'" in done.stderr for usable in functional.info()["isa_usable"])

@@ -39,13 +39,6 @@ def test_core_and_kernels_have_the_flags_of_the_extension():
     assert "-ffp-contract=fast" in re.search(r"^KERNEL := .*$", MAKEFILE, re.MULTILINE)[0]
 
 
-def test_the_twin_knows_where_elu_escapes():
-    core = (ROOT / "csrc" / "activations.c").read_text("utf-8")
-    (wanted,) = re.findall(r"nearest\[\w+\] = (\{.*?\})", core)
-    (known,) = re.findall(r"flat\[\w+\] = (\{.*?\})", (ROOT / "tests" / "c" / "twin.c").read_text("utf-8"))
-    assert known == wanted
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("make"), reason="needs make on Linux")
 def test_the_c_program_finds_nothing_wrong(tmp_path):

@@ -1,13 +1,12 @@
 """What importing and calling leave alone: floating-point modes, other libraries' threads, the environment."""
 
 import os
-import subprocess
 import sys
-import textwrap
 
 import numpy as np
 import pytest
 from batches import ISAS, random_batch, run
+from interpreters import printed
 
 from inplace_abn import functional
 
@@ -20,16 +19,6 @@ def work(threads):
     _, ctx = functional.forward(x, activation="elu", activation_param=1.0, threads=threads)
     functional.backward(ctx, np.ones_like(x), threads=threads)
 """
-
-
-def python(script, **environment):
-    """Standard output of a script in a fresh interpreter that does not write to the checkout."""
-    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_denormal_numbers_work_after_import_and_calls():
@@ -53,7 +42,7 @@ thread.join()
 print(found)
 """
     )
-    assert python(script) == "[True, True]\n"
+    assert printed(script) == "[True, True]"
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -84,7 +73,7 @@ work(1)
 print(libm.fegetround() == upward)
 """
     )
-    assert python(script) == "True\n"
+    assert printed(script) == "True"
 
 
 def test_no_warning_comes_from_nan_infinity_and_overflow():
@@ -122,7 +111,7 @@ def test_omp_get_max_threads_of_others_stays():
     """The OpenMP runtime is shared by all libraries of the process, and so are its defaults."""
     if not functional.info()["openmp"]:
         pytest.skip("built without OpenMP")
-    out = python(OMP.format(work=WORK)).split()
+    out = printed(OMP.format(work=WORK)).split()
     if out == ["absent"]:
         pytest.skip("the build uses another OpenMP library than gcc's")
     assert out == ["5", "5", "0"]
@@ -131,13 +120,13 @@ def test_omp_get_max_threads_of_others_stays():
 @pytest.mark.parametrize("wanted", ["1", "3"])
 def test_omp_num_threads_is_the_default(wanted):
     script = "from inplace_abn import functional; print(functional.get_num_threads())"
-    assert python(script, OMP_NUM_THREADS=wanted) == (f"{wanted}\n" if functional.info()["openmp"] else "1\n")
+    assert printed(script, OMP_NUM_THREADS=wanted) == (wanted if functional.info()["openmp"] else "1")
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_an_instruction_set_can_be_forced_by_the_environment(isa):
     script = WORK + 'work(1); print(functional.info()["isa_active"])'
-    assert python(script, INPLACE_ABN_ISA=isa) == f"{isa}\n"
+    assert printed(script, INPLACE_ABN_ISA=isa) == isa
 
 
 def test_import_loads_numpy_and_nothing_else_of_size():
@@ -149,7 +138,7 @@ def test_import_loads_numpy_and_nothing_else_of_size():
     new = {name.partition(".")[0] for name in set(sys.modules) - before}
     print(sorted(new - set(sys.stdlib_module_names)))
     """
-    assert python(script) == "['inplace_abn']\n"
+    assert printed(script) == "['inplace_abn']"
 
 
 def test_import_starts_no_thread_and_changes_no_environment():
@@ -161,7 +150,7 @@ def test_import_starts_no_thread_and_changes_no_environment():
     import inplace_abn
     print(before == (threads(), dict(os.environ), numpy.geterr()))
     """
-    assert python(script) == "True\n"
+    assert printed(script) == "True"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
@@ -185,4 +174,4 @@ if child == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     )
-    assert python(script) == "7\n"
+    assert printed(script) == "7"
