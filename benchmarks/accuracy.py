@@ -3,26 +3,32 @@
 Relative L2 errors of z, dx and dweight against float64, on random float32 data in the shapes and layouts of
 the limit table, PyTorch's own beside them; whether results have the same bits for 1, 2 and 7 threads; and two
 hard cases: a mean of 1e4 with a spread of 1, and weights from 1e-6 to 10 of either sign with zeros between.
+Then every activation, also with a residual, in every dtype, in place and by the strategy "standard".
 
-At the kink of leaky_relu float32 and float64 may differ in the sign of y, and either slope is a derivative
-there. The float64 gradients take the side that the judged z is on.
+At a kink float32 and float64 may differ in the sign of y, and either slope is a derivative there. The float64
+gradients take the side that the judged z is on.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import limit, machine, peers, tables, targets
-from benchmarks.contestants import EPS, SLOPE, Batch, InPlaceABN
+from benchmarks import ROOT, limit, machine, peers, plans, tables, targets
+from benchmarks.contestants import EPS, Batch, InPlaceABN, parameter
 from benchmarks.report import Judged
-from inplace_abn import functional
+from inplace_abn import functional, reference
 
 _BLOCK = 1 << 22  # elements taken to float64 at a time
 _THREADS = (1, 2, 7)
 _HARD = (32, 64, 28, 28)
+_KINKED = ("leaky_relu", "prelu", "selu")
+_DTYPES = ("float32", "float64", "float16", "bfloat16")
+_DOCS = ROOT / "docs" / "functions.md"
+BEGIN, END = "<!-- accuracy-table:begin -->", "<!-- accuracy-table:end -->"
 _LEGEND = (
     "z, dx, dweight: the norm of the difference from the float64 result / the norm of that result, over the "
     "whole array. In brackets the bound; PyTorch is shown, not judged.",
@@ -30,7 +36,15 @@ _LEGEND = (
 )
 
 
-def exact(batch, z):
+class Errors(NamedTuple):
+    """Of each result: the relative L2 error, that of the worst channel, and farthest / largest element."""
+
+    total: dict
+    worst: dict
+    farthest: dict
+
+
+def exact(batch, z, activation="leaky_relu", residual=False):
     """Yield the float64 results of the layer, some channels at a time.
 
     Parameters
@@ -39,28 +53,37 @@ def exact(batch, z):
         The inputs x0, dz0, weight and bias.
     z : ndarray
         The judged output, in the batch's layout; only its sign is used.
+    activation : str
+    residual : bool
+        Whether the batch's residual is added.
 
     Yields
     ------
     channels : slice
     results : dict of str to ndarray
-        float64 "z" and "dx" as (elements, channels), "dweight" and "var" as (channels,).
+        float64 "z", "dx", "dresidual" as (elements, channels), "dweight" and "var" as (channels,).
     """
     x0, dz0, z = (_by_channel(array, batch) for array in (batch.x0, batch.dz0, z))
+    phi, param = reference.ACTIVATIONS[activation], parameter(activation)
     step = max(1, _BLOCK // (x0.size // x0.shape[1]))
     for start in range(0, x0.shape[1], step):
         channels = slice(start, start + step)
         x, dz = (_columns(array, channels).astype(np.float64) for array in (x0, dz0))
-        positive = _columns(z, channels) >= 0
         weight, bias = (array[channels].astype(np.float64) for array in (batch.weight, batch.bias))
         mean, var = x.mean(0), x.var(0)
         inv_std = 1 / np.sqrt(var + EPS)
         xhat = (x - mean) * inv_std
         y = weight * xhat + bias
-        dy = np.where(positive, dz, SLOPE * dz)
+        if residual:
+            y = y + _columns(_by_channel(batch.residual, batch), channels).astype(np.float64)
+        side = y
+        if activation in _KINKED:
+            side = np.where(_columns(z, channels) >= 0, np.abs(y), -np.abs(y) - np.finfo(np.float64).tiny)
+        dy = dz * phi.derivative(side, param)
         dweight = (dy * xhat).sum(0)
         dx = weight * inv_std * (dy - dy.mean(0) - xhat * dweight / len(x))
-        yield channels, {"z": np.where(y >= 0, y, SLOPE * y), "dx": dx, "dweight": dweight, "var": var}
+        results = {"z": phi.phi(y, param), "dx": dx, "dweight": dweight, "var": var, "dresidual": dy}
+        yield channels, results
 
 
 def _by_channel(array, batch):
@@ -73,44 +96,56 @@ def _columns(array, channels):
     return np.moveaxis(array[:, channels], 1, -1).reshape(-1, array[:, channels].shape[1])
 
 
-def errors(batch, **judged):
-    """Return the relative L2 error of each judged result, and that of its worst channel.
+def errors(batch, judged, **layer):
+    """Return the `Errors` of each judged result; 0 where it and the exact one are both all zeros.
 
     Parameters
     ----------
     batch : Batch
         The inputs.
-    **judged : ndarray
-        "z" (always), "dx" in the batch's layout; "dweight", "var" as (C,).
-
-    Returns
-    -------
-    total, worst : dict of str to float
-        0 where the result and the exact one are both all zeros.
+    judged : dict of str to ndarray
+        "z" (always), "dx", "dresidual" in the batch's layout; "dweight", "var" as (C,).
+    **layer
+        As for `exact`.
     """
     sums = {name: [] for name in judged}
-    for channels, results in exact(batch, judged["z"]):
+    for channels, results in exact(batch, judged["z"], **layer):
         for name, array in judged.items():
             full = array.ndim > 1
             got = _columns(_by_channel(array, batch), channels) if full else array[channels][None]
             want = results[name] if full else results[name][None]
-            sums[name].append([((got - want) ** 2).sum(0), (want**2).sum(0)])
-    total, worst = {}, {}
+            off = np.nan_to_num(np.abs(got.astype(np.float64) - want), nan=np.inf)
+            sums[name].append([(off**2).sum(0), (want**2).sum(0), off.max(0), np.abs(want).max(0)])
+    found = Errors({}, {}, {})
     with np.errstate(divide="ignore", invalid="ignore"):
         for name, parts in sums.items():
-            wrong, size = np.concatenate(parts, axis=1)
-            total[name] = float(np.sqrt(np.nan_to_num(wrong.sum() / size.sum(), posinf=np.inf)))
-            worst[name] = float(np.sqrt(np.nan_to_num(wrong / size, posinf=np.inf).max()))
-    return total, worst
+            wrong, size, off, largest = np.concatenate(parts, axis=1)
+            found.total[name] = float(np.sqrt(np.nan_to_num(wrong.sum() / size.sum(), posinf=np.inf)))
+            found.worst[name] = float(np.sqrt(np.nan_to_num(wrong / size, posinf=np.inf).max()))
+            found.farthest[name] = float(np.nan_to_num(off.max() / largest.max(), posinf=np.inf))
+    return found
 
 
-def run(batch, threads):
-    """Return inplace_abn's z, dx and dweight; z and dx are the batch's x and dz, written over."""
+def run(batch, threads, **options):
+    """Return inplace_abn's z, dx and dweight; in place z and dx are the batch's x and dz, written over."""
+    return results(make(batch, threads, **options))
+
+
+def make(batch, threads, **options):
+    """Return a layer after its forward."""
     batch.restore()
-    layer = InPlaceABN(batch, threads)
+    layer = InPlaceABN(batch, threads, **options)
     layer.forward()
+    return layer
+
+
+def results(layer):
+    """Return z and the gradients of a layer after its forward."""
+    if layer.residual is not None:
+        layer.residual_grad.fill(0)
     layer.backward()
-    return {"z": layer.z, "dx": layer.gradients.dx, "dweight": layer.gradients.dweight}
+    found = {"z": layer.z, "dx": layer.gradients.dx, "dweight": layer.gradients.dweight}
+    return found if layer.residual is None else found | {"dresidual": layer.gradients.dresidual}
 
 
 def run_torch(batch, threads):
@@ -138,11 +173,11 @@ def measure(rows, threads, with_torch):
         print(f"{row.shape} {row.layout}", file=sys.stderr, flush=True)
         batch = Batch(row.shape, row.layout)
         place = {"shape": row.shape, "layout": row.layout}
-        total, _ = errors(batch, **run(batch, threads))
+        total = errors(batch, run(batch, threads)).total
         own = {name: Judged(total[name], bound, at_most=True) for name, bound in targets.ACCURACY.items()}
         entries.append({**place, "who": "inplace_abn", **own, "same_bits": same_bits(batch)})
         if with_torch:
-            total, _ = errors(batch, **run_torch(batch, threads))
+            total = errors(batch, run_torch(batch, threads)).total
             entries.append({**place, "who": "PyTorch", **{name: Judged(total[name]) for name in total}})
     return entries
 
@@ -155,22 +190,83 @@ def hard_cases(threads, shape):
         batch.x0 += np.float32(1e4)
         batch.restore()
         _, var, _ = functional.statistics(batch.x, channel_axis=batch.channel_axis, threads=threads)
-        found = [
-            ("mean 1e4, spread 1", errors(batch, **run(batch, threads), var=var), targets.ACCURACY_OFFSET)
-        ]
+        judged = run(batch, threads) | {"var": var}
+        found = [("mean 1e4, spread 1", errors(batch, judged), targets.ACCURACY_OFFSET)]
         batch = Batch(shape, layout)
         rng = np.random.default_rng(1)
         batch.weight[:] = np.geomspace(1e-6, 10, shape[1]) * rng.choice([-1, 1], shape[1])
         batch.weight[::8] = 0
         batch.bias[:] = rng.uniform(-10, 10, shape[1])
         found.append(
-            ("weights 1e-6 to 10 and 0", errors(batch, **run(batch, threads)), targets.ACCURACY_WEIGHTS)
+            ("weights 1e-6 to 10 and 0", errors(batch, run(batch, threads)), targets.ACCURACY_WEIGHTS)
         )
-        for case, (_, worst), bounds in found:
+        for case, of, bounds in found:
             for result, bound in bounds.items():
-                judged = Judged(worst[result], bound, at_most=True)
+                judged = Judged(of.worst[result], bound, at_most=True)
                 entries.append({"case": case, "layout": layout, "result": result, "error": judged})
     return entries
+
+
+def activations(threads, shape):
+    """Return an entry for each activation, also with a residual, in each dtype."""
+    entries = []
+    for dtype in _DTYPES:
+        print(f"activations, {dtype}", file=sys.stderr, flush=True)
+        batch = Batch(shape, targets.CHANNELS_FIRST, dtype)
+        for name in plans.ACTIVATIONS:
+            for residual in (False, True) if name in plans.RESIDUAL else (False,):
+                entries.append(_activation(batch, threads, dtype, name, residual))
+    return entries
+
+
+def _activation(batch, threads, dtype, name, residual):
+    layer = {"activation": name, "residual": residual}
+    judged = run(batch, threads, strategy="standard", **layer)
+    judged["z"] = np.copysign(1, judged["z"].astype(np.float32))  # y's side, where z is rounded to 0 as well
+    standard = errors(batch, judged, **layer)
+    made = make(batch, threads, **layer)
+    escaped = sum(array.size for role, array, _ in made.context.saved if role == "escape_xhat")
+    inplace = errors(batch, results(made), **layer)
+    single = dtype == "float32" and name in targets.MINIMUM
+    bounds = targets.ACCURACY_ACTIVATIONS if single else {}
+    half = targets.HALF_ERROR if dtype in ("float16", "bfloat16") else None
+    return {
+        "activation": name,
+        "residual": residual,
+        "dtype": dtype,
+        "standard": standard.total["dx"],
+        "dx": Judged(inplace.total["dx"], bounds.get("dx"), at_most=True),
+        "dresidual": inplace.total.get("dresidual"),
+        "times": Judged(inplace.total["dx"] / standard.total["dx"], half, at_most=True),
+        "farthest": Judged(inplace.farthest["dx"], bounds.get("farthest"), at_most=True),
+        "escaped": Judged(escaped / batch.x.size, bounds.get("escaped"), at_most=True),
+    }
+
+
+def activations_text(entries):
+    """Return their tables as Markdown."""
+    rows = {}
+    for entry in entries:
+        name = entry["activation"] + (" + residual" if entry["residual"] else "")
+        own = tables.judged(entry["dx"], ".1e")
+        if entry["times"].target is not None:
+            own += f", {tables.judged(entry['times'], '.1f', 'x')}"
+        rows.setdefault(name, [name]).append(f"{entry['standard']:.1e}; {own}")
+    blocks = [
+        "Relative L2 error of dx against float64: standard; in place",
+        tables.grid(["", *_DTYPES], rows.values()),
+    ]
+    rows = [
+        [
+            entry["activation"] + (" + residual" if entry["residual"] else ""),
+            tables.judged(entry["farthest"], ".1e"),
+            tables.judged(entry["escaped"], ".2%"),
+        ]
+        for entry in entries
+        if entry["dtype"] == "float32"
+    ]
+    headers = ["", "dx, the farthest element / the largest", "escaped elements"]
+    return "\n\n".join([*blocks, "In place, float32", tables.grid(headers, rows)])
 
 
 def text(description, entries, hard):
@@ -209,18 +305,27 @@ def main(argv=None):
     parser.add_argument("--shapes", nargs="+", type=limit.shape, metavar="NxCxHxW")
     parser.add_argument("--layouts", nargs="+", choices=targets.LAYOUTS)
     parser.add_argument("--no-peers", action="store_true", help="leave PyTorch out")
+    parser.add_argument("--activations", action="store_true", help="the activations only")
+    parser.add_argument("--docs", type=Path, nargs="?", const=_DOCS, metavar="FILE",
+                        help="put the activations between the markers of docs/functions.md")  # fmt: skip
     limit.add_threads(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="write accuracy.json there")
     arguments = parser.parse_args(argv)
     with_torch = not arguments.no_peers and "torch-eager" in peers.installed()
     description = machine.describe(arguments.threads)
     rows = targets.select(arguments.shapes, arguments.layouts)
-    entries = measure(rows, arguments.threads, with_torch)
-    hard = hard_cases(arguments.threads, _HARD)
-    print(text(description, entries, hard))
+    entries, hard = [], []
+    if not arguments.activations:
+        entries = measure(rows, arguments.threads, with_torch)
+        hard = hard_cases(arguments.threads, _HARD)
+        print(text(description, entries, hard), end="\n\n")
+    found = activations(arguments.threads, _HARD)
+    print(activations_text(found))
+    if arguments.docs:
+        tables.rewrite(arguments.docs, activations_text(found), BEGIN, END)
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        content = {"machine": description, "accuracy": entries, "hard_cases": hard}
+        content = {"machine": description, "accuracy": entries, "hard_cases": hard, "activations": found}
         content = json.dumps(content, indent=1, default=Judged.plain)
         (arguments.output / "accuracy.json").write_text(content)
     return 0

@@ -4,14 +4,22 @@ A contestant has a method `run` that yields (name of a pass, callable). The code
 inputs and is not timed; the callable is. The peers in `benchmarks.peers` have the same form.
 """
 
+import functools
+
 import numpy as np
 
 from benchmarks.targets import CHANNELS_LAST
 from inplace_abn import _core, functional
 
 SLOPE = 0.01
+PRELU_SLOPE = 0.25
 EPS = 1e-5
 MOMENTUM = 0.1
+
+
+def parameter(activation):
+    """Return the parameter that `activation` has here: a slope or alpha."""
+    return {"elu": 1.0, "celu": 1.0, "prelu": PRELU_SLOPE}.get(activation, SLOPE)
 
 
 def resolve_dtype(name):
@@ -51,6 +59,16 @@ class Batch:
         self.bias = rng.normal(0, 0.1, shape[1]).astype(parameters)
         self.running_mean, self.running_var = np.zeros(shape[1], parameters), np.ones(shape[1], parameters)
 
+    @functools.cached_property
+    def residual(self):
+        """What is added before the activation."""
+        return np.random.default_rng(1).standard_normal(self.x0.shape, dtype=np.float32).astype(self.x0.dtype)
+
+    @functools.cached_property
+    def residual_grad(self):
+        """What the gradient of the residual is added to."""
+        return np.zeros_like(self.x0)
+
     def restore(self):
         """Make x and dz what they were at first."""
         np.copyto(self.x, self.x0)
@@ -60,26 +78,42 @@ class Batch:
 class Stream:
     """The yardstick, over the same arrays: 1 read + 1 write for forward, 2 reads + 1 write for backward.
 
+    With a residual, 2 reads + 1 write for forward (x and the residual, x). Backward is 4 reads + 2 writes, by
+    two streams: from z to dz, and from the residual to its gradient, which is added to and so is read too.
+
     The factor 1 and a small addend leave the values bounded, however often it runs.
     """
 
-    def __init__(self, batch, threads):
-        self.batch, self.threads = batch, threads
+    def __init__(self, batch, threads, residual=False):
+        self.batch, self.threads, self.residual = batch, threads, residual
 
     def run(self):
-        x, dz = self.batch.x.reshape(-1), self.batch.dz.reshape(-1)
-        self.batch.restore()
-        yield "forward", lambda: _core.stream(x, c=1.0, d=1e-3, threads=self.threads)
-        yield "backward", lambda: _core.stream(x, b=dz, c=1.0, d=1e-3, threads=self.threads)
+        batch = self.batch
+        batch.restore()
+        forward, backward = [(batch.x, None)], [(batch.x, batch.dz)]
+        if self.residual:
+            forward = [(batch.residual, batch.x)]
+            backward.append((batch.residual, batch.residual_grad))
+        yield "forward", lambda: self.stream(forward)
+        yield "backward", lambda: self.stream(backward)
+
+    def stream(self, pairs):
+        for a, b in pairs:
+            b = None if b is None else b.reshape(-1)
+            _core.stream(a.reshape(-1), b=b, c=1.0, d=1e-3, threads=self.threads)
 
 
 class InPlaceABN:
     """forward and backward(overwrite=True) of `inplace_abn.functional` in training mode."""
 
-    def __init__(self, batch, threads, activation="leaky_relu", strategy="inplace"):
+    def __init__(self, batch, threads, activation="leaky_relu", strategy="inplace", residual=False):
         self.batch, self.threads = batch, threads
         self.activation, self.strategy = activation, strategy
-        self.activation_param = 1.0 if activation == "elu" else SLOPE
+        self.activation_param = parameter(activation)
+        self.slope = np.full_like(batch.weight, self.activation_param) if activation == "prelu" else None
+        self.residual, self.residual_grad = (
+            (batch.residual, batch.residual_grad) if residual else (None, None)
+        )
         self.z = self.context = self.gradients = None
 
     def run(self):
@@ -105,6 +139,8 @@ class InPlaceABN:
             activation_param=self.activation_param,
             strategy=self.strategy,
             channel_axis=batch.channel_axis,
+            residual=self.residual,
+            slope=self.slope,
             threads=self.threads,
         )
 
@@ -113,5 +149,9 @@ class InPlaceABN:
 
     def backward(self):
         self.gradients = functional.backward(
-            self.context, self.batch.dz, overwrite=True, threads=self.threads
+            self.context,
+            self.batch.dz,
+            overwrite=True,
+            residual_grad=self.residual_grad,
+            threads=self.threads,
         )

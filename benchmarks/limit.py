@@ -88,7 +88,13 @@ def parser():
     )
     only.add_argument("--limit", action="store_true", help="the stream and the peers")
     only.add_argument("--dtypes", nargs="*", choices=("float16", "bfloat16", "float64"))
-    only.add_argument("--activations", nargs="*", choices=("elu", "identity"))
+    only.add_argument(
+        "--activations",
+        nargs="*",
+        choices=[name for name in plans.ACTIVATIONS if name != "leaky_relu"],
+        metavar="NAME",
+        help="as shares of the stream, with leaky_relu, residuals, and PyTorch's silu beside them",
+    )
     only.add_argument(
         "--strategies", nargs="*", choices=("checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2")
     )
@@ -101,17 +107,23 @@ def options(arguments):
     """Turn parsed arguments into `Options`: defaults, and which sections are wanted."""
     named = [name for name in SECTIONS if getattr(arguments, name) not in (None, False)]
     wanted = named or (("limit", "overhead") if arguments.quick else SECTIONS)
-    rows = targets.select(arguments.shapes, arguments.layouts, arguments.quick)
-    some = targets.select(arguments.shapes, arguments.layouts, quick=True)
+    rows = {
+        "limit": targets.QUICK if arguments.quick else targets.LIMIT,
+        "activations": targets.QUICK_ACTIVATIONS if arguments.quick else targets.ACTIVATIONS,
+    }
     if arguments.no_peers or (arguments.quick and not arguments.peers):
         peers = []
     else:
         peers = arguments.peers or list(PEERS)
     return Options(
-        sections={name: rows if name == "limit" else some for name in wanted if name != "overhead"},
-        peers=peers,
+        sections={
+            name: targets.select(arguments.shapes, arguments.layouts, rows.get(name, targets.QUICK))
+            for name in wanted
+            if name != "overhead"
+        },
+        peers=[peer for peer in peers if any(peer in plans.TAKES_PART.get(name, ()) for name in wanted)],
         dtypes=arguments.dtypes or ["float16", "bfloat16"],
-        activations=arguments.activations or ["elu"],
+        activations=arguments.activations or ["silu", "gelu_tanh", "gelu", "mish", "elu", "prelu"],
         strategies=arguments.strategies or ["checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"],
         overhead="overhead" in wanted,
         processes=arguments.processes or (3 if arguments.quick else 5),
@@ -137,7 +149,7 @@ def main(argv=None):
         )
     if wanted.threads != targets.THREADS:
         notes.append(f"The targets are for {targets.THREADS} threads; these are {wanted.threads}.")
-    if "limit" in wanted.sections:
+    if wanted.peers:
         wanted.peers, missing = plans.available(wanted.peers, wanted.threads)
         notes += [f"{PEERS[peer][1]} is not available: {reason}" for peer, reason in missing.items()]
     for note in notes:

@@ -1,4 +1,4 @@
-"""The peers, each as its users run it: training-mode batch norm, then leaky ReLU, then the gradients.
+"""The peers, each as its users run it: training-mode batch norm, then an activation, then the gradients.
 
 They take the same arrays as inplace_abn and allocate their results themselves (oneDNN, which leaves that to
 its user, writes into buffers that are made once). Importing this module imports none of them.
@@ -11,13 +11,18 @@ from benchmarks.targets import CHANNELS_LAST
 
 
 class TorchEager:
-    """torch.nn.functional.batch_norm, then leaky_relu_; channels-last is memory_format=channels_last."""
+    """torch.nn.functional.batch_norm, then the activation; channels-last is memory_format=channels_last."""
 
-    def __init__(self, batch, threads):
+    def __init__(self, batch, threads, activation="leaky_relu"):
         import torch
 
         torch.set_num_threads(threads)
         self.torch = torch
+        functional = torch.nn.functional
+        self.activation = {
+            "leaky_relu": lambda y: functional.leaky_relu_(y, SLOPE),
+            "silu": functional.silu,  # in place it would overwrite what its backward needs
+        }[activation]
         self.x, self.dz = (self._tensor(array, batch.layout) for array in (batch.x0, batch.dz0))
         self.parameters = [torch.from_numpy(array.copy()) for array in (batch.weight, batch.bias)]
         self.running = [torch.from_numpy(array.copy()) for array in (batch.running_mean, batch.running_var)]
@@ -32,9 +37,8 @@ class TorchEager:
         return tensor.movedim(-1, 1) if layout == CHANNELS_LAST else tensor
 
     def _layer(self, x, weight, bias, running_mean, running_var):
-        functional = self.torch.nn.functional
-        y = functional.batch_norm(x, running_mean, running_var, weight, bias, True, MOMENTUM, EPS)
-        return functional.leaky_relu_(y, SLOPE)
+        batch_norm = self.torch.nn.functional.batch_norm
+        return self.activation(batch_norm(x, running_mean, running_var, weight, bias, True, MOMENTUM, EPS))
 
     def run(self):
         yield "forward", self.forward

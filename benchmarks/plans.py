@@ -9,6 +9,7 @@ import sys
 from benchmarks import ROOT, machine
 from benchmarks.peers import PEERS
 from benchmarks.targets import CHANNELS_FIRST
+from inplace_abn import reference
 
 #: How the C allocator is set in a process. As users run it, glibc hands every large block back to the system,
 #: and the next step pays for the page faults; "kept" is the setting that users who noticed make.
@@ -18,6 +19,12 @@ ENVIRONMENTS = {"as-is": {}, "kept": {"GLIBC_TUNABLES": _KEEP}}
 STREAM = {"kind": "stream"}
 OWN = {"kind": "inplace_abn"}
 
+#: Which peers take part in which sections; only in the limit's also with an allocator that keeps its buffers.
+TAKES_PART = {"limit": tuple(PEERS), "activations": ("torch-eager",)}
+#: Those that have an inverse, with the ones that a residual is added to, and that peers have.
+ACTIVATIONS = [name for name, activation in reference.ACTIVATIONS.items() if activation.inverse]
+RESIDUAL, PEERS_HAVE = ("leaky_relu", "silu"), ("silu",)
+
 
 def contestants(section, options):
     """Return who is interleaved in the rows of `section`."""
@@ -26,7 +33,16 @@ def contestants(section, options):
     if section == "dtypes":
         return [OWN | {"dtype": dtype} for dtype in dict.fromkeys(("float32", *options.dtypes))]
     if section == "activations":
-        return [OWN | {"activation": name} for name in dict.fromkeys(("leaky_relu", *options.activations))]
+        names = list(dict.fromkeys(("leaky_relu", *options.activations)))
+        own = [{"activation": name} for name in names]
+        own += [{"activation": name, "residual": True} for name in names if name in RESIDUAL]
+        peers = [
+            {"kind": peer, "activation": name}
+            for peer in options.peers
+            for name in names
+            if peer in TAKES_PART[section] and name in PEERS_HAVE
+        ]
+        return [STREAM, STREAM | {"residual": True}, *(OWN | one for one in own), *peers]
     return [OWN | {"strategy": strategy} for strategy in dict.fromkeys(("standard", *options.strategies))]
 
 

@@ -13,9 +13,10 @@ _TRAFFIC = {"forward": 2, "backward": 3}
 #: section of variants -> (what varies, what it is compared with)
 _BASE = {
     "dtypes": ("dtype", "float32"),
-    "activations": ("activation", "leaky_relu"),
     "strategies": ("strategy", "standard"),
 }
+#: What a contestant is unless it says otherwise.
+_DEFAULTS = {"dtype": "float32", "activation": "leaky_relu", "strategy": "inplace", "residual": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Judged:
 
 
 def _identity(contestant):
-    defaults = {"dtype": "float32", "activation": "leaky_relu", "strategy": "inplace"}
-    return tuple((defaults | contestant)[name] for name in ("kind", *defaults))
+    return tuple((_DEFAULTS | contestant)[name] for name in ("kind", *_DEFAULTS))
 
 
 class Process:
@@ -71,6 +71,10 @@ class Process:
         """Return seconds of `above` / seconds of `below`, or None."""
         seconds = [self.seconds(row, contestant, name) for contestant in (above, below)]
         return None if None in seconds else seconds[0] / seconds[1]
+
+    def has_stream(self, row):
+        """Return whether the stream was measured there."""
+        return self.seconds(row, STREAM, "forward") is not None
 
     def bandwidth(self, row, name):
         """Return the stream's GB/s."""
@@ -128,13 +132,17 @@ def summarise(runs, notes=()):
             memory = _extra_memory(row, measured)
             summary["limit"] += [_limit(row, *state, memory) for state in states.items()]
             summary["peers"] += _peers(row, measured)
+        elif row[0] == "activations":
+            for state, members in states.items():
+                among = [process for process in members if process in measured]
+                summary["activations"] += _activations(row, group["records"], state, among)
         else:
             summary[row[0]] += _variants(row, group["records"], measured)
     return summary
 
 
 def _bandwidth(process):
-    rows = [row for row in process.rows if row[0] == "limit"]
+    rows = [row for row in process.rows if process.has_stream(row)]
     return statistics.median(process.bandwidth(row, name) for row in rows for name in _TRAFFIC)
 
 
@@ -145,7 +153,7 @@ def split_states(processes):
     `targets.STATE_GAP` wide; otherwise all are in "one" state. No process, no state.
     """
     ranked = sorted(
-        (process for process in processes if any(row[0] == "limit" for row in process.rows)), key=_bandwidth
+        (process for process in processes if any(map(process.has_stream, process.rows))), key=_bandwidth
     )
     gaps = [_bandwidth(above) / _bandwidth(below) for below, above in itertools.pairwise(ranked)]
     if gaps and max(gaps) >= targets.STATE_GAP:
@@ -206,27 +214,61 @@ def _variants(row, records, processes):
     what, base = _BASE[section]
     entries = {}
     for record in records:
-        contestant = {"kind": record["kind"], what: record[what]}
-        reference = {"kind": record["kind"], what: base}
-        above, below = (reference, contestant) if section == "activations" else (contestant, reference)
-        value = _median(process.ratio(row, above, below, record["pass"]) for process in processes)
+        if record["kind"] != OWN["kind"]:
+            continue
+        contestant = _contestant(record)
+        value = _median(
+            process.ratio(row, contestant, OWN | {what: base}, record["pass"]) for process in processes
+        )
+        half = section == "dtypes" and record[what] in ("float16", "bfloat16")
         entry = entries.setdefault(record[what], {"shape": shape, "layout": layout, "name": record[what]})
         entry[record["pass"]] = {
             "milliseconds": _milliseconds(processes, row, contestant, record["pass"]),
-            "relative": None if value is None else _judge_variant(row, record[what], record["pass"], value),
+            "relative": _judge(row, value, targets.HALF_TIME if half else None, at_most=True),
         }
     return list(entries.values())
 
 
-def _judge_variant(row, name, pass_, value):
-    section, shape, layout = row
-    if targets.find(shape, layout).forward is None:
-        return Judged(value)
-    if section == "dtypes" and name in ("float16", "bfloat16"):
-        return Judged(value, targets.HALF_TIME, at_most=True)
-    if section == "activations" and name in targets.ACTIVATION_SPEED:
-        return Judged(value, targets.ACTIVATION_SPEED[name][list(_TRAFFIC).index(pass_)])
-    return Judged(value)
+def _activations(row, records, state, processes):
+    _, shape, layout = row
+    entries = {}
+    for record in records:
+        contestant, pass_ = _contestant(record), record["pass"]
+        if record["kind"] != OWN["kind"] or not processes:
+            continue
+        name = record["activation"] + (" + residual" if record.get("residual") else "")
+        place = {"shape": shape, "layout": layout, "state": state, "processes": len(processes), "name": name}
+        stream = STREAM | {"residual": record.get("residual", False)}
+        entry = entries.setdefault(name, place | {"peer": _eager(row, contestant, processes)})
+        entry[pass_] = {"milliseconds": _milliseconds(processes, row, contestant, pass_)}
+        for key, reference, table in (
+            ("of_limit", stream, targets.ACTIVATION_LIMIT),
+            ("relative", OWN, targets.ACTIVATION_SPEED),
+        ):
+            value = _median(process.ratio(row, reference, contestant, pass_) for process in processes)
+            entry[pass_][key] = _judge(row, value, table.get(name, {}).get(pass_))
+    return list(entries.values())
+
+
+def _eager(row, contestant, processes):
+    """Return PyTorch eager's forward + backward of the same activation, or None if it was not measured."""
+    peer = contestant | {"kind": "torch-eager"}
+    times = _median(process.ratio(row, peer, contestant, "both") for process in processes)
+    if times is None:
+        return None
+    milliseconds = _milliseconds(processes, row, peer, "both")
+    return {"milliseconds": milliseconds, "times": _judge(row, times, targets.ACTIVATION_EAGER)}
+
+
+def _contestant(record):
+    return {name: record[name] for name in ("kind", *_DEFAULTS) if name in record}
+
+
+def _judge(row, value, target, at_most=False):
+    """Return the figure with its target, without one for rows that are not in the table."""
+    if value is None:
+        return None
+    return Judged(value, None if targets.find(*row[1:]).forward is None else target, at_most)
 
 
 def _overhead(processes):

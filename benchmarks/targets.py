@@ -37,8 +37,10 @@ LIMIT = (
     *(Row(shape, CHANNELS_FIRST, 0.80, 0.80) for shape in HUGE),
 )
 
-#: What ``--quick`` measures.
+#: What ``--quick`` measures, and for the activations.
 QUICK = (LIMIT[1], LIMIT[3], LIMIT[6])
+ACTIVATIONS = (LIMIT[1], LIMIT[2], LIMIT[6])
+QUICK_ACTIVATIONS = (LIMIT[2],)
 
 #: The machine's bandwidth has states that last as long as a process (50-65 and 75-100 GB/s where the targets
 #: were set). Two groups of processes are two states when the faster group's slowest stream is this many times
@@ -58,8 +60,16 @@ PEER = 1.0
 
 #: Time of a half type, as a share of float32's.
 HALF_TIME = 0.6
-#: Speed of an activation as a share of leaky_relu's: forward, backward.
-ACTIVATION_SPEED = {"elu": (0.5, 0.35)}
+#: Speed of an activation as a share of leaky_relu's.
+ACTIVATION_SPEED = {"elu": {"forward": 0.5, "backward": 0.35}}
+#: Speed of an activation as a share of the stream's.
+ACTIVATION_LIMIT = {
+    "silu": {"forward": 0.45, "backward": 0.25},
+    "gelu_tanh": {"forward": 0.45, "backward": 0.25},
+    "leaky_relu + residual": {"forward": 0.85},
+}
+#: Forward + backward of an activation against PyTorch eager as its users run it: times as fast.
+ACTIVATION_EAGER = 3.0
 #: Microseconds of one forward + backward on OVERHEAD_SHAPE.
 OVERHEAD_SHAPE = (2, 8, 4, 4)
 OVERHEAD = {"functional": 8.0, "_core": 3.0}
@@ -72,6 +82,10 @@ ACCURACY = {"z": 2e-7, "dx": 4e-7, "dweight": 1e-6}
 #: The hard cases: mean 1e4 with spread 1, and weights from 1e-6 to 10 of either sign with zeros between.
 ACCURACY_OFFSET = {"z": 2e-3, "var": 1e-5}
 ACCURACY_WEIGHTS = {"dx": 1e-5}
+#: dx of activations with a minimum, float32; and the error in a half type / the standard strategy's.
+MINIMUM = ("silu", "gelu", "gelu_tanh", "mish")
+ACCURACY_ACTIVATIONS = {"dx": 2e-6, "farthest": 1e-4, "escaped": 0.01}
+HALF_ERROR = 4.0
 
 
 def find(shape, layout):
@@ -82,7 +96,7 @@ def find(shape, layout):
     return Row(tuple(shape), layout, None, None)
 
 
-def select(shapes=None, layouts=None, quick=False):
+def select(shapes=None, layouts=None, table=LIMIT):
     """Return the rows to measure.
 
     Parameters
@@ -91,8 +105,8 @@ def select(shapes=None, layouts=None, quick=False):
         (N, C, *spatial) each; every layout is measured for them. Default: the rows of the table.
     layouts : sequence of str, optional
         Keep these layouts only.
-    quick : bool
-        Start from the short table instead of the full one.
+    table : sequence of Row
+        Start from these instead of the full table.
 
     Returns
     -------
@@ -103,10 +117,7 @@ def select(shapes=None, layouts=None, quick=False):
     >>> select([(2, 3, 4, 4)], ["channels-last"])
     [Row(shape=(2, 3, 4, 4), layout='channels-last', forward=None, backward=None)]
     """
-    if shapes:
-        rows = [find(shape, layout) for shape in shapes for layout in LAYOUTS]
-    else:
-        rows = list(QUICK if quick else LIMIT)
+    rows = [find(shape, layout) for shape in shapes for layout in LAYOUTS] if shapes else table
     return [row for row in rows if not layouts or row.layout in layouts]
 
 

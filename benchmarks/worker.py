@@ -17,6 +17,8 @@ try:
 except ImportError:  # Windows
     resource = None
 
+_KINDS = {"stream": Stream, "inplace_abn": InPlaceABN} | {name: make for name, (make, _) in PEERS.items()}
+
 
 def work(plan):
     """Measure what `plan` says.
@@ -68,16 +70,12 @@ class Flush:
 
 
 def _make(contestant, batches, group, threads):
-    """Make what {"kind": "stream" | "inplace_abn" | a peer, "dtype", "activation", "strategy"} describes."""
-    dtype = contestant.get("dtype", "float32")
+    """Make what {"kind": "stream" | "inplace_abn" | a peer, "dtype", and options of its own} describes."""
+    options = dict(contestant)
+    kind, dtype = options.pop("kind"), options.pop("dtype", "float32")
     if dtype not in batches:
         batches[dtype] = Batch(group["shape"], group["layout"], dtype)
-    if contestant["kind"] == "stream":
-        return Stream(batches[dtype], threads)
-    if contestant["kind"] == "inplace_abn":
-        options = {name: contestant[name] for name in ("activation", "strategy") if name in contestant}
-        return InPlaceABN(batches[dtype], threads, **options)
-    return PEERS[contestant["kind"]][0](batches[dtype], threads)
+    return _KINDS[kind](batches[dtype], threads, **options)
 
 
 def _measure(group, plan, flush):

@@ -52,6 +52,8 @@ def test_every_section_has_a_row_for_every_shape_layout_and_variant(tmp_path, ca
     assert names["strategies"] == {"standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"}
     for section in ("dtypes", "activations", "strategies"):
         for row in summary[section]:
+            if section == "activations":
+                assert positive(row["forward"]["of_limit"]["value"])
             assert positive(row["forward"]["relative"]["value"])
             assert positive(row["backward"]["milliseconds"])
             assert ("recompute" in row) == row["name"].startswith("checkpoint")
@@ -69,8 +71,7 @@ def test_one_layout_and_one_section_can_be_chosen(tmp_path):
     summary = run_limit(tmp_path, "--shapes", SHAPES[0], "--layouts", "channels-last", "--activations", "elu")
     rows = summary["summary"]["activations"]
     assert [(row["layout"], row["name"]) for row in rows] == [
-        ("channels-last", "leaky_relu"),
-        ("channels-last", "elu"),
+        ("channels-last", name) for name in ("leaky_relu", "elu", "leaky_relu + residual")
     ]
     assert summary["summary"]["limit"] == []
     assert not (tmp_path / "limit.png").exists()  # it shows the limit and the peers
@@ -80,6 +81,18 @@ def test_the_picture_is_drawn_where_matplotlib_is(tmp_path):
     pytest.importorskip("matplotlib")
     run_limit(tmp_path, "--shapes", SHAPES[0], "--no-peers", "--limit")
     assert (tmp_path / "limit.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.torch
+def test_pytorch_takes_part_with_silu_as_its_users_run_it(tmp_path):
+    pytest.importorskip("torch")
+    content = run_limit(
+        tmp_path, "--shapes", SHAPES[0], "--peers", "torch-eager", "--activations", "silu", "gelu"
+    )
+    assert {run["environment"] for run in content["runs"]} == {"as-is"}
+    for row in content["summary"]["activations"]:
+        assert (row["peer"] is not None) == (row["name"] == "silu")
+        assert row["peer"] is None or positive(row["peer"]["times"]["value"])
 
 
 @pytest.mark.slow
@@ -201,6 +214,31 @@ def test_a_shape_that_is_none_is_refused(text):
         limit.shape(text)
 
 
+def activation_run(share, eager):
+    """Return what a worker returns for silu at `share` of the stream's speed, `eager` as fast as PyTorch."""
+    times = {"stream": 1e-3, "inplace_abn": 1e-3 / share, "torch-eager": eager * 1e-3 / share}
+    records = [
+        {"kind": kind, "pass": name, "seconds": [time]} | ({} if kind == "stream" else {"activation": "silu"})
+        for kind, time in times.items()
+        for name in ("forward", "backward")
+    ]
+    group = {"section": "activations", "shape": (32, 512, 28, 28), "layout": "channels-first"}
+    groups = [group | {"records": records, "errors": []}]
+    return {"environment": "as-is", "machine": {}, "overhead": {}, "groups": groups}
+
+
+def test_an_activation_is_judged_by_the_stream_and_by_pytorch():
+    (row,) = report.summarise([activation_run(0.4, 2.0)])["activations"]
+    assert row["forward"]["of_limit"] == report.Judged(0.4, 0.45)
+    assert row["forward"]["of_limit"].missed
+    assert row["backward"]["of_limit"] == report.Judged(0.4, 0.25)
+    assert row["peer"]["times"] == report.Judged(2.0, 3.0)
+    headers, ((*_, forward, _, _, backward, _, times),) = tables._activations([row])
+    assert headers[-1] == "times as fast as PyTorch"
+    assert (forward, backward) == ("0.40 MISSED (>= 0.45)", "0.40 (>= 0.25)")
+    assert times == "2.00x MISSED (>= 3x), 10.0 ms"
+
+
 def made_up_run(seconds, shape=(32, 2048, 7, 7)):
     """Return what a worker returns: the stream takes `seconds`, inplace_abn twice as long."""
     kinds = (("stream", seconds), ("inplace_abn", 2 * seconds))
@@ -296,6 +334,7 @@ def test_a_file_without_the_region_is_left_alone(tmp_path):
 
 def test_accuracy_prints_every_row_and_meets_its_bounds(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(accuracy, "_HARD", (4, 32, 7, 7))
+    monkeypatch.setattr(accuracy, "activations", lambda threads, shape: [])
     assert accuracy.main(["--shapes", *SHAPES, "--no-peers", "--output", str(tmp_path)]) == 0
     content = json.loads((tmp_path / "accuracy.json").read_text())
     assert len(content["accuracy"]) == len(SHAPES) * 2
@@ -305,6 +344,35 @@ def test_accuracy_prints_every_row_and_meets_its_bounds(tmp_path, capsys, monkey
     assert len(content["hard_cases"]) == 6
     assert not any(row["error"]["missed"] for row in content["hard_cases"])
     assert "Hard cases" in capsys.readouterr().out
+
+
+def test_accuracy_has_every_activation_in_every_dtype(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(accuracy, "_HARD", (8, 16, 14, 14))  # fewer elements: one may stand out
+    page = tmp_path / "functions.md"
+    page.write_text((ROOT / "docs" / "functions.md").read_text(encoding="utf-8"), encoding="utf-8")
+    assert accuracy.main(["--activations", "--docs", str(page), "--output", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "accuracy.json").read_text())
+    assert content["accuracy"] == []
+    rows = content["activations"]
+    names = {(row["activation"], row["residual"]) for row in rows}
+    assert names == {(name, False) for name in plans.ACTIVATIONS} | {(name, True) for name in plans.RESIDUAL}
+    assert len(rows) == len(names) * 4
+    for row in rows:
+        bound = {"float64": 1e-13, "float32": 1e-6, "float16": 4e-3, "bfloat16": 4e-2}[row["dtype"]]
+        assert row["standard"] < bound
+        assert row["residual"] == (row["dresidual"] is not None)
+        assert not any(row[name]["missed"] for name in ("dx", "times", "farthest", "escaped")), row
+    table = page.read_text(encoding="utf-8").split(accuracy.BEGIN)[1].split(accuracy.END)[0]
+    assert "| silu + residual " in table
+    assert table.strip() in capsys.readouterr().out
+
+
+def test_nan_is_no_small_error():
+    batch = Batch((2, 3, 4, 4), "channels-first")
+    results = accuracy.run(batch, threads=1)
+    results["dx"][0, 0, 0, 0] = np.nan
+    found = accuracy.errors(batch, results)
+    assert found.total["dx"] == found.worst["dx"] == found.farthest["dx"] == math.inf
 
 
 def test_help_names_every_section(capsys):
