@@ -1,12 +1,8 @@
 #include "sides.h"
 
-static ptrdiff_t bytes_of(int64_t bits) { return (ptrdiff_t)((bits + 7) / 8); }
+#include "threads.h"
 
-/* The first and the last byte may hold bits of other threads' elements as well; all are zero at first. */
-static void add_bits(uint8_t *at, uint8_t bits) {
-#pragma omp atomic update
-    *at |= bits;
-}
+static ptrdiff_t bytes_of(int64_t bits) { return (ptrdiff_t)((bits + 7) / 8); }
 
 void abn_sides_put(uint8_t *sides, int64_t index, const uint64_t *bits, ptrdiff_t n) {
     uint8_t *to = sides + index / 8;
@@ -25,8 +21,9 @@ void abn_sides_put(uint8_t *sides, int64_t index, const uint64_t *bits, ptrdiff_
         }
         for (int b = 0; b < 8 && byte < bytes; b++, byte++) {
             const uint8_t part = (uint8_t)(shifted >> 8 * b);
+            /* The first and the last byte may hold bits of other threads' elements as well; all are zero at first. */
             if (byte == 0 || byte == bytes - 1)
-                add_bits(to + byte, part);
+                abn_add_bits(to + byte, part);
             else
                 to[byte] = part;
         }

@@ -42,6 +42,11 @@ void abn_barrier(void) {
 #pragma omp barrier
 }
 
+void abn_add_bits(uint8_t *at, uint8_t bits) {
+#pragma omp atomic update
+    *at |= bits;
+}
+
 #else
 
 int abn_has_openmp(void) { return 0; }
@@ -56,5 +61,7 @@ void abn_parallel(int threads, abn_body *body, void *argument) {
 }
 
 void abn_barrier(void) {}
+
+void abn_add_bits(uint8_t *at, uint8_t bits) { *at |= bits; }
 
 #endif
