@@ -65,3 +65,15 @@ def test_constants_of_dx_that_underflow_in_float32(strategy):
     _, ctx = functional.forward(x, weight, strategy=strategy, **options)
     dx = functional.backward(ctx, dz).dx
     assert np.abs(dx - want).max() < 1e-6 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("isa", _core.info()["isa_usable"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "mish"])
+def test_a_y_that_overflows_has_a_value(activation, isa):
+    """Infinity times a gate of zero was NaN; far left there is nothing left of z."""
+    zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
+    x, weight = np.array([[-1e30], [1.0]], np.float32), np.full(1, 1e9, np.float32)
+    options = {"training": False, "activation": activation, "strategy": "standard", "isa": isa}
+    z, _ = _core.forward(x, weight, None, zero, one, **options)
+    assert z[0, 0] == 0
+    assert z[1, 0] > 9e8

@@ -194,8 +194,10 @@ INLINE gate_parts gate_of(abn_activation activation, vec y, vec power) {
     }
 }
 
+/* From -1000 on the gate is 0, and y may be an overflow's infinity. */
 INLINE vec gated_value(abn_activation activation, vec y) {
-    return v_mul(y, gate_of(activation, y, gate_power(activation, y)).gate);
+    const vec within = v_max(v_set1(-1000), y);
+    return v_mul(within, gate_of(activation, within, gate_power(activation, within)).gate);
 }
 
 /* Far out the gate's slope is 0, and no product must overflow before it meets that. (Where mish's exponential stops
