@@ -154,10 +154,6 @@ static exact_sums sum_exactly(const backward_operation *b, ptrdiff_t channel) {
     return sums;
 }
 
-static double load_from(const abn_operation *op, abn_input input, ptrdiff_t i) {
-    return input.data ? abn_load_element(op->source.dtype, abn_at(op, input.data, 0, 0, i)) : 0;
-}
-
 static void exact_gradient(const backward_operation *b, const abn_part *part) {
     const abn_operation *op = &b->op;
     const abn_dtype dtype = op->source.dtype;
@@ -165,9 +161,9 @@ static void exact_gradient(const backward_operation *b, const abn_part *part) {
         const abn_input source = part->kind & ABN_GUARDED ? piece.xhat : piece.tile.source;
         for (ptrdiff_t i = 0; i < piece.tile.length; i++) {
             const ptrdiff_t c = abn_element_of(op, &part->span, piece.row, piece.column + i).channel;
-            const exact_values values =
-                exact_element(b, c, piece.index + i, load_from(op, source, i), load_from(op, piece.tile.gradient, i),
-                              load_from(op, piece.tile.residual, i));
+            const exact_values values = exact_element(b, c, piece.index + i, abn_element_from(op, source, i),
+                                                      abn_element_from(op, piece.tile.gradient, i),
+                                                      abn_element_from(op, piece.tile.residual, i));
             abn_store_element(dtype, abn_at(op, piece.tile.destination.data, 0, 0, i), exact_result(b, c, values));
             if (!piece.tile.residual_gradient.data) continue;
             void *to = abn_at(op, piece.tile.residual_gradient.data, 0, 0, i);
@@ -195,7 +191,7 @@ static void put_escapes(const backward_operation *b, const abn_part *part, const
         const ptrdiff_t i = (ptrdiff_t)(escapes->index[e] - piece->index);
         const ptrdiff_t c = abn_element_of(&b->op, &part->span, piece->row, piece->column + i).channel;
         const double normal = context->norm.weight[c] * escapes->xhat[e];
-        const double y = normal + context->norm.bias[c] + load_from(&b->op, piece->tile.residual, i);
+        const double y = normal + context->norm.bias[c] + abn_element_from(&b->op, piece->tile.residual, i);
         abn_set_real(&b->op, to.w, i, is_scaled(b, c) ? normal : escapes->xhat[e]);
         abn_set_real(&b->op, to.slopes, i,
                      slope == SLOPE_BY_PARAM

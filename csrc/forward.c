@@ -92,10 +92,6 @@ static double xhat_of(const forward_operation *f, ptrdiff_t channel, double x) {
 
 /* ---- piece by piece ------------------------------------------------------------------------------------- */
 
-static double element_of(const abn_operation *op, abn_input input, ptrdiff_t i) {
-    return input.data ? abn_load_element(op->source.dtype, abn_at(op, input.data, 0, 0, i)) : 0;
-}
-
 /* x is still there. */
 static void escape(const forward_operation *f, const abn_part *part, const abn_piece *piece, const uint64_t *lost,
                    abn_escape_list *list) {
@@ -106,7 +102,7 @@ static void escape(const forward_operation *f, const abn_part *part, const abn_p
         }
         if (!(lost[i / 64] >> i % 64 & 1)) continue;
         const ptrdiff_t channel = abn_element_of(&f->op, &part->span, piece->row, piece->column + i).channel;
-        const double x = element_of(&f->op, piece->tile.source, i);
+        const double x = abn_element_from(&f->op, piece->tile.source, i);
         abn_escape_push(list, (abn_escape){piece->index + i, xhat_of(f, channel, x)});
     }
 }
@@ -144,7 +140,7 @@ static void settle_sign(const forward_operation *f, const abn_piece *piece, ptrd
     const abn_operation *op = &f->op;
     const abn_norm *norm = &f->context->norm;
     const double weight = norm->weight[channel];
-    const double bias = norm->bias[channel] + element_of(op, piece->tile.residual, i);
+    const double bias = norm->bias[channel] + abn_element_from(op, piece->tile.residual, i);
     uint16_t *xhat = abn_at(op, piece->xhat.data, 0, 0, i);
     const double rounded = weight * abn_load_element(op->source.dtype, xhat) + bias;
     const double margin = fabs(bias) * FLT_EPSILON; /* the kernels' y is a float */
@@ -196,9 +192,9 @@ static void exact_element(const forward_operation *f, const abn_piece *piece, ab
     const abn_operation *op = &f->op;
     const abn_context *context = f->context;
     const abn_dtype dtype = op->source.dtype;
-    const double xhat = xhat_of(f, at.channel, element_of(op, piece->tile.source, i));
+    const double xhat = xhat_of(f, at.channel, abn_element_from(op, piece->tile.source, i));
     const double weight = context->norm.weight[at.channel], bias = context->norm.bias[at.channel];
-    const double residual = element_of(op, piece->tile.residual, i), y = weight * xhat + bias + residual;
+    const double residual = abn_element_from(op, piece->tile.residual, i), y = weight * xhat + bias + residual;
     if (context->keep == ABN_KEEP_XHAT) {
         abn_store_element(dtype, abn_at(op, piece->tile.source.data, 0, 0, i), xhat);
         return;

@@ -59,6 +59,9 @@ void *abn_at(const abn_operation *op, const void *data, ptrdiff_t stride, ptrdif
 /* Where the xhat of a guarded channel's element lies. */
 void *abn_guarded_at(const abn_operation *op, const abn_guard *guard, abn_element element);
 
+/* The i-th element of a row that begins at an input's data; 0 where there is no such array. */
+double abn_element_from(const abn_operation *op, abn_input input, ptrdiff_t i);
+
 /* An element of bench->y and the like. */
 void abn_set_real(const abn_operation *op, void *reals, ptrdiff_t i, double value);
 
