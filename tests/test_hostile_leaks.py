@@ -4,13 +4,13 @@ Ten thousand of each where slow tests are run.
 """
 
 import gc
-import sys
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from references import counts
 
 from inplace_abn import Context, _core, functional
 
@@ -129,8 +129,7 @@ def leaks(function, objects, calls):
     """Return what so many calls leave behind: references, traced bytes, resident bytes."""
     for _ in range(500):
         function()
-    gc.collect()
-    references, held = [sys.getrefcount(o) for o in objects], resident()
+    references, held = counts(objects), resident()
     for _ in range(calls - 1000):
         function()
     gc.collect()
@@ -145,7 +144,7 @@ def leaks(function, objects, calls):
         traced = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    return [sys.getrefcount(o) for o in objects] != references, traced, held
+    return counts(objects) != references, traced, held
 
 
 def check(function, arguments, calls):
