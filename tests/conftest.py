@@ -1,5 +1,6 @@
 """What holds for all tests: how hypothesis draws examples."""
 
+import gc
 import os
 
 from hypothesis import HealthCheck, settings
@@ -16,3 +17,9 @@ settings.register_profile(
     "explore", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+def pytest_collection_finish():
+    """Take what pytest holds of so many tests out of each collection of a test that counts what is left."""
+    gc.collect()
+    gc.freeze()

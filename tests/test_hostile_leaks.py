@@ -1,7 +1,4 @@
-"""Many calls of every function, accepted and refused: references, traced memory and the process.
-
-Ten thousand of each where slow tests are run.
-"""
+"""Ten thousand calls of every function, accepted and refused: references, traced memory and the process."""
 
 import gc
 import tracemalloc
@@ -15,7 +12,7 @@ from references import counts
 from inplace_abn import Context, _core, functional
 
 SHAPE = (2, 3, 8)
-CALLS = [1500, pytest.param(10_000, marks=pytest.mark.slow)]
+CALLS = 10_000
 REFUSED = (TypeError, ValueError, RuntimeError)
 STATM = Path("/proc/self/statm")
 PAGE = 4096
@@ -125,12 +122,12 @@ def refusals(a):
     }
 
 
-def leaks(function, objects, calls):
+def leaks(function, objects):
     """Return what so many calls leave behind: references, traced bytes, resident bytes."""
     for _ in range(500):
         function()
     references, held = counts(objects), resident()
-    for _ in range(calls - 1000):
+    for _ in range(CALLS - 1000):
         function()
     gc.collect()
     held = resident() - held
@@ -147,24 +144,22 @@ def leaks(function, objects, calls):
     return counts(objects) != references, traced, held
 
 
-def check(function, arguments, calls):
+def check(function, arguments):
     arrays = [v for v in vars(arguments).values() if isinstance(v, np.ndarray)]
-    grown, traced, held = leaks(function, [*arrays, *arguments.statistics, Context, _core], calls)
+    grown, traced, held = leaks(function, [*arrays, *arguments.statistics, Context, _core])
     assert not grown
     assert traced < 2000  # 4 bytes a call
     assert held < 1 << 20  # 100 bytes a call; the smallest side array of a context is 64
 
 
-@pytest.mark.parametrize("calls", CALLS)
 @pytest.mark.parametrize("name", accepted(Arguments()))
-def test_calls_leave_nothing_behind(name, calls):
+def test_calls_leave_nothing_behind(name):
     arguments = Arguments()
-    check(accepted(arguments)[name], arguments, calls)
+    check(accepted(arguments)[name], arguments)
 
 
-@pytest.mark.parametrize("calls", CALLS)
 @pytest.mark.parametrize("name", refusals(Arguments()))
-def test_refusals_leave_nothing_behind(name, calls):
+def test_refusals_leave_nothing_behind(name):
     arguments = Arguments()
     call = refusals(arguments)[name]
     with pytest.raises(REFUSED):
@@ -174,7 +169,7 @@ def test_refusals_leave_nothing_behind(name, calls):
         with suppress(*REFUSED):
             call()
 
-    check(refused, arguments, calls)
+    check(refused, arguments)
 
 
 @pytest.mark.parametrize("table", [accepted, refusals])
