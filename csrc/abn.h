@@ -107,8 +107,8 @@ typedef struct {
  * (n*C + c)*S + s channels-first, (n*S + s)*C + c channels-last. (Where C or S is 1 the two are the same.)
  *
  * Elements that cannot be had back from z: where the activation is flat, near its minimum, where the residual is far
- * above the weight; z that overflows float16, with statistics that were given. Sorted by index. Owned by the library:
- * abn_escapes_free. All zero means: none. */
+ * above the weight; with statistics that were given, z that overflows float16, and xhat that overflows where it is to be
+ * kept. Sorted by index. Owned by the library: abn_escapes_free. All zero means: none. */
 typedef struct {
     ptrdiff_t count;
     int64_t *index;
@@ -135,7 +135,7 @@ typedef struct {
     abn_batch residual;          /* y = weight * xhat + bias + residual; like kept, read only. data == NULL: none */
     abn_norm norm;
     abn_guard guard;     /* ABN_KEEP_Z only */
-    abn_escapes escapes; /* ABN_KEEP_Z only */
+    abn_escapes escapes; /* none with ABN_KEEP_X */
     /* ABN_KEEP_Z of ABN_FROM_Z_AND_SIDE: bit index % 8 of byte index / 8 is set where y lies left of the minimum.
      * abn_sides_bytes(context) bytes, zeroed before the forward. */
     uint8_t *sides;

@@ -99,27 +99,31 @@ static double exact_result(const backward_operation *b, ptrdiff_t channel, exact
     return dx * norm->weight[channel] * norm->inv_std[channel];
 }
 
-/* xhat from z: of an escaped element, or by the inverse. */
 static double xhat_from_z(const backward_operation *b, ptrdiff_t channel, int64_t index, double z, double residual) {
     const abn_context *context = b->context;
-    const abn_escapes *escapes = &context->escapes;
-    const ptrdiff_t e = escapes->count > 0 ? abn_escapes_from(escapes, index) : 0;
     uint64_t left = 0;
-    if (e < escapes->count && escapes->index[e] == index) return escapes->xhat[e];
     if (context->sides) abn_sides_get(context->sides, index, &left, 1);
     const double y = abn_activation_inverse(context->activation, abn_param_at(context, channel), z, left & 1);
     return (y - residual - context->norm.bias[channel]) / context->norm.weight[channel];
+}
+
+/* From what is kept of the element: where it escaped, in the list. */
+static double xhat_of(const backward_operation *b, ptrdiff_t channel, int64_t index, double kept, double residual) {
+    const abn_context *context = b->context;
+    const abn_norm *norm = &context->norm;
+    const abn_escapes *escapes = &context->escapes;
+    const ptrdiff_t e = escapes->count > 0 ? abn_escapes_from(escapes, index) : 0;
+    if (e < escapes->count && escapes->index[e] == index) return escapes->xhat[e];
+    if (context->keep == ABN_KEEP_X) return (kept - norm->mean[channel]) * norm->inv_std[channel];
+    if (context->keep == ABN_KEEP_XHAT || is_guarded(b, channel)) return kept;
+    return xhat_from_z(b, channel, index, kept, residual);
 }
 
 static exact_values exact_element(const backward_operation *b, ptrdiff_t channel, int64_t index, double kept, double dz,
                                   double residual) {
     const abn_context *context = b->context;
     const abn_norm *norm = &context->norm;
-    exact_values values = {.xhat = kept};
-    if (context->keep == ABN_KEEP_Z && !is_guarded(b, channel))
-        values.xhat = xhat_from_z(b, channel, index, kept, residual);
-    else if (context->keep == ABN_KEEP_X)
-        values.xhat = (kept - norm->mean[channel]) * norm->inv_std[channel];
+    exact_values values = {.xhat = xhat_of(b, channel, index, kept, residual)};
     values.y = norm->weight[channel] * values.xhat + norm->bias[channel] + residual;
     values.dy = dz * abn_activation_derivative(context->activation, abn_param_at(context, channel), values.y);
     return values;
@@ -181,7 +185,7 @@ typedef struct {
 
 enum { SLOPE_BY_Y, SLOPE_BY_PARAM }; /* activation'(y), or the activation's derivative by its parameter */
 
-/* What z does not tell comes from the list. */
+/* What neither z nor the stored xhat tells comes from the list. */
 static void put_escapes(const backward_operation *b, const abn_part *part, const abn_piece *piece, int slope,
                         recovered to) {
     const abn_context *context = b->context;
@@ -216,8 +220,9 @@ static void from_z(const backward_operation *b, const abn_part *part, const abn_
 }
 
 /* From x or xhat. y is in the place of the slope. */
-static void from_x(const backward_operation *b, const abn_input source, const abn_piece *piece, int slope,
+static void from_x(const backward_operation *b, const abn_part *part, const abn_piece *piece, int slope,
                    abn_bench *bench, recovered to) {
+    const abn_input source = part->kind & ABN_GUARDED ? piece->xhat : piece->tile.source;
     const abn_piece_kernels *kernels = &b->op.kernels->piece;
     const abn_stages *stages = b->op.set->stages;
     const ptrdiff_t n = piece->tile.length;
@@ -229,6 +234,7 @@ static void from_x(const backward_operation *b, const abn_input source, const ab
     else
         stages->of[b->context->activation].slope(to.slopes, to.slopes, n,
                                                  abn_piece_param(&b->op, b->context, piece, bench));
+    if (b->context->escapes.count > 0) put_escapes(b, part, piece, slope, to);
 }
 
 static recovered in_memo(const abn_operation *op, abn_output memo) {
@@ -241,7 +247,6 @@ static void for_each_piece(const backward_operation *b, const abn_part *part, vo
     const abn_piece_kernels *kernels = &op->kernels->piece;
     const ptrdiff_t sum_bytes =
         op->layout == ABN_ROWS ? 2 * ABN_LANE_BYTES : (ptrdiff_t)abn_real_size(op->source.dtype);
-    const int guarded = part->kind & ABN_GUARDED;
     abn_bench bench;
     for (abn_piece piece = {0}; abn_next_piece(op, part, &piece);) {
         const abn_tile *tile = &piece.tile;
@@ -249,8 +254,8 @@ static void for_each_piece(const backward_operation *b, const abn_part *part, vo
         const recovered at = has_memo ? in_memo(op, tile->memo) : (recovered){bench.y, bench.slope};
         if (!partial && has_memo)
             ; /* the sums have left them there */
-        else if (guarded || b->from == ABN_FROM_X)
-            from_x(b, guarded ? piece.xhat : tile->source, &piece, slope, &bench, at);
+        else if (part->kind & ABN_GUARDED || b->from == ABN_FROM_X)
+            from_x(b, part, &piece, slope, &bench, at);
         else
             from_z(b, part, &piece, slope, &bench, at);
         if (partial)

@@ -30,6 +30,7 @@ typedef struct {
     const abn_activation_kernels *identity;
     abn_escape_rule rule;
     abn_escape_list *escaped; /* one per thread; NULL: no element can be */
+    double largest_xhat;      /* with given statistics: that the storage type holds; else INFINITY */
 } forward_operation;
 
 /* ---- constants ------------------------------------------------------------------------------------------ */
@@ -86,6 +87,18 @@ static void begin_given(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels
     set_constants(f, channel, channels);
 }
 
+static abn_constants constants_of_xhat(abn_constants constants) {
+    constants.of[ABN_SCALE] = constants.of[XHAT_SCALE];
+    constants.of[ABN_SHIFT] = constants.of[XHAT_SHIFT];
+    return constants;
+}
+
+/* From xhat as it was stored, where it is: abn_recompute will find that. */
+static abn_constants constants_of_z(const forward_operation *f, abn_constants constants) {
+    if (f->context->keep == ABN_KEEP_XHAT) constants.of[ABN_CENTRE] = constants.of[FROM_XHAT_CENTRE];
+    return constants;
+}
+
 static double xhat_of(const forward_operation *f, ptrdiff_t channel, double x) {
     return (x - f->context->norm.mean[channel]) * f->context->norm.inv_std[channel];
 }
@@ -120,6 +133,11 @@ static void note_beside(const forward_operation *f, const abn_part *part, const 
     if (f->context->sides) abn_sides_put(f->context->sides, piece->index, bench->sides, n);
 }
 
+/* Is xhat to be had back from z? */
+static int z_tells(const forward_operation *f, const abn_part *part) {
+    return f->escaped && f->context->keep == ABN_KEEP_Z && !(part->kind & ABN_GUARDED);
+}
+
 /* The neighbour above or below of a float16 or bfloat16. */
 static uint16_t next_half(uint16_t half, int up) {
     if ((half & 0x7fff) == 0) return up ? 0x0001 : 0x8001;
@@ -148,6 +166,10 @@ static void settle_sign(const forward_operation *f, const abn_piece *piece, ptrd
     *xhat = next_half(*xhat, (y > 0) == (weight > 0));
 }
 
+static int settles(const forward_operation *f, const abn_part *part) {
+    return part->kind & ABN_GUARDED && has_signs(f);
+}
+
 static void settle_signs(const forward_operation *f, const abn_part *part, const abn_piece *piece,
                          const abn_bench *bench) {
     for (ptrdiff_t i = 0; i < piece->tile.length; i++) {
@@ -156,33 +178,95 @@ static void settle_signs(const forward_operation *f, const abn_part *part, const
     }
 }
 
-/* list: NULL where z need not tell. */
-static void apply_to_pieces(const forward_operation *f, const abn_part *part, const abn_constants *constants,
-                            abn_escape_list *list) {
+static void store_xhat(const forward_operation *f, const abn_piece *piece, ptrdiff_t i, double xhat, const void *to,
+                       abn_escape_list *list) {
+    if (fabs(xhat) > f->largest_xhat) abn_escape_push(list, (abn_escape){piece->index + i, xhat});
+    abn_store_element(f->op.source.dtype, abn_at(&f->op, to, 0, 0, i), xhat);
+}
+
+/* The piece's xhat, over x or beside it. What the storage type does not hold is escaped. */
+static void keep_xhat(const forward_operation *f, const abn_part *part, const abn_piece *piece, abn_escape_list *list,
+                      abn_bench *bench) {
+    const abn_operation *op = &f->op;
+    const ptrdiff_t n = piece->tile.length;
+    const void *to = part->kind & ABN_GUARDED ? piece->xhat.data : piece->tile.source.data;
+    if (part->kind & ABN_EXACT) {
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const ptrdiff_t channel = abn_element_of(op, &part->span, piece->row, piece->column + i).channel;
+            store_xhat(f, piece, i, xhat_of(f, channel, abn_element_from(op, piece->tile.source, i)), to, list);
+        }
+        return;
+    }
+    const abn_constants constants = constants_of_xhat(piece->constants);
+    op->kernels->piece.normalize(piece->tile.source.data, n, &constants, bench->y);
+    if (f->largest_xhat < INFINITY &&
+        op->set->stages->look(bench->y, n, -f->largest_xhat, f->largest_xhat, 0, 0, bench->sides, bench->lost))
+        escape(f, part, piece, bench->lost, list);
+    op->kernels->piece.narrow(bench->y, n, (void *)(uintptr_t)to);
+}
+
+static void put_y(const forward_operation *f, const abn_part *part, const abn_piece *piece, abn_escape escaped,
+                  abn_bench *bench) {
+    const ptrdiff_t i = (ptrdiff_t)(escaped.index - piece->index);
+    const ptrdiff_t channel = abn_element_of(&f->op, &part->span, piece->row, piece->column + i).channel;
+    const abn_norm *norm = &f->context->norm;
+    abn_set_real(&f->op, bench->y, i, norm->weight[channel] * escaped.xhat + norm->bias[channel]);
+}
+
+/* Elements that xhat as it was stored does not tell: of the list from `first` on, or of the context. */
+static void put_escapes(const forward_operation *f, const abn_part *part, const abn_piece *piece,
+                        const abn_escape_list *list, ptrdiff_t first, abn_bench *bench) {
+    const abn_escapes *escapes = &f->context->escapes;
+    const int64_t end = piece->index + piece->tile.length;
+    for (ptrdiff_t e = first; list && e < list->count; e++) put_y(f, part, piece, list->entries[e], bench);
+    for (ptrdiff_t e = abn_escapes_from(escapes, piece->index); e < escapes->count && escapes->index[e] < end; e++)
+        put_y(f, part, piece, (abn_escape){escapes->index[e], escapes->xhat[e]}, bench);
+}
+
+/* y of the piece, and what is kept beside z or instead of it. */
+static void find_y(const forward_operation *f, const abn_part *part, const abn_piece *piece, abn_escape_list *list,
+                   ptrdiff_t first, abn_bench *bench) {
+    const abn_piece_kernels *kernels = &f->op.kernels->piece;
+    const abn_constants constants = constants_of_z(f, piece->constants);
+    const void *residual = piece->tile.residual.data;
+    const ptrdiff_t n = piece->tile.length;
+    const int tells = z_tells(f, part);
+    kernels->normalize(piece->tile.source.data, n, &constants, bench->y);
+    if (f->context->keep != ABN_KEEP_Z) put_escapes(f, part, piece, list, first, bench);
+    const int any_far = residual && kernels->add(residual, n, &constants, bench->y, tells ? bench->far : NULL);
+    if (tells) note_beside(f, part, piece, any_far, list, bench);
+    if (settles(f, part)) settle_signs(f, part, piece, bench);
+}
+
+/* Will the kernel of whole tiles do for the piece? */
+static int is_straight(const forward_operation *f, const abn_part *part, const abn_piece *piece, int has_escapes) {
+    const abn_tile *tile = &piece->tile;
+    if (f->context->keep == ABN_KEEP_XHAT && has_escapes) return 0;
+    if (!f->straight || settles(f, part)) return 0;
+    return !(z_tells(f, part) && tile->residual.data &&
+             f->op.kernels->piece.any_far(tile->residual.data, tile->length, &piece->constants));
+}
+
+static void apply_to_pieces(const forward_operation *f, const abn_part *part, abn_escape_list *list, int keeps_xhat) {
     const abn_operation *op = &f->op;
     const abn_piece_kernels *kernels = &op->kernels->piece;
-    const int settle = part->kind & ABN_GUARDED && has_signs(f);
     const int is_real = abn_dtype_size(op->source.dtype) == abn_real_size(op->source.dtype);
-    abn_part moved = *part;
     abn_bench bench;
-    moved.constants = *constants;
-    for (abn_piece piece = {0}; abn_next_piece(op, &moved, &piece);) {
-        const ptrdiff_t n = piece.tile.length;
-        int any_far = 0;
-        if (f->straight && !settle && !kernels->any_far(piece.tile.residual.data, n, &piece.constants)) {
-            f->straight(&piece.tile, &piece.constants);
+    for (abn_piece piece = {0}; abn_next_piece(op, part, &piece);) {
+        const abn_tile *tile = &piece.tile;
+        const ptrdiff_t n = tile->length, first = list ? list->count : 0;
+        if (keeps_xhat) keep_xhat(f, part, &piece, list, &bench);
+        if (is_straight(f, part, &piece, list && list->count > first)) {
+            const abn_constants constants = constants_of_z(f, piece.constants);
+            f->straight(tile, &constants);
             continue;
         }
-        kernels->normalize(piece.tile.source.data, n, &piece.constants, bench.y);
-        if (piece.tile.residual.data)
-            any_far = kernels->add(piece.tile.residual.data, n, &piece.constants, bench.y, list ? bench.far : NULL);
-        if (list) note_beside(f, part, &piece, any_far, list, &bench);
-        if (settle) settle_signs(f, part, &piece, &bench);
+        find_y(f, part, &piece, list, first, &bench);
         /* whole vectors of the kernels' own type need no way round */
-        void *z = is_real && n % ABN_PADDING == 0 ? piece.tile.destination.data : bench.y;
+        void *z = is_real && n % ABN_PADDING == 0 ? tile->destination.data : bench.y;
         op->set->stages->of[f->context->activation].value(bench.y, z, n,
                                                           abn_piece_param(op, f->context, &piece, &bench));
-        if (z == bench.y) kernels->narrow(bench.y, n, piece.tile.destination.data);
+        if (z == bench.y) kernels->narrow(bench.y, n, tile->destination.data);
     }
 }
 
@@ -195,14 +279,10 @@ static void exact_element(const forward_operation *f, const abn_piece *piece, ab
     const double xhat = xhat_of(f, at.channel, abn_element_from(op, piece->tile.source, i));
     const double weight = context->norm.weight[at.channel], bias = context->norm.bias[at.channel];
     const double residual = abn_element_from(op, piece->tile.residual, i), y = weight * xhat + bias + residual;
-    if (context->keep == ABN_KEEP_XHAT) {
-        abn_store_element(dtype, abn_at(op, piece->tile.source.data, 0, 0, i), xhat);
-        return;
-    }
     void *to = abn_at(op, piece->tile.destination.data, 0, 0, i);
     abn_store_element(dtype, to, abn_activation_value(context->activation, abn_param_at(context, at.channel), y));
     if (piece->xhat.data) {
-        abn_store_element(dtype, abn_at(op, piece->xhat.data, 0, 0, i), xhat);
+        store_xhat(f, piece, i, xhat, piece->xhat.data, list);
         if (has_signs(f)) settle_sign(f, piece, at.channel, i, y);
     } else if (context->keep == ABN_KEEP_Z) {
         const uint64_t left = y < f->rule.minimum;
@@ -213,7 +293,6 @@ static void exact_element(const forward_operation *f, const abn_piece *piece, ab
     }
 }
 
-/* z, or xhat over x (ABN_KEEP_XHAT). */
 static void exact_part(const forward_operation *f, const abn_part *part, abn_escape_list *list) {
     for (abn_piece piece = {0}; abn_next_piece(&f->op, part, &piece);)
         for (ptrdiff_t i = 0; i < piece.tile.length; i++)
@@ -222,9 +301,10 @@ static void exact_part(const forward_operation *f, const abn_part *part, abn_esc
 
 /* ---- the second pass ------------------------------------------------------------------------------------ */
 
-static void write_xhat(const forward_operation *f, abn_tile tile, abn_constants constants, abn_input to) {
-    constants.of[ABN_SCALE] = constants.of[XHAT_SCALE];
-    constants.of[ABN_SHIFT] = constants.of[XHAT_SHIFT];
+static void write_xhat(const forward_operation *f, const abn_part *part) {
+    const abn_input to = part->kind & ABN_GUARDED ? part->xhat : part->tile.source;
+    const abn_constants constants = constants_of_xhat(part->constants);
+    abn_tile tile = part->tile;
     tile.destination = (abn_output){(void *)(uintptr_t)to.data, to.stride};
     f->identity->apply[ABN_ALONE](&tile, &constants);
 }
@@ -232,25 +312,23 @@ static void write_xhat(const forward_operation *f, abn_tile tile, abn_constants 
 static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
                   int thread) {
     forward_operation *f = (forward_operation *)op;
-    const abn_keep keep = f->context->keep;
+    abn_escape_list *list = f->escaped ? &f->escaped[thread] : NULL;
+    const int of_xhat = f->context->keep == ABN_KEEP_XHAT;
     for (abn_part part = {0}; abn_next_part(op, &f->context->guard, tile, span, constants, &part);) {
-        const int guarded = part.kind & ABN_GUARDED, exact = part.kind & ABN_EXACT;
-        abn_escape_list *list = f->escaped && !guarded ? &f->escaped[thread] : NULL;
-        abn_constants of_part = part.constants;
-        of_part.param = f->context->activation_param;
-        if (exact)
+        const int exact = part.kind & ABN_EXACT, keeps_xhat = of_xhat || part.kind & ABN_GUARDED;
+        const int keeps_by_piece = keeps_xhat && (exact || f->largest_xhat < INFINITY);
+        part.constants.param = f->context->activation_param;
+        if (exact && !of_xhat) {
             exact_part(f, &part, list);
-        else if (guarded)
-            write_xhat(f, part.tile, of_part, part.xhat);
-        else if (keep == ABN_KEEP_XHAT)
-            write_xhat(f, part.tile, of_part, part.tile.source);
-        /* z from xhat as it was stored, which is what abn_recompute will find */
-        if (keep == ABN_KEEP_XHAT) of_part.of[ABN_CENTRE] = of_part.of[FROM_XHAT_CENTRE];
-        if (exact && keep != ABN_KEEP_XHAT) continue;
-        if (f->straight && !(guarded && has_signs(f)) && !(list && op->residual.data))
-            f->straight(&part.tile, &of_part);
-        else
-            apply_to_pieces(f, &part, &of_part, list);
+            continue;
+        }
+        if (keeps_xhat && !keeps_by_piece) write_xhat(f, &part);
+        if (f->straight && !keeps_by_piece && !settles(f, &part) && !(z_tells(f, &part) && op->residual.data)) {
+            const abn_constants of_z = constants_of_z(f, part.constants);
+            f->straight(&part.tile, &of_z);
+        } else {
+            apply_to_pieces(f, &part, list, keeps_by_piece);
+        }
     }
 }
 
@@ -266,6 +344,7 @@ static void choose_kernels(forward_operation *f) {
     const int may_escape = f->context->keep == ABN_KEEP_Z && abn_can_escape(f->rule);
     f->identity = &of[ABN_IDENTITY];
     f->straight = may_escape ? NULL : whole->apply[f->op.residual.data ? ABN_JOINED : ABN_ALONE];
+    if (f->context->escapes.count > 0) f->straight = NULL; /* abn_recompute puts them in place */
     set_given_constants(f);
 }
 
@@ -273,7 +352,10 @@ static void choose_kernels(forward_operation *f) {
 static abn_status walk_with_escapes(forward_operation *f, int threads) {
     abn_context *context = f->context;
     const abn_batch *kept = &context->kept;
-    if (context->keep != ABN_KEEP_Z || (f->straight && !context->residual.data)) return abn_walk(&f->op);
+    const int z_is_kept = context->keep == ABN_KEEP_Z,
+              keeps_xhat = context->keep == ABN_KEEP_XHAT || context->guard.count;
+    const int by_z = z_is_kept && (!f->straight || context->residual.data);
+    if (!by_z && !(keeps_xhat && f->largest_xhat < INFINITY)) return abn_walk(&f->op);
     f->escaped = calloc((size_t)threads, sizeof *f->escaped);
     if (f->escaped == NULL) return ABN_NO_MEMORY;
     const abn_status status = abn_walk(&f->op);
@@ -298,6 +380,7 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
                .apply_use = AFFINE},
         .context = context,
         .rule = abn_escape_rule_for(context, training),
+        .largest_xhat = training ? INFINITY : abn_largest_of(x->dtype),
     };
     abn_status status = abn_operation_open(&f.op, machine, &context->guard);
     if (status != ABN_OK) return status;
@@ -338,6 +421,7 @@ abn_status abn_recompute(const abn_machine *machine, const abn_context *context,
                .begin = context->keep == ABN_KEEP_XHAT ? begin_from_xhat : begin_from_x,
                .apply_use = AFFINE},
         .context = &same,
+        .largest_xhat = INFINITY,
     };
     abn_status status = abn_operation_open(&f.op, machine, NULL);
     if (status != ABN_OK) return status;

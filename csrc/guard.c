@@ -7,8 +7,8 @@
  * escape list.
  *
  * Of m numbers with mean 0 and variance 1 none is above sqrt(m). With statistics that were given xhat can be anything:
- * there, and beside a residual, the forward puts what overflows float16 into the escape list; the other types reach
- * 3e38. */
+ * there, and beside a residual, the forward puts what overflows float16 into the escape list, and what of an xhat to be
+ * kept overflows any type. */
 #include "guard.h"
 
 #include <math.h>

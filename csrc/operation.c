@@ -144,6 +144,12 @@ abn_constants abn_constants_moved(const abn_operation *op, const abn_constants *
     return moved;
 }
 
+double abn_largest_of(abn_dtype dtype) {
+    static const double largest[ABN_DTYPES] = {
+        [ABN_FLOAT32] = FLT_MAX, [ABN_FLOAT64] = DBL_MAX, [ABN_FLOAT16] = 65504, [ABN_BFLOAT16] = 0x1.fep127};
+    return largest[dtype];
+}
+
 int abn_constant_fits(abn_dtype dtype, double value) {
     const double size = fabs(value);
     return dtype == ABN_FLOAT64 || value == 0 || !isfinite(value) || (size >= FLT_MIN && size <= FLT_MAX);

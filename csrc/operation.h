@@ -91,6 +91,9 @@ int abn_constant_fits(abn_dtype dtype, double value);
 /* Can they compute x - mean, for every x of a channel with these statistics? */
 int abn_centre_fits(abn_dtype dtype, double mean, double var, ptrdiff_t per_channel);
 
+/* The largest finite number of the storage type. */
+double abn_largest_of(abn_dtype dtype);
+
 /* Bytes of a number that kernels compute in. */
 size_t abn_real_size(abn_dtype dtype);
 void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double value);

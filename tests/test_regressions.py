@@ -77,3 +77,35 @@ def test_a_y_that_overflows_has_a_value(activation, isa):
     z, _ = _core.forward(x, weight, None, zero, one, **options)
     assert z[0, 0] == 0
     assert z[1, 0] > 9e8
+
+
+@pytest.mark.parametrize("isa", _core.info()["isa_usable"])
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("activation", ["leaky_relu", "elu", "gelu"])
+@pytest.mark.parametrize("strategy", ["checkpoint_xhat", "inplace_1", "inplace_2"])
+def test_an_xhat_that_the_storage_type_does_not_hold(strategy, activation, dtype, channel_axis, isa):
+    """Given statistics far from the batch: infinity was kept, and infinity times a weight of 0 is NaN."""
+    size = 1e4 if dtype == "float16" else 1e30
+    x = np.array([[size, 1, size, 1], [1, -size, 3, 2], [-size, 2, 1, size]] * 3, dtype)
+    weight, bias = np.array([0, 3e-10 / size, 0, 1], np.float32), np.array([1, 0, -1, 0], np.float32)
+    given = np.zeros(4, np.float32), np.array([1e-30, 1e-20, 1, 1e9], np.float32)
+    x, residual, dz = (a.reshape(3, 3, 4) for a in (x, x[::-1] / np.array(size, dtype), np.ones_like(x)))
+    x, residual, dz = (np.ascontiguousarray(np.moveaxis(a, -1, channel_axis)) for a in (x, residual, dz))
+    options = {"training": False, "eps": 1e-32, "activation": activation, "channel_axis": channel_axis}
+    want_z, want = reference.forward(
+        x, weight, bias, *given, residual=residual, strategy="standard", **options
+    )
+    want = reference.backward(want, dz)
+    z, ctx = _core.forward(x, weight, bias, *given, residual=residual, strategy=strategy, isa=isa, **options)
+    close = {"rtol": 2e-3 if dtype == "float16" else 1e-5, "atol": 1e-3 if dtype == "float16" else 1e-6}
+    np.testing.assert_allclose(z, want_z.astype(dtype), **close)
+    assert any(role == "escape_xhat" for role, *_ in ctx.saved)
+    if strategy == "checkpoint_xhat":
+        assert ctx.recompute(isa=isa).tobytes() == z.tobytes()
+    dx, dweight, dbias, _, dresidual = _core.backward(ctx, dz, isa=isa)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(dx, want.dx.astype(dtype), **close)
+        np.testing.assert_allclose(dweight, want.dweight.astype(np.float32), rtol=1e-3)
+    np.testing.assert_allclose(dbias, want.dbias, **close)
+    np.testing.assert_allclose(dresidual, want.dresidual, **close)
