@@ -1,0 +1,270 @@
+"""Residual and slope beside a context: the lock on the residual, what is kept, what is let go."""
+
+import gc
+import itertools
+
+import numpy as np
+import pytest
+from references import counts
+from refusals import SHAPE, forward_arguments, read_only
+from test_hostile_arguments import REFUSED, SCALARS, SPOILS, Springs, spoil
+from test_residual_arguments import STRATEGIES, C, batch, with_residual
+
+from inplace_abn import _core, functional, reference
+
+# NumPy is about to take these ways from arrays; as long as it has them they must do no harm.
+pytestmark = pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array:DeprecationWarning")
+
+# ---- the lock ----------------------------------------------------------------------------------------------
+
+FREES = {
+    "backward": lambda ctx, dz: functional.backward(ctx, dz),
+    "backward into": lambda ctx, dz: functional.backward(ctx, dz, residual_grad=np.ones_like(dz)),
+    "backward_apply": lambda ctx, dz: functional.backward_apply(
+        ctx, dz, *functional.backward_reduce(ctx, dz), 40, residual_grad=np.ones_like(dz)
+    ),
+    "release": lambda ctx, dz: ctx.release(),
+    "dropping": lambda ctx, dz: None,
+}
+
+
+@pytest.mark.parametrize("free", FREES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_residual_is_locked_until_the_context_is_freed(strategy, free):
+    residual = batch(2)
+    z, ctx = with_residual(residual, strategy=strategy)
+    assert z is not residual
+    assert not residual.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        residual += 1
+    FREES[free](ctx, batch(1))
+    del ctx
+    assert residual.flags.writeable
+
+
+@pytest.mark.parametrize("free", FREES)
+def test_a_residual_that_was_read_only_stays_so(free):
+    residual = read_only(SHAPE)
+    _, ctx = with_residual(residual)
+    FREES[free](ctx, batch(1))
+    del ctx
+    assert not residual.flags.writeable
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
+def test_contexts_that_keep_one_array_unlock_it_with_the_last_of_them(order):
+    """As the input of a residual block: z of the layer before, x of one, the residual of two others."""
+    shared = batch()
+    contexts = [
+        functional.forward(shared)[1],
+        functional.forward(shared, strategy="checkpoint")[1],
+        with_residual(shared)[1],
+        with_residual(shared, strategy="standard")[1],
+    ]
+    dz = batch(1)
+    for i in order[:3]:
+        functional.backward(contexts[i], dz)
+        assert not shared.flags.writeable
+    functional.backward(contexts[order[3]], dz)
+    assert shared.flags.writeable
+
+
+def test_a_residual_that_is_x_twice():
+    """Twice in one context, and in another."""
+    x = batch()
+    _, first = functional.forward(x, residual=x, strategy="standard")
+    _, second = with_residual(x)
+    first.release()
+    assert not x.flags.writeable
+    second.release()
+    assert x.flags.writeable
+
+
+def test_refusals_lock_nothing_and_unlock_nothing():
+    residual = batch(2)
+    with pytest.raises(ValueError, match="running_mean"):
+        with_residual(residual, running_mean=residual[0, :, 0, 0], running_var=np.ones(C, np.float32))
+    assert residual.flags.writeable
+    _, ctx = with_residual(residual)
+    for options in ({"residual_grad": residual}, {"dz": np.ones(3, np.float32)}, {"threads": 0}):
+        with pytest.raises(ValueError, match=r"residual_grad|dz|threads"):
+            functional.backward(**{"ctx": ctx, "dz": batch(1), **options})
+        assert not residual.flags.writeable
+        assert not ctx.freed
+    functional.backward(ctx, batch(1))
+    assert residual.flags.writeable
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_residual_is_written_by_nothing(strategy):
+    residual = batch(2)
+    view, vector = residual[...], residual.reshape(-1)[:C]
+    _, ctx = with_residual(residual, strategy=strategy)
+    _, other = functional.forward(batch(), strategy="checkpoint")
+    kept = "and shares memory with the residual that a live context keeps for its backward"
+    one, sums = np.ones(C, np.float32), np.zeros(C)
+    before = residual.copy()
+    for call, name in [
+        (lambda: functional.forward(view), "x"),
+        (lambda: functional.forward(view[1:]), "x"),
+        (lambda: functional.forward(batch(), None, None, vector, one), "running_mean"),
+        (lambda: functional.normalize(batch(), sums, sums + 1, 20, None, None, one, vector), "running_var"),
+        (lambda: functional.backward(other, view, overwrite=True), "dz"),
+        (lambda: functional.backward_apply(other, view, sums, sums, 40, overwrite=True), "dz"),
+        (lambda: other.recompute(view), "out"),
+        (lambda: _core.stream(view.reshape(-1)), "a"),
+    ]:
+        with pytest.raises(ValueError, match=f"{name} is written in place, {kept}") as caught:
+            call()
+        assert f"strategy='{strategy}'" in str(caught.value)
+        assert "and residual" in str(caught.value)
+    with pytest.raises(ValueError, match="dz is written and shares memory with what ctx keeps"):
+        functional.backward(ctx, view, overwrite=True)
+    with pytest.raises(ValueError, match="x is written in place, but a live context keeps it"):
+        functional.forward(residual)
+    assert np.array_equal(residual, before)
+    functional.backward(other, view)  # reads it
+    assert np.array_equal(functional.backward(ctx, view).dresidual.shape, SHAPE)
+
+
+# ---- what is kept ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_saved_lists_the_residual(strategy):
+    residual = batch(2)
+    _, ctx = with_residual(residual, strategy=strategy)
+    listed = [(name, size) for name, _, size in ctx.saved][:2]
+    assert listed == [(reference.KEEPS[strategy], residual.nbytes), ("residual", residual.nbytes)]
+    assert ctx.saved[1][1] is residual
+    assert ctx.nbytes == sum(size for _, _, size in ctx.saved)
+    assert f"keeps {reference.KEEPS[strategy]} and residual" in repr(ctx)
+    assert any(seen is residual for seen in gc.get_referents(ctx))
+    ctx.release()
+    assert ctx.saved == []
+    assert ctx.nbytes == 0
+
+
+CHANGES = {
+    "smaller": (lambda r: r.resize(60, refcheck=False), "resized or given other memory: it had 480"),
+    "larger": (lambda r: r.resize(1 << 22, refcheck=False), "and now has 16777216 bytes"),
+    "state": (
+        lambda r: r.__setstate__((1, SHAPE, np.dtype(np.float64), False, bytes(960))),
+        "resized or given other memory",
+    ),
+    "dtype": (lambda r: setattr(r, "dtype", np.int32), "made another dtype: it was float32"),
+    "unlocked": (lambda r: r.setflags(write=True), "unlocked: flags.writeable is True, and was False"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat", "inplace"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_residual_that_was_changed(change, strategy):
+    residual, sums, dz = batch(2), np.zeros(C), batch(1)
+    _, ctx = with_residual(residual, strategy=strategy)
+    act, message = CHANGES[change]
+    act(residual)
+    for call in (
+        lambda: functional.backward(ctx, dz),
+        lambda: functional.backward_reduce(ctx, dz),
+        lambda: functional.backward_apply(ctx, dz, sums, sums, 40, residual_grad=batch(3)),
+        ctx.recompute,
+    ):
+        with pytest.raises(RuntimeError, match=f"the residual that ctx keeps was .*{message}"):
+            call()
+    assert not ctx.freed
+    ctx.release()
+
+
+SIDED = ["silu", "gelu", "gelu_tanh", "mish"]
+
+
+@pytest.mark.parametrize("activation", SIDED)
+def test_sides_are_a_bit_per_element(activation):
+    x = batch()
+    _, ctx = functional.forward(x, activation=activation)
+    ((_, sides, size),) = [row for row in ctx.saved if row[0] == "sides"]
+    assert sides.dtype == np.uint8
+    assert sides.nbytes == size == (x.size + 7) // 8
+    assert not sides.flags.writeable
+    with pytest.raises(ValueError, match="does not own its data"):
+        sides.resize(1 << 20, refcheck=False)
+    for strategy in ("standard", "checkpoint_xhat"):
+        _, ctx = functional.forward(batch(), activation=activation, strategy=strategy)
+        assert len(ctx.saved) == 1
+
+
+# ---- nothing runs between the checks and the work ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", SPOILS)
+@pytest.mark.parametrize("victim", ["residual", "slope"])
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_forward_looks_at_arrays_after_all_numbers(scalar, victim, what):
+    arrays = {"residual": batch(2), "slope": np.ones(C, np.float32)}
+    number = Springs(SCALARS[scalar], spoil(arrays[victim])[what])
+    arguments = forward_arguments(**arrays, activation="prelu", **{scalar: number})
+    if what == "lock":
+        functional.forward(**arguments)  # read only: no harm
+    else:
+        with pytest.raises(REFUSED, match=victim):
+            functional.forward(**arguments)
+
+
+@pytest.mark.parametrize("what", SPOILS)
+@pytest.mark.parametrize("victim", ["residual", "residual_grad"])
+def test_backward_looks_at_arrays_after_all_numbers(victim, what):
+    arrays = {"residual": batch(2), "residual_grad": batch(3)}
+    _, ctx = with_residual(arrays["residual"])
+    threads = Springs(1, spoil(arrays[victim])[what])
+    call = {"ctx": ctx, "dz": batch(1), "residual_grad": arrays["residual_grad"], "threads": threads}
+    if victim == "residual" and what in ("lock", "reshape"):
+        functional.backward(**call)  # the same memory
+    else:
+        with pytest.raises(REFUSED, match=r"the residual that ctx keeps|residual_grad"):
+            functional.backward(**call)
+
+
+# ---- references --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("free", FREES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_references_come_back(strategy, free):
+    x, residual, slope, dz = batch(), batch(2), np.ones(1, np.float32), batch(1)
+    objects = [x, residual, slope, dz, functional.Context, _core]
+    before = counts(objects)
+    for _ in range(10):
+        z, ctx = functional.forward(x, residual=residual, activation="prelu", slope=slope, strategy=strategy)
+        FREES[free](ctx, dz)
+        del z, ctx
+    assert counts(objects) == before
+
+
+def test_references_come_back_after_refusals():
+    x, residual, slope, dz, added = batch(), batch(2), np.ones(C, np.float32), batch(1), batch(3)
+    bad = np.ones((4, 3, 6), np.float32)
+    _, ctx = with_residual(batch(4))
+    _, plain = functional.forward(batch(5))
+    nan = np.full(C, np.nan, np.float32)
+    objects = [x, residual, slope, dz, added, bad, nan, ctx, plain, functional.Context, _core]
+    before = counts(objects)
+    for call in (
+        lambda: functional.forward(x, residual=bad),
+        lambda: functional.forward(x, residual=x),
+        lambda: functional.forward(x, residual=residual, slope=slope),
+        lambda: functional.forward(x, residual=residual, activation="prelu"),
+        lambda: functional.forward(x, residual=residual, activation="prelu", slope=nan),
+        lambda: functional.forward(x, residual=residual, activation="prelu", slope=slope[:2]),
+        lambda: functional.forward(x, None, None, slope, residual[0, :, 0, 0], residual=residual),
+        lambda: functional.normalize(x, slope, slope, 20, residual=residual),
+        lambda: functional.backward(ctx, dz, residual_grad=bad),
+        lambda: functional.backward(ctx, dz, residual_grad=dz),
+        lambda: functional.backward(plain, dz, residual_grad=added),
+        lambda: functional.backward_apply(ctx, dz, slope, slope, 40, residual_grad=added),
+        lambda: functional.backward_apply(ctx, dz, slope, slope, 40),
+    ):
+        for _ in range(10):
+            with pytest.raises((TypeError, ValueError)):
+                call()
+    assert counts(objects) == before
