@@ -26,6 +26,7 @@ from .convolution import Conv2d
 from .linear import Dropout, Flatten, Linear
 from .loss import CrossEntropy
 from .pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d, Upsample
+from .recompute import Recompute
 
 __all__ = [
     "ABN",
@@ -42,6 +43,7 @@ __all__ = [
     "Linear",
     "MaxPool2d",
     "Parameter",
+    "Recompute",
     "Residual",
     "Sequential",
     "Upsample",

@@ -7,6 +7,7 @@ from ..reference import ACTIVATIONS, KEEPS
 from .activation import parameter_of
 from .base import Layer, Parameter
 from .checks import choice, fraction, positive, whole
+from .context import is_once_more
 from .kept import claim
 
 
@@ -156,7 +157,7 @@ class ABN(Layer):
             activation_param=chosen.activation_param, strategy=self.strategy, channel_axis=self.channel_axis,
             **arrays,
         )  # fmt: skip
-        if self.training and self.track_running_stats:
+        if self._updates:
             self.num_batches_tracked += 1
         if ctx.recording:
             ctx.slope = chosen.slope
@@ -179,9 +180,15 @@ class ABN(Layer):
         dx, *others = found if self.affine else found[:1]
         return (dx, *others) if self.slope is None else (dx, *others, None)  # accumulated already
 
+    @property
+    def _updates(self):
+        return self.training and self.track_running_stats and not is_once_more()
+
     def _arrays(self):
         weight, bias = (self.weight.data, self.bias.data) if self.affine else (None, None)
-        return weight, bias, self.running_mean, self.running_var
+        if self._updates or not self.training:
+            return weight, bias, self.running_mean, self.running_var
+        return weight, bias, None, None
 
     def _momentum(self):
         if self.momentum is not None:

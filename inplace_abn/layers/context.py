@@ -63,6 +63,22 @@ def no_grad():
         _mode.grad = before
 
 
+def is_once_more():
+    """Return whether layers are called for what they have been called for already: see `once_more`."""
+    return getattr(_mode, "once_more", False)
+
+
+@contextmanager
+def once_more():
+    """Layers called inside leave what a call updates, such as running statistics, as it is."""
+    before = is_once_more()
+    _mode.once_more = True
+    try:
+        yield
+    finally:
+        _mode.once_more = before
+
+
 def _name_of(layer):
     """Return a function for the name: put together for messages only, and keeping no layer alive."""
     if isinstance(layer, str):

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from ..layers import MaxPool2d, Sequential
+from ..layers import MaxPool2d, Recompute, Sequential
 from ..layers.checks import choice, whole
 from .blocks import Style, inverted_residual, postactivation_block
 
@@ -15,12 +15,16 @@ STAGES = (
 )  # fmt: skip
 
 
-def resnet(in_channels, num_classes, blocks=(3, 4, 6, 3), *, block="bottleneck", width=64, **style):
+def resnet(
+    in_channels, num_classes, blocks=(3, 4, 6, 3), *, block="bottleneck", width=64, recompute_stem=False,
+    **style,
+):  # fmt: skip
     """Return a residual network (He et al. 2016, https://arxiv.org/abs/1512.03385), by default ResNet-50.
 
     ``block="basic"`` makes it ResNet-34. The stride of a block is that of its convolution of 3 x 3. With an
     in-place strategy all that is kept are the inputs of the convolutions, each once, the result of the first
-    normalization, one byte per value of the pooling, and the results of the projections.
+    normalization, one byte per value of the pooling, and the results of the projections. `recompute_stem`
+    saves the result of the first normalization, which is the largest array of all.
 
     Parameters
     ----------
@@ -31,6 +35,9 @@ def resnet(in_channels, num_classes, blocks=(3, 4, 6, 3), *, block="bottleneck",
         1 x 1, 3 x 3 and 1 x 1 with four times the channels in the end, or twice 3 x 3.
     width : int
         Channels of the first convolution; twice as many in each stage after the first.
+    recompute_stem : bool
+        True: first convolution, normalization and pooling keep the images alone, and are run once more in the
+        backward. See `inplace_abn.layers.Recompute`.
     **style
         See `Style`: strategy, activation, activation_param, channel_axis, dtype, rng.
 
@@ -48,12 +55,12 @@ def resnet(in_channels, num_classes, blocks=(3, 4, 6, 3), *, block="bottleneck",
     """
     expansion, kernel_sizes = RESNET_BLOCKS[choice("block", block, RESNET_BLOCKS)]
     style, width = Style(**style), whole("width", width, least=1)
-    layers = {
-        "stem": style.conv(in_channels, width, 7, stride=2),
+    stem = {
+        "conv": style.conv(in_channels, width, 7, stride=2),
         "abn": style.abn(width),
         "maxpool": MaxPool2d(3, 2, 1, channel_axis=style.channel_axis),
     }
-    channels = width
+    layers, channels = {"stem": Recompute(stem) if recompute_stem else Sequential(stem)}, width
     for stage, count in enumerate(blocks):
         middle = width * 2**stage
         make = partial(postactivation_block, kernel_sizes=kernel_sizes, style=style, middle=middle)

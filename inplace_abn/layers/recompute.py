@@ -1,0 +1,82 @@
+"""Layers that are run once more in the backward, instead of keeping anything between."""
+
+from contextlib import contextmanager
+
+import numpy as np
+
+from .containers import Sequential
+from .context import no_grad, once_more
+
+
+class Recompute(Sequential):
+    """Layers one after the other, of which only the input is kept; the backward runs them once more first.
+
+    As `torch.utils.checkpoint` does it (Chen et al. 2016, https://arxiv.org/abs/1604.06174): memory for time.
+    Worth it where the layers' input is small and what is between large, as in the stem of a network for
+    photographs: the image has 3 channels, and what goes into the pooling has 64 of the same size that no
+    convolution needs.
+
+    Results and gradients are those of `Sequential`, to the bit: running statistics are updated by the call
+    alone, and `Dropout` drops the same. Names and states are the same as well. What the layers keep while
+    they are gone back through is let go with the backward.
+
+    Parameters
+    ----------
+    *layers : Layer, or one dict of names to layers
+        If they overwrite their input, that is copied.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn import memory
+    >>> from inplace_abn.layers import Conv2d, InPlaceABN, MaxPool2d
+    >>> stem = Recompute(Conv2d(3, 8, 3, padding=1, rng=0), InPlaceABN(8), MaxPool2d(2))
+    >>> with memory.ledger() as book:
+    ...     z = stem(np.ones((2, 3, 8, 8), np.float32))
+    >>> book.kept == 2 * 3 * 8 * 8 * 4  # the input
+    True
+    >>> dx = stem.backward(np.ones_like(z))
+    """
+
+    def takes_residual(self, activation=None):
+        """Return False: a residual would have to be kept as well."""
+        return False
+
+    def forward(self, ctx, x):
+        """Run the layers without keeping anything but x, and how random numbers stood."""
+        ctx.save_for_backward(input=x)
+        ctx.random = [generator.bit_generator.state for generator in self._generators()]
+        with no_grad():
+            return super().forward(ctx, self._own_input(ctx, x))
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        """Run the layers as the call has, and go back through them."""
+        with once_more(), self._randomly(ctx.random):
+            super().forward(ctx, self._own_input(ctx, ctx.saved["input"]))
+        return super().gradients(ctx, dz, overwrite=overwrite)
+
+    def _own_input(self, ctx, x):
+        if not self.overwrites_input:
+            return x
+        ctx.temporary(x.nbytes)
+        return x.copy(order="K")
+
+    def _generators(self):
+        layers = [layer for _, layer in self.named_layers()]
+        found = [value for layer in layers for value in vars(layer).values()]
+        return [value for value in found if isinstance(value, np.random.Generator)]
+
+    @contextmanager
+    def _randomly(self, states):
+        generators = self._generators()
+        now = [generator.bit_generator.state for generator in generators]
+        try:
+            _set_states(generators, states)
+            yield
+        finally:
+            _set_states(generators, now)
+
+
+def _set_states(generators, states):
+    for generator, state in zip(generators, states, strict=True):
+        generator.bit_generator.state = state

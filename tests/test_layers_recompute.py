@@ -1,0 +1,119 @@
+"""Layers that are run once more in the backward: the same to the bit, and only the input is kept."""
+
+import numpy as np
+import pytest
+from networks import STRATEGIES, abn, conv, normal
+
+from inplace_abn import memory, models
+from inplace_abn.layers import Dropout, Layer, MaxPool2d, Recompute, Residual, Sequential, no_grad
+
+SHAPE = (3, 4, 6, 8)
+
+
+def stem(strategy="inplace_2", **options):
+    return {"conv": conv(), "abn": abn(strategy=strategy, **options), "pool": MaxPool2d(2)}
+
+
+CHAINS = {
+    "stem": stem,
+    "normalization first": lambda strategy: {"abn": abn(strategy=strategy), "conv": conv()},
+    "dropout": lambda strategy: {**stem(strategy), "dropout": Dropout(0.5, rng=3)},
+    "average of all batches": lambda strategy: stem(strategy, momentum=None),
+    "statistics of the batch alone": lambda strategy: stem(strategy, track_running_stats=False),
+    "one in the other": lambda strategy: {"inner": Recompute(stem(strategy)), "dropout": Dropout(0.5, rng=3)},
+}
+
+
+def steps(net, times=3):
+    """Return all that a training leaves: results, gradients, running statistics."""
+    found = []
+    for seed in range(times):
+        z = net(normal(SHAPE, seed))
+        found += [z.copy(), net.backward(normal(z.shape, 9), overwrite=True)]
+    found += [parameter.grad for parameter in net.parameters()]
+    return found + list(net.state_dict().values())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("kind", CHAINS)
+def test_everything_is_equal_to_the_bit(kind, strategy, training):
+    once, again = (kind_of(CHAINS[kind](strategy)).train(training) for kind_of in (Sequential, Recompute))
+    assert list(again.state_dict()) == list(once.state_dict())
+    for got, want in zip(steps(again), steps(once), strict=True):
+        assert np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("kind", CHAINS)
+def test_the_input_alone_is_kept_and_nothing_after_the_backward(kind, strategy):
+    net, x = Recompute(CHAINS[kind](strategy)), normal(SHAPE)
+    before = x.copy()
+    with memory.ledger() as book:
+        z = net(x)
+        assert [(row.role, row.nbytes) for row in book.table()] == [("input", x.nbytes)]
+        assert not x.flags.writeable
+        assert z.flags.writeable
+        net.backward(np.ones_like(z))
+        assert book.live == 0
+    assert x.flags.writeable
+    assert np.array_equal(x, before)
+
+
+def test_several_calls_are_gone_back_through_from_the_last():
+    net, plain = Recompute(CHAINS["dropout"]("inplace")), Sequential(CHAINS["dropout"]("inplace"))
+    results = []
+    for each in (net, plain):
+        z = [each(normal(SHAPE, seed)) for seed in range(2)]
+        results.append([each.backward(normal(z[1].shape, seed)) for seed in range(2)])
+    assert np.array_equal(results[0], results[1])
+
+
+def test_inside_no_grad_nothing_is_kept():
+    net, x = Recompute(stem()), normal(SHAPE)
+    with no_grad():
+        net(x)
+    assert x.flags.writeable
+    with pytest.raises(RuntimeError, match="no_grad"):
+        net.backward(np.ones((3, 4, 3, 4)))
+
+
+def test_a_residual_block_does_not_fuse_with_it():
+    branch = {"conv": conv(), "abn": abn(strategy="inplace", activation="identity")}
+    block, plain = Residual(Recompute(branch)), Residual(Sequential(dict(branch)))
+    x, dz = normal(SHAPE), normal(SHAPE, 1)
+    np.testing.assert_allclose(block(x.copy()), plain(x.copy()), rtol=1e-12)
+    np.testing.assert_allclose(block.backward(dz), plain.backward(dz), rtol=1e-9)
+    with pytest.raises(TypeError, match="residual"):
+        block.branch(x, residual=x)
+
+
+class Fails(Layer):
+    def forward(self, ctx, x):
+        return x + 1
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        raise ArithmeticError("on purpose")
+
+
+def test_an_error_in_the_backward_leaves_nothing_behind():
+    dropout = Dropout(0.5, rng=0)
+    net, x = Recompute(conv(), Fails(), abn(strategy="inplace"), dropout), normal(SHAPE)
+    z = net(x)
+    state = dropout.rng.bit_generator.state
+    with pytest.raises(ArithmeticError):
+        net.backward(np.ones_like(z))
+    assert x.flags.writeable
+    assert dropout.rng.bit_generator.state == state
+    assert not any(layer._contexts for _, layer in net.named_layers())
+    assert np.array_equal(net[2].num_batches_tracked, 1)
+
+
+def test_a_resnet_with_its_stem_run_again_is_the_same_network():
+    x, found = normal((2, 3, 32, 32), dtype=np.float32), []
+    for again in (False, True):
+        net = models.resnet(3, 5, (1, 1), width=4, rng=0, recompute_stem=again)
+        z = net(x.copy())
+        found.append([z, net.backward(np.ones_like(z)), *(p.grad for p in net.parameters())])
+        found[-1] += net.state_dict().values()
+    assert all(map(np.array_equal, *found))
