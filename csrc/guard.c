@@ -7,8 +7,8 @@
  * escape list.
  *
  * Of m numbers with mean 0 and variance 1 none is above sqrt(m). With statistics that were given xhat can be anything:
- * there, and beside a residual, the forward puts what overflows float16 into the escape list, and what of an xhat to be
- * kept overflows any type. */
+ * there, and beside a residual, the forward puts into the escape list what overflows the storage type, of z or of an xhat
+ * that is to be kept. */
 #include "guard.h"
 
 #include <math.h>
@@ -41,12 +41,13 @@ double abn_residual_limit(abn_dtype dtype, double weight, double bias) {
 
 abn_escape_rule abn_escape_rule_for(const abn_context *context, int training) {
     const abn_dtype dtype = context->kept.dtype;
-    const double most = 0.9 * 65504; /* of float16; selu's slope is 1.05 */
+    const double most = 0.9 * abn_largest_of(dtype); /* selu's slope is 1.05 */
     abn_escape_rule rule = abn_escape_rule_of(context->activation, context->activation_param, dtype);
-    if (dtype != ABN_FLOAT16 || (training && !context->residual.data)) return rule;
+    if (training && !context->residual.data) return rule;
     double steepest = context->activation == ABN_LEAKY_RELU ? fmax(1, context->activation_param) : 1;
     for (ptrdiff_t c = 0; context->channel_param && c < context->kept.channels; c++)
         steepest = fmax(steepest, context->channel_param[c]);
+    if (dtype != ABN_FLOAT16 && steepest <= 1) return rule; /* y would be out of the kernels' range before z */
     rule.above = fmin(rule.above, most);
     rule.below = fmax(rule.below, -most / steepest);
     return rule;

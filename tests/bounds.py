@@ -227,8 +227,14 @@ class Terms:
         """Where z does not tell y, or y not xhat, so that xhat is kept beside it."""
         most = LOST[self.dtype] * np.maximum(1, np.abs(self.y))  # where z is y, digits count
         gone = (self.gamma == 0) | (np.asarray(self.param) <= 0) | ~(y_error <= most)
-        beside = np.abs(self.beta) + np.abs(self.residual)
-        return gone | (beside > 1.01 * MOST_BESIDE[self.dtype] * np.abs(self.gamma))
+        most = MOST_BESIDE[self.dtype] * np.abs(self.gamma)
+        gone = gone | ((self.residual != 0) & (np.abs(self.beta) + np.abs(self.residual) > 1.01 * most))
+        # By a bias alone: |z / slope| there counts, which is less than |bias| where there is a minimum.
+        by_bias = np.abs(self.beta)
+        if reference.ACTIVATIONS[self.activation].minimum is not None:
+            around = [self.beta + step * self.gamma for step in np.linspace(-2, 2, 9)]
+            by_bias = np.min([np.abs(self.phi(y) / self.derivative(y)) for y in around], axis=0)
+        return gone | (by_bias > 1.01 * most)
 
     def backward(self, dz, training):
         """Errors of dx, dweight, dbias, dslope and dresidual."""
@@ -237,7 +243,9 @@ class Terms:
         dz, xhat = np.abs(dz.astype(self.y.dtype)), np.abs(self.xhat)
         dy, dy_error = dz * np.abs(self.slope), dz * slope_error + self.tiny
         sum_error = _sum(dy_error) + self.sums * _sum(dy)
-        product_error = _sum(dy * xhat_error + xhat * dy_error + self.tiny) + self.sums * _sum(dy * xhat)
+        # Near a minimum the errors of half types are as large as what they are errors of: products count.
+        product_error = dy * xhat_error + xhat * dy_error + xhat_error * dy_error + self.tiny
+        product_error = _sum(product_error) + self.sums * _sum(dy * xhat)
         below = np.abs(np.minimum(self.y, 0))
         param_error = _sum(dz * y_error * (self.y < y_error) + self.tiny) + (self.sums + 2 * self.u) * _sum(
             dz * below
@@ -247,7 +255,8 @@ class Terms:
         if training:
             terms = dy + sum_dy + xhat * sum_dy_xhat
             dx_error = dx_error + _each(sum_error, dy) / count
-            dx_error = dx_error + xhat * _each(product_error, dy) / count + xhat_error * sum_dy_xhat
+            mean_error = _each(product_error, dy) / count
+            dx_error = dx_error + xhat * mean_error + xhat_error * (sum_dy_xhat + mean_error)
         dx_error = np.abs(self.gamma) * self.inv_std * (dx_error + (6 * self.u + self.summing) * terms)
         dx_error = dx_error + self.tiny * terms  # weight * inv_std underflows
         stored = 2 * self.u  # dweight and dbias, in the parameters' type

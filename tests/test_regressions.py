@@ -1,5 +1,6 @@
 """Faults that were found by attacking the library, each as small as it could be made."""
 
+import batches
 import numpy as np
 import pytest
 
@@ -109,3 +110,12 @@ def test_an_xhat_that_the_storage_type_does_not_hold(strategy, activation, dtype
         np.testing.assert_allclose(dweight, want.dweight.astype(np.float32), rtol=1e-3)
     np.testing.assert_allclose(dbias, want.dbias, **close)
     np.testing.assert_allclose(dresidual, want.dresidual, **close)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_z_that_overflows_by_a_steep_slope(dtype):
+    """Given statistics far from the batch: y is 1e30, z is not, and infinity times a dz of 0 was NaN."""
+    x, mean = np.ones((2, 1), batches.dtype_of(dtype)), np.full(1, 1e30, np.float32)
+    options = {"training": False, "activation": "prelu", "slope": np.full(1, 1e30, np.float32)}
+    _, ctx = functional.forward(x, None, None, mean, np.ones(1, np.float32), **options)
+    assert functional.backward(ctx, np.zeros_like(x)).dslope == 0
