@@ -223,7 +223,7 @@ static void from_x(const backward_operation *b, const abn_input source, const ab
     const ptrdiff_t n = piece->tile.length;
     kernels->normalize(source.data, n, &piece->constants, to.w);
     kernels->scale(to.w, n, &piece->constants, to.slopes);
-    if (piece->tile.residual.data) kernels->add(piece->tile.residual.data, n, &piece->constants, to.slopes, NULL);
+    if (piece->tile.residual.data) kernels->add(piece->tile.residual.data, n, to.slopes);
     if (slope == SLOPE_BY_PARAM)
         stages->below_zero(to.slopes, to.slopes, n);
     else

@@ -92,31 +92,42 @@ static double xhat_of(const forward_operation *f, ptrdiff_t channel, double x) {
 
 /* ---- piece by piece ------------------------------------------------------------------------------------- */
 
+static int lowest_bit(uint64_t bits) {
+#if defined(__GNUC__)
+    return __builtin_ctzll(bits);
+#else
+    int i = 0;
+    while (!(bits >> i & 1)) i++;
+    return i;
+#endif
+}
+
 /* x is still there. */
 static void escape(const forward_operation *f, const abn_part *part, const abn_piece *piece, const uint64_t *lost,
                    abn_escape_list *list) {
-    for (ptrdiff_t i = 0; i < piece->tile.length; i++) {
-        if (i % 64 == 0 && lost[i / 64] == 0) {
-            i += 63;
-            continue;
+    for (ptrdiff_t word = 0; word * 64 < piece->tile.length; word++) {
+        for (uint64_t bits = lost[word]; bits; bits &= bits - 1) {
+            const ptrdiff_t i = word * 64 + lowest_bit(bits);
+            const ptrdiff_t channel = abn_element_of(&f->op, &part->span, piece->row, piece->column + i).channel;
+            const double x = abn_element_from(&f->op, piece->tile.source, i);
+            abn_escape_push(list, (abn_escape){piece->index + i, xhat_of(f, channel, x)});
         }
-        if (!(lost[i / 64] >> i % 64 & 1)) continue;
-        const ptrdiff_t channel = abn_element_of(&f->op, &part->span, piece->row, piece->column + i).channel;
-        const double x = abn_element_from(&f->op, piece->tile.source, i);
-        abn_escape_push(list, (abn_escape){piece->index + i, xhat_of(f, channel, x)});
     }
 }
 
-/* What z will not tell of the piece's y. */
-static void note_beside(const forward_operation *f, const abn_part *part, const abn_piece *piece, int any_far,
-                        abn_escape_list *list, abn_bench *bench) {
+/* x -> bench->y. list: where to note what z will not tell of it; NULL where z need not tell. */
+static void enter(const forward_operation *f, const abn_part *part, const abn_piece *piece, abn_escape_list *list,
+                  abn_bench *bench) {
+    const abn_piece_kernels *kernels = &f->op.kernels->piece;
+    const void *x = piece->tile.source.data, *residual = piece->tile.residual.data;
     const ptrdiff_t n = piece->tile.length;
-    const abn_escape_rule rule = f->rule;
-    const int any = f->op.set->stages->look(bench->y, n, rule.below, rule.above, rule.minimum, rule.near, bench->sides,
-                                            bench->lost);
-    if (any_far)
-        for (ptrdiff_t word = 0; word * 64 < n; word++) bench->lost[word] |= bench->far[word];
-    if (any || any_far) escape(f, part, piece, bench->lost, list);
+    if (!list) {
+        kernels->normalize(x, n, &piece->constants, bench->y);
+        if (residual) kernels->add(residual, n, bench->y);
+        return;
+    }
+    if (kernels->look(x, residual, n, &piece->constants, &f->rule, bench->y, bench->sides, bench->lost))
+        escape(f, part, piece, bench->lost, list);
     if (f->context->sides) abn_sides_put(f->context->sides, piece->index, bench->sides, n);
 }
 
@@ -168,15 +179,11 @@ static void apply_to_pieces(const forward_operation *f, const abn_part *part, co
     moved.constants = *constants;
     for (abn_piece piece = {0}; abn_next_piece(op, &moved, &piece);) {
         const ptrdiff_t n = piece.tile.length;
-        int any_far = 0;
         if (f->straight && !settle && !kernels->any_far(piece.tile.residual.data, n, &piece.constants)) {
             f->straight(&piece.tile, &piece.constants);
             continue;
         }
-        kernels->normalize(piece.tile.source.data, n, &piece.constants, bench.y);
-        if (piece.tile.residual.data)
-            any_far = kernels->add(piece.tile.residual.data, n, &piece.constants, bench.y, list ? bench.far : NULL);
-        if (list) note_beside(f, part, &piece, any_far, list, &bench);
+        enter(f, part, &piece, list, &bench);
         if (settle) settle_signs(f, part, &piece, &bench);
         /* whole vectors of the kernels' own type need no way round */
         void *z = is_real && n % ABN_PADDING == 0 ? piece.tile.destination.data : bench.y;

@@ -8,6 +8,7 @@
 #define ABN_KERNELS_H
 
 #include "../abn.h"
+#include "../activations.h"
 #include "stages.h"
 
 enum { ABN_ROWS, ABN_COLUMNS, ABN_LAYOUTS };
@@ -97,8 +98,11 @@ typedef struct {
     void (*scale)(const void *w, ptrdiff_t n, const abn_constants *constants, void *y);
     /* Is any |residual| above its limit? */
     int (*any_far)(const void *residual, ptrdiff_t n, const abn_constants *constants);
-    /* y += residual. far (or NULL): one bit each, is |residual| above its limit? Returns whether any is. */
-    int (*add)(const void *residual, ptrdiff_t n, const abn_constants *constants, void *y, uint64_t *far);
+    void (*add)(const void *residual, ptrdiff_t n, void *y); /* y += residual */
+    /* y = w + residual (NULL: none) of x. One bit each: sides, is y below the minimum? lost, does the rule name it, or is
+     * |residual| above its limit? Returns whether any is lost. */
+    int (*look)(const void *x, const void *residual, ptrdiff_t n, const abn_constants *constants,
+                const abn_escape_rule *rule, void *y, uint64_t *sides, uint64_t *lost);
     /* w = (y - residual) * scale + shift in place of y; residual may be NULL */
     void (*recover)(const void *residual, ptrdiff_t n, const abn_constants *constants, void *y);
     void (*widen)(const void *from, ptrdiff_t n, void *to);

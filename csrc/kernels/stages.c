@@ -6,7 +6,6 @@
 #ifndef ABN_DTYPE_FLOAT64
 #include "gated.h"
 #endif
-#include "look.h"
 
 INLINE vec param_at(abn_param kind, const real *param, ptrdiff_t i) {
     if (kind == ABN_NO_PARAM) return v_zero();
@@ -111,5 +110,10 @@ INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdif
 
 ABN_EACH_ACTIVATION(DEFINE)
 
-const abn_stages JOIN3(JOIN3(abn_stages_, ABN_ISA, _),
-                       ABN_DTYPE, ) = {.of = {ABN_EACH_ACTIVATION(ENTRY)}, .look = look, .below_zero = below_zero};
+static void below_zero(const void *y, void *result, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i += W)
+        v_store_real((real *)result + i, v_min(v_load_real((const real *)y + i), v_zero()));
+}
+
+const abn_stages JOIN3(JOIN3(abn_stages_, ABN_ISA, _), ABN_DTYPE, ) = {.of = {ABN_EACH_ACTIVATION(ENTRY)},
+                                                                       .below_zero = below_zero};
