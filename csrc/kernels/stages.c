@@ -16,9 +16,26 @@ INLINE mask left_at(abn_inverse inverse, const uint64_t *left, ptrdiff_t i) {
     return v_bits_mask(inverse == ABN_FROM_Z_AND_SIDE ? (unsigned)(left[i >> 6] >> (i & 63)) : 0);
 }
 
-/* The inverses of what has a minimum, for many vectors, step by step: the chain is too long for a processor to have enough
- * of them under way. */
-#define BLOCK 8 /* vectors */
+/* What has a minimum goes step by step, for several vectors: the chain is too long for a processor to have enough of
+ * them under way. (More at once than 4 is too much for the registers of gelu.) */
+#define VALUES_AT_ONCE 4
+#define BLOCK 8 /* vectors to be inverted */
+
+INLINE void value_gated_of(abn_activation activation, const real *y, real *z, int vectors) {
+    vec power[VALUES_AT_ONCE];
+    UNROLLED for (int k = 0; k < vectors; k++) power[k] = gate_power(activation, gated_within(v_load_real(y + k * W)));
+    UNROLLED for (int k = 0; k < vectors; k++)
+        v_store_real(z + k * W, gated_value(activation, gated_within(v_load_real(y + k * W)), power[k]));
+}
+
+INLINE void value_gated(abn_activation activation, const real *y, real *z, ptrdiff_t n) {
+    ptrdiff_t i = 0;
+    for (; i + VALUES_AT_ONCE * W <= n; i += VALUES_AT_ONCE * W)
+        value_gated_of(activation, y + i, z + i, VALUES_AT_ONCE);
+    for (; i < n; i += W) value_gated_of(activation, y + i, z + i, 1);
+}
+
+/* The inverses. */
 #ifdef ABN_DTYPE_FLOAT64
 INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdiff_t n, const uint64_t *left) {
     for (ptrdiff_t start = 0; start < n; start += BLOCK * W) {
@@ -84,6 +101,10 @@ INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdif
     static void value_##name(const void *y_, void *z_, ptrdiff_t n, const void *param) {                      \
         const real *y = y_;                                                                                   \
         real *z = z_;                                                                                         \
+        if ((inverse) == ABN_FROM_Z_AND_SIDE) {                                                               \
+            value_gated(ABN_##upper, y, z, n);                                                                \
+            return;                                                                                           \
+        }                                                                                                     \
         for (ptrdiff_t i = 0; i < n; i += W)                                                                  \
             v_store_real(z + i, curve_value(ABN_##upper, v_load_real(y + i), param_at(kind, param, i)));      \
     }                                                                                                         \
