@@ -353,7 +353,7 @@ static abn_status run(const abn_machine *machine, backward_operation *b, const a
     b->from = context->keep == ABN_KEEP_Z ? ABN_FROM_Z : ABN_FROM_X;
     abn_status status = abn_operation_open(op, machine, &context->guard);
     if (status != ABN_OK) return status;
-    if (op->kernels->of[context->activation].apply[ABN_ALONE] && !context->residual.data && context->escapes.count == 0)
+    if (op->kernels->of[context->activation].apply && !context->residual.data && context->escapes.count == 0)
         b->kernels = &op->kernels->of[context->activation];
     status = abn_walk(op);
     abn_operation_close(op);

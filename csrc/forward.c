@@ -26,8 +26,7 @@ enum {
 typedef struct {
     abn_operation op; /* first: the steps cast back */
     abn_context *context;
-    void (*straight)(const abn_tile *, const abn_constants *); /* z of a whole tile; NULL: piece by piece */
-    const abn_activation_kernels *identity;
+    const abn_activation_kernels *identity, *straight; /* of whole tiles; straight is NULL: piece by piece */
     abn_escape_rule rule;
     abn_escape_list *escaped; /* one per thread; NULL: no element can be */
 } forward_operation;
@@ -60,7 +59,9 @@ static void set_given_constants(forward_operation *f) {
     if (context->residual.data) f->op.apply_use |= 1 << ABN_RESIDUAL_LIMIT;
     if (context->channel_param) f->op.apply_use |= 1 << ABN_PARAM;
     for (ptrdiff_t c = 0; c < f->op.source.channels; c++) {
-        const double limit = abn_residual_limit(f->op.source.dtype, context->norm.weight[c], context->norm.bias[c]);
+        const int told = context->keep == ABN_KEEP_Z && !(f->op.kinds[c] & ABN_GUARDED);
+        const double limit =
+            told ? abn_residual_limit(f->op.source.dtype, context->norm.weight[c], context->norm.bias[c]) : INFINITY;
         if (context->residual.data) abn_set_constant(&f->op, ABN_RESIDUAL_LIMIT, c, limit);
         if (context->channel_param) abn_set_constant(&f->op, ABN_PARAM, c, context->channel_param[c]);
     }
@@ -167,29 +168,25 @@ static void settle_signs(const forward_operation *f, const abn_part *part, const
     }
 }
 
-/* list: NULL where z need not tell. */
+/* After the first `done` elements. list: NULL where z need not tell. */
 static void apply_to_pieces(const forward_operation *f, const abn_part *part, const abn_constants *constants,
-                            abn_escape_list *list) {
+                            ptrdiff_t done, abn_escape_list *list) {
     const abn_operation *op = &f->op;
-    const abn_piece_kernels *kernels = &op->kernels->piece;
     const int settle = part->kind & ABN_GUARDED && has_signs(f);
     const int is_real = abn_dtype_size(op->source.dtype) == abn_real_size(op->source.dtype);
+    const ptrdiff_t length = part->tile.length;
     abn_part moved = *part;
     abn_bench bench;
     moved.constants = *constants;
-    for (abn_piece piece = {0}; abn_next_piece(op, &moved, &piece);) {
+    for (abn_piece piece = {.row = done / length, .next = done % length}; abn_next_piece(op, &moved, &piece);) {
         const ptrdiff_t n = piece.tile.length;
-        if (f->straight && !settle && !kernels->any_far(piece.tile.residual.data, n, &piece.constants)) {
-            f->straight(&piece.tile, &piece.constants);
-            continue;
-        }
         enter(f, part, &piece, list, &bench);
         if (settle) settle_signs(f, part, &piece, &bench);
         /* whole vectors of the kernels' own type need no way round */
         void *z = is_real && n % ABN_PADDING == 0 ? piece.tile.destination.data : bench.y;
         op->set->stages->of[f->context->activation].value(bench.y, z, n,
                                                           abn_piece_param(op, f->context, &piece, &bench));
-        if (z == bench.y) kernels->narrow(bench.y, n, piece.tile.destination.data);
+        if (z == bench.y) op->kernels->piece.narrow(bench.y, n, piece.tile.destination.data);
     }
 }
 
@@ -233,7 +230,14 @@ static void write_xhat(const forward_operation *f, abn_tile tile, abn_constants 
     constants.of[ABN_SCALE] = constants.of[XHAT_SCALE];
     constants.of[ABN_SHIFT] = constants.of[XHAT_SHIFT];
     tile.destination = (abn_output){(void *)(uintptr_t)to.data, to.stride};
-    f->identity->apply[ABN_ALONE](&tile, &constants);
+    f->identity->apply(&tile, &constants);
+}
+
+/* Returns how many elements are done: there may be residuals beside which z has to be told. */
+static ptrdiff_t apply_straight(const forward_operation *f, const abn_tile *tile, const abn_constants *constants) {
+    if (f->op.residual.data) return f->straight->join(tile, constants);
+    f->straight->apply(tile, constants);
+    return tile->rows * tile->length;
 }
 
 static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
@@ -254,10 +258,10 @@ static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span,
         /* z from xhat as it was stored, which is what abn_recompute will find */
         if (keep == ABN_KEEP_XHAT) of_part.of[ABN_CENTRE] = of_part.of[FROM_XHAT_CENTRE];
         if (exact && keep != ABN_KEEP_XHAT) continue;
-        if (f->straight && !(guarded && has_signs(f)) && !(list && op->residual.data))
-            f->straight(&part.tile, &of_part);
-        else
-            apply_to_pieces(f, &part, &of_part, list);
+        const ptrdiff_t all = part.tile.rows * part.tile.length;
+        ptrdiff_t done = 0;
+        if (f->straight && !(guarded && has_signs(f))) done = apply_straight(f, &part.tile, &of_part);
+        if (done < all) apply_to_pieces(f, &part, &of_part, done, list);
     }
 }
 
@@ -272,7 +276,7 @@ static void choose_kernels(forward_operation *f) {
     const abn_activation_kernels *whole = &of[f->context->activation];
     const int may_escape = f->context->keep == ABN_KEEP_Z && abn_can_escape(f->rule);
     f->identity = &of[ABN_IDENTITY];
-    f->straight = may_escape ? NULL : whole->apply[f->op.residual.data ? ABN_JOINED : ABN_ALONE];
+    f->straight = may_escape || !whole->apply ? NULL : whole;
     set_given_constants(f);
 }
 

@@ -39,16 +39,6 @@ INLINE void piece_add(const storage *residual, ptrdiff_t n, real *restrict y) {
         v_store_real(y + i, v_add(v_load_real(y + i), v_load_upto(residual + i, n - i)));
 }
 
-INLINE int piece_any_far(int layout, const storage *residual, ptrdiff_t n, abn_constants c) {
-    vec furthest = v_set1(-1);
-    for (ptrdiff_t i = 0; i < n; i += W) {
-        const vec limit = constant(layout, c, ABN_RESIDUAL_LIMIT, constants_at(layout, i));
-        const vec beyond = v_sub(v_abs(v_load_upto(residual + i, n - i)), limit);
-        furthest = v_max(n - i < W ? v_first(beyond, n - i) : beyond, furthest);
-    }
-    return v_any(v_lt(v_zero(), furthest));
-}
-
 INLINE void piece_widen(const storage *from, ptrdiff_t n, real *to) {
     for (ptrdiff_t i = 0; i < n; i += W) v_store_real(to + i, v_load_upto(from + i, n - i));
 }
@@ -113,9 +103,6 @@ INLINE void piece_gradient(int layout, const real *w, const real *slope, const s
     static void layout##_scale(const void *w, ptrdiff_t n, const abn_constants *c, void *y) {                        \
         piece_scale(LAYOUT, w, n, *c, y);                                                                            \
     }                                                                                                                \
-    static int layout##_any_far(const void *residual, ptrdiff_t n, const abn_constants *c) {                         \
-        return piece_any_far(LAYOUT, residual, n, *c);                                                               \
-    }                                                                                                                \
     static void layout##_add(const void *residual, ptrdiff_t n, void *y) { piece_add(residual, n, y); }              \
     static int layout##_look(const void *x, const void *residual, ptrdiff_t n, const abn_constants *c,               \
                              const abn_escape_rule *rule, void *y, uint64_t *sides, uint64_t *lost) {                \
@@ -141,8 +128,8 @@ static void piece_widen_(const void *from, ptrdiff_t n, void *to) { piece_widen(
 
 static void piece_narrow_(const void *from, ptrdiff_t n, void *to) { piece_narrow(from, n, to); }
 
-#define PIECE_KERNELS(layout)                                                            \
-    {layout##_normalize, layout##_scale, layout##_any_far, layout##_add,  layout##_look, \
-     layout##_recover,   piece_widen_,   piece_narrow_,    layout##_sums, layout##_gradient}
+#define PIECE_KERNELS(layout)                                                               \
+    {layout##_normalize, layout##_scale, layout##_add,  layout##_look,    layout##_recover, \
+     piece_widen_,       piece_narrow_,  layout##_sums, layout##_gradient}
 
 #endif
