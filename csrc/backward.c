@@ -183,6 +183,12 @@ typedef struct {
     void *w, *slopes;
 } recovered;
 
+/* Where the sums of a row (ABN_ROWS) or column of a tile are. */
+static void *partial_at(const abn_operation *op, void *partial, ptrdiff_t entry) {
+    const size_t bytes = op->layout == ABN_ROWS ? 2 * ABN_LANE_BYTES : abn_real_size(op->source.dtype);
+    return (char *)partial + entry * (ptrdiff_t)bytes;
+}
+
 enum { SLOPE_BY_Y, SLOPE_BY_PARAM }; /* activation'(y), or the activation's derivative by its parameter */
 
 /* What neither z nor the stored xhat tells comes from the list. */
@@ -228,7 +234,7 @@ static void from_x(const backward_operation *b, const abn_part *part, const abn_
     const ptrdiff_t n = piece->tile.length;
     kernels->normalize(source.data, n, &piece->constants, to.w);
     kernels->scale(to.w, n, &piece->constants, to.slopes);
-    if (piece->tile.residual.data) kernels->add(piece->tile.residual.data, n, &piece->constants, to.slopes, NULL);
+    if (piece->tile.residual.data) kernels->add(piece->tile.residual.data, n, to.slopes);
     if (slope == SLOPE_BY_PARAM)
         stages->below_zero(to.slopes, to.slopes, n);
     else
@@ -245,8 +251,6 @@ static recovered in_memo(const abn_operation *op, abn_output memo) {
 static void for_each_piece(const backward_operation *b, const abn_part *part, void *partial, int slope) {
     const abn_operation *op = &b->op;
     const abn_piece_kernels *kernels = &op->kernels->piece;
-    const ptrdiff_t sum_bytes =
-        op->layout == ABN_ROWS ? 2 * ABN_LANE_BYTES : (ptrdiff_t)abn_real_size(op->source.dtype);
     abn_bench bench;
     for (abn_piece piece = {0}; abn_next_piece(op, part, &piece);) {
         const abn_tile *tile = &piece.tile;
@@ -260,7 +264,7 @@ static void for_each_piece(const backward_operation *b, const abn_part *part, vo
             from_z(b, part, &piece, slope, &bench, at);
         if (partial)
             kernels->sums(at.w, at.slopes, tile->gradient.data, tile->length,
-                          (char *)partial + piece.partial_offset * sum_bytes);
+                          partial_at(op, partial, piece.partial_offset));
         else
             kernels->gradient(at.w, at.slopes, tile->gradient.data, tile->length, &piece.constants,
                               tile->destination.data, tile->residual_gradient.data, b->add_to_residual);
@@ -294,8 +298,6 @@ static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, cons
 static void for_each_part(const backward_operation *b, const abn_tile *tile, const abn_span *span,
                           const abn_constants *constants, void *partial, int slope) {
     const abn_operation *op = &b->op;
-    const ptrdiff_t sum_bytes =
-        op->layout == ABN_ROWS ? 2 * ABN_LANE_BYTES : (ptrdiff_t)abn_real_size(op->source.dtype);
     for (abn_part part = {0}; abn_next_part(op, &b->context->guard, tile, span, constants, &part);) {
         const int guarded = part.kind & ABN_GUARDED, from = guarded ? ABN_FROM_X : b->from;
         if (!partial && part.kind & ABN_EXACT) {
@@ -309,7 +311,7 @@ static void for_each_part(const backward_operation *b, const abn_tile *tile, con
         part.constants.param = b->context->activation_param;
         if (guarded) part.tile.source = part.xhat;
         if (partial)
-            b->kernels->gradient_sums[from](&part.tile, &part.constants, (char *)partial + part.offset * sum_bytes);
+            b->kernels->gradient_sums[from](&part.tile, &part.constants, partial_at(op, partial, part.offset));
         else
             b->kernels->gradient_apply[from](&part.tile, &part.constants);
     }
@@ -328,9 +330,7 @@ static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span,
 
 /* To go back from z once costs more than to write down what was found and to read it again. */
 static int is_worth_a_memo(const backward_operation *b) {
-    const abn_activation activation = b->context->activation;
-    const int straight =
-        activation == ABN_IDENTITY || activation == ABN_LEAKY_RELU || activation == ABN_PRELU || activation == ABN_RELU;
+    const int straight = abn_activation_table[b->context->activation].graph & ABN_STRAIGHT;
     const abn_dtype dtype = b->context->kept.dtype;
     return !straight && b->op.sums && b->op.apply && abn_real_size(dtype) == abn_dtype_size(dtype);
 }
@@ -358,7 +358,7 @@ static abn_status run(const abn_machine *machine, backward_operation *b, const a
     b->from = context->keep == ABN_KEEP_Z ? ABN_FROM_Z : ABN_FROM_X;
     abn_status status = abn_operation_open(op, machine, &context->guard);
     if (status != ABN_OK) return status;
-    if (op->kernels->of[context->activation].apply[ABN_ALONE] && !context->residual.data && context->escapes.count == 0)
+    if (op->kernels->of[context->activation].apply && !context->residual.data && context->escapes.count == 0)
         b->kernels = &op->kernels->of[context->activation];
     status = abn_walk(op);
     abn_operation_close(op);

@@ -16,6 +16,17 @@ typedef struct {
     int failed;
 } abn_escape_list;
 
+/* The place of the lowest 1; bits is not 0. */
+static inline int abn_lowest_bit(uint64_t bits) {
+#if defined(__GNUC__)
+    return __builtin_ctzll(bits);
+#else
+    int i = 0;
+    while (!(bits >> i & 1)) i++;
+    return i;
+#endif
+}
+
 void abn_escape_push(abn_escape_list *list, abn_escape entry);
 
 /* Sorts all lists' entries, of a batch of so many elements, into `escapes` and frees the lists. */

@@ -2,7 +2,6 @@
  *
  * In that pass tiles of the activations of straight pieces go through one kernel; what is curved or may have to be
  * escaped goes piece by piece through arrays in the nearest cache. */
-#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -26,8 +25,7 @@ enum {
 typedef struct {
     abn_operation op; /* first: the steps cast back */
     abn_context *context;
-    void (*straight)(const abn_tile *, const abn_constants *); /* z of a whole tile; NULL: piece by piece */
-    const abn_activation_kernels *identity;
+    const abn_activation_kernels *identity, *straight; /* of whole tiles; straight is NULL: piece by piece */
     abn_escape_rule rule;
     abn_escape_list *escaped; /* one per thread; NULL: no element can be */
     double largest_xhat;      /* with given statistics: that the storage type holds; else INFINITY */
@@ -61,7 +59,9 @@ static void set_given_constants(forward_operation *f) {
     if (context->residual.data) f->op.apply_use |= 1 << ABN_RESIDUAL_LIMIT;
     if (context->channel_param) f->op.apply_use |= 1 << ABN_PARAM;
     for (ptrdiff_t c = 0; c < f->op.source.channels; c++) {
-        const double limit = abn_residual_limit(f->op.source.dtype, context->norm.weight[c], context->norm.bias[c]);
+        const int told = context->keep == ABN_KEEP_Z && !(f->op.kinds[c] & ABN_GUARDED);
+        const double limit =
+            told ? abn_residual_limit(f->op.source.dtype, context->norm.weight[c], context->norm.bias[c]) : INFINITY;
         if (context->residual.data) abn_set_constant(&f->op, ABN_RESIDUAL_LIMIT, c, limit);
         if (context->channel_param) abn_set_constant(&f->op, ABN_PARAM, c, context->channel_param[c]);
     }
@@ -108,29 +108,14 @@ static double xhat_of(const forward_operation *f, ptrdiff_t channel, double x) {
 /* x is still there. */
 static void escape(const forward_operation *f, const abn_part *part, const abn_piece *piece, const uint64_t *lost,
                    abn_escape_list *list) {
-    for (ptrdiff_t i = 0; i < piece->tile.length; i++) {
-        if (i % 64 == 0 && lost[i / 64] == 0) {
-            i += 63;
-            continue;
+    for (ptrdiff_t word = 0; word * 64 < piece->tile.length; word++) {
+        for (uint64_t bits = lost[word]; bits; bits &= bits - 1) {
+            const ptrdiff_t i = word * 64 + abn_lowest_bit(bits);
+            const ptrdiff_t channel = abn_element_of(&f->op, &part->span, piece->row, piece->column + i).channel;
+            const double x = abn_element_from(&f->op, piece->tile.source, i);
+            abn_escape_push(list, (abn_escape){piece->index + i, xhat_of(f, channel, x)});
         }
-        if (!(lost[i / 64] >> i % 64 & 1)) continue;
-        const ptrdiff_t channel = abn_element_of(&f->op, &part->span, piece->row, piece->column + i).channel;
-        const double x = abn_element_from(&f->op, piece->tile.source, i);
-        abn_escape_push(list, (abn_escape){piece->index + i, xhat_of(f, channel, x)});
     }
-}
-
-/* What z will not tell of the piece's y. */
-static void note_beside(const forward_operation *f, const abn_part *part, const abn_piece *piece, int any_far,
-                        abn_escape_list *list, abn_bench *bench) {
-    const ptrdiff_t n = piece->tile.length;
-    const abn_escape_rule rule = f->rule;
-    const int any = f->op.set->stages->look(bench->y, n, rule.below, rule.above, rule.minimum, rule.near, bench->sides,
-                                            bench->lost);
-    if (any_far)
-        for (ptrdiff_t word = 0; word * 64 < n; word++) bench->lost[word] |= bench->far[word];
-    if (any || any_far) escape(f, part, piece, bench->lost, list);
-    if (f->context->sides) abn_sides_put(f->context->sides, piece->index, bench->sides, n);
 }
 
 /* Is xhat to be had back from z? */
@@ -138,32 +123,17 @@ static int z_tells(const forward_operation *f, const abn_part *part) {
     return f->escaped && f->context->keep == ABN_KEEP_Z && !(part->kind & ABN_GUARDED);
 }
 
-/* The neighbour above or below of a float16 or bfloat16. */
-static uint16_t next_half(uint16_t half, int up) {
-    if ((half & 0x7fff) == 0) return up ? 0x0001 : 0x8001;
-    return (uint16_t)((half < 0x8000) == up ? half + 1 : half - 1);
-}
-
 /* Has the activation two slopes at zero, and the storage type so few digits that xhat may be rounded across? */
 static int has_signs(const forward_operation *f) {
-    const abn_activation activation = f->context->activation;
-    const int has_kink = activation == ABN_LEAKY_RELU || activation == ABN_PRELU || activation == ABN_RELU ||
-                         activation == ABN_ELU || activation == ABN_SELU;
-    return has_kink && abn_dtype_size(f->op.source.dtype) == sizeof(uint16_t);
+    return abn_activation_table[f->context->activation].graph & ABN_KINKED &&
+           abn_dtype_size(f->op.source.dtype) == sizeof(uint16_t);
 }
 
-/* The backward of a guarded channel takes the side of zero that y is on from xhat. If that was rounded across, its
- * neighbour on the other side of the true xhat has the sign that y had. */
 static void settle_sign(const forward_operation *f, const abn_piece *piece, ptrdiff_t channel, ptrdiff_t i, double y) {
     const abn_operation *op = &f->op;
     const abn_norm *norm = &f->context->norm;
-    const double weight = norm->weight[channel];
     const double bias = norm->bias[channel] + abn_element_from(op, piece->tile.residual, i);
-    uint16_t *xhat = abn_at(op, piece->xhat.data, 0, 0, i);
-    const double rounded = weight * abn_load_element(op->source.dtype, xhat) + bias;
-    const double margin = fabs(bias) * FLT_EPSILON; /* the kernels' y is a float */
-    if (y == 0 || weight == 0 || !isfinite(rounded) || (y < 0 ? -rounded : rounded) > margin) return;
-    *xhat = next_half(*xhat, (y > 0) == (weight > 0));
+    abn_settle_sign(op->source.dtype, abn_at(op, piece->xhat.data, 0, 0, i), norm->weight[channel], bias, y);
 }
 
 static int settles(const forward_operation *f, const abn_part *part) {
@@ -188,8 +158,9 @@ static void store_xhat(const forward_operation *f, const abn_piece *piece, ptrdi
 static void keep_xhat(const forward_operation *f, const abn_part *part, const abn_piece *piece, abn_escape_list *list,
                       abn_bench *bench) {
     const abn_operation *op = &f->op;
+    const abn_piece_kernels *kernels = &op->kernels->piece;
     const ptrdiff_t n = piece->tile.length;
-    const void *to = part->kind & ABN_GUARDED ? piece->xhat.data : piece->tile.source.data;
+    const void *x = piece->tile.source.data, *to = part->kind & ABN_GUARDED ? piece->xhat.data : x;
     if (part->kind & ABN_EXACT) {
         for (ptrdiff_t i = 0; i < n; i++) {
             const ptrdiff_t channel = abn_element_of(op, &part->span, piece->row, piece->column + i).channel;
@@ -198,11 +169,10 @@ static void keep_xhat(const forward_operation *f, const abn_part *part, const ab
         return;
     }
     const abn_constants constants = constants_of_xhat(piece->constants);
-    op->kernels->piece.normalize(piece->tile.source.data, n, &constants, bench->y);
-    if (f->largest_xhat < INFINITY &&
-        op->set->stages->look(bench->y, n, -f->largest_xhat, f->largest_xhat, 0, 0, bench->sides, bench->lost))
+    const abn_escape_rule overflows = {.below = -f->largest_xhat, .above = f->largest_xhat};
+    if (kernels->look(x, NULL, n, &constants, &overflows, bench->y, bench->sides, bench->lost))
         escape(f, part, piece, bench->lost, list);
-    op->kernels->piece.narrow(bench->y, n, (void *)(uintptr_t)to);
+    kernels->narrow(bench->y, n, (void *)(uintptr_t)to);
 }
 
 static void put_y(const forward_operation *f, const abn_part *part, const abn_piece *piece, abn_escape escaped,
@@ -223,50 +193,42 @@ static void put_escapes(const forward_operation *f, const abn_part *part, const 
         put_y(f, part, piece, (abn_escape){escapes->index[e], escapes->xhat[e]}, bench);
 }
 
-/* y of the piece, and what is kept beside z or instead of it. */
+/* y of the piece, and what z will not tell of it. The list's entries from `first` on are of the piece's xhat. */
 static void find_y(const forward_operation *f, const abn_part *part, const abn_piece *piece, abn_escape_list *list,
                    ptrdiff_t first, abn_bench *bench) {
     const abn_piece_kernels *kernels = &f->op.kernels->piece;
     const abn_constants constants = constants_of_z(f, piece->constants);
-    const void *residual = piece->tile.residual.data;
+    const void *x = piece->tile.source.data, *residual = piece->tile.residual.data;
     const ptrdiff_t n = piece->tile.length;
-    const int tells = z_tells(f, part);
-    kernels->normalize(piece->tile.source.data, n, &constants, bench->y);
+    if (z_tells(f, part)) {
+        if (kernels->look(x, residual, n, &constants, &f->rule, bench->y, bench->sides, bench->lost))
+            escape(f, part, piece, bench->lost, list);
+        if (f->context->sides) abn_sides_put(f->context->sides, piece->index, bench->sides, n);
+        return;
+    }
+    kernels->normalize(x, n, &constants, bench->y);
     if (f->context->keep != ABN_KEEP_Z) put_escapes(f, part, piece, list, first, bench);
-    const int any_far = residual && kernels->add(residual, n, &constants, bench->y, tells ? bench->far : NULL);
-    if (tells) note_beside(f, part, piece, any_far, list, bench);
-    if (settles(f, part)) settle_signs(f, part, piece, bench);
+    if (residual) kernels->add(residual, n, bench->y);
 }
 
-/* Will the kernel of whole tiles do for the piece? */
-static int is_straight(const forward_operation *f, const abn_part *part, const abn_piece *piece, int has_escapes) {
-    const abn_tile *tile = &piece->tile;
-    if (f->context->keep == ABN_KEEP_XHAT && has_escapes) return 0;
-    if (!f->straight || settles(f, part)) return 0;
-    return !(z_tells(f, part) && tile->residual.data &&
-             f->op.kernels->piece.any_far(tile->residual.data, tile->length, &piece->constants));
-}
-
-static void apply_to_pieces(const forward_operation *f, const abn_part *part, abn_escape_list *list, int keeps_xhat) {
+/* After the first `done` elements. */
+static void apply_to_pieces(const forward_operation *f, const abn_part *part, ptrdiff_t done, abn_escape_list *list,
+                            int keeps_xhat) {
     const abn_operation *op = &f->op;
-    const abn_piece_kernels *kernels = &op->kernels->piece;
     const int is_real = abn_dtype_size(op->source.dtype) == abn_real_size(op->source.dtype);
+    const ptrdiff_t length = part->tile.length;
     abn_bench bench;
-    for (abn_piece piece = {0}; abn_next_piece(op, part, &piece);) {
+    for (abn_piece piece = {.row = done / length, .next = done % length}; abn_next_piece(op, part, &piece);) {
         const abn_tile *tile = &piece.tile;
         const ptrdiff_t n = tile->length, first = list ? list->count : 0;
         if (keeps_xhat) keep_xhat(f, part, &piece, list, &bench);
-        if (is_straight(f, part, &piece, list && list->count > first)) {
-            const abn_constants constants = constants_of_z(f, piece.constants);
-            f->straight(tile, &constants);
-            continue;
-        }
         find_y(f, part, &piece, list, first, &bench);
+        if (settles(f, part)) settle_signs(f, part, &piece, &bench);
         /* whole vectors of the kernels' own type need no way round */
         void *z = is_real && n % ABN_PADDING == 0 ? tile->destination.data : bench.y;
         op->set->stages->of[f->context->activation].value(bench.y, z, n,
                                                           abn_piece_param(op, f->context, &piece, &bench));
-        if (z == bench.y) kernels->narrow(bench.y, n, tile->destination.data);
+        if (z == bench.y) op->kernels->piece.narrow(bench.y, n, tile->destination.data);
     }
 }
 
@@ -306,7 +268,14 @@ static void write_xhat(const forward_operation *f, const abn_part *part) {
     const abn_constants constants = constants_of_xhat(part->constants);
     abn_tile tile = part->tile;
     tile.destination = (abn_output){(void *)(uintptr_t)to.data, to.stride};
-    f->identity->apply[ABN_ALONE](&tile, &constants);
+    f->identity->apply(&tile, &constants);
+}
+
+/* Returns how many elements are done: there may be residuals beside which z has to be told. */
+static ptrdiff_t apply_straight(const forward_operation *f, const abn_tile *tile, const abn_constants *constants) {
+    if (f->op.residual.data) return f->straight->join(tile, constants);
+    f->straight->apply(tile, constants);
+    return tile->rows * tile->length;
 }
 
 static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
@@ -323,12 +292,10 @@ static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span,
             continue;
         }
         if (keeps_xhat && !keeps_by_piece) write_xhat(f, &part);
-        if (f->straight && !keeps_by_piece && !settles(f, &part) && !(z_tells(f, &part) && op->residual.data)) {
-            const abn_constants of_z = constants_of_z(f, part.constants);
-            f->straight(&part.tile, &of_z);
-        } else {
-            apply_to_pieces(f, &part, list, keeps_by_piece);
-        }
+        const abn_constants of_z = constants_of_z(f, part.constants);
+        const int straight = f->straight && !keeps_by_piece && !settles(f, &part);
+        const ptrdiff_t done = straight ? apply_straight(f, &part.tile, &of_z) : 0;
+        if (done < part.tile.rows * part.tile.length) apply_to_pieces(f, &part, done, list, keeps_by_piece);
     }
 }
 
@@ -343,8 +310,8 @@ static void choose_kernels(forward_operation *f) {
     const abn_activation_kernels *whole = &of[f->context->activation];
     const int may_escape = f->context->keep == ABN_KEEP_Z && abn_can_escape(f->rule);
     f->identity = &of[ABN_IDENTITY];
-    f->straight = may_escape ? NULL : whole->apply[f->op.residual.data ? ABN_JOINED : ABN_ALONE];
-    if (f->context->escapes.count > 0) f->straight = NULL; /* abn_recompute puts them in place */
+    /* abn_recompute puts escapes in place */
+    f->straight = may_escape || f->context->escapes.count > 0 || !whole->apply ? NULL : whole;
     set_given_constants(f);
 }
 

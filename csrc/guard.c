@@ -11,6 +11,7 @@
  * that is to be kept. */
 #include "guard.h"
 
+#include <float.h>
 #include <math.h>
 
 #include "operation.h"
@@ -99,6 +100,20 @@ ptrdiff_t abn_guard_channels(const abn_context *context, ptrdiff_t *slot) {
         slot[c] = told ? -1 : count++;
     }
     return count;
+}
+
+/* The neighbour above or below of a float16 or bfloat16. */
+static uint16_t next_half(uint16_t half, int up) {
+    if ((half & 0x7fff) == 0) return up ? 0x0001 : 0x8001;
+    return (uint16_t)((half < 0x8000) == up ? half + 1 : half - 1);
+}
+
+void abn_settle_sign(abn_dtype dtype, void *xhat, double weight, double bias, double y) {
+    uint16_t *half = xhat;
+    const double rounded = weight * abn_load_element(dtype, xhat) + bias;
+    const double margin = fabs(bias) * FLT_EPSILON; /* the kernels' y is a float */
+    if (y == 0 || weight == 0 || !isfinite(rounded) || (y < 0 ? -rounded : rounded) > margin) return;
+    *half = next_half(*half, (y > 0) == (weight > 0));
 }
 
 size_t abn_sides_bytes(const abn_context *context) {

@@ -21,6 +21,10 @@ static inline int abn_can_escape(abn_escape_rule rule) {
     return rule.below > -INFINITY || rule.above < INFINITY || rule.near > 0;
 }
 
+/* The backward of a guarded channel takes the side of zero that y = weight * xhat + bias is on from xhat, a float16 or
+ * bfloat16. If that was rounded across, its neighbour on the other side of the true xhat has the sign that y had. */
+void abn_settle_sign(abn_dtype dtype, void *xhat, double weight, double bias, double y);
+
 /* Of a channel, where each has one. */
 double abn_param_at(const abn_context *context, ptrdiff_t channel);
 

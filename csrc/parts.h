@@ -35,7 +35,7 @@ typedef struct {
     _Alignas(64) double y[ABN_PIECE + ABN_PADDING]; /* room for either type */
     _Alignas(64) double slope[ABN_PIECE + ABN_PADDING];
     _Alignas(64) double param[ABN_PIECE + ABN_PADDING];
-    uint64_t sides[ABN_PIECE_WORDS], lost[ABN_PIECE_WORDS], far[ABN_PIECE_WORDS];
+    uint64_t sides[ABN_PIECE_WORDS], lost[ABN_PIECE_WORDS];
 } abn_bench;
 
 /* The next piece of `part`; a zeroed piece comes before the first. 0: there is none. */

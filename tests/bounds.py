@@ -140,7 +140,10 @@ class Terms:
         """How far the curve may move while y does by `error`."""
         here = curve(self.y)
         error = np.where(np.isinf(self.y), 0, error)  # as it is beside an infinite residual, whatever else
-        return np.maximum(np.abs(curve(self.y + error) - here), np.abs(curve(self.y - error) - here))
+        # The ends, and what lies between of the few units in which activations and their slopes do all they do.
+        reached = [self.y + error, self.y - error]
+        reached += [np.clip(at, self.y - error, self.y + error) for at in np.linspace(-6, 6, 25)]
+        return np.max([np.abs(curve(y) - here) for y in reached], axis=0)
 
     def lost_exponential(self):
         """Error of a value or slope by an exponential that underflows.

@@ -65,9 +65,28 @@ INLINE void apply_step(abn_activation activation, int with_residual, abn_tile ti
     }
 }
 
-INLINE void columns_apply(abn_activation activation, int with_residual, abn_tile tile, abn_constants constants) {
+INLINE int columns_any_far(abn_tile tile, abn_constants constants, ptrdiff_t row, ptrdiff_t rows) {
+    for (ptrdiff_t r = row; r < row + rows; r++)
+        for (ptrdiff_t j = 0; j < tile.length; j += W) {
+            const vec limit = constant(ABN_COLUMNS, constants, ABN_RESIDUAL_LIMIT, j);
+            if (any_far(element_at(tile.residual, r, j), 1, tile.length - j, limit)) return 1;
+        }
+    return 0;
+}
+
+/* As rows_apply. */
+INLINE ptrdiff_t columns_apply(abn_activation activation, int with_residual, abn_tile tile, abn_constants constants) {
     const activation_constants k = activation_load(constants.param);
-    FOR_STEPS(tile, apply_step, activation, with_residual, tile, constants, k);
+    ptrdiff_t row = 0;
+    for (; row + ROWS_AT_ONCE <= tile.rows; row += ROWS_AT_ONCE) {
+        if (with_residual && columns_any_far(tile, constants, row, ROWS_AT_ONCE)) return row * tile.length;
+        FOR_STEPS_OF_ROWS(tile, apply_step, row, ROWS_AT_ONCE, activation, with_residual, tile, constants, k);
+    }
+    for (; row < tile.rows; row++) {
+        if (with_residual && columns_any_far(tile, constants, row, 1)) return row * tile.length;
+        FOR_STEPS_OF_ROWS(tile, apply_step, row, 1, activation, with_residual, tile, constants, k);
+    }
+    return tile.rows * tile.length;
 }
 
 INLINE void gradient_sums_step(int from, abn_activation activation, abn_tile tile, abn_constants constants,

@@ -195,9 +195,12 @@ INLINE gate_parts gate_of(abn_activation activation, vec y, vec power) {
 }
 
 /* From -1000 on the gate is 0, and y may be an overflow's infinity. */
-INLINE vec gated_value(abn_activation activation, vec y) {
-    const vec within = v_max(v_set1(-1000), y);
-    return v_mul(within, gate_of(activation, within, gate_power(activation, within)).gate);
+INLINE vec gated_within(vec y) { return v_max(v_set1(-1000), y); }
+
+/* y * gate(y) */
+INLINE vec gated_value(abn_activation activation, vec y, vec power) {
+    if (activation == ABN_SILU || activation == ABN_GELU_TANH) return v_div(y, v_add(power, v_set1(1)));
+    return v_mul(y, gate_of(activation, y, power).gate);
 }
 
 /* Far out the gate's slope is 0, and no product must overflow before it meets that. (Where mish's exponential stops
@@ -297,7 +300,7 @@ INLINE vec curve_value(abn_activation activation, vec y, vec param) {
         case ABN_SILU:
         case ABN_GELU:
         case ABN_GELU_TANH:
-        case ABN_MISH: return gated_value(activation, y);
+        case ABN_MISH: y = gated_within(y); return gated_value(activation, y, gate_power(activation, y));
         case ABN_RELU: return v_select(v_lt(y, v_zero()), v_zero(), y);
         default: return y;
     }

@@ -86,6 +86,14 @@ INLINE vec constant(int layout, abn_constants constants, int which, ptrdiff_t at
     return layout == ABN_ROWS ? v_set1(*of) : v_load_real(of);
 }
 
+/* Is any of `vectors` vectors of residuals, the last n of their elements in the last one, beyond the limit? NaN is not. */
+INLINE int any_far(const storage *residual, int vectors, ptrdiff_t n, vec limit) {
+    vec furthest = v_zero();
+    UNROLLED for (int u = 0; u < vectors; u++) furthest =
+        v_max(v_abs(v_load_upto(residual + u * W, n - u * W)), furthest);
+    return v_any(v_lt(limit, furthest));
+}
+
 INLINE storage *destination_row(abn_tile tile, ptrdiff_t row) {
     return (storage *)tile.destination.data + row * tile.destination.stride;
 }

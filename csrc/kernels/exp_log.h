@@ -34,7 +34,7 @@ static const real log1p_polynomial[] = {
 #define EXPM1_MINUS_ONE -30.0f
 static const real expm1_polynomial[] = {
     /* (expm1(r) - r) / r^2, |r| <= ln(2)/2 */
-    0x1.000000p-1f, 0x1.555556p-3f, 0x1.5554eap-5f, 0x1.1110e0p-7f, 0x1.6d4316p-10f, 0x1.a124e4p-13f,
+    0x1.000000p-1f, 0x1.5554dcp-3f, 0x1.555518p-5f, 0x1.120be2p-7f, 0x1.6d117cp-10f,
 };
 static const real log1p_polynomial[] = {
     /* (log1p(f) - f + f^2/2) / f^3 */
@@ -54,16 +54,13 @@ INLINE vec v_polynomial(vec x, const real *coefficients, int terms) {
     return sum;
 }
 
-/* 2^n for integral n, read off the low bits of the float n + bias + 2^mantissa. Just outside the normal numbers: 0 and
- * infinity. */
-INLINE vec v_power_of_two(vec n) {
-    return v_from_bits(i_shift_left(v_bits(v_add(n, v_set1(TWO_TO_MANTISSA + EXPONENT_BIAS))), REAL_MANTISSA));
-}
-
-/* y = n ln(2) + r, |r| <= ln(2)/2 */
-INLINE vec v_exp_reduce(vec y, vec *n) {
-    *n = v_round(v_mul(y, v_set1(LOG2_E)));
-    return v_fma(*n, v_set1(-LN2_LOW), v_fma(*n, v_set1(-LN2_HIGH), y));
+/* y = n ln(2) + r, |r| <= ln(2)/2, and 2^n, read off the low bits of the float n + bias + 2^mantissa. Just outside the
+ * normal numbers: 0 and infinity. Adding 2^mantissa is what rounds to n. */
+INLINE vec v_exp_reduce(vec y, vec *power) {
+    const vec shift = v_set1(TWO_TO_MANTISSA + EXPONENT_BIAS);
+    const vec shifted = v_fma(y, v_set1(LOG2_E), shift), n = v_sub(shifted, shift);
+    *power = v_from_bits(i_shift_left(v_bits(shifted), REAL_MANTISSA));
+    return v_fma(n, v_set1(-LN2_LOW), v_fma(n, v_set1(-LN2_HIGH), y));
 }
 
 INLINE vec v_expm1_reduced(vec r) {
@@ -75,23 +72,22 @@ INLINE vec v_exp_clamp(vec y) { return v_max(v_set1(EXP_ZERO), v_min(v_set1(EXP_
 
 /* exp(y + low) for a low that is small enough beside y to go without reduction. */
 INLINE vec v_exp_sum(vec y, vec low) {
-    vec n;
-    const vec r = v_add(v_exp_reduce(v_exp_clamp(y), &n), low);
-    return v_mul(v_add(v_expm1_reduced(r), v_set1(1)), v_power_of_two(n));
+    vec power;
+    const vec r = v_exp_reduce(v_exp_clamp(y), &power);
+    return v_mul(v_add(v_expm1_reduced(v_add(r, low)), v_set1(1)), power);
 }
 
 INLINE vec v_exp(vec y) {
-    vec n;
-    const vec r = v_exp_reduce(v_exp_clamp(y), &n);
-    return v_mul(v_add(v_expm1_reduced(r), v_set1(1)), v_power_of_two(n));
+    vec power;
+    const vec r = v_exp_reduce(v_exp_clamp(y), &power);
+    return v_mul(v_add(v_expm1_reduced(r), v_set1(1)), power);
 }
 
 /* y <= 0 */
 INLINE vec v_expm1_negative(vec y) {
-    vec n;
-    const vec expm1_r = v_expm1_reduced(v_exp_reduce(v_max(v_set1(EXPM1_MINUS_ONE), y), &n));
-    const vec power = v_power_of_two(n);
-    return v_fma(expm1_r, power, v_sub(power, v_set1(1)));
+    vec power;
+    const vec r = v_exp_reduce(v_max(v_set1(EXPM1_MINUS_ONE), y), &power);
+    return v_fma(v_expm1_reduced(r), power, v_sub(power, v_set1(1)));
 }
 
 /* log(x + lost) for a normal x > 0, lost below an ulp of it: x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). */

@@ -9,8 +9,8 @@
     static void layout##_apply_##name(const abn_tile *t, const abn_constants *c) {                 \
         layout##_apply(activation, 0, *t, *c);                                                     \
     }                                                                                              \
-    static void layout##_join_##name(const abn_tile *t, const abn_constants *c) {                  \
-        layout##_apply(activation, 1, *t, *c);                                                     \
+    static ptrdiff_t layout##_join_##name(const abn_tile *t, const abn_constants *c) {             \
+        return layout##_apply(activation, 1, *t, *c);                                              \
     }                                                                                              \
     static void layout##_sums_z_##name(const abn_tile *t, const abn_constants *c, void *partial) { \
         layout##_gradient_sums(ABN_FROM_Z, activation, *t, *c, partial);                           \
@@ -38,11 +38,11 @@ DEFINE_LAYOUT(columns, identity, ABN_IDENTITY)
 DEFINE_LAYOUT(columns, leaky_relu, ABN_LEAKY_RELU)
 DEFINE_LAYOUT(columns, relu, ABN_RELU)
 
-#define ENTRY(layout, name)                                                                                \
-    {                                                                                                      \
-        {layout##_apply_##name, layout##_join_##name}, {layout##_sums_z_##name, layout##_sums_x_##name}, { \
-            layout##_gradient_z_##name, layout##_gradient_x_##name                                         \
-        }                                                                                                  \
+#define ENTRY(layout, name)                                                                              \
+    {                                                                                                    \
+        layout##_apply_##name, layout##_join_##name, {layout##_sums_z_##name, layout##_sums_x_##name}, { \
+            layout##_gradient_z_##name, layout##_gradient_x_##name                                       \
+        }                                                                                                \
     }
 #define LAYOUT_KERNELS(layout)                               \
     {                                                        \

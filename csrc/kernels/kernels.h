@@ -8,6 +8,7 @@
 #define ABN_KERNELS_H
 
 #include "../abn.h"
+#include "../activations.h"
 #include "stages.h"
 
 enum { ABN_ROWS, ABN_COLUMNS, ABN_LAYOUTS };
@@ -72,12 +73,14 @@ typedef struct {
     ptrdiff_t channels, spread, repeat;
 } abn_columns;
 
-enum { ABN_ALONE, ABN_JOINED };  /* without a residual, or with one */
 enum { ABN_FROM_Z, ABN_FROM_X }; /* what the backward's source holds */
 
 typedef struct {
-    /* destination = z = activation(w), w from x, or (ABN_JOINED) activation(w + residual) */
-    void (*apply[2])(const abn_tile *tile, const abn_constants *constants);
+    /* destination = z = activation(w), w from x */
+    void (*apply)(const abn_tile *tile, const abn_constants *constants);
+    /* destination = activation(w + residual), row after row up to where a |residual| is above its limit, or shortly before
+     * that: returns how many elements are done. */
+    ptrdiff_t (*join)(const abn_tile *tile, const abn_constants *constants);
     /* sums += dy, dy * w */
     void (*gradient_sums[2])(const abn_tile *tile, const abn_constants *constants, void *partial);
     /* destination = dx */
@@ -95,10 +98,11 @@ typedef struct {
     void (*normalize)(const void *x, ptrdiff_t n, const abn_constants *constants, void *w);
     /* y = w * weight + bias */
     void (*scale)(const void *w, ptrdiff_t n, const abn_constants *constants, void *y);
-    /* Is any |residual| above its limit? */
-    int (*any_far)(const void *residual, ptrdiff_t n, const abn_constants *constants);
-    /* y += residual. far (or NULL): one bit each, is |residual| above its limit? Returns whether any is. */
-    int (*add)(const void *residual, ptrdiff_t n, const abn_constants *constants, void *y, uint64_t *far);
+    void (*add)(const void *residual, ptrdiff_t n, void *y); /* y += residual */
+    /* y = w + residual (NULL: none) of x. One bit each: sides, is y below the minimum? lost, does the rule name it, or is
+     * |residual| above its limit? Returns whether any is lost. */
+    int (*look)(const void *x, const void *residual, ptrdiff_t n, const abn_constants *constants,
+                const abn_escape_rule *rule, void *y, uint64_t *sides, uint64_t *lost);
     /* w = (y - residual) * scale + shift in place of y; residual may be NULL */
     void (*recover)(const void *residual, ptrdiff_t n, const abn_constants *constants, void *y);
     void (*widen)(const void *from, ptrdiff_t n, void *to);

@@ -1,33 +1,64 @@
-/* Which elements of y will z not tell? Included by stages.c. */
+/* A piece of x -> y, and which elements of it z will not tell. Included by pieces.h. */
 #ifndef ABN_KERNEL_LOOK_H
 #define ABN_KERNEL_LOOK_H
 
-#include "vector.h"
+#include "elements.h"
 
-/* Comparisons with NaN are false: it is not lost, and gives NaN by itself. */
-static int look(const void *from, ptrdiff_t n, double below, double above, double minimum, double near,
-                uint64_t *restrict sides, uint64_t *restrict lost) {
-    const real *y = from;
-    const vec low = v_set1((real)below), high = v_set1((real)above), centre = v_set1((real)minimum);
-    const vec within = v_set1((real)near);
-    uint64_t any = 0;
-    for (ptrdiff_t word = 0; word < n; word += 64) {
-        uint64_t left = 0, bits = 0;
-        for (ptrdiff_t i = word; i < word + 64 && i < n; i += W) {
-            const vec at = v_load_real(y + i), beside = v_sub(at, centre);
-            const vec beyond = v_max(v_sub(within, v_abs(beside)), v_max(v_sub(low, at), v_sub(at, high)));
-            left |= (uint64_t)v_mask_bits(v_lt(beside, v_zero())) << (i - word);
-            bits |= (uint64_t)v_mask_bits(v_lt(v_zero(), beyond)) << (i - word);
-        }
-        sides[word / 64] = left;
-        any |= lost[word / 64] = n - word < 64 ? bits & (((uint64_t)1 << (n - word)) - 1) : bits;
-    }
-    return any != 0;
+/* Where a vector's constants are: a row has one set, columns have one each. */
+INLINE ptrdiff_t constants_at(int layout, ptrdiff_t i) { return layout == ABN_ROWS ? 0 : i; }
+
+typedef struct {
+    vec below, above, minimum, near;
+} look_rule;
+
+INLINE vec residual_limit(int layout, abn_constants c, ptrdiff_t i) {
+    return constant(layout, c, ABN_RESIDUAL_LIMIT, constants_at(layout, i));
 }
 
-static void below_zero(const void *y, void *result, ptrdiff_t n) {
-    for (ptrdiff_t i = 0; i < n; i += W)
-        v_store_real((real *)result + i, v_min(v_load_real((const real *)y + i), v_zero()));
+/* A bit for each lost element of a word, for n in all. Comparisons with NaN are false: it is not lost, and gives NaN by
+ * itself. */
+INLINE uint64_t lost_of_word(int layout, const real *y, const storage *residual, ptrdiff_t from, ptrdiff_t n,
+                             abn_constants c, look_rule rule) {
+    uint64_t bits = 0;
+    for (ptrdiff_t i = from; i < from + 64 && i < n; i += W) {
+        const vec at = v_load_real(y + i), beside = v_abs(v_sub(at, rule.minimum));
+        unsigned lost = v_mask_bits(v_lt(beside, rule.near)) | v_mask_bits(v_lt(at, rule.below)) |
+                        v_mask_bits(v_lt(rule.above, at));
+        if (residual) lost |= v_mask_bits(v_lt(residual_limit(layout, c, i), v_abs(v_load_upto(residual + i, n - i))));
+        bits |= (uint64_t)lost << (i - from);
+    }
+    return n - from < 64 ? bits & (((uint64_t)1 << (n - from)) - 1) : bits;
+}
+
+/* Few elements are lost: a word's extremes tell whether any may be. (v_min and v_max keep their second operand beside a
+ * NaN.) */
+INLINE int piece_look(int layout, const storage *x, const storage *residual, ptrdiff_t n, abn_constants c,
+                      look_rule rule, real *restrict y, uint64_t *restrict sides, uint64_t *restrict lost) {
+    uint64_t any = 0;
+    for (ptrdiff_t word = 0; word < n; word += 64) {
+        uint64_t left = 0;
+        vec nearest = v_set1(LARGEST_REAL), least = nearest, most = v_set1(-LARGEST_REAL), furthest = v_zero();
+        for (ptrdiff_t i = word; i < word + 64 && i < n; i += W) {
+            vec at = affine_apply(v_load_upto(x + i, n - i), affine_constants(layout, c, constants_at(layout, i)));
+            if (residual) {
+                const vec r = v_load_upto(residual + i, n - i);
+                at = v_add(at, r);
+                furthest = v_max(v_sub(v_abs(r), residual_limit(layout, c, i)), furthest);
+            }
+            v_store_real(y + i, at);
+            const vec beside = v_sub(at, rule.minimum);
+            nearest = v_min(v_abs(beside), nearest);
+            least = v_min(at, least);
+            most = v_max(at, most);
+            left |= (uint64_t)v_mask_bits(v_lt(beside, v_zero())) << (i - word);
+        }
+        sides[word / 64] = left;
+        lost[word / 64] = 0;
+        if (v_any(v_lt(nearest, rule.near)) || v_any(v_lt(least, rule.below)) || v_any(v_lt(rule.above, most)) ||
+            v_any(v_lt(v_zero(), furthest)))
+            any |= lost[word / 64] = lost_of_word(layout, y, residual, word, n, c, rule);
+    }
+    return any != 0;
 }
 
 #endif

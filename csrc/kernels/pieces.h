@@ -6,10 +6,8 @@
 #define ABN_KERNEL_PIECES_H
 
 #include "columns.h"
+#include "look.h"
 #include "rows.h"
-
-/* Where a vector's constants are: a row has one set, columns have one each. */
-INLINE ptrdiff_t constants_at(int layout, ptrdiff_t i) { return layout == ABN_ROWS ? 0 : i; }
 
 INLINE void piece_normalize(int layout, const storage *x, ptrdiff_t n, abn_constants c, real *restrict w) {
     for (ptrdiff_t i = 0; i < n; i += W) {
@@ -39,33 +37,6 @@ INLINE void piece_recover(int layout, const storage *residual, ptrdiff_t n, abn_
 INLINE void piece_add(const storage *residual, ptrdiff_t n, real *restrict y) {
     for (ptrdiff_t i = 0; i < n; i += W)
         v_store_real(y + i, v_add(v_load_real(y + i), v_load_upto(residual + i, n - i)));
-}
-
-INLINE int piece_any_far(int layout, const storage *residual, ptrdiff_t n, abn_constants c) {
-    vec furthest = v_set1(-1);
-    for (ptrdiff_t i = 0; i < n; i += W) {
-        const vec limit = constant(layout, c, ABN_RESIDUAL_LIMIT, constants_at(layout, i));
-        const vec beyond = v_sub(v_abs(v_load_upto(residual + i, n - i)), limit);
-        furthest = v_max(n - i < W ? v_first(beyond, n - i) : beyond, furthest);
-    }
-    return v_any(v_lt(v_zero(), furthest));
-}
-
-/* far: |residual| above its limit. */
-INLINE int piece_add_looking(int layout, const storage *residual, ptrdiff_t n, abn_constants c, real *restrict y,
-                             uint64_t *restrict far) {
-    uint64_t any = 0;
-    for (ptrdiff_t word = 0; word < n; word += 64) {
-        uint64_t bits = 0;
-        for (ptrdiff_t i = word; i < word + 64 && i < n; i += W) {
-            const vec r = v_load_upto(residual + i, n - i);
-            const vec limit = constant(layout, c, ABN_RESIDUAL_LIMIT, constants_at(layout, i));
-            v_store_real(y + i, v_add(v_load_real(y + i), r));
-            bits |= (uint64_t)v_mask_bits(v_lt(limit, v_abs(r))) << (i - word);
-        }
-        any |= far[word / 64] = n - word < 64 ? bits & (((uint64_t)1 << (n - word)) - 1) : bits;
-    }
-    return any != 0;
 }
 
 INLINE void piece_widen(const storage *from, ptrdiff_t n, real *to) {
@@ -125,30 +96,30 @@ INLINE void piece_gradient(int layout, const real *w, const real *slope, const s
     }
 }
 
-#define DEFINE_PIECE(layout, LAYOUT)                                                                             \
-    static void layout##_normalize(const void *x, ptrdiff_t n, const abn_constants *c, void *w) {                \
-        piece_normalize(LAYOUT, x, n, *c, w);                                                                    \
-    }                                                                                                            \
-    static void layout##_scale(const void *w, ptrdiff_t n, const abn_constants *c, void *y) {                    \
-        piece_scale(LAYOUT, w, n, *c, y);                                                                        \
-    }                                                                                                            \
-    static int layout##_any_far(const void *residual, ptrdiff_t n, const abn_constants *c) {                     \
-        return piece_any_far(LAYOUT, residual, n, *c);                                                           \
-    }                                                                                                            \
-    static int layout##_add(const void *residual, ptrdiff_t n, const abn_constants *c, void *y, uint64_t *far) { \
-        if (far) return piece_add_looking(LAYOUT, residual, n, *c, y, far);                                      \
-        piece_add(residual, n, y);                                                                               \
-        return 0;                                                                                                \
-    }                                                                                                            \
-    static void layout##_recover(const void *residual, ptrdiff_t n, const abn_constants *c, void *y) {           \
-        piece_recover(LAYOUT, residual, n, *c, y);                                                               \
-    }                                                                                                            \
-    static void layout##_sums(const void *w, const void *slope, const void *dz, ptrdiff_t n, void *partial) {    \
-        piece_sums(LAYOUT, w, slope, dz, n, partial);                                                            \
-    }                                                                                                            \
-    static void layout##_gradient(const void *w, const void *slope, const void *dz, ptrdiff_t n,                 \
-                                  const abn_constants *c, void *dx, void *dr, int add) {                         \
-        piece_gradient(LAYOUT, w, slope, dz, n, *c, dx, dr, add);                                                \
+#define DEFINE_PIECE(layout, LAYOUT)                                                                                 \
+    static void layout##_normalize(const void *x, ptrdiff_t n, const abn_constants *c, void *w) {                    \
+        piece_normalize(LAYOUT, x, n, *c, w);                                                                        \
+    }                                                                                                                \
+    static void layout##_scale(const void *w, ptrdiff_t n, const abn_constants *c, void *y) {                        \
+        piece_scale(LAYOUT, w, n, *c, y);                                                                            \
+    }                                                                                                                \
+    static void layout##_add(const void *residual, ptrdiff_t n, void *y) { piece_add(residual, n, y); }              \
+    static int layout##_look(const void *x, const void *residual, ptrdiff_t n, const abn_constants *c,               \
+                             const abn_escape_rule *rule, void *y, uint64_t *sides, uint64_t *lost) {                \
+        const look_rule limits = {v_set1((real)rule->below), v_set1((real)rule->above), v_set1((real)rule->minimum), \
+                                  v_set1((real)rule->near)};                                                         \
+        if (residual) return piece_look(LAYOUT, x, residual, n, *c, limits, y, sides, lost);                         \
+        return piece_look(LAYOUT, x, NULL, n, *c, limits, y, sides, lost);                                           \
+    }                                                                                                                \
+    static void layout##_recover(const void *residual, ptrdiff_t n, const abn_constants *c, void *y) {               \
+        piece_recover(LAYOUT, residual, n, *c, y);                                                                   \
+    }                                                                                                                \
+    static void layout##_sums(const void *w, const void *slope, const void *dz, ptrdiff_t n, void *partial) {        \
+        piece_sums(LAYOUT, w, slope, dz, n, partial);                                                                \
+    }                                                                                                                \
+    static void layout##_gradient(const void *w, const void *slope, const void *dz, ptrdiff_t n,                     \
+                                  const abn_constants *c, void *dx, void *dr, int add) {                             \
+        piece_gradient(LAYOUT, w, slope, dz, n, *c, dx, dr, add);                                                    \
     }
 DEFINE_PIECE(rows, ABN_ROWS)
 DEFINE_PIECE(columns, ABN_COLUMNS)
@@ -157,8 +128,8 @@ static void piece_widen_(const void *from, ptrdiff_t n, void *to) { piece_widen(
 
 static void piece_narrow_(const void *from, ptrdiff_t n, void *to) { piece_narrow(from, n, to); }
 
-#define PIECE_KERNELS(layout)                                                                  \
-    {layout##_normalize, layout##_scale, layout##_any_far, layout##_add,     layout##_recover, \
-     piece_widen_,       piece_narrow_,  layout##_sums,    layout##_gradient}
+#define PIECE_KERNELS(layout)                                                               \
+    {layout##_normalize, layout##_scale, layout##_add,  layout##_look,    layout##_recover, \
+     piece_widen_,       piece_narrow_,  layout##_sums, layout##_gradient}
 
 #endif

@@ -46,20 +46,28 @@ INLINE void rows_moments(abn_tile tile, abn_constants constants, void *partial) 
     }
 }
 
-INLINE void rows_apply(abn_activation activation, int with_residual, abn_tile tile, abn_constants constants) {
+/* Returns how many elements are done, row after row: all, but with a residual only those before one that is too far. */
+INLINE ptrdiff_t rows_apply(abn_activation activation, int with_residual, abn_tile tile, abn_constants constants) {
     const activation_constants k = activation_load(constants.param);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
         const storage *x = row_of(tile.source, row), *r = with_residual ? row_of(tile.residual, row) : NULL;
         storage *z = destination_row(tile, row);
         const affine from_x = affine_constants(ABN_ROWS, constants, row);
+        const vec limit = r ? constant(ABN_ROWS, constants, ABN_RESIDUAL_LIMIT, row) : v_zero();
         ptrdiff_t i = elements_to_alignment(x, tile.length);
+        if (r && any_far(r, 1, i, limit)) return row * tile.length;
         if (i > 0) apply_to_vector(activation, x, r, z, i, from_x, k);
-        for (; i + UNROLL * W <= tile.length; i += UNROLL * W)
+        for (; i + UNROLL * W <= tile.length; i += UNROLL * W) {
+            if (r && any_far(r + i, UNROLL, UNROLL * W, limit)) return row * tile.length + i;
             UNROLLED for (int u = 0; u < UNROLL; u++)
                 apply_to_vector(activation, x + i + u * W, r ? r + i + u * W : NULL, z + i + u * W, W, from_x, k);
-        for (; i < tile.length; i += W)
+        }
+        for (; i < tile.length; i += W) {
+            if (r && any_far(r + i, 1, tile.length - i, limit)) return row * tile.length + i;
             apply_to_vector(activation, x + i, r ? r + i : NULL, z + i, tile.length - i, from_x, k);
+        }
     }
+    return tile.rows * tile.length;
 }
 
 INLINE void gradient_sums_of_run(int from, abn_activation activation, const storage *source, const storage *gradient,

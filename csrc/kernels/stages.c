@@ -6,7 +6,6 @@
 #ifndef ABN_DTYPE_FLOAT64
 #include "gated.h"
 #endif
-#include "look.h"
 
 INLINE vec param_at(abn_param kind, const real *param, ptrdiff_t i) {
     if (kind == ABN_NO_PARAM) return v_zero();
@@ -17,9 +16,26 @@ INLINE mask left_at(abn_inverse inverse, const uint64_t *left, ptrdiff_t i) {
     return v_bits_mask(inverse == ABN_FROM_Z_AND_SIDE ? (unsigned)(left[i >> 6] >> (i & 63)) : 0);
 }
 
-/* The inverses of what has a minimum, for many vectors, step by step: the chain is too long for a processor to have enough
- * of them under way. */
-#define BLOCK 8 /* vectors */
+/* What has a minimum goes step by step, for several vectors: the chain is too long for a processor to have enough of
+ * them under way. (More at once than 4 is too much for the registers of gelu.) */
+#define VALUES_AT_ONCE 4
+#define BLOCK 8 /* vectors to be inverted */
+
+INLINE void value_gated_of(abn_activation activation, const real *y, real *z, int vectors) {
+    vec power[VALUES_AT_ONCE];
+    UNROLLED for (int k = 0; k < vectors; k++) power[k] = gate_power(activation, gated_within(v_load_real(y + k * W)));
+    UNROLLED for (int k = 0; k < vectors; k++)
+        v_store_real(z + k * W, gated_value(activation, gated_within(v_load_real(y + k * W)), power[k]));
+}
+
+INLINE void value_gated(abn_activation activation, const real *y, real *z, ptrdiff_t n) {
+    ptrdiff_t i = 0;
+    for (; i + VALUES_AT_ONCE * W <= n; i += VALUES_AT_ONCE * W)
+        value_gated_of(activation, y + i, z + i, VALUES_AT_ONCE);
+    for (; i < n; i += W) value_gated_of(activation, y + i, z + i, 1);
+}
+
+/* The inverses. */
 #ifdef ABN_DTYPE_FLOAT64
 INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdiff_t n, const uint64_t *left) {
     for (ptrdiff_t start = 0; start < n; start += BLOCK * W) {
@@ -81,10 +97,14 @@ INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdif
 }
 #endif
 
-#define DEFINE(upper, name, inverse, kind)                                                                    \
+#define DEFINE(upper, name, inverse, kind, graph)                                                             \
     static void value_##name(const void *y_, void *z_, ptrdiff_t n, const void *param) {                      \
         const real *y = y_;                                                                                   \
         real *z = z_;                                                                                         \
+        if ((inverse) == ABN_FROM_Z_AND_SIDE) {                                                               \
+            value_gated(ABN_##upper, y, z, n);                                                                \
+            return;                                                                                           \
+        }                                                                                                     \
         for (ptrdiff_t i = 0; i < n; i += W)                                                                  \
             v_store_real(z + i, curve_value(ABN_##upper, v_load_real(y + i), param_at(kind, param, i)));      \
     }                                                                                                         \
@@ -107,9 +127,14 @@ INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdif
             v_store_real(slope + i, slope_at_y);                                                              \
         }                                                                                                     \
     }
-#define ENTRY(upper, name, inverse, kind) [ABN_##upper] = {value_##name, slope_##name, invert_##name},
+#define ENTRY(upper, name, inverse, kind, graph) [ABN_##upper] = {value_##name, slope_##name, invert_##name},
 
 ABN_EACH_ACTIVATION(DEFINE)
 
-const abn_stages JOIN3(JOIN3(abn_stages_, ABN_ISA, _),
-                       ABN_DTYPE, ) = {.of = {ABN_EACH_ACTIVATION(ENTRY)}, .look = look, .below_zero = below_zero};
+static void below_zero(const void *y, void *result, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i += W)
+        v_store_real((real *)result + i, v_min(v_load_real((const real *)y + i), v_zero()));
+}
+
+const abn_stages JOIN3(JOIN3(abn_stages_, ABN_ISA, _), ABN_DTYPE, ) = {.of = {ABN_EACH_ACTIVATION(ENTRY)},
+                                                                       .below_zero = below_zero};

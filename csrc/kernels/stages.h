@@ -17,9 +17,6 @@ typedef struct {
 
 typedef struct {
     abn_curve of[ABN_ACTIVATIONS];
-    /* One bit each. sides: y < minimum. lost: y < below, y > above or |y - minimum| < near; returns whether any is. */
-    int (*look)(const void *y, ptrdiff_t n, double below, double above, double minimum, double near, uint64_t *sides,
-                uint64_t *lost);
     void (*below_zero)(const void *y, void *result, ptrdiff_t n); /* min(y, 0); result may be y */
 } abn_stages;
 
