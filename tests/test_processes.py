@@ -97,6 +97,46 @@ def test_pools_of_processes(method, tmp_path):
     assert printed(file) == "right"
 
 
+# What the core asks the C library for; test_nomemory.py has what Python and NumPy are asked for.
+LIMIT = """
+import resource
+import numpy as np
+from inplace_abn import functional
+
+x = np.tile(np.float16([1, 3]), (1, 2, 1 << 21))
+before, weight, bias = x.copy(), np.ones(2, np.float32), np.full(2, {bias}, np.float32)
+
+def forward():
+    return functional.forward(x, weight, bias, activation="{activation}", activation_param=1.0, threads=1)
+
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 19), limits[1]))
+refused = False
+try:
+    forward()
+except MemoryError:
+    refused = x.flags.writeable
+resource.setrlimit(resource.RLIMIT_AS, limits)
+untouched = np.array_equal(x, before)
+x[...] = before
+print(refused, untouched, forward()[1].nbytes >= x.size // 8)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not tell of memory")
+@pytest.mark.parametrize(("activation", "bias"), [("silu", 0), ("elu", -30)], ids=["sides", "escapes"])
+def test_a_process_at_its_limit_of_memory(activation, bias):
+    """A bit per element, or a list of elements, does not fit: MemoryError, and with more memory it goes on.
+
+    x may have been written when the list cannot grow: what belongs there is found in the one pass over x.
+    """
+    refused, untouched, goes_on = printed(LIMIT.format(activation=activation, bias=bias)).split()
+    assert (refused, goes_on) == ("True", "True")
+    assert untouched == "True" or activation == "elu"
+
+
 # ---- pickling and copying ----------------------------------------------------------------------------------
 
 COPIES = {
