@@ -239,9 +239,9 @@ half() { # half NAME TESTS_OF_THE_OTHER
     copy=$builds/python-coverage
     local sweeps="test_forward.py or test_backward.py or test_statistics.py or test_residual.py or test_strategies.py"
     sweeps="$sweeps or test_smooth.py or test_prelu.py or test_elu.py or test_guarded.py or test_layouts.py"
-    COVERAGE_FILE=$builds/lines run "Coverage, Python suite: $1 half" env -C "$copy" PYTHONPATH="$copy" \
+    COVERAGE_FILE=$builds/lines run "Coverage, Python suite: $1 half" env -u OMP_WAIT_POLICY -C "$copy" PYTHONPATH="$copy" \
         "$python" -m coverage run --rcfile="$builds/coverage.ini" -m pytest -q -p no:cacheprovider \
-        -m "not slow and not torch" -k "not (v2 or baseline or (($sweeps) and (float64 or float16)))" \
+        -m "not slow and not torch" -k "not ([v2 or -v2 or baseline or (($sweeps) and (float64 or float16)))" \
         --ignore-glob='tests/test_benchmarks*' --ignore-glob='tests/test_hostile_leaks*' \
         --ignore=tests/test_{project,examples,readme,reliability,accuracy,kernels,torture,threads,nomemory}.py \
         --ignore-glob="tests/test_$2*"

@@ -12,6 +12,7 @@ from inplace_abn.layers import (
     CrossEntropy,
     Dropout,
     InPlaceABN,
+    Layer,
     Linear,
     MaxPool2d,
     Residual,
@@ -176,3 +177,34 @@ def test_with_a_ledger_it_names_the_layer_where_it_began():
 def test_a_loss_of_no_labels():
     with pytest.raises(FloatingPointError, match="no label counts, all 2 are -100"):
         CrossEntropy()(np.zeros((2, 5)), np.array([-100, -100]))
+
+
+def test_a_vector_is_no_batch():
+    with pytest.raises(ValueError, match="x must"):
+        ABN(3)(np.ones(3, np.float32))
+
+
+def test_a_parameter_takes_gradients_of_its_shape():
+    parameter = Linear(4, 8).weight
+    assert "(8, 4), float32" in repr(parameter)
+    with pytest.raises(ValueError, match=r"gradient has shape \(4, 8\), the data \(8, 4\)"):
+        parameter.accumulate(np.zeros((4, 8), np.float32))
+
+
+def test_a_layer_without_gradients_says_so():
+    class Twice(Layer):
+        def forward(self, ctx, x):
+            return 2 * x
+
+    layer = Twice()
+    z = layer(np.ones(3, np.float32))
+    with pytest.raises(NotImplementedError, match="Twice has no gradients"):
+        layer.backward(z)
+
+
+def test_layers_that_return_their_input_overwrite_nothing():
+    net = Sequential(Dropout(0.5), Sequential(Dropout(0.5))).eval()
+    x = np.ones((2, 3), np.float32)
+    assert net(x) is x
+    assert net.returns_input
+    assert not net.overwrites_input
