@@ -157,8 +157,8 @@ memcheck() { # without OpenMP, whose threads' own memory valgrind takes for lost
     run "Valgrind: more than one block" "${tool[@]}" heavy 2000
 }
 
-arm64() { # quick: without the baseline, which is the same C on every machine
-    build arm64 CC=aarch64-linux-gnu-gcc FLAGS=-O2 ISAS="$(by_mode neon "neon baseline")"
+arm64() {
+    build arm64 CC=aarch64-linux-gnu-gcc FLAGS=-O2 ISAS="neon baseline"
     local tool=(qemu-aarch64 -L /usr/aarch64-linux-gnu "$program")
     notices "arm64" over "${tool[@]}"
     run "arm64: small shapes" "${tool[@]}" light "$(by_mode 400 100)"

@@ -18,6 +18,7 @@ from inplace_abn.layers import (
     Residual,
     Sequential,
     Upsample,
+    no_grad,
 )
 
 SHAPE = (2, 4, 3, 3)
@@ -208,3 +209,23 @@ def test_layers_that_return_their_input_overwrite_nothing():
     assert net(x) is x
     assert net.returns_input
     assert not net.overwrites_input
+
+
+def test_a_loss_that_overflows_where_every_layer_is_finite():
+    finite = pytest.raises(FloatingPointError, match="all layers before gave finite results")
+    with memory.ledger(), np.errstate(over="ignore"), finite:
+        CrossEntropy()(np.float32([[3e38, -3e38]]), np.array([1]))
+
+
+def test_a_ledger_within_another_passes_temporary_memory_on():
+    with memory.ledger() as outer, memory.ledger() as inner:
+        Conv2d(3, 4, 3, rng=0)(np.ones((2, 3, 6, 6), np.float32))
+    assert outer.peak == inner.peak > inner.kept
+
+
+def test_nothing_is_kept_within_no_grad():
+    layer = Conv2d(3, 4, 3, rng=0)
+    with no_grad():
+        z = layer(np.ones((2, 3, 6, 6), np.float32))
+    with pytest.raises(RuntimeError, match="nothing to go back through"):
+        layer.backward(z)

@@ -103,11 +103,11 @@ import resource
 import numpy as np
 from inplace_abn import functional
 
-x = np.tile(np.float16([1, 3]), (1, 2, 1 << 21))
-before, weight, bias = x.copy(), np.ones(2, np.float32), np.full(2, {bias}, np.float32)
+x = np.tile(np.float16([0] * 31 + [-10]), (1, 2, 1 << 17))  # the last is escaped: y is -5.6
+before = x.copy()
 
 def forward():
-    return functional.forward(x, weight, bias, activation="{activation}", activation_param=1.0, threads=1)
+    return functional.forward(x, activation="{activation}", activation_param=1.0, threads=1)
 
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
@@ -121,18 +121,18 @@ except MemoryError:
 resource.setrlimit(resource.RLIMIT_AS, limits)
 untouched = np.array_equal(x, before)
 x[...] = before
-print(refused, untouched, forward()[1].nbytes >= x.size // 8)
+print(refused, untouched, forward()[1].nbytes >= x.nbytes + x.size // 8)
 """
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not tell of memory")
-@pytest.mark.parametrize(("activation", "bias"), [("silu", 0), ("elu", -3)], ids=["sides", "escapes"])
-def test_a_process_at_its_limit_of_memory(activation, bias):
+@pytest.mark.parametrize("activation", ["silu", "elu"], ids=["sides", "escapes"])
+def test_a_process_at_its_limit_of_memory(activation):
     """A bit per element, or a list of elements, does not fit: MemoryError, and with more memory it goes on.
 
     x may have been written when the list cannot grow: what belongs there is found in the one pass over x.
     """
-    refused, untouched, goes_on = printed(LIMIT.format(activation=activation, bias=bias)).split()
+    refused, untouched, goes_on = printed(LIMIT.format(activation=activation)).split()
     assert (refused, goes_on) == ("True", "True")
     assert untouched == "True" or activation == "elu"
 
