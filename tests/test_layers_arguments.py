@@ -229,3 +229,17 @@ def test_nothing_is_kept_within_no_grad():
         z = layer(np.ones((2, 3, 6, 6), np.float32))
     with pytest.raises(RuntimeError, match="nothing to go back through"):
         layer.backward(z)
+
+
+def test_none_is_kept_as_none():
+    class Keeps(Layer):
+        def forward(self, ctx, x):
+            ctx.save_for_backward(nothing=None)
+            return 2 * x
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            assert ctx.saved == {"nothing": None}
+            return 2 * dz
+
+    layer = Keeps()
+    assert (layer.backward(layer(np.ones(3, np.float32))) == 4).all()
