@@ -1,7 +1,8 @@
 """Builds the compiled part, inplace_abn._core. Everything else about the project is in pyproject.toml.
 
 Read from the environment: CC; INPLACE_ABN_WERROR=1 (warnings are errors), INPLACE_ABN_OPENMP=0 (one thread
-only), INPLACE_ABN_CFLAGS (appended for the compiler and the linker: sanitizers, debugging).
+only), INPLACE_ABN_CFLAGS (appended for the compiler and the linker: sanitizers, debugging),
+INPLACE_ABN_CORE_CFLAGS (the same, but not for the kernels: where these would take too long to compile).
 """
 
 import hashlib
@@ -92,8 +93,9 @@ class BuildCore(build_ext):
         if os.environ.get("INPLACE_ABN_WERROR", "0") != "0":
             common += ["-Wall", "-Wextra", "-Werror", "-Wframe-larger-than=32768"]  # threads may have 128 KB
         extra = shlex.split(os.environ.get("INPLACE_ABN_CFLAGS", ""))
-        core = [*common, "-ffp-contract=off", *extra]
-        return core, [*common, "-ffp-contract=fast", *extra], [*extra, "-lm"]
+        of_core = shlex.split(os.environ.get("INPLACE_ABN_CORE_CFLAGS", ""))
+        core = [*common, "-ffp-contract=off", *extra, *of_core]
+        return core, [*common, "-ffp-contract=fast", *extra], [*extra, *of_core, "-lm"]
 
     def isa_flags(self, name):
         _, unix, msvc = INSTRUCTION_SETS[name]

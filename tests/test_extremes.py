@@ -7,8 +7,10 @@ import pytest
 from batches import (
     ACTIVATIONS,
     DTYPES,
+    INVERTIBLE,
     ISAS,
     LAYOUTS,
+    PARAM,
     STRATEGIES,
     Batch,
     dtype_of,
@@ -104,6 +106,28 @@ def test_elu_counts_its_own_slope(strategy, layout):
     assert_channels(got.z, z, "float32", 1e-6)
     for c in range(len(weight)):
         assert relative_l2(got.dx[:, c], want.dx[:, c]) < 1e-5, (weight[c], bias[c])
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+@pytest.mark.parametrize("activation", INVERTIBLE)
+def test_a_spread_whose_inverse_float_does_not_hold(activation, layout):
+    """1/sigma of 1e40: element by element, in double. Near an asymptote, at a bias of -9, z tells nothing."""
+    batch = with_parameters("float32", np.array([1, -2, 0.5]), np.array([0, -9, 2]))
+    batch = batch._replace(x=batch.x * np.float32(1e-40), dz=batch.dz * np.float32(1e-30))
+    options = {"activation": activation, "activation_param": PARAM[activation], "eps": 1e-300}
+    z, want = expected(batch, slope=batch.slope_of(activation), **options)
+    got = run(batch, layout, strategy="inplace", **options)
+    assert_channels(got.z, z, "float32", 1e-6)
+    assert_channels(got.dx, want.dx, "float32", 1e-4)
+
+
+@pytest.mark.parametrize("layout", ["first", "last"])
+def test_gradients_of_float64_beyond_float(layout):
+    batch = with_parameters("float64", np.array([1, -2, 0.5]), np.array([0, 1, 2]))
+    batch = batch._replace(dz=batch.dz * 1e60)
+    got, (_, want) = run(batch, layout), expected(batch)
+    for name in ("dx", "dweight", "dbias"):
+        assert relative_l2(getattr(got, name), getattr(want, name)) < 1e-12
 
 
 # ---- statistics that are given -----------------------------------------------------------------------------

@@ -304,6 +304,24 @@ def test_backward_release_and_recompute_at_once():
                 assert "in use by a call in another thread" in str(outcome) or "freed by" in str(outcome)
 
 
+def test_a_context_at_work_is_not_released():
+    """Asked at once: released before, or refused while the other thread works; refused at least once."""
+    x, refused = batch((8, 8, 128, 128)), 0
+    for _ in range(100):
+        _, ctx = functional.forward(x.copy(), strategy="checkpoint")
+        thread = threading.Thread(target=lambda ctx=ctx: together(ctx.recompute))
+        thread.start()
+        try:
+            ctx.release()
+        except RuntimeError as error:
+            assert "in use by a call in another thread" in str(error)  # noqa: PT017
+            refused += 1
+        thread.join()
+        if refused:
+            return
+    pytest.fail("no recompute was met at work")
+
+
 def test_a_context_at_work_cannot_be_freed_by_who_finds_it_through_the_collector():
     x, stop, seen = batch((8, 8, 128, 128)), threading.Event(), []
 

@@ -12,11 +12,13 @@ from inplace_abn.layers import (
     CrossEntropy,
     Dropout,
     InPlaceABN,
+    Layer,
     Linear,
     MaxPool2d,
     Residual,
     Sequential,
     Upsample,
+    no_grad,
 )
 
 SHAPE = (2, 4, 3, 3)
@@ -176,3 +178,68 @@ def test_with_a_ledger_it_names_the_layer_where_it_began():
 def test_a_loss_of_no_labels():
     with pytest.raises(FloatingPointError, match="no label counts, all 2 are -100"):
         CrossEntropy()(np.zeros((2, 5)), np.array([-100, -100]))
+
+
+def test_a_vector_is_no_batch():
+    with pytest.raises(ValueError, match="x must"):
+        ABN(3)(np.ones(3, np.float32))
+
+
+def test_a_parameter_takes_gradients_of_its_shape():
+    parameter = Linear(4, 8).weight
+    assert "(8, 4), float32" in repr(parameter)
+    with pytest.raises(ValueError, match=r"gradient has shape \(4, 8\), the data \(8, 4\)"):
+        parameter.accumulate(np.zeros((4, 8), np.float32))
+
+
+def test_a_layer_without_gradients_says_so():
+    class Twice(Layer):
+        def forward(self, ctx, x):
+            return 2 * x
+
+    layer = Twice()
+    z = layer(np.ones(3, np.float32))
+    with pytest.raises(NotImplementedError, match="Twice has no gradients"):
+        layer.backward(z)
+
+
+def test_layers_that_return_their_input_overwrite_nothing():
+    net = Sequential(Dropout(0.5), Sequential(Dropout(0.5))).eval()
+    x = np.ones((2, 3), np.float32)
+    assert net(x) is x
+    assert net.returns_input
+    assert not net.overwrites_input
+
+
+def test_a_loss_that_overflows_where_every_layer_is_finite():
+    finite = pytest.raises(FloatingPointError, match="all layers before gave finite results")
+    with memory.ledger(), np.errstate(over="ignore"), finite:
+        CrossEntropy()(np.float32([[3e38, -3e38]]), np.array([1]))
+
+
+def test_a_ledger_within_another_passes_temporary_memory_on():
+    with memory.ledger() as outer, memory.ledger() as inner:
+        Conv2d(3, 4, 3, rng=0)(np.ones((2, 3, 6, 6), np.float32))
+    assert outer.peak == inner.peak > inner.kept
+
+
+def test_nothing_is_kept_within_no_grad():
+    layer = Conv2d(3, 4, 3, rng=0)
+    with no_grad():
+        z = layer(np.ones((2, 3, 6, 6), np.float32))
+    with pytest.raises(RuntimeError, match="nothing to go back through"):
+        layer.backward(z)
+
+
+def test_none_is_kept_as_none():
+    class Keeps(Layer):
+        def forward(self, ctx, x):
+            ctx.save_for_backward(nothing=None)
+            return 2 * x
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            assert ctx.saved == {"nothing": None}
+            return 2 * dz
+
+    layer = Keeps()
+    assert (layer.backward(layer(np.ones(3, np.float32))) == 4).all()

@@ -33,7 +33,7 @@ def forward(x, **options):
 
 
 def fails(function, nth):
-    """Run with every allocation from the n-th on failing; return whether there was one, and the result."""
+    """Run with every allocation after the first n failing; return whether there was one, and the result."""
     result = None
     testcapi.set_nomemory(nth, 0)
     try:
@@ -47,7 +47,7 @@ def fails(function, nth):
 
 def attempts(make):
     """Yield (subject, failed, result) for each allocation of `make`'s call failing in turn."""
-    for nth in count(1):
+    for nth in count(0):
         subject, call = make()
         failed, result = fails(call, nth)
         yield subject, failed, result

@@ -97,6 +97,46 @@ def test_pools_of_processes(method, tmp_path):
     assert printed(file) == "right"
 
 
+# What the core asks the C library for; test_nomemory.py has what Python and NumPy are asked for.
+LIMIT = """
+import resource
+import numpy as np
+from inplace_abn import functional
+
+x = np.tile(np.float16([0] * 31 + [-10]), (1, 2, 1 << 17))  # the last is escaped: y is -5.6
+before = x.copy()
+
+def forward():
+    return functional.forward(x, activation="{activation}", activation_param=1.0, threads=1)
+
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 19), limits[1]))
+refused = False
+try:
+    forward()
+except MemoryError:
+    refused = x.flags.writeable
+resource.setrlimit(resource.RLIMIT_AS, limits)
+untouched = np.array_equal(x, before)
+x[...] = before
+print(refused, untouched, forward()[1].nbytes >= x.nbytes + x.size // 8)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not tell of memory")
+@pytest.mark.parametrize("activation", ["silu", "elu"], ids=["sides", "escapes"])
+def test_a_process_at_its_limit_of_memory(activation):
+    """A bit per element, or a list of elements, does not fit: MemoryError, and with more memory it goes on.
+
+    x may have been written when the list cannot grow: what belongs there is found in the one pass over x.
+    """
+    refused, untouched, goes_on = printed(LIMIT.format(activation=activation)).split()
+    assert (refused, goes_on) == ("True", "True")
+    assert untouched == "True" or activation == "elu"
+
+
 # ---- pickling and copying ----------------------------------------------------------------------------------
 
 COPIES = {

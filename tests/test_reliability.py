@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import unreached
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +38,11 @@ def test_core_and_kernels_have_the_flags_of_the_extension():
     assert flags <= set(MAKEFILE.split())
     assert "-ffp-contract=off" in re.search(r"^CORE := .*$", MAKEFILE, re.MULTILINE)[0]
     assert "-ffp-contract=fast" in re.search(r"^KERNEL := .*$", MAKEFILE, re.MULTILINE)[0]
+
+
+def test_the_reasons_for_unreached_lines_name_lines_that_are_there():
+    for file, text, _ in unreached.REASONS:
+        assert text in map(str.strip, unreached.source(file)), (file, text)
 
 
 @pytest.mark.slow

@@ -325,8 +325,8 @@ INLINE vec curve_slope(abn_activation activation, vec y, vec param) {
     }
 }
 
-/* z -> y in place. `left`: y lies left of the minimum, where there is one. Finite numbers for any z that is finite. */
-INLINE void curve_invert(abn_activation activation, vec *z, vec *slope, mask left, vec param) {
+/* z -> y in place, of activations without a minimum: stages.c has the others. Finite numbers for any z that is finite. */
+INLINE void curve_invert(abn_activation activation, vec *z, vec *slope, vec param) {
     const mask right = v_ge(*z, v_zero());
     switch (activation) {
         case ABN_LEAKY_RELU:
@@ -340,10 +340,6 @@ INLINE void curve_invert(abn_activation activation, vec *z, vec *slope, mask lef
         case ABN_SOFTPLUS: softplus_invert(z, slope); return;
         case ABN_SIGMOID: sigmoid_invert(z, slope); return;
         case ABN_TANH: tanh_invert(z, slope); return;
-        case ABN_SILU:
-        case ABN_GELU:
-        case ABN_GELU_TANH:
-        case ABN_MISH: gated_invert(activation, z, slope, left); return;
         default: *slope = v_set1(1); return;
     }
 }

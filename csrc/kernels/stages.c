@@ -12,9 +12,7 @@ INLINE vec param_at(abn_param kind, const real *param, ptrdiff_t i) {
     return kind == ABN_CHANNEL_PARAM ? v_load_real(param + i) : v_set1(*param);
 }
 
-INLINE mask left_at(abn_inverse inverse, const uint64_t *left, ptrdiff_t i) {
-    return v_bits_mask(inverse == ABN_FROM_Z_AND_SIDE ? (unsigned)(left[i >> 6] >> (i & 63)) : 0);
-}
+INLINE mask left_at(const uint64_t *left, ptrdiff_t i) { return v_bits_mask((unsigned)(left[i >> 6] >> (i & 63))); }
 
 /* What has a minimum goes step by step, for several vectors: the chain is too long for a processor to have enough of
  * them under way. (More at once than 4 is too much for the registers of gelu.) */
@@ -42,7 +40,7 @@ INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdif
         const ptrdiff_t end = start + BLOCK * W < n ? start + BLOCK * W : n;
         real power[BLOCK * W], y[BLOCK * W];
         for (ptrdiff_t i = start; i < end; i += W) {
-            const mask side = left_at(ABN_FROM_Z_AND_SIDE, left, i);
+            const mask side = left_at(left, i);
             const vec goal = gated_goal(activation, v_load_real(z + i), side);
             v_store_real(y + i - start, gated_first_y(activation, goal, side));
             v_store_real(slope + i, goal);
@@ -85,14 +83,14 @@ INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdif
         real s[BLOCK * W], v[BLOCK * W], rise[BLOCK * W];
         ptrdiff_t i;
         for (i = 0; i < end; i += W)
-            v_store_real(s + i, gated_s(activation, v_load_real(z + i), left_at(ABN_FROM_Z_AND_SIDE, left, start + i)));
+            v_store_real(s + i, gated_s(activation, v_load_real(z + i), left_at(left, start + i)));
         for (i = 0; i < end; i += W) v_store_real(v + i, gated_v(activation, v_load_real(s + i)));
         for (i = 0; i + (PIECES_AT_ONCE - 1) * W < end; i += PIECES_AT_ONCE * W)
             gated_rise(activation, v + i, PIECES_AT_ONCE, rise + i, slope + i);
         for (; i < end; i += W) gated_rise(activation, v + i, 1, rise + i, slope + i);
         for (i = 0; i < end; i += W)
             finish_gated(activation, z + i, slope + i, v_load_real(s + i), v_load_real(v + i), v_load_real(rise + i),
-                         left_at(ABN_FROM_Z_AND_SIDE, left, start + i));
+                         left_at(left, start + i));
     }
 }
 #endif
@@ -122,7 +120,7 @@ INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdif
         }                                                                                                     \
         for (ptrdiff_t i = 0; i < n; i += W) {                                                                \
             vec y = v_load_real(z + i), slope_at_y;                                                           \
-            curve_invert(ABN_##upper, &y, &slope_at_y, left_at(inverse, left, i), param_at(kind, param, i));  \
+            curve_invert(ABN_##upper, &y, &slope_at_y, param_at(kind, param, i));                             \
             v_store_real(z + i, y);                                                                           \
             v_store_real(slope + i, slope_at_y);                                                              \
         }                                                                                                     \

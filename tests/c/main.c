@@ -14,10 +14,7 @@ static void light(const abn_kernels *kernels, int every) { test_cases(kernels, (
 
 static void heavy(const abn_kernels *kernels, int every) { test_cases(kernels, (effort){every, 1}); }
 
-static void extremes(const abn_kernels *kernels, int every) {
-    (void)every;
-    test_extremes(kernels);
-}
+static void extremes(const abn_kernels *kernels, int every) { test_extremes(kernels, every); }
 
 static void allocations(const abn_kernels *kernels, int every) {
     (void)every;
@@ -41,7 +38,7 @@ static const struct {
 } commands[] = {
     {"light", "[every]  small shapes in every combination, or in every n-th", light, 0},
     {"heavy", "[every]  and the shapes that take more than one block", heavy, 0},
-    {"extremes", "hard numbers", extremes, 0},
+    {"extremes", "[every]  hard numbers, in all types and activations, or in every n-th", extremes, 0},
     {"allocations", "each allocation fails in turn", allocations, 1},
     {"large", "beyond 2^31 elements and 2^32 bytes", large, 1},
     {"large-in-place", "the forward in 4.3 GB of memory", large_in_place, 1},
