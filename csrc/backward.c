@@ -73,7 +73,7 @@ static void set_result_constants(backward_operation *b, ptrdiff_t c) {
     abn_set_constant(&b->op, ABN_W_FACTOR, c, b->count > 0 ? -w_factor : 0);
     abn_set_constant(&b->op, ABN_OFFSET, c, offset);
     if (!abn_constant_fits(dtype, factor) || !abn_constant_fits(dtype, w_factor) ||
-        (isfinite(offset) && fabs(offset) > FLT_MAX) || source_is_exact(b, c))
+        (dtype != ABN_FLOAT64 && isfinite(offset) && fabs(offset) > FLT_MAX) || source_is_exact(b, c))
         b->op.kinds[c] |= ABN_EXACT;
 }
 

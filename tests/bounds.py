@@ -140,7 +140,7 @@ class Terms:
         """How far the curve may move while y does by `error`."""
         here = curve(self.y)
         error = np.where(np.isinf(self.y), 0, error)  # as it is beside an infinite residual, whatever else
-        # The ends, and what lies between of the few units in which activations and their slopes do all they do.
+        # The ends, and what lies between of the few units in which activations and their slopes vary.
         reached = [self.y + error, self.y - error]
         reached += [np.clip(at, self.y - error, self.y + error) for at in np.linspace(-6, 6, 25)]
         return np.max([np.abs(curve(y) - here) for y in reached], axis=0)
