@@ -103,7 +103,7 @@ def test_the_formatters_are_the_same_in_pyproject_and_pre_commit():
 
 def test_the_readme_has_one_command_to_try_it_and_one_to_test_it():
     assert re.findall(r"^pip install .* && .*$", read("README.md"), re.MULTILINE) == [
-        "pip install '.[demo]' && python -m inplace_abn demo",
+        "pip install '.[demo]' && python -m inplace_abn demo --quick",
         "pip install '.[test]' && pytest -n auto",
     ]
 
