@@ -72,7 +72,9 @@ static void set_result_constants(backward_operation *b, ptrdiff_t c) {
     abn_set_constant(&b->op, ABN_DY_FACTOR, c, factor);
     abn_set_constant(&b->op, ABN_W_FACTOR, c, b->count > 0 ? -w_factor : 0);
     abn_set_constant(&b->op, ABN_OFFSET, c, offset);
-    if (!abn_constant_fits(dtype, factor) || !abn_constant_fits(dtype, w_factor) ||
+    /* Sums that were given tell that some xhat may have left the range; those of our own have been looked at. */
+    const int is_far = !b->op.sums && b->context->keep == ABN_KEEP_X && fabs(b->sums.dy_xhat[c]) > FLT_MAX;
+    if ((is_far && dtype != ABN_FLOAT64) || !abn_constant_fits(dtype, factor) || !abn_constant_fits(dtype, w_factor) ||
         (dtype != ABN_FLOAT64 && isfinite(offset) && fabs(offset) > FLT_MAX) || source_is_exact(b, c))
         b->op.kinds[c] |= ABN_EXACT;
 }

@@ -88,6 +88,41 @@ def test_a_residual_block_does_not_fuse_with_it():
         block.branch(x, residual=x)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", CHAINS)
+def test_the_mode_is_that_of_the_call(kind, training):
+    found = []
+    for net in (Recompute(CHAINS[kind]("inplace")), Sequential(CHAINS[kind]("inplace"))):
+        z = net.train(training)(normal(SHAPE))
+        net.train(not training)
+        found.append(net.backward(np.ones_like(z)))
+        assert not any(layer.training is training for _, layer in net.named_layers())
+    assert np.array_equal(*found)
+
+
+def test_a_backward_may_run_inside_no_grad():
+    net, plain = Recompute(stem()), Sequential(stem())
+    x = normal(SHAPE)
+    z, want = net(x), plain(x.copy())
+    with no_grad():
+        assert np.array_equal(net.backward(np.ones_like(z)), plain.backward(np.ones_like(want)))
+
+
+def test_input_that_is_no_array():
+    for net in (Recompute(), Recompute(stem())):
+        with pytest.raises(TypeError, match=r"x must be a numpy\.ndarray, got list"):
+            net([[1.0]])
+
+
+def test_to_others_it_does_not_overwrite_its_input():
+    inner, x = abn(strategy="inplace"), normal(SHAPE)
+    net, before = Recompute(inner), x.copy()
+    assert inner.overwrites_input
+    assert not net.overwrites_input
+    np.testing.assert_allclose(Residual(net)(x), abn(strategy="standard")(x) + x, rtol=1e-12)
+    assert np.array_equal(x, before)
+
+
 class Fails(Layer):
     def forward(self, ctx, x):
         return x + 1

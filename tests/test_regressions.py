@@ -119,3 +119,18 @@ def test_a_z_that_overflows_by_a_steep_slope(dtype):
     options = {"training": False, "activation": "prelu", "slope": np.full(1, 1e30, np.float32)}
     _, ctx = functional.forward(x, None, None, mean, np.ones(1, np.float32), **options)
     assert functional.backward(ctx, np.zeros_like(x)).dslope == 0
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "silu", "elu"])
+@pytest.mark.parametrize("weight", [0, 2e-41])
+def test_backward_apply_of_an_xhat_that_float_does_not_hold(weight, activation):
+    x, dz = np.array([[1e36], [1.0], [-1.0]], np.float32), np.ones((3, 1), np.float32)
+    residual = np.full((3, 1), 0.25, np.float32)
+    given = np.full(1, weight, np.float32), None, np.zeros(1, np.float32), np.full(1, 1e-10, np.float32)
+    options = {"training": False, "eps": 1e-12, "activation": activation, "residual": residual}
+    want = reference.backward(reference.forward(x, *given, **options)[1], dz)
+    _, ctx = functional.forward(x, *given, strategy="standard", **options)
+    sums, dresidual = functional.backward_reduce(ctx, dz), np.zeros_like(x)
+    dx = functional.backward_apply(ctx, dz, *sums, 3, residual_grad=dresidual)
+    np.testing.assert_allclose(dresidual, want.dresidual, rtol=1e-5)
+    np.testing.assert_allclose(dx, want.dx, rtol=1e-5, atol=1e-44)

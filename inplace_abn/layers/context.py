@@ -70,13 +70,16 @@ def is_once_more():
 
 @contextmanager
 def once_more():
-    """Layers called inside leave what a call updates, such as running statistics, as it is."""
-    before = is_once_more()
-    _mode.once_more = True
+    """Layers called inside leave what a call updates, such as running statistics, as it is.
+
+    They keep what their backward needs, also inside of `no_grad`.
+    """
+    before = is_once_more(), is_grad_enabled()
+    _mode.once_more = _mode.grad = True
     try:
         yield
     finally:
-        _mode.once_more = before
+        _mode.once_more, _mode.grad = before
 
 
 def _name_of(layer):

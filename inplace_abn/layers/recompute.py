@@ -16,9 +16,12 @@ class Recompute(Sequential):
     photographs: the image has 3 channels, and what goes into the pooling has 64 of the same size that no
     convolution needs.
 
-    Results and gradients are those of `Sequential`, to the bit: running statistics are updated by the call
-    alone, and `Dropout` drops the same. Names and states are the same as well. What the layers keep while
-    they are gone back through is let go with the backward.
+    Results and gradients are those of `Sequential`, to the bit: the layers run again in the mode they were
+    called in, running statistics are updated by the call alone, and `Dropout` drops the same, as does every
+    layer that draws from a `numpy.random.Generator` which is an attribute of it. Names and states are the
+    same as well. Weights, and in evaluation running statistics, have to be those of the call still when its
+    backward runs: step the optimizer afterwards. What the layers keep while they are gone back through is let
+    go with the backward.
 
     Parameters
     ----------
@@ -42,41 +45,55 @@ class Recompute(Sequential):
         """Return False: a residual would have to be kept as well."""
         return False
 
+    @property
+    def overwrites_input(self):
+        """False: what the layers would overwrite is copied."""
+        return False
+
     def forward(self, ctx, x):
-        """Run the layers without keeping anything but x, and how random numbers stood."""
+        """Run the layers without keeping anything but x, and what the next run has to find."""
+        if not isinstance(x, np.ndarray):
+            raise TypeError(f"x must be a numpy.ndarray, got {type(x).__name__}")
         ctx.save_for_backward(input=x)
-        ctx.random = [generator.bit_generator.state for generator in self._generators()]
+        ctx.modes, ctx.random = self._modes(), _states(self._generators())
         with no_grad():
             return super().forward(ctx, self._own_input(ctx, x))
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Run the layers as the call has, and go back through them."""
-        with once_more(), self._randomly(ctx.random):
+        with once_more(), self._as_it_was(ctx):
             super().forward(ctx, self._own_input(ctx, ctx.saved["input"]))
         return super().gradients(ctx, dz, overwrite=overwrite)
 
     def _own_input(self, ctx, x):
-        if not self.overwrites_input:
+        if not super().overwrites_input:
             return x
         ctx.temporary(x.nbytes)
         return x.copy(order="K")
 
+    def _modes(self):
+        return [(layer, layer.training) for _, layer in self.named_layers()]
+
     def _generators(self):
-        layers = [layer for _, layer in self.named_layers()]
-        found = [value for layer in layers for value in vars(layer).values()]
+        found = [value for _, layer in self.named_layers() for value in vars(layer).values()]
         return [value for value in found if isinstance(value, np.random.Generator)]
 
     @contextmanager
-    def _randomly(self, states):
-        generators = self._generators()
-        now = [generator.bit_generator.state for generator in generators]
+    def _as_it_was(self, ctx):
+        modes, states = self._modes(), _states(self._generators())
         try:
-            _set_states(generators, states)
+            _set(ctx.modes, ctx.random)
             yield
         finally:
-            _set_states(generators, now)
+            _set(modes, states)
 
 
-def _set_states(generators, states):
-    for generator, state in zip(generators, states, strict=True):
+def _states(generators):
+    return [(generator, generator.bit_generator.state) for generator in generators]
+
+
+def _set(modes, states):
+    for layer, training in modes:
+        layer.training = training
+    for generator, state in states:
         generator.bit_generator.state = state
