@@ -140,10 +140,12 @@ class Terms:
         """How far the curve may move while y does by `error`."""
         here = curve(self.y)
         error = np.where(np.isinf(self.y), 0, error)  # as it is beside an infinite residual, whatever else
-        # The ends, and what lies between of the few units in which activations and their slopes vary.
-        reached = [self.y + error, self.y - error]
-        reached += [np.clip(at, self.y - error, self.y + error) for at in np.linspace(-6, 6, 25)]
-        return np.max([np.abs(curve(y) - here) for y in reached], axis=0)
+        moved = np.maximum(np.abs(curve(self.y + error) - here), np.abs(curve(self.y - error) - here))
+        # Between the ends: where activations and their slopes vary, to within a hundredth of the peaks.
+        for at in np.linspace(-6, 6, 25).astype(here.dtype):
+            inside = 1.01 * np.abs(curve(np.full_like(self.y, at)) - here)
+            moved = np.where(np.abs(at - self.y) < error, np.maximum(moved, inside), moved)
+        return moved
 
     def lost_exponential(self):
         """Error of a value or slope by an exponential that underflows.
@@ -232,11 +234,11 @@ class Terms:
         gone = (self.gamma == 0) | (np.asarray(self.param) <= 0) | ~(y_error <= most)
         most = MOST_BESIDE[self.dtype] * np.abs(self.gamma)
         gone = gone | ((self.residual != 0) & (np.abs(self.beta) + np.abs(self.residual) > 1.01 * most))
-        # By a bias alone: |z / slope| there counts, which is less than |bias| where there is a minimum.
+        # By a bias alone: |z / slope| there counts, which for curves may be far less than |bias|.
         by_bias = np.abs(self.beta)
-        if reference.ACTIVATIONS[self.activation].minimum is not None:
+        if not self.straight:
             around = [self.beta + step * self.gamma for step in np.linspace(-2, 2, 9)]
-            by_bias = np.min([np.abs(self.phi(y) / self.derivative(y)) for y in around], axis=0)
+            by_bias = np.min([by_bias, *(np.abs(self.phi(y) / self.derivative(y)) for y in around)], axis=0)
         return gone | (by_bias > 1.01 * most)
 
     def backward(self, dz, training):
