@@ -110,8 +110,8 @@ typedef struct {
  * (n*C + c)*S + s channels-first, (n*S + s)*C + c channels-last. (Where C or S is 1 the two are the same.)
  *
  * Elements that cannot be had back from z: where the activation is flat, near its minimum, where the residual is far
- * above the weight; with statistics that were given, z that overflows float16, and xhat that overflows where it is to be
- * kept. Sorted by index. Owned by the library: abn_escapes_free. All zero means: none. */
+ * above the weight; with statistics that were given, z that overflows its type though y is in the kernels' range, and xhat
+ * that overflows where it is to be kept. Sorted by index. Owned by the library: abn_escapes_free. All zero means: none. */
 typedef struct {
     ptrdiff_t count;
     int64_t *index;

@@ -74,8 +74,9 @@ static void set_result_constants(backward_operation *b, ptrdiff_t c) {
     abn_set_constant(&b->op, ABN_OFFSET, c, offset);
     /* Sums that were given tell that some xhat may have left the range; those of our own have been looked at. */
     const int is_far = !b->op.sums && b->context->keep == ABN_KEEP_X && fabs(b->sums.dy_xhat[c]) > FLT_MAX;
-    if ((is_far && dtype != ABN_FLOAT64) || !abn_constant_fits(dtype, factor) || !abn_constant_fits(dtype, w_factor) ||
-        (dtype != ABN_FLOAT64 && isfinite(offset) && fabs(offset) > FLT_MAX) || source_is_exact(b, c))
+    const int leaves_float = dtype != ABN_FLOAT64 && (is_far || (isfinite(offset) && fabs(offset) > FLT_MAX));
+    if (leaves_float || !abn_constant_fits(dtype, factor) || !abn_constant_fits(dtype, w_factor) ||
+        source_is_exact(b, c))
         b->op.kinds[c] |= ABN_EXACT;
 }
 

@@ -175,7 +175,7 @@ assert setuptools.__version__ >= "77"
 for name in sys.argv[1:]: importlib.import_module(name)' "$@" 2>/dev/null && return
     [ -d "$builds/venv" ] || "$python" -m venv "$builds/venv"
     python=$builds/venv/bin/python
-    "$python" -m pip install -q "${root}[test]" pytest-xdist "${@//_/-}"
+    "$python" -m pip install -q "${root}[test]" "${@//_/-}"
 }
 
 build_python() { # build_python NAME [VARIABLE=...]...: a copy of the sources, built in place; sets $copy
