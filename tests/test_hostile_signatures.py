@@ -21,7 +21,7 @@ def definitions(path):
 
 
 STUB = definitions(Path(functional.__file__).with_name("_core.pyi"))
-SOURCE = definitions(functional.__file__)
+SOURCE = {name: definitions(inspect.getsourcefile(getattr(functional, name)))[name] for name in OWN}
 
 
 def annotations(node):

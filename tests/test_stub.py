@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inplace_abn import _core, _results, _types, functional
+from inplace_abn import _core, _results, _synchronized, _types, functional
 
 STUB = Path(functional.__file__).with_name("_core.pyi")
 TREE = ast.parse(STUB.read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def test_the_package_is_marked_as_typed():
 
 
 def test_documented_examples():
-    for module, least in [(functional, 20), (_results, 3)]:
+    for module, least in [(functional, 20), (_synchronized, 15), (_results, 3)]:
         result = doctest.testmod(module)
         assert result.attempted >= least
         assert result.failed == 0
