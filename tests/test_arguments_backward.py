@@ -165,7 +165,7 @@ def test_the_count_of_sums_is_that_of_the_statistics():
     arguments = calls_with_dz(ctx, dz)[1][1]
     for value in (39, 80, 0, -1, np.nan):
         arguments["count"] = value
-        refused(_core.backward_apply, arguments, ValueError, "count must be 40.0", f"got {value}")
+        refused(_core.backward_apply, arguments, ValueError, "count must be 40, ", f"got {value}")
     refused(_core.backward_apply, {**arguments, "count": "40"}, TypeError, "count must be a number")
 
 

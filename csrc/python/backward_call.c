@@ -190,7 +190,7 @@ static int sums_open(backward_call *call) {
     if (!call->ctx->training) {
         call->count = 0.0; /* running statistics do not depend on x */
     } else if (call->count != call->ctx->count) {
-        PyObject *wanted = PyFloat_FromDouble(call->ctx->count);
+        PyObject *wanted = PyLong_FromDouble(call->ctx->count);
         if (wanted)
             PyErr_Format(PyExc_ValueError, "count must be %S, the elements per channel behind ctx's statistics, got %S",
                          wanted, call->got[NAME_COUNT]);
