@@ -1,5 +1,7 @@
 """Layers that are run once more in the backward: the same to the bit, and only the input is kept."""
 
+import copy
+
 import numpy as np
 import pytest
 from networks import STRATEGIES, abn, conv, normal
@@ -121,6 +123,17 @@ def test_to_others_it_does_not_overwrite_its_input():
     assert not net.overwrites_input
     np.testing.assert_allclose(Residual(net)(x), abn(strategy="standard")(x) + x, rtol=1e-12)
     assert np.array_equal(x, before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layers", [(), (Dropout(0.5, rng=0),)], ids=["no layers", "dropout"])
+def test_what_comes_behind_it_may_overwrite_its_result(layers, training):
+    found = []
+    for kind in (Sequential, Recompute):
+        net = Sequential(kind(*copy.deepcopy(layers)), abn(strategy="inplace")).train(training)
+        z = net(normal(SHAPE))
+        found.append([z.copy(), net.backward(np.ones_like(z))])
+    assert np.array_equal(*found)
 
 
 class Fails(Layer):

@@ -26,7 +26,7 @@ class Recompute(Sequential):
     Parameters
     ----------
     *layers : Layer, or one dict of names to layers
-        If they overwrite their input, that is copied.
+        If they overwrite their input, that is copied; if they pass it on, the result is a copy.
 
     Examples
     --------
@@ -50,6 +50,11 @@ class Recompute(Sequential):
         """False: what the layers would overwrite is copied."""
         return False
 
+    @property
+    def returns_input(self):
+        """False: what the layers pass on is copied."""
+        return False
+
     def forward(self, ctx, x):
         """Run the layers without keeping anything but x, and what the next run has to find."""
         if not isinstance(x, np.ndarray):
@@ -57,7 +62,8 @@ class Recompute(Sequential):
         ctx.save_for_backward(input=x)
         ctx.modes, ctx.random = self._modes(), _states(self._generators())
         with no_grad():
-            return super().forward(ctx, self._own_input(ctx, x))
+            z = super().forward(ctx, self._own_input(ctx, x))
+        return z.copy(order="K") if np.may_share_memory(z, x) else z  # x is locked, z may be overwritten
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Run the layers as the call has, and go back through them."""
