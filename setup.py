@@ -1,8 +1,9 @@
 """Builds the compiled part, inplace_abn._core. Everything else about the project is in pyproject.toml.
 
 Read from the environment: CC; INPLACE_ABN_WERROR=1 (warnings are errors), INPLACE_ABN_OPENMP=0 (one thread
-only), INPLACE_ABN_CFLAGS (appended for the compiler and the linker: sanitizers, debugging),
-INPLACE_ABN_CORE_CFLAGS (the same, but not for the kernels: where these would take too long to compile).
+only), INPLACE_ABN_ISAS="v3 baseline" (the instruction sets to build; without it, all that compile here),
+INPLACE_ABN_CFLAGS (appended for the compiler and the linker: sanitizers, debugging), INPLACE_ABN_CORE_CFLAGS
+(the same, but not for the kernels: where these would take too long to compile).
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError, LinkError
+from setuptools.errors import CompileError, LinkError, SetupError
 
 KERNELS, STAGES = "csrc/kernels/kernels.c", "csrc/kernels/stages.c"
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
@@ -57,7 +58,8 @@ class BuildCore(build_ext):
     def build_extension(self, ext):
         core, kernels, link = self.common_flags()
         openmp, openmp_link = self.openmp_flags()
-        built = [name for name in INSTRUCTION_SETS if self.has_instruction_set(name)]
+        wanted = self.instruction_sets()
+        built = [name for name in INSTRUCTION_SETS if name in wanted and self.has_instruction_set(name)]
         macros = [(f"ABN_WITH_{name.upper()}", "1") for name in built]
         macros += [("ABN_VERSION", f'"{self.distribution.get_version()}"')]
 
@@ -71,7 +73,8 @@ class BuildCore(build_ext):
             ext.extra_objects = list(pool.map(self.compile_one, *zip(*jobs, strict=True)))
 
         ext.sources, ext.extra_link_args = [], link + openmp_link
-        self.force = True  # link in any case: what changed may be a flag
+        # Link in any case: what changed may be a flag, or the sources may be earlier ones again.
+        self.force = self.compiler.force = True
         super().build_extension(ext)
 
     @property
@@ -100,6 +103,15 @@ class BuildCore(build_ext):
     def isa_flags(self, name):
         _, unix, msvc = INSTRUCTION_SETS[name]
         return (msvc if self.msvc else unix).split()
+
+    @staticmethod
+    def instruction_sets():
+        """Return the names of those to build: baseline, which every processor can run, is among them."""
+        wanted = os.environ.get("INPLACE_ABN_ISAS", "").split() or list(INSTRUCTION_SETS)
+        for name in wanted:
+            if name not in INSTRUCTION_SETS:
+                raise SetupError(f"INPLACE_ABN_ISAS: {name!r} is not one of {', '.join(INSTRUCTION_SETS)}")
+        return [*wanted, "baseline"]
 
     def has_instruction_set(self, name):
         target = self.plat_name + os.environ.get("ARCHFLAGS", "")

@@ -14,12 +14,15 @@ const abn_activation_info abn_activation_table[ABN_ACTIVATIONS] = {
 #define GELU_BEND 1.5957691216057307118 /* gelu_tanh: y * sigmoid(bend * (y + cubic * y^3)) */
 #define GELU_CUBIC 0.044715
 
+/* y, or the end of the interval that it is beyond. Unlike fmin and fmax it lets NaN be. */
+static double clamped(double low, double high, double y) { return y < low ? low : y > high ? high : y; }
+
 static double logistic(double y) {
     const double e = exp(-fabs(y));
     return y < 0 ? e / (1 + e) : 1 / (1 + e);
 }
 
-static double softplus(double y) { return fmax(y, 0) + log1p(exp(-fabs(y))); }
+static double softplus(double y) { return clamped(0, INFINITY, y) + log1p(exp(-fabs(y))); }
 
 /* Of the activations with a minimum: z = y * gate(y). tanh(softplus(y)) = n / (n + 2), n = e (e + 2), e = exp(y). */
 static double gate(abn_activation activation, double y) {
@@ -27,7 +30,7 @@ static double gate(abn_activation activation, double y) {
         case ABN_GELU: return 0.5 * erfc(-y * 0.70710678118654752440);
         case ABN_GELU_TANH: return logistic(GELU_BEND * (y + GELU_CUBIC * y * y * y));
         case ABN_MISH: {
-            const double e = exp(fmin(y, 40)), n = e * (e + 2);
+            const double e = exp(clamped(-INFINITY, 40, y)), n = e * (e + 2);
             return n / (n + 2);
         }
         default: return logistic(y);
@@ -35,7 +38,7 @@ static double gate(abn_activation activation, double y) {
 }
 
 static double gate_slope(abn_activation activation, double y) {
-    const double far = fmax(-1e3, fmin(1e3, y));
+    const double far = clamped(-1e3, 1e3, y);
     switch (activation) {
         case ABN_GELU: return 0.39894228040143267794 * exp(-0.5 * far * far);
         case ABN_GELU_TANH: {
@@ -43,7 +46,7 @@ static double gate_slope(abn_activation activation, double y) {
             return logistic(u) * logistic(-u) * GELU_BEND * (1 + 3 * GELU_CUBIC * far * far);
         }
         case ABN_MISH: {
-            const double e = exp(fmin(y, 40)), n2 = e * (e + 2) + 2;
+            const double e = exp(clamped(-INFINITY, 40, y)), n2 = e * (e + 2) + 2;
             return 4 * e * (1 + e) / (n2 * n2);
         }
         default: return logistic(y) * logistic(-y);
@@ -69,7 +72,7 @@ double abn_activation_value(abn_activation activation, double param, double y) {
         case ABN_SILU:
         case ABN_GELU:
         case ABN_GELU_TANH:
-        case ABN_MISH: return fmax(y, -1e3) * gate(activation, y); /* no infinity meets a gate of 0 */
+        case ABN_MISH: return clamped(-1e3, INFINITY, y) * gate(activation, y); /* no infinity meets a gate of 0 */
         case ABN_RELU: return y < 0 ? 0 : y;
         default: return y;
     }
@@ -92,7 +95,7 @@ double abn_activation_derivative(abn_activation activation, double param, double
         case ABN_SILU:
         case ABN_GELU:
         case ABN_GELU_TANH:
-        case ABN_MISH: return gate(activation, y) + fmax(-1e3, fmin(1e3, y)) * gate_slope(activation, y);
+        case ABN_MISH: return gate(activation, y) + clamped(-1e3, 1e3, y) * gate_slope(activation, y);
         case ABN_RELU: return y >= 0;
         default: return 1;
     }
@@ -115,7 +118,8 @@ static double minimum(abn_activation activation) {
 /* Newton's method between bounds that close in on y, which it leaves for their middle where it would go beyond. */
 static double gated_inverse(abn_activation activation, double z, int left) {
     const double bottom = minimum(activation), least_z = bottom * gate(activation, bottom);
-    if (!(z > least_z)) return bottom;
+    if (isnan(z)) return z;
+    if (z <= least_z) return bottom;
     double low = left ? -750 : bottom, high = left ? bottom : fmax(1, 2 * z + 1);
     if (!left && z > 40) return z;
     double y = left ? bottom - 1 : fmax(z, bottom + sqrt(z - least_z));
@@ -145,18 +149,18 @@ double abn_activation_inverse(abn_activation activation, double param, double z,
         case ABN_CELU:
         case ABN_SELU: {
             if (z >= 0) return activation == ABN_SELU ? z / SELU_SCALE : z;
-            const double ratio = fmax(z / height(activation, param), DBL_EPSILON / 2 - 1);
+            const double ratio = clamped(DBL_EPSILON / 2 - 1, INFINITY, z / height(activation, param));
             return log1p(ratio) / rate(activation, param);
         }
         case ABN_SOFTPLUS: {
-            const double size = fmax(z, DBL_MIN);
+            const double size = clamped(DBL_MIN, INFINITY, z);
             return size + log(-expm1(-size));
         }
         case ABN_SIGMOID: {
-            const double p = fmin(fmax(z, DBL_MIN), 1 - DBL_EPSILON / 2);
+            const double p = clamped(DBL_MIN, 1 - DBL_EPSILON / 2, z);
             return log(p / (1 - p));
         }
-        case ABN_TANH: return atanh(fmax(DBL_EPSILON / 2 - 1, fmin(1 - DBL_EPSILON / 2, z)));
+        case ABN_TANH: return atanh(clamped(DBL_EPSILON / 2 - 1, 1 - DBL_EPSILON / 2, z));
         case ABN_SILU:
         case ABN_GELU:
         case ABN_GELU_TANH:

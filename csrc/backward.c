@@ -138,6 +138,9 @@ static double load_at(const abn_batch *batch, ptrdiff_t channel, ptrdiff_t posit
                             abn_address(batch, position / batch->spatial, channel, position % batch->spatial));
 }
 
+/* min(y, 0); NaN stays. */
+static double below_zero(double y) { return y > 0 ? 0 : y; }
+
 typedef struct {
     double dy, dy_xhat, param;
 } exact_sums;
@@ -156,7 +159,7 @@ static exact_sums sum_exactly(const backward_operation *b, ptrdiff_t channel) {
                                                   load_at(&op->residual, channel, position));
         sums.dy += values.dy;
         sums.dy_xhat += values.dy * values.xhat;
-        sums.param += dz * fmin(values.y, 0);
+        sums.param += dz * below_zero(values.y);
     }
     return sums;
 }
@@ -208,7 +211,7 @@ static void put_escapes(const backward_operation *b, const abn_part *part, const
         abn_set_real(&b->op, to.w, i, is_scaled(b, c) ? normal : escapes->xhat[e]);
         abn_set_real(&b->op, to.slopes, i,
                      slope == SLOPE_BY_PARAM
-                         ? fmin(y, 0)
+                         ? below_zero(y)
                          : abn_activation_derivative(context->activation, abn_param_at(context, c), y));
     }
 }

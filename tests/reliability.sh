@@ -18,7 +18,7 @@ mkdir -p "$builds"
 export OMP_WAIT_POLICY=passive # three threads on two cores: do not spin
 export UBSAN_OPTIONS=print_stacktrace=1
 
-by_mode() { if [ "$mode" = quick ]; then echo "$1"; else echo "$2"; fi; }
+by_mode() { if [ "$mode" = quick ]; then echo "$1"; else echo "$2"; fi; } # by_mode QUICK OTHERS
 
 install_tools() {
     local missing=()
@@ -94,24 +94,68 @@ compiled() { # compiled NAME COMMAND...
     row "Compiling: $1" - - "$seconds" "$processor"
 }
 
-build() { # build NAME [MAKE VARIABLE=...]...: sets $program
+# ---- builds ------------------------------------------------------------------------------------------------
+
+build() { # build NAME [MAKE VARIABLE=...]...: the C program; sets $program
     program=$builds/$1/reliability
     compiled "$1" make -s -j"$(nproc)" BUILD="$builds/$1" "${@:2}"
 }
 
+python_environment() { # python_environment MODULE...: with what the tests and these need; made where it is not at hand
+    python=${PYTHON:-python3}
+    "$python" -c 'import sys, importlib, numpy, pytest, xdist, hypothesis, ml_dtypes, pytest_run_parallel, setuptools
+assert setuptools.__version__ >= "77"
+for name in sys.argv[1:]: importlib.import_module(name)' "$@" 2>/dev/null && return
+    [ -d "$builds/venv" ] || "$python" -m venv "$builds/venv"
+    python=$builds/venv/bin/python
+    "$python" -m pip install -q "${root}[test]" "${@//_/-}"
+}
+
+# Once for all the steps that ask for it: while one builds, the others wait.
+build_python() { # build_python NAME [VARIABLE=...]...: a copy of the sources, built in place; sets $copy
+    copy=$builds/python-$1
+    local lock
+    exec {lock}>"$copy.lock"
+    flock "$lock"
+    if changed_since "$copy/built"; then
+        rm -rf "$copy"
+        mkdir "$copy"
+        tar -C "$root" --exclude=./build --exclude=./.git --exclude='*.so' -c . | tar -C "$copy" -x
+        compiled "python-$1" env -C "$copy" "${@:2}" "$python" setup.py -q build_ext --inplace
+        touch "$copy/built"
+    fi
+    exec {lock}>&-
+}
+
+changed_since() { # changed_since FILE: is there none, or a source that is newer?
+    [ ! -e "$1" ] || [ -n "$(cd "$root" && find csrc inplace_abn tests setup.py -type f -newer "$1" ! -name '*.pyc')" ]
+}
+
+python_plain() { build_python plain INPLACE_ABN_ISAS="$(sets)"; }
+
+# Python's own flags may define what a signed overflow gives: then nobody would report it.
+python_for_sanitizers() {
+    build_python sanitized INPLACE_ABN_ISAS="$(sets)" \
+        INPLACE_ABN_CFLAGS="-O1 -g1 -UNDEBUG -fstrict-overflow -fsanitize=address,undefined -fno-sanitize-recover=all"
+}
+
+# The kernels as Python calls them, for the C program: they are compiled once for both.
+kernels_of() { find "$builds/python-$1/build" \( -name kernels.o -o -name stages.o \) -printf '%p '; } # kernels_of NAME
+
 # ---- the C core, without Python ----------------------------------------------------------------------------
 
 forbidden_pages() {
-    build plain FLAGS=-O3 ISAS="$(sets)"
+    [ "$mode" = quick ] || python_plain
+    build plain FLAGS=-O3 ISAS="$(sets)" KERNELS="$(by_mode "" "$(kernels_of plain)")"
     notices "Forbidden pages" over "$program"
     notices "Forbidden pages" under "$program"
     if [ "$mode" = full ]; then
         run "2^31 elements, through mirrored pages" "$program" large
         run "2^31 elements, in place" "$program" large-in-place
     fi
-    run "Every combination, small shapes" "$program" light "$(by_mode 40 4)"
-    run "More than one block" "$program" heavy "$(by_mode 200 20)"
-    run "Extreme numbers" "$program" extremes "$(by_mode 5 1)"
+    run "Every combination, small shapes" "$program" light "$(by_mode 40 8)"
+    run "More than one block" "$program" heavy "$(by_mode 200 40)"
+    run "Extreme numbers" "$program" extremes "$(by_mode 11 1)"
     run "Failing allocations" "$program" allocations
     local cpu
     for cpu in qemu64 $(by_mode "" Nehalem); do
@@ -120,22 +164,25 @@ forbidden_pages() {
 }
 
 # Undefined behaviour is looked for by gcc alone: clang takes five times as long to compile that into the kernels.
-sanitized() { # sanitized CC SANITIZERS
-    build "sanitized-$1" CC="$1" ISAS="$(by_mode baseline "$(sets)")" \
+sanitized() { # sanitized CC SANITIZERS SETS [KERNELS]
+    build "sanitized-$1" CC="$1" ISAS="$3" KERNELS="${4:-}" \
         FLAGS="-O1 -fsanitize=$2 -fno-sanitize-recover=all"
     local error
     for error in heap leak; do notices "Sanitizers of $1" "$error" "$program"; done
     [ "$2" = address ] || notices "Sanitizers of $1" undefined "$program"
-    run "Sanitizers of $1: small shapes" "$program" light "$(by_mode 100 10)"
-    run "Sanitizers of $1: more than one block" "$program" heavy "$(by_mode 500 50)"
+    run "Sanitizers of $1: small shapes" "$program" light "$(by_mode 100 20)"
+    run "Sanitizers of $1: more than one block" "$program" heavy "$(by_mode 500 100)"
     [ "$mode" = full ] || return 0
-    run "Sanitizers of $1: extreme numbers" "$program" extremes 5
+    run "Sanitizers of $1: extreme numbers" "$program" extremes 7
     run "Sanitizers of $1: failing allocations" "$program" allocations
 }
 
-sanitized_by_gcc() { sanitized gcc address,undefined; }
+sanitized_by_gcc() {
+    [ "$mode" = quick ] || python_for_sanitizers
+    sanitized gcc address,undefined "$(by_mode baseline "$(sets)")" "$(by_mode "" "$(kernels_of sanitized)")"
+}
 
-sanitized_by_clang() { sanitized clang address; }
+sanitized_by_clang() { sanitized clang address "v3 baseline"; } # a second opinion
 
 # Archer asks for ignore_noninstrumented_modules: the OpenMP runtime's own code is not compiled for ThreadSanitizer, and
 # archer stands for what it synchronizes. Nothing of this project is left out.
@@ -145,7 +192,7 @@ threads() {
     OMP_TOOL_LIBRARIES=$(archer)
     notices "Thread" race "$program"
     run "Thread: small shapes" "$program" light "$(by_mode 200 40)"
-    run "Thread: more than one block" "$program" heavy "$(by_mode 500 100)"
+    run "Thread: more than one block" "$program" heavy "$(by_mode 500 200)"
 }
 
 memcheck() { # without OpenMP, whose threads' own memory valgrind takes for lost
@@ -163,50 +210,32 @@ arm64() {
     notices "arm64" over "${tool[@]}"
     run "arm64: small shapes" "${tool[@]}" light "$(by_mode 400 100)"
     run "arm64: more than one block" "${tool[@]}" heavy "$(by_mode 4000 1000)"
-    [ "$mode" = quick ] || run "arm64: extreme numbers" "${tool[@]}" extremes 11
+    run "arm64: extreme numbers" "${tool[@]}" extremes "$(by_mode 101 23)"
 }
 
 # ---- the Python suite --------------------------------------------------------------------------------------
-
-python_environment() { # python_environment MODULE...: with what the tests and these need; made where it is not at hand
-    python=${PYTHON:-python3}
-    "$python" -c 'import sys, importlib, numpy, pytest, xdist, hypothesis, ml_dtypes, pytest_run_parallel, setuptools
-assert setuptools.__version__ >= "77"
-for name in sys.argv[1:]: importlib.import_module(name)' "$@" 2>/dev/null && return
-    [ -d "$builds/venv" ] || "$python" -m venv "$builds/venv"
-    python=$builds/venv/bin/python
-    "$python" -m pip install -q "${root}[test]" "${@//_/-}"
-}
-
-build_python() { # build_python NAME [VARIABLE=...]...: a copy of the sources, built in place; sets $copy
-    copy=$builds/python-$1
-    mkdir -p "$copy"
-    tar -C "$root" --exclude=./build --exclude=./.git --exclude='*.so' -c . | tar -C "$copy" -x
-    compiled "python-$1" env -C "$copy" "${@:2}" "$python" setup.py -q build_ext --inplace
-}
 
 pytest() { # pytest ARGUMENTS...: of the copy, the slow ones too unless they say otherwise
     (cd "$copy" && PYTHONPATH=$copy "$python" -m pytest -q -p no:cacheprovider -m "" "$@")
 }
 
 # Leaks are counted by tests of their own: the interpreter itself keeps memory until its end. libstdc++ beside libasan,
-# or the exceptions of NumPy's C++ would not be found. The C program looks for undefined behaviour in the kernels.
+# or the exceptions of NumPy's C++ would not be found.
 python_sanitized() {
-    build_python sanitized INPLACE_ABN_CFLAGS="-O1 -UNDEBUG -fsanitize=address" \
-        INPLACE_ABN_CORE_CFLAGS="-g -fsanitize=undefined -fno-sanitize-recover=undefined"
+    python_for_sanitizers
     local -x ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=debug
     local preload
     preload="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)"
     local overrun="import ctypes; c = ctypes.CDLL(None); c.malloc.restype = ctypes.c_void_p
 c.memset(ctypes.c_void_p(c.malloc(8)), 0, 9)"
     LD_PRELOAD=$preload notices "Python, sanitizers" heap "$python" -c "$overrun"
-    LD_PRELOAD=$preload INPLACE_ABN_FUZZ=2000 run "Python, sanitizers: hostile calls, contexts, fuzzing" \
+    LD_PRELOAD=$preload INPLACE_ABN_FUZZ=500 run "Python, sanitizers: hostile calls, contexts, fuzzing" \
         pytest -n 2 -m "not slow and not torch" -k "not float64" tests/test_{arguments,arguments_backward,context}.py \
         tests/test_{context_object,hostile_arguments,hostile_context,accepted,fuzz,guarded,nomemory,regressions}.py
 }
 
 python_suite() {
-    build_python plain
+    python_plain
     run "Python: four threads run each test at once" pytest --parallel-threads=4 -m "not slow" \
         -k "not float64 and not bfloat16" tests/test_{forward,guarded,statistics,context}.py
     run "Python: 10,000 calls of each function" pytest -n 2 tests/test_hostile_leaks.py

@@ -110,11 +110,16 @@ class Right:
         per_channel = [
             np.isfinite(np.asarray(v, np.float64)) for v in (*self.vectors, *(self.statistics or ()))
         ]
+        # Of what is infinite, the reference's formulas make NaN at places; relu does not look at all of dz.
+        self.keeps_nan = not any(np.isinf(np.asarray(v, np.float64)).any() for v in values.values())
+        self.keeps_nan &= options["activation"] != "relu"
         self.promised = self.finite(x)
         for finite in per_channel:
             self.promised = self.promised & finite
         if self.statistics is not None:
-            self.promised = self.promised & (self.statistics[1].astype(float) + options["eps"] > 0)
+            positive = self.statistics[1].astype(float) + options["eps"] > 0
+            self.promised = self.promised & positive
+            self.keeps_nan &= positive.all()
 
     def first(self, array):
         return np.moveaxis(np.asarray(array), self.axis, 1)
@@ -148,8 +153,10 @@ class Right:
 
     @np.errstate(all="ignore")
     def check(self, name, got, want, error, promised=None):
-        """Compare what is promised: finite results of finite channels."""
+        """Compare what is promised: finite results of finite channels, and that NaN stays NaN."""
         got = np.asarray(got)
+        if self.keeps_nan:
+            assert np.isnan(got[np.isnan(want)].astype(want.dtype)).all(), name
         promised = self.promised if promised is None else promised
         if want.ndim > promised.ndim:
             promised = promised.reshape(1, -1, *[1] * (want.ndim - 2))

@@ -67,7 +67,7 @@ INLINE vec v_expm1_reduced(vec r) {
     return v_fma(v_mul(r, r), v_polynomial(r, expm1_polynomial, TERMS(expm1_polynomial)), r);
 }
 
-/* All: v_max and v_min give their second operand where one is NaN, so NaN comes through. */
+/* NaN comes through. */
 INLINE vec v_exp_clamp(vec y) { return v_max(v_set1(EXP_ZERO), v_min(v_set1(EXP_INFINITY), y)); }
 
 /* exp(y + low) for a low that is small enough beside y to go without reduction. */

@@ -30,8 +30,7 @@ INLINE uint64_t lost_of_word(int layout, const real *y, const storage *residual,
     return n - from < 64 ? bits & (((uint64_t)1 << (n - from)) - 1) : bits;
 }
 
-/* Few elements are lost: a word's extremes tell whether any may be. (v_min and v_max keep their second operand beside a
- * NaN.) */
+/* Few elements are lost: a word's extremes tell whether any may be. A NaN is none of them. */
 INLINE int piece_look(int layout, const storage *x, const storage *residual, ptrdiff_t n, abn_constants c,
                       look_rule rule, real *restrict y, uint64_t *restrict sides, uint64_t *restrict lost) {
     uint64_t any = 0;

@@ -131,7 +131,7 @@ ABN_EACH_ACTIVATION(DEFINE)
 
 static void below_zero(const void *y, void *result, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i += W)
-        v_store_real((real *)result + i, v_min(v_load_real((const real *)y + i), v_zero()));
+        v_store_real((real *)result + i, v_min(v_zero(), v_load_real((const real *)y + i)));
 }
 
 const abn_stages JOIN3(JOIN3(abn_stages_, ABN_ISA, _), ABN_DTYPE, ) = {.of = {ABN_EACH_ACTIVATION(ENTRY)},

@@ -2,8 +2,9 @@
  * the kernels use. One vector_<machine>.h per family of instruction sets; the kernels themselves are written once.
  *
  * v_first(v, n) keeps the first n lanes and zeroes the rest. Masks come from comparisons only (ordered: a NaN lane
- * compares false), and v_select(mask, a, b) takes a where the mask is set. Integer lanes (`ivec`) have the width of
- * `real` and serve the exponent arithmetic of exp and log. Of floats, v_lookup(table, i) is table[i % 8]. */
+ * compares false), and v_select(mask, a, b) takes a where the mask is set. v_min and v_max give their second operand where
+ * one is NaN: their order decides whether it stays. Integer lanes (`ivec`) have the width of `real` and serve the exponent
+ * arithmetic of exp and log. Of floats, v_lookup(table, i) is table[i % 8]. */
 #ifndef ABN_VECTOR_H
 #define ABN_VECTOR_H
 

@@ -59,6 +59,7 @@ double curve_slope(abn_activation activation, double param, double y) {
         case ABN_SIGMOID: return sigmoid(y) * sigmoid(-y);
         case ABN_TANH: return 4 * sigmoid(2 * y) * sigmoid(-2 * y);
         case ABN_RELU: return y >= 0;
+        case ABN_IDENTITY: return 1; /* of NaN as well */
         default: return share_of(activation, y) + y * slope_of_share(activation, y);
     }
 }

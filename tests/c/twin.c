@@ -21,7 +21,7 @@ static void add(total *t, double value) {
     t->sum = sum;
 }
 
-static double of_total(total t) { return t.sum + t.lost; }
+static double of_total(total t) { return isfinite(t.sum) ? t.sum + t.lost : t.sum; }
 
 /* ---- what rounding may do ------------------------------------------------------------------------------ */
 
@@ -228,7 +228,7 @@ static sizes solve_sums(twin *t, const channel *k, ptrdiff_t c) {
         const double size = fabs(t->dz[i]), dy = t->dz[i] * e.slope, dy_error = size * kept.slope + k->p.tiny;
         add(&dy_sum, dy);
         add(&product_sum, dy * e.xhat);
-        add(&param_sum, t->dz[i] * fmin(e.y, 0));
+        add(&param_sum, t->dz[i] * (e.y > 0 ? 0 : e.y));
         s.dy += fabs(dy);
         s.dy_error += dy_error;
         s.xhat_dy += fabs(dy * e.xhat);
@@ -245,19 +245,24 @@ static sizes solve_sums(twin *t, const channel *k, ptrdiff_t c) {
     return s;
 }
 
+/* In evaluation sums and xhat have no part in dx; where xhat is NaN, dx may be as well. */
 static void solve_gradients(twin *t, const channel *k, ptrdiff_t c, sizes s) {
-    const double count = (double)k->of->of.batch * (double)k->of->of.spatial, share = k->of->training ? 1 / count : 0;
+    const int training = k->of->training;
+    const double count = (double)k->of->of.batch * (double)k->of->of.spatial;
     const precision p = k->p;
     FOR_EACH_INDEX(i, c, k->of->of) {
         const term e = term_of(k, i);
         const errors kept = errors_of_kept(k, &e, i);
         const double dy = t->dz[i] * e.slope, xhat = fabs(e.xhat);
-        const double terms = fabs(dy) + share * (s.dy + xhat * s.xhat_dy);
+        const double share = training ? (t->sum_dy[c] + e.xhat * t->sum_dy_xhat[c]) / count : 0;
+        const double terms = fabs(dy) + (training ? (s.dy + xhat * s.xhat_dy) / count : 0);
         const double dy_error = fabs(t->dz[i]) * kept.slope + p.tiny;
-        double error = dy_error + share * (t->sum_dy_error[c] + xhat * t->sum_dy_xhat_error[c] + kept.xhat * s.xhat_dy);
-        error += (6 * p.u + (k->of->training ? p.sums : 0)) * terms;
-        t->dx[i] = k->weight * k->inv_std * (dy - share * (t->sum_dy[c] + e.xhat * t->sum_dy_xhat[c]));
+        const double sums_error = t->sum_dy_error[c] + xhat * t->sum_dy_xhat_error[c] + kept.xhat * s.xhat_dy;
+        const double error =
+            dy_error + (training ? sums_error / count : 0) + (6 * p.u + (training ? p.sums : 0)) * terms;
+        t->dx[i] = k->weight * k->inv_std * (dy - share);
         t->dx_error[i] = fabs(k->weight) * k->inv_std * error + p.stored * fabs(t->dx[i]) + p.smallest;
+        if (isnan(e.xhat)) t->dx_error[i] = NAN;
         t->dy[i] = dy;
         t->dy_error[i] = dy_error + p.stored * fabs(dy) + p.smallest;
     }

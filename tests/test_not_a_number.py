@@ -1,0 +1,59 @@
+"""NaN stays NaN: no activation, strategy or guard makes a number of it, and no neighbour notices it."""
+
+import numpy as np
+import pytest
+from batches import DTYPES, ISAS, SCHEMES, Batch, Run, dtype_of, parameter_dtype, run
+
+from inplace_abn import reference
+
+SHAPE = (3, 4, 40)
+ARRAYS = ["x", "dz", "residual", "weight", "bias"]
+
+
+def drawn(dtype, where):
+    """A NaN in the second channel of this array; beside it numbers that z does not tell."""
+    rng = np.random.default_rng(0)
+    arrays = dict(zip(ARRAYS, 3 * rng.normal(size=(3, *SHAPE)), strict=False))
+    arrays["residual"][1, 1, 20] = 6e4
+    arrays["weight"], arrays["bias"] = rng.normal(size=4) * [1, 1, 1e-3, 0], rng.normal(size=4)
+    arrays[where][(1, 1, 17) if arrays[where].ndim == 3 else 1] = np.nan
+    of = {"weight": parameter_dtype, "bias": parameter_dtype}
+    return Batch(**{name: array.astype(of.get(name, dtype_of)(dtype)) for name, array in arrays.items()})
+
+
+def expected(batch, activation, **options):
+    z, ctx = reference.forward(
+        batch.x, batch.weight, batch.bias, activation=activation, residual=batch.residual,
+        slope=batch.slope_of(activation), strategy="standard", **options,
+    )  # fmt: skip
+    gradients = reference.backward(ctx, batch.dz)
+    return Run(z, *gradients, gradients.dslope, gradients.dresidual)
+
+
+def where_nan(result):
+    return {
+        name: np.isnan(array.astype(float)) for name, array in result._asdict().items() if array is not None
+    }
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
+def test_nan_is_where_the_reference_has_it(activation, strategy, dtype, training, isa):
+    options = {"activation": activation, "training": training}
+    given = parameter_dtype(dtype)
+    if not training:
+        options |= {"running_mean": np.zeros(4, given), "running_var": np.ones(4, given)}
+    for where in ARRAYS:
+        batch = drawn(dtype, where)
+        want = where_nan(expected(batch, **options))
+        assert want["z"].any() == (where != "dz")
+        for layout in ("first", "last"):
+            got = where_nan(run(batch, layout, isa=isa, strategy=strategy, **options))
+            for name, nan in want.items():
+                if where == "residual":  # beside it z tells less than x: more of its channel may be
+                    assert not (nan & ~got[name]).any(), (layout, name)
+                    assert not np.delete(got[name], 1, axis=nan.ndim // 2).any(), (layout, name)
+                else:
+                    assert np.array_equal(got[name], nan), (where, layout, name)
