@@ -3,12 +3,15 @@
 What hypothesis prints of a failure is the text of an ``@example``: descriptions are dataclasses.
 """
 
+import math
 import tempfile
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import cache
 
+import batches
 import numpy as np
-from batches import ACTIVATIONS, STRATEGIES, dtype_of, ml_dtypes, parameter_dtype
+from batches import dtype_of, ml_dtypes, parameter_dtype
 from bounds import SMALLEST
 from hypothesis import strategies as st
 
@@ -126,64 +129,107 @@ MAKES = {
 
 # ---- drawing -----------------------------------------------------------------------------------------------
 
+# Drawing takes longer than the calls that are drawn: what belongs together is one number, 0 is the
+# simplest, and strategies are made once.
+
 SEEDS = st.integers(0, 1 << 16)
+YES = st.booleans()
 
 
+@cache
+def digits(*bases):
+    """Return a strategy for tuples of numbers from 0 to below each of the bases."""
+    assert math.prod(bases) < 1 << 24  # of larger ranges hypothesis prefers the lower end
+
+    def split(number):
+        found = []
+        for base in bases:
+            number, digit = divmod(number, base)
+            found.append(digit)
+        return tuple(found)
+
+    return st.integers(0, math.prod(bases) - 1).map(split)
+
+
+@cache
 def shapes(least=2, most=5):
     """Shapes with sizes 0 and 1 in them, and now and then a row longer than any vector."""
-    sizes = st.one_of(st.integers(1, 6), st.integers(0, 3))
-    small = st.lists(sizes, min_size=least, max_size=most).map(tuple)
-    long = st.builds(lambda shape, n: (*shape[:-1], n), small, st.integers(7, 150))
-    return st.one_of(small, small, long) if least else small
+    sizes, lengths = (1, 2, 3, 4, 5, 6, 0, 1, 2, 3), 144
+
+    def shape(drawn):
+        (ndim, length), small = drawn
+        found = [sizes[digit] for digit in small[: least + ndim]]
+        if found and length > 2 * lengths:
+            found[-1] = length - 2 * lengths + 6
+        return tuple(found)
+
+    return st.tuples(digits(most - least + 1, 3 * lengths), digits(*[len(sizes)] * most)).map(shape)
 
 
+@cache
 def kinds(promised=True):
     """Return a strategy for what the channels are filled with."""
-    names = st.sampled_from(PROMISED if promised else list(VALUES))
-    return st.one_of(st.just(("normal",)), st.lists(names, min_size=1, max_size=5).map(tuple))
+    names = PROMISED if promised else list(VALUES)
+    some = digits(*[1 + len(names)] * 5)
+    return some.map(lambda drawn: tuple(names[digit - 1] for digit in drawn if digit) or names[:1])
 
 
 @st.composite
-def fitting_batches(draw, shape, dtype, channel_axis, last=None):
+def fitting_batches(draw, shape, dtype, channel_axis, last):
     """Batches that are to be taken: of one of the two layouts, whole or every n-th sample and channel."""
     ndim, axis = len(shape), channel_axis % len(shape)
-    last = draw(st.booleans()) if last is None else last
     spatial = [i for i in range(1, ndim) if i != axis]
     order = (0, *spatial, axis) if last else (0, axis, *spatial)
     steps = [1] * ndim
-    steps[0] = draw(st.integers(1, 3))
+    every, of_channels, make = draw(digits(3, 3, 4))
+    steps[0] += every
     if not last and spatial:
-        steps[axis] = draw(st.integers(1, 3))
-    make = draw(st.sampled_from(["ndarray", "ndarray", "ndarray", "memmap"]))
+        steps[axis] += of_channels
+    make = "memmap" if make == 3 else "ndarray"
     return Array(shape, dtype, order, tuple(steps), False, 0, make, draw(kinds()), draw(SEEDS), axis)
 
 
-def any_dtype():
-    return st.sampled_from(DTYPES + UNFIT_DTYPES)
+@cache
+def permutations(ndim):
+    """Return a strategy for orders of the axes, the usual one first."""
+
+    def order(drawn):
+        left = list(range(ndim))
+        return tuple(left.pop(digit) for digit in drawn)
+
+    return digits(*range(ndim, 0, -1)).map(order)
+
+
+#: What about an array can be changed: each has a strategy.
+CHANGES = {
+    "shape": shapes(0, 6),
+    "dtype": st.sampled_from(DTYPES + UNFIT_DTYPES),
+    "sliding": st.just(True),
+    "shift": st.integers(1, 7),
+    "make": st.sampled_from(list(MAKES)),
+    "values": kinds(promised=False),
+}
+
+
+@st.composite
+def some_of(draw, strategies):
+    """Values for some of the names, by their strategies."""
+    chosen = draw(digits(*[2] * len(strategies)))
+    return {name: draw(of) for (name, of), yes in zip(strategies.items(), chosen, strict=True) if yes}
 
 
 @st.composite
 def any_arrays(draw, fits):
     """`fits`, or that array with one or more of its properties changed."""
-    changes = st.fixed_dictionaries(
-        {},
-        optional={
-            "shape": shapes(0, 6),
-            "dtype": any_dtype(),
-            "sliding": st.just(True),
-            "shift": st.integers(1, 7),
-            "make": st.sampled_from(list(MAKES)),
-            "values": kinds(promised=False),
-        },
-    )
-    array = replace(fits, **draw(changes))
+    array = replace(fits, **draw(some_of(CHANGES)))
     ndim = len(array.shape)
-    order = (
-        draw(st.permutations(range(ndim))) if draw(st.booleans()) or ndim != len(fits.shape) else fits.order
-    )
-    steps = st.lists(st.sampled_from([1, 1, 1, 2, 3, -1, -2, 0]), min_size=ndim, max_size=ndim)
-    keep = draw(st.booleans()) and ndim == len(fits.shape)
-    return replace(array, order=tuple(order), steps=fits.steps if keep else tuple(draw(steps)))
+    reorder, restep = draw(digits(2, 2))
+    if reorder or ndim != len(fits.shape):
+        array = replace(array, order=draw(permutations(ndim)))
+    if restep or ndim != len(fits.shape):
+        steps = draw(digits(*[8] * ndim))
+        array = replace(array, steps=tuple((1, 1, 1, 2, 3, -1, -2, 0)[digit] for digit in steps))
+    return array
 
 
 # ---- calls -------------------------------------------------------------------------------------------------
@@ -216,81 +262,89 @@ class Call:
 
 FRACTIONS = st.one_of(st.sampled_from([0.0, 1.0, 0.1]), st.floats(0, 1))
 # The reference's own constants stay within double for these.
-PARAMS = st.one_of(st.sampled_from([0.01, 1.0, 0.75]), st.sampled_from([1e-30, 1e-9, 1e-4, 3.0, 1e4, 1e9]))
-EPS = st.one_of(st.just(1e-5), st.sampled_from([1e-300, 5e-324, 1e-30, 1e-3, 1.0, 1e30]))
+PARAMS = [0.01, 1.0, 0.75, 0.01, 1.0, 0.75, 1e-30, 1e-9, 1e-4, 3.0, 1e4, 1e9]
+EPS = [1e-5] * 6 + [1e-300, 5e-324, 1e-30, 1e-3, 1.0, 1e30]
 UNFIT = st.sampled_from([0, -1, float("nan"), float("inf"), -1e-300, 10**400, "x", None, b"", [], 1j, 2**63])
-NUMBERS_AND_NAMES = (
-    "momentum",
-    "eps",
-    "activation",
-    "activation_param",
-    "strategy",
-    "channel_axis",
-    "threads",
+UNFIT_OPTIONS = dict.fromkeys(
+    ("momentum", "eps", "activation", "activation_param", "strategy", "channel_axis", "threads"), UNFIT
 )
-UNFIT_OPTIONS = dict.fromkeys(NUMBERS_AND_NAMES, UNFIT)
+
+
+SCHEMES = [(name, strategy) for name, strategy in batches.SCHEMES for _ in range(1 + (name == "prelu"))]
 
 
 @st.composite
 def fitting_options(draw):
-    activation = draw(st.sampled_from([*ACTIVATIONS, "prelu"]))
-    invertible = reference.ACTIVATIONS[activation].inverse is not None
+    param, eps, axis, threads, training = draw(digits(len(PARAMS), len(EPS), 2, 4, 2))
+    activation, strategy = draw(st.sampled_from(SCHEMES))
     return {
         "activation": activation,
-        "activation_param": draw(PARAMS),
-        "strategy": draw(st.sampled_from([s for s in STRATEGIES if invertible or reference.KEEPS[s] != "z"])),
-        "eps": draw(EPS),
+        "activation_param": PARAMS[param],
+        "strategy": strategy,
+        "eps": EPS[eps],
         "momentum": draw(FRACTIONS),
-        "channel_axis": draw(st.sampled_from([1, -1])),
-        "threads": draw(st.sampled_from([None, 1, 2, 3])),
-        "training": draw(st.booleans()),
+        "channel_axis": (1, -1)[axis],
+        "threads": (None, 1, 2, 3)[threads],
+        "training": training == 1,
     }
+
+
+@st.composite
+def vectors(draw, count, dtype):
+    step, kept, seed = draw(digits(3)), draw(kinds()), draw(SEEDS)
+    return Array((count,), str(parameter_dtype(dtype)), (0,), (1 + step[0],), values=kept, seed=seed)
+
+
+@st.composite
+def residuals(draw, shape, dtype, axis, last, options, parts):
+    """What a call with a residual has beside the others. It is read only, and may hold anything."""
+    residual = draw(fitting_batches(shape, dtype, axis, last))
+    locked, adds, is_view, alias = draw(digits(2, 2, 2, 8))
+    found = {"residual": replace(residual, values=draw(kinds(promised=False)))}
+    if locked:
+        found["residual"] = replace(found["residual"], make="read-only")
+    if adds or parts:
+        found["residual_grad"] = draw(fitting_batches(shape, dtype, axis, last))
+    if alias == 1 and reference.KEEPS[options["strategy"]] == "x":
+        found["alias"] = ("residual", "x", is_view == 1)
+    return found
 
 
 @st.composite
 def fitting_calls(draw):
     """Calls that must be taken, and be right."""
-    shape, dtype, options = draw(shapes()), draw(st.sampled_from(DTYPES)), draw(fitting_options())
+    shape, options = draw(shapes()), draw(fitting_options())
+    dtype, *yes = draw(digits(len(DTYPES), 2, 2, 2, 2, 2, 2, 2, 2))
+    last, weight, bias, tracked, shared, overwrite, parts, residual = (digit == 1 for digit in yes)
+    dtype = DTYPES[dtype]
     axis = options["channel_axis"] % len(shape)
     channels = shape[axis]
-    if int(np.prod(shape)) == channels:  # one value in each
+    if math.prod(shape) == channels:  # one value in each
         options["training"] = False
-    last = draw(st.booleans())
-    x, dz, residual = (draw(fitting_batches(shape, dtype, axis, last)) for _ in range(3))
-
-    def vector(count=channels):
-        steps = (draw(st.integers(1, 3)),)
-        kept, seed = draw(kinds()), draw(SEEDS)
-        return Array((count,), str(parameter_dtype(dtype)), (0,), steps, values=kept, seed=seed)
-
-    weight, bias = (vector() if draw(st.booleans()) else None for _ in range(2))
-    tracked = not options["training"] or draw(st.booleans())
-    mean, var = (vector(), vector()) if tracked else (None, None)
-    slope = vector(draw(st.sampled_from([1, channels]))) if options["activation"] == "prelu" else None
-    overwrite, parts, added, alias = draw(st.booleans()), draw(st.booleans()), None, ()
-    if draw(st.booleans()):  # read only, and may hold anything
-        make = draw(st.sampled_from([residual.make, "read-only"]))
-        residual = replace(residual, make=make, values=draw(kinds(promised=False)))
-        if parts or draw(st.booleans()):
-            added = draw(fitting_batches(shape, dtype, axis, last))
-        if reference.KEEPS[options["strategy"]] == "x" and draw(st.integers(0, 7)) == 0:
-            alias = ("residual", "x", draw(st.booleans()))
-    else:
-        residual = None
-    return Call(x, dz, weight, bias, mean, var, residual, added, slope, alias, options, overwrite, parts)
+    call = Call(*(draw(fitting_batches(shape, dtype, axis, last)) for _ in range(2)), options=options)
+    tracked = tracked or not options["training"]
+    given = {"weight": weight, "bias": bias, "running_mean": tracked, "running_var": tracked}
+    call = replace(call, **{name: draw(vectors(channels, dtype)) for name, yes in given.items() if yes})
+    if options["activation"] == "prelu":
+        call = replace(call, slope=draw(vectors(1 if shared else channels, dtype)))
+    if residual:
+        call = replace(call, **draw(residuals(shape, dtype, axis, last, options, parts)))
+    return replace(call, overwrite=overwrite, parts=parts)
 
 
 @st.composite
 def any_calls(draw):
     """Calls of which something, or everything, may be unfit."""
     call = draw(fitting_calls())
-    names = draw(st.lists(st.sampled_from(PLACES), min_size=1, max_size=3, unique=True))
+    first, second, third, some, alias, of, is_view = draw(digits(9, 10, 10, 4, 4, len(ALIASES), 2))
+    names = list(dict.fromkeys([first, *[place - 1 for place in (second, third) if place]]))
+    names = [PLACES[place] for place in names]
     channels = call.x.shape[call.options["channel_axis"]]
     usual = {"slope": Array((channels,), str(parameter_dtype(call.x.dtype)))}
     changes = {name: draw(any_arrays(getattr(call, name) or usual.get(name, call.x))) for name in names}
-    if not {"x", "dz"} & {*names} and draw(st.integers(0, 3)) == 0:
+    if not {"x", "dz"} & {*names} and some == 1:
         changes = dict.fromkeys(names)  # left out
-    options = draw(st.one_of(st.just({}), st.fixed_dictionaries({}, optional=UNFIT_OPTIONS)))
-    if draw(st.integers(0, 3)) == 0:
-        changes["alias"] = (*draw(st.sampled_from(ALIASES)), draw(st.booleans()))
+    options = draw(some_of(UNFIT_OPTIONS)) if draw(YES) else {}
+    if alias == 1:
+        changes["alias"] = (*ALIASES[of], is_view == 1)
     return replace(call, **changes, options={**call.options, **options}, fits=False)

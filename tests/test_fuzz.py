@@ -9,7 +9,7 @@ import re
 import numpy as np
 from batches import Batch
 from bounds import EPS, Terms, assert_within, expected, without_kinks
-from fuzz import PLACES, any_calls, fitting_calls
+from fuzz import DTYPES, PLACES, any_calls, fitting_calls
 from hypothesis import HealthCheck, event, given, settings
 
 from inplace_abn import functional, reference
@@ -110,16 +110,17 @@ class Right:
         per_channel = [
             np.isfinite(np.asarray(v, np.float64)) for v in (*self.vectors, *(self.statistics or ()))
         ]
-        # Of what is infinite, the reference's formulas make NaN at places; relu does not look at all of dz.
-        self.keeps_nan = not any(np.isinf(np.asarray(v, np.float64)).any() for v in values.values())
+        # Of what is infinite or overflows the reference's formulas make NaN; relu does not look at all of dz.
+        floats = [v.astype(np.float64) for v in values.values() if v.dtype.name in DTYPES]
+        self.keeps_nan = not any(np.isinf(v).any() for v in floats)
         self.keeps_nan &= options["activation"] != "relu"
         self.promised = self.finite(x)
         for finite in per_channel:
             self.promised = self.promised & finite
         if self.statistics is not None:
-            positive = self.statistics[1].astype(float) + options["eps"] > 0
-            self.promised = self.promised & positive
-            self.keeps_nan &= positive.all()
+            var = self.statistics[1].astype(float) + options["eps"]
+            self.promised = self.promised & (var > 0)
+            self.keeps_nan &= (var >= 1e-30).all()
 
     def first(self, array):
         return np.moveaxis(np.asarray(array), self.axis, 1)
