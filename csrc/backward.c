@@ -72,9 +72,11 @@ static void set_result_constants(backward_operation *b, ptrdiff_t c) {
     abn_set_constant(&b->op, ABN_DY_FACTOR, c, factor);
     abn_set_constant(&b->op, ABN_W_FACTOR, c, b->count > 0 ? -w_factor : 0);
     abn_set_constant(&b->op, ABN_OFFSET, c, offset);
-    /* Sums that were given tell that some xhat may have left the range; those of our own have been looked at. */
-    const int is_far = !b->op.sums && b->context->keep == ABN_KEEP_X && fabs(b->sums.dy_xhat[c]) > FLT_MAX;
-    const int leaves_float = dtype != ABN_FLOAT64 && (is_far || (isfinite(offset) && fabs(offset) > FLT_MAX));
+    /* Sums that were given tell that some dy or xhat may have left the range; our own have been looked at. */
+    const int is_far =
+        fabs(b->sums.dy[c]) > FLT_MAX || (b->context->keep == ABN_KEEP_X && fabs(b->sums.dy_xhat[c]) > FLT_MAX);
+    const int leaves_float =
+        dtype != ABN_FLOAT64 && ((!b->op.sums && is_far) || (isfinite(offset) && fabs(offset) > FLT_MAX));
     if (leaves_float || !abn_constant_fits(dtype, factor) || !abn_constant_fits(dtype, w_factor) ||
         source_is_exact(b, c))
         b->op.kinds[c] |= ABN_EXACT;

@@ -144,9 +144,10 @@ kernels_of() { find "$builds/python-$1/build" \( -name kernels.o -o -name stages
 
 # ---- the C core, without Python ----------------------------------------------------------------------------
 
+# quick: INPLACE_ABN_KERNELS may name those that setup.py has compiled.
 forbidden_pages() {
     [ "$mode" = quick ] || python_plain
-    build plain FLAGS=-O3 ISAS="$(sets)" KERNELS="$(by_mode "" "$(kernels_of plain)")"
+    build plain FLAGS=-O3 ISAS="$(sets)" KERNELS="$(by_mode "${INPLACE_ABN_KERNELS:-}" "$(kernels_of plain)")"
     notices "Forbidden pages" over "$program"
     notices "Forbidden pages" under "$program"
     if [ "$mode" = full ]; then
