@@ -20,9 +20,9 @@ warnings.simplefilter("ignore")
 try:
     import inplace_abn
 except ImportError as error:
-    print("refused")
+    print("refused", flush=True)
 else:
-    print("imported")
+    print("imported", flush=True)
 '''
 {first}
 print("start", flush=True)
