@@ -287,6 +287,7 @@ INLINE void gated_invert(abn_activation activation, vec *z, vec *slope, mask lef
 
 /* ---- all of them -------------------------------------------------------------------------------------- */
 
+/* Of activations without a minimum: stages.c has the others. */
 INLINE vec curve_value(abn_activation activation, vec y, vec param) {
     switch (activation) {
         case ABN_LEAKY_RELU:
@@ -297,10 +298,6 @@ INLINE vec curve_value(abn_activation activation, vec y, vec param) {
         case ABN_SOFTPLUS: return softplus_value(y);
         case ABN_SIGMOID: return sigmoid_value(y);
         case ABN_TANH: return tanh_value(y);
-        case ABN_SILU:
-        case ABN_GELU:
-        case ABN_GELU_TANH:
-        case ABN_MISH: y = gated_within(y); return gated_value(activation, y, gate_power(activation, y));
         case ABN_RELU: return v_select(v_lt(y, v_zero()), v_zero(), y);
         default: return y;
     }
@@ -325,7 +322,7 @@ INLINE vec curve_slope(abn_activation activation, vec y, vec param) {
     }
 }
 
-/* z -> y in place, of activations without a minimum: stages.c has the others. Finite numbers for any z that is finite. */
+/* z -> y in place, of the same. Finite numbers for any z that is finite. */
 INLINE void curve_invert(abn_activation activation, vec *z, vec *slope, vec param) {
     const mask right = v_ge(*z, v_zero());
     switch (activation) {
