@@ -146,8 +146,12 @@ kernels_of() { find "$builds/python-$1/build" \( -name kernels.o -o -name stages
 
 # quick: INPLACE_ABN_KERNELS may name those that setup.py has compiled.
 forbidden_pages() {
-    [ "$mode" = quick ] || python_plain
-    build plain FLAGS=-O3 ISAS="$(sets)" KERNELS="$(by_mode "${INPLACE_ABN_KERNELS:-}" "$(kernels_of plain)")"
+    local kernels=${INPLACE_ABN_KERNELS:-}
+    if [ "$mode" = full ]; then
+        python_plain
+        kernels=$(kernels_of plain)
+    fi
+    build plain FLAGS=-O3 ISAS="$(sets)" KERNELS="$kernels"
     notices "Forbidden pages" over "$program"
     notices "Forbidden pages" under "$program"
     if [ "$mode" = full ]; then
@@ -179,8 +183,12 @@ sanitized() { # sanitized CC SANITIZERS SETS [KERNELS]
 }
 
 sanitized_by_gcc() {
-    [ "$mode" = quick ] || python_for_sanitizers
-    sanitized gcc address,undefined "$(by_mode baseline "$(sets)")" "$(by_mode "" "$(kernels_of sanitized)")"
+    if [ "$mode" = full ]; then
+        python_for_sanitizers
+        sanitized gcc address,undefined "$(sets)" "$(kernels_of sanitized)"
+    else
+        sanitized gcc address,undefined baseline
+    fi
 }
 
 sanitized_by_clang() { sanitized clang address "v3 baseline"; } # a second opinion
