@@ -63,6 +63,15 @@ static int source_is_exact(const backward_operation *b, ptrdiff_t c) {
                                                abn_centre_fits(dtype, norm->mean[c], norm->var[c], b->op.per_channel));
 }
 
+/* May some dy or xhat have left the range of float? Sums of our own have been looked at; those that were given tell it,
+ * unless they cancel. Steep slopes lead there. */
+static int may_be_far(const backward_operation *b, ptrdiff_t c) {
+    const abn_context *context = b->context;
+    const int has_param = abn_activation_table[context->activation].param != ABN_NO_PARAM;
+    return (has_param && fabs(abn_param_at(context, c)) > 1e3) || fabs(b->sums.dy[c]) > FLT_MAX ||
+           (context->keep == ABN_KEEP_X && fabs(b->sums.dy_xhat[c]) > FLT_MAX);
+}
+
 static void set_result_constants(backward_operation *b, ptrdiff_t c) {
     const abn_norm *norm = &b->context->norm;
     const double factor = norm->weight[c] * norm->inv_std[c], per_element = b->count > 0 ? 1 / b->count : 0;
@@ -72,11 +81,8 @@ static void set_result_constants(backward_operation *b, ptrdiff_t c) {
     abn_set_constant(&b->op, ABN_DY_FACTOR, c, factor);
     abn_set_constant(&b->op, ABN_W_FACTOR, c, b->count > 0 ? -w_factor : 0);
     abn_set_constant(&b->op, ABN_OFFSET, c, offset);
-    /* Sums that were given tell that some dy or xhat may have left the range; our own have been looked at. */
-    const int is_far =
-        fabs(b->sums.dy[c]) > FLT_MAX || (b->context->keep == ABN_KEEP_X && fabs(b->sums.dy_xhat[c]) > FLT_MAX);
     const int leaves_float =
-        dtype != ABN_FLOAT64 && ((!b->op.sums && is_far) || (isfinite(offset) && fabs(offset) > FLT_MAX));
+        dtype != ABN_FLOAT64 && ((!b->op.sums && may_be_far(b, c)) || (isfinite(offset) && fabs(offset) > FLT_MAX));
     if (leaves_float || !abn_constant_fits(dtype, factor) || !abn_constant_fits(dtype, w_factor) ||
         source_is_exact(b, c))
         b->op.kinds[c] |= ABN_EXACT;

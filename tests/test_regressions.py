@@ -136,13 +136,14 @@ def test_backward_apply_of_an_xhat_that_float_does_not_hold(weight, activation):
     np.testing.assert_allclose(dx, want.dx, rtol=1e-5, atol=1e-44)
 
 
+@pytest.mark.parametrize("least", [1e20, -3e20], ids=["sum beyond float", "sum of zero"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=batches.without_ml_dtypes)])
-def test_backward_apply_of_a_dy_that_float_does_not_hold(dtype, strategy, training):
+def test_backward_apply_of_a_dy_that_float_does_not_hold(dtype, strategy, training, least):
     """A steep slope takes dz beyond float; a small inv_std brings dx back."""
     x = np.array([[-2], [-1], [1.5]], batches.dtype_of(dtype))
-    dz = np.array([[3e20], [1e20], [1e20]], x.dtype)
+    dz = np.array([[3e20], [least], [1e20]], x.dtype)
     slope, given = np.array([1e25], np.float32), [np.zeros(1, np.float32), np.ones(1, np.float32)]
     options = {"activation": "prelu", "eps": 1e30, "slope": slope, "training": training}
     want_ctx = reference.forward(x, None, None, *given, strategy="standard", **options)[1]
