@@ -118,11 +118,15 @@ abn_status abn_walk(abn_operation *op) {
     return op->layout == ABN_ROWS ? abn_walk_rows(op) : abn_walk_columns(op);
 }
 
-void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double value) {
+void abn_set_real(const abn_operation *op, void *reals, ptrdiff_t i, double value) {
     if (op->source.dtype == ABN_FLOAT64)
-        ((double *)op->constants[which])[channel] = value;
+        ((double *)reals)[i] = value;
     else
-        ((float *)op->constants[which])[channel] = isnan(value) ? NAN : (float)value;
+        ((float *)reals)[i] = isnan(value) ? NAN : (float)value;
+}
+
+void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double value) {
+    abn_set_real(op, op->constants[which], channel, value);
 }
 
 double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel) {

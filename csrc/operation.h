@@ -96,6 +96,8 @@ double abn_largest_of(abn_dtype dtype);
 
 /* Bytes of a number that kernels compute in. */
 size_t abn_real_size(abn_dtype dtype);
+/* reals[i] = value, in that type. NaN becomes the one that narrowing to bfloat16 lets be: kernels/storage.h. */
+void abn_set_real(const abn_operation *op, void *reals, ptrdiff_t i, double value);
 void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double value);
 double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel);
 

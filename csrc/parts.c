@@ -125,13 +125,6 @@ double abn_element_from(const abn_operation *op, abn_input input, ptrdiff_t i) {
     return input.data ? abn_load_element(op->source.dtype, abn_at(op, input.data, 0, 0, i)) : 0;
 }
 
-void abn_set_real(const abn_operation *op, void *reals, ptrdiff_t i, double value) {
-    if (op->source.dtype == ABN_FLOAT64)
-        ((double *)reals)[i] = value;
-    else
-        ((float *)reals)[i] = (float)value;
-}
-
 const void *abn_piece_param(const abn_operation *op, const abn_context *context, const abn_piece *piece,
                             abn_bench *bench) {
     const void *of_channel = piece->constants.of[ABN_PARAM];

@@ -62,7 +62,4 @@ void *abn_guarded_at(const abn_operation *op, const abn_guard *guard, abn_elemen
 /* The i-th element of a row that begins at an input's data; 0 where there is no such array. */
 double abn_element_from(const abn_operation *op, abn_input input, ptrdiff_t i);
 
-/* An element of bench->y and the like. */
-void abn_set_real(const abn_operation *op, void *reals, ptrdiff_t i, double value);
-
 #endif

@@ -291,8 +291,8 @@ def fitting_options(draw):
 
 @st.composite
 def vectors(draw, count, dtype):
-    step, kept, seed = draw(digits(3)), draw(kinds()), draw(SEEDS)
-    return Array((count,), str(parameter_dtype(dtype)), (0,), (1 + step[0],), values=kept, seed=seed)
+    (step,), kept, seed = draw(digits(3)), draw(kinds()), draw(SEEDS)
+    return Array((count,), str(parameter_dtype(dtype)), (0,), (1 + step,), values=kept, seed=seed)
 
 
 @st.composite

@@ -151,3 +151,20 @@ def test_backward_apply_of_a_dy_that_float_does_not_hold(dtype, strategy, traini
     _, ctx = functional.forward(x, None, None, *given, strategy=strategy, **options)
     dx = functional.backward_apply(ctx, dz, *functional.backward_reduce(ctx, dz), 3)
     assert batches.relative_l2(dx.astype(float), want) < (1e-5 if dtype == "float32" else 1e-2)
+
+
+@batches.without_ml_dtypes
+@pytest.mark.parametrize("isa", _core.info()["isa_usable"])
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FBFFFFF])
+@pytest.mark.parametrize("activation", ["silu", "celu"])
+def test_any_nan_beside_an_escaped_bfloat16(activation, bits, isa):
+    """Rounding to bfloat16 carried the low digits of a NaN into its exponent: 0 came out."""
+    x = np.zeros((64, 2), batches.dtype_of("bfloat16"))
+    residual, dz = x.copy(), np.ones_like(x)
+    residual[5] = 1000
+    var = np.array([bits, 0x3F800000], np.uint32).view(np.float32)
+    given = None, None, np.zeros(2, np.float32), var
+    _, ctx = _core.forward(x, *given, training=False, activation=activation, residual=residual, isa=isa)
+    dx, _, _, _, dresidual = _core.backward(ctx, dz, isa=isa)
+    assert np.isnan(dx[5, 0].astype(float))
+    assert np.isnan(dresidual[5, 0].astype(float))

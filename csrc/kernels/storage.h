@@ -45,7 +45,7 @@ typedef uint16_t storage;
 
 #elif defined(ABN_DTYPE_BFLOAT16) && (defined(ABN_ISA_V4) || defined(ABN_ISA_V3) || defined(ABN_ISA_V2))
 /* Round to nearest even by adding 0x7fff and the lowest kept bit. A NaN stays one, because the low half of a NaN is
- * zero here: elements come from bfloat16, constants are canonical (abn_set_constant), operations keep either. */
+ * zero here: elements come from bfloat16, what comes from double is canonical (abn_set_real), operations keep either. */
 INLINE ivec bfloat16_bits(vec v) {
     const ivec bits = v_bits(v);
     const ivec odd = i_and(i_shift_right(bits, 16), i_set1(1));
