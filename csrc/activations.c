@@ -142,12 +142,14 @@ static double gated_inverse(abn_activation activation, double z, int left) {
 }
 
 double abn_activation_inverse(abn_activation activation, double param, double z, int left) {
+    const int was_rounded = z == 0 && signbit(z); /* of a y just below 0 */
     switch (activation) {
         case ABN_LEAKY_RELU:
-        case ABN_PRELU: return z >= 0 ? z : z / param;
+        case ABN_PRELU: return was_rounded ? -DBL_TRUE_MIN : z >= 0 ? z : z / param;
         case ABN_ELU:
         case ABN_CELU:
         case ABN_SELU: {
+            if (was_rounded) return -DBL_TRUE_MIN;
             if (z >= 0) return activation == ABN_SELU ? z / SELU_SCALE : z;
             const double ratio = clamped(DBL_EPSILON / 2 - 1, INFINITY, z / height(activation, param));
             return log1p(ratio) / rate(activation, param);

@@ -1,42 +1,28 @@
 /* dz -> dx and the two sums. One pass for the sums, one that applies them, whatever was kept:
  *
- *     w = xhat, or weight * xhat (ABN_SCHEME_II)      dx = dy * dy_factor + w * w_factor + offset
+ *     w = xhat, or weight * xhat (ABN_SCHEME_II)      dx = (dy + w * w_factor + offset) * dx_factor
  *
  * Tiles of the activations of straight pieces go through one kernel. What is curved, has a residual or escaped elements
- * goes piece by piece through arrays in the nearest cache, where the escaped elements are put in place. */
+ * goes piece by piece through arrays in the nearest cache, where the escaped elements are put in place. Channels whose
+ * numbers leave the range of float go element by element, in double: backward_exact.c. */
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
 
-#include "abn.h"
 #include "activations.h"
+#include "backward.h"
 #include "escapes.h"
-#include "guard.h"
 #include "parts.h"
 #include "sides.h"
 
-typedef struct {
-    abn_operation op; /* first: the steps cast back */
-    const abn_context *context;
-    const abn_activation_kernels *kernels; /* for whole tiles; NULL: piece by piece */
-    int from;
-    abn_sums sums; /* given, or filled by the sums */
-    double count;  /* elements behind the sums; 0: evaluation mode */
-    int add_to_residual;
-} backward_operation;
-
-static int is_guarded(const backward_operation *b, ptrdiff_t channel) {
-    return b->context->guard.count > 0 && b->context->guard.slot[channel] >= 0;
-}
-
 /* w = weight * xhat rather than xhat? Not with weights that could take dy * w out of float's range. */
-static int is_scaled(const backward_operation *b, ptrdiff_t channel) {
+static int is_scaled(const abn_backward_operation *b, ptrdiff_t channel) {
     const double size = fabs(b->context->norm.weight[channel]);
-    return b->context->keep == ABN_KEEP_Z && b->context->scheme == ABN_SCHEME_II && !is_guarded(b, channel) &&
+    return b->context->keep == ABN_KEEP_Z && b->context->scheme == ABN_SCHEME_II && !abn_is_guarded(b, channel) &&
            size >= 0x1p-20 && size <= 0x1p20;
 }
 
-static void set_source_constants(backward_operation *b, ptrdiff_t c) {
+static void set_source_constants(abn_backward_operation *b, ptrdiff_t c) {
     const abn_norm *norm = &b->context->norm;
     const double weight = norm->weight[c], bias = norm->bias[c];
     double centre = 0, scale = 1, shift = 0;
@@ -44,7 +30,7 @@ static void set_source_constants(backward_operation *b, ptrdiff_t c) {
         centre = abn_round_to_real(b->op.source.dtype, norm->mean[c]);
         scale = norm->inv_std[c];
         shift = isfinite(centre) ? (centre - norm->mean[c]) * scale : 0;
-    } else if (b->context->keep == ABN_KEEP_Z && !is_guarded(b, c)) {
+    } else if (b->context->keep == ABN_KEEP_Z && !abn_is_guarded(b, c)) {
         scale = is_scaled(b, c) ? 1 : 1 / weight;
         shift = is_scaled(b, c) ? -bias : -bias / weight;
     }
@@ -56,7 +42,7 @@ static void set_source_constants(backward_operation *b, ptrdiff_t c) {
 }
 
 /* Is what the kernels make of the source not good enough? */
-static int source_is_exact(const backward_operation *b, ptrdiff_t c) {
+static int source_is_exact(const abn_backward_operation *b, ptrdiff_t c) {
     const abn_norm *norm = &b->context->norm;
     const abn_dtype dtype = b->op.source.dtype;
     return b->context->keep == ABN_KEEP_X && !(abn_constant_fits(dtype, norm->inv_std[c]) &&
@@ -65,128 +51,40 @@ static int source_is_exact(const backward_operation *b, ptrdiff_t c) {
 
 /* May some dy or xhat have left the range of float? Sums of our own have been looked at; those that were given tell it,
  * unless they cancel. Steep slopes lead there. */
-static int may_be_far(const backward_operation *b, ptrdiff_t c) {
+static int may_be_far(const abn_backward_operation *b, ptrdiff_t c) {
     const abn_context *context = b->context;
     const int has_param = abn_activation_table[context->activation].param != ABN_NO_PARAM;
     return (has_param && fabs(abn_param_at(context, c)) > 1e3) || fabs(b->sums.dy[c]) > FLT_MAX ||
            (context->keep == ABN_KEEP_X && fabs(b->sums.dy_xhat[c]) > FLT_MAX);
 }
 
-static void set_result_constants(backward_operation *b, ptrdiff_t c) {
+/* Up to this size w's part of a sum with dy, itself a float, takes none beyond the largest float. */
+static const double largest_part = FLT_MAX * 0x1p-26;
+
+static void set_result_constants(abn_backward_operation *b, ptrdiff_t c) {
     const abn_norm *norm = &b->context->norm;
-    const double factor = norm->weight[c] * norm->inv_std[c], per_element = b->count > 0 ? 1 / b->count : 0;
-    const double w_factor = (is_scaled(b, c) ? norm->inv_std[c] : factor) * b->sums.dy_xhat[c] * per_element;
-    const double offset = b->count > 0 ? -factor * b->sums.dy[c] * per_element : 0;
     const abn_dtype dtype = b->op.source.dtype;
-    abn_set_constant(&b->op, ABN_DY_FACTOR, c, factor);
-    abn_set_constant(&b->op, ABN_W_FACTOR, c, b->count > 0 ? -w_factor : 0);
-    abn_set_constant(&b->op, ABN_OFFSET, c, offset);
+    const double factor = norm->weight[c] * norm->inv_std[c], per_element = b->count > 0 ? -1 / b->count : 0;
+    const double xhat_factor = b->count > 0 ? b->sums.dy_xhat[c] * per_element : 0;
+    const double w_factor = is_scaled(b, c) ? xhat_factor / norm->weight[c] : xhat_factor;
+    const double offset = b->count > 0 ? b->sums.dy[c] * per_element : 0;
+    const double largest = fabs(xhat_factor) * sqrt(b->count) + fabs(offset); /* |xhat| <= sqrt(count) in training */
     const int leaves_float =
-        dtype != ABN_FLOAT64 && ((!b->op.sums && may_be_far(b, c)) || (isfinite(offset) && fabs(offset) > FLT_MAX));
+        dtype != ABN_FLOAT64 && ((!b->op.sums && may_be_far(b, c)) || (isfinite(largest) && largest > largest_part));
+    abn_set_constant(&b->op, ABN_W_FACTOR, c, w_factor);
+    abn_set_constant(&b->op, ABN_OFFSET, c, offset);
+    abn_set_constant(&b->op, ABN_DX_FACTOR, c, factor);
     if (leaves_float || !abn_constant_fits(dtype, factor) || !abn_constant_fits(dtype, w_factor) ||
-        source_is_exact(b, c))
+        !abn_constant_fits(dtype, offset) || source_is_exact(b, c))
         b->op.kinds[c] |= ABN_EXACT;
 }
 
 static void begin(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
-    backward_operation *b = (backward_operation *)op;
+    abn_backward_operation *b = (abn_backward_operation *)op;
     for (ptrdiff_t c = channel; c < channel + channels; c++) {
         set_source_constants(b, c);
         if (b->context->channel_param) abn_set_constant(op, ABN_PARAM, c, b->context->channel_param[c]);
         if (!op->sums) set_result_constants(b, c);
-    }
-}
-
-/* ---- element by element, in double --------------------------------------------------------------------- */
-
-typedef struct {
-    double y, dy, xhat;
-} exact_values;
-
-static double exact_result(const backward_operation *b, ptrdiff_t channel, exact_values values) {
-    const abn_norm *norm = &b->context->norm;
-    double dx = values.dy;
-    if (b->count > 0) dx -= (b->sums.dy[channel] + values.xhat * b->sums.dy_xhat[channel]) / b->count;
-    return dx * norm->weight[channel] * norm->inv_std[channel];
-}
-
-static double xhat_from_z(const backward_operation *b, ptrdiff_t channel, int64_t index, double z, double residual) {
-    const abn_context *context = b->context;
-    uint64_t left = 0;
-    if (context->sides) abn_sides_get(context->sides, index, &left, 1);
-    const double y = abn_activation_inverse(context->activation, abn_param_at(context, channel), z, left & 1);
-    return (y - residual - context->norm.bias[channel]) / context->norm.weight[channel];
-}
-
-/* From what is kept of the element: where it escaped, in the list. */
-static double xhat_of(const backward_operation *b, ptrdiff_t channel, int64_t index, double kept, double residual) {
-    const abn_context *context = b->context;
-    const abn_norm *norm = &context->norm;
-    const abn_escapes *escapes = &context->escapes;
-    const ptrdiff_t e = escapes->count > 0 ? abn_escapes_from(escapes, index) : 0;
-    if (e < escapes->count && escapes->index[e] == index) return escapes->xhat[e];
-    if (context->keep == ABN_KEEP_X) return (kept - norm->mean[channel]) * norm->inv_std[channel];
-    if (context->keep == ABN_KEEP_XHAT || is_guarded(b, channel)) return kept;
-    return xhat_from_z(b, channel, index, kept, residual);
-}
-
-static exact_values exact_element(const backward_operation *b, ptrdiff_t channel, int64_t index, double kept, double dz,
-                                  double residual) {
-    const abn_context *context = b->context;
-    const abn_norm *norm = &context->norm;
-    exact_values values = {.xhat = xhat_of(b, channel, index, kept, residual)};
-    values.y = norm->weight[channel] * values.xhat + norm->bias[channel] + residual;
-    values.dy = dz * abn_activation_derivative(context->activation, abn_param_at(context, channel), values.y);
-    return values;
-}
-
-static double load_at(const abn_batch *batch, ptrdiff_t channel, ptrdiff_t position) {
-    if (!batch->data) return 0;
-    return abn_load_element(batch->dtype,
-                            abn_address(batch, position / batch->spatial, channel, position % batch->spatial));
-}
-
-/* min(y, 0); NaN stays. */
-static double below_zero(double y) { return y > 0 ? 0 : y; }
-
-typedef struct {
-    double dy, dy_xhat, param;
-} exact_sums;
-
-/* The sums of a channel whose sums left the range of float (or that is not finite). */
-static exact_sums sum_exactly(const backward_operation *b, ptrdiff_t channel) {
-    const abn_operation *op = &b->op;
-    exact_sums sums = {0, 0, 0};
-    for (ptrdiff_t position = 0; position < op->per_channel; position++) {
-        const abn_element at = {channel, position};
-        const double kept = is_guarded(b, channel)
-                                ? abn_load_element(op->source.dtype, abn_guarded_at(op, &b->context->guard, at))
-                                : load_at(&op->source, channel, position);
-        const double dz = load_at(&op->gradient, channel, position);
-        const exact_values values = exact_element(b, channel, abn_index_of(op, channel, position), kept, dz,
-                                                  load_at(&op->residual, channel, position));
-        sums.dy += values.dy;
-        sums.dy_xhat += values.dy * values.xhat;
-        sums.param += dz * below_zero(values.y);
-    }
-    return sums;
-}
-
-static void exact_gradient(const backward_operation *b, const abn_part *part) {
-    const abn_operation *op = &b->op;
-    const abn_dtype dtype = op->source.dtype;
-    for (abn_piece piece = {0}; abn_next_piece(op, part, &piece);) {
-        const abn_input source = part->kind & ABN_GUARDED ? piece.xhat : piece.tile.source;
-        for (ptrdiff_t i = 0; i < piece.tile.length; i++) {
-            const ptrdiff_t c = abn_element_of(op, &part->span, piece.row, piece.column + i).channel;
-            const exact_values values = exact_element(b, c, piece.index + i, abn_element_from(op, source, i),
-                                                      abn_element_from(op, piece.tile.gradient, i),
-                                                      abn_element_from(op, piece.tile.residual, i));
-            abn_store_element(dtype, abn_at(op, piece.tile.destination.data, 0, 0, i), exact_result(b, c, values));
-            if (!piece.tile.residual_gradient.data) continue;
-            void *to = abn_at(op, piece.tile.residual_gradient.data, 0, 0, i);
-            abn_store_element(dtype, to, values.dy + (b->add_to_residual ? abn_load_element(dtype, to) : 0));
-        }
     }
 }
 
@@ -206,7 +104,7 @@ static void *partial_at(const abn_operation *op, void *partial, ptrdiff_t entry)
 enum { SLOPE_BY_Y, SLOPE_BY_PARAM }; /* activation'(y), or the activation's derivative by its parameter */
 
 /* What neither z nor the stored xhat tells comes from the list. */
-static void put_escapes(const backward_operation *b, const abn_part *part, const abn_piece *piece, int slope,
+static void put_escapes(const abn_backward_operation *b, const abn_part *part, const abn_piece *piece, int slope,
                         recovered to) {
     const abn_context *context = b->context;
     const abn_escapes *escapes = &context->escapes;
@@ -219,12 +117,12 @@ static void put_escapes(const backward_operation *b, const abn_part *part, const
         abn_set_real(&b->op, to.w, i, is_scaled(b, c) ? normal : escapes->xhat[e]);
         abn_set_real(&b->op, to.slopes, i,
                      slope == SLOPE_BY_PARAM
-                         ? below_zero(y)
+                         ? abn_below_zero(y)
                          : abn_activation_derivative(context->activation, abn_param_at(context, c), y));
     }
 }
 
-static void from_z(const backward_operation *b, const abn_part *part, const abn_piece *piece, int slope,
+static void from_z(const abn_backward_operation *b, const abn_part *part, const abn_piece *piece, int slope,
                    abn_bench *bench, recovered to) {
     const abn_context *context = b->context;
     const abn_piece_kernels *kernels = &b->op.kernels->piece;
@@ -240,7 +138,7 @@ static void from_z(const backward_operation *b, const abn_part *part, const abn_
 }
 
 /* From x or xhat. y is in the place of the slope. */
-static void from_x(const backward_operation *b, const abn_part *part, const abn_piece *piece, int slope,
+static void from_x(const abn_backward_operation *b, const abn_part *part, const abn_piece *piece, int slope,
                    abn_bench *bench, recovered to) {
     const abn_input source = part->kind & ABN_GUARDED ? piece->xhat : piece->tile.source;
     const abn_piece_kernels *kernels = &b->op.kernels->piece;
@@ -262,7 +160,7 @@ static recovered in_memo(const abn_operation *op, abn_output memo) {
 }
 
 /* w and the slope of each piece of a part, then their sums (with partial), or dx. */
-static void for_each_piece(const backward_operation *b, const abn_part *part, void *partial, int slope) {
+static void for_each_piece(const abn_backward_operation *b, const abn_part *part, void *partial, int slope) {
     const abn_operation *op = &b->op;
     const abn_piece_kernels *kernels = &op->kernels->piece;
     abn_bench bench;
@@ -289,13 +187,14 @@ static void for_each_piece(const backward_operation *b, const abn_part *part, vo
 
 static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, const double *first, const double *second,
                   int again) {
-    backward_operation *b = (backward_operation *)op;
+    abn_backward_operation *b = (abn_backward_operation *)op;
     for (ptrdiff_t i = 0; i < channels; i++) {
         const ptrdiff_t c = channel + i;
         const int was_finite = isfinite(b->context->norm.inv_std[c]); /* else there is nothing to be rescued */
         const int exactly = was_finite && !(isfinite(first[i]) && isfinite(second[i]));
-        exact_sums sums = {first[i], is_scaled(b, c) ? second[i] / b->context->norm.weight[c] : second[i], first[i]};
-        if (exactly) sums = sum_exactly(b, c);
+        abn_exact_sums sums = {first[i], is_scaled(b, c) ? second[i] / b->context->norm.weight[c] : second[i],
+                               first[i]};
+        if (exactly) sums = abn_backward_exact_sums(b, c);
         if (again) {
             b->sums.param[c] = sums.param;
             continue;
@@ -309,20 +208,21 @@ static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, cons
 }
 
 /* Sums (with partial) or dx of each part, with xhat for a source where channels are guarded. */
-static void for_each_part(const backward_operation *b, const abn_tile *tile, const abn_span *span,
+static void for_each_part(const abn_backward_operation *b, const abn_tile *tile, const abn_span *span,
                           const abn_constants *constants, void *partial, int slope) {
     const abn_operation *op = &b->op;
     for (abn_part part = {0}; abn_next_part(op, &b->context->guard, tile, span, constants, &part);) {
         const int guarded = part.kind & ABN_GUARDED, from = guarded ? ABN_FROM_X : b->from;
+        part.constants.param = b->context->activation_param;
+        part.constants.training = b->count > 0;
         if (!partial && part.kind & ABN_EXACT) {
-            exact_gradient(b, &part);
+            abn_backward_exact_apply(b, &part);
             continue;
         }
         if (!b->kernels) {
             for_each_piece(b, &part, partial, slope);
             continue;
         }
-        part.constants.param = b->context->activation_param;
         if (guarded) part.tile.source = part.xhat;
         if (partial)
             b->kernels->gradient_sums[from](&part.tile, &part.constants, partial_at(op, partial, part.offset));
@@ -333,30 +233,31 @@ static void for_each_part(const backward_operation *b, const abn_tile *tile, con
 
 static void sums(const abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
                  void *partial, int again) {
-    for_each_part((const backward_operation *)op, tile, span, constants, partial, again ? SLOPE_BY_PARAM : SLOPE_BY_Y);
+    for_each_part((const abn_backward_operation *)op, tile, span, constants, partial,
+                  again ? SLOPE_BY_PARAM : SLOPE_BY_Y);
 }
 
 static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
                   int thread) {
     (void)thread;
-    for_each_part((const backward_operation *)op, tile, span, constants, NULL, SLOPE_BY_Y);
+    for_each_part((const abn_backward_operation *)op, tile, span, constants, NULL, SLOPE_BY_Y);
 }
 
 /* To go back from z once costs more than to write down what was found and to read it again. */
-static int is_worth_a_memo(const backward_operation *b) {
+static int is_worth_a_memo(const abn_backward_operation *b) {
     const int straight = abn_activation_table[b->context->activation].graph & ABN_STRAIGHT;
     const abn_dtype dtype = b->context->kept.dtype;
     return !straight && b->op.sums && b->op.apply && abn_real_size(dtype) == abn_dtype_size(dtype);
 }
 
 /* How many different arrays pass through the cache? */
-static int count_arrays(const backward_operation *b) {
+static int count_arrays(const abn_backward_operation *b) {
     const abn_operation *op = &b->op;
     return 2 + (op->destination.data && op->destination.data != op->gradient.data) + (op->residual.data != NULL) +
            (op->residual_gradient.data != NULL) + 2 * op->wants_memo;
 }
 
-static abn_status run(const abn_machine *machine, backward_operation *b, const abn_batch *dz) {
+static abn_status run(const abn_machine *machine, abn_backward_operation *b, const abn_batch *dz) {
     const abn_context *context = b->context;
     abn_operation *op = &b->op;
     op->source = context->kept;
@@ -368,7 +269,7 @@ static abn_status run(const abn_machine *machine, backward_operation *b, const a
     op->sums_use = 1 << ABN_CENTRE | 1 << ABN_SCALE | 1 << ABN_SHIFT;
     if (context->channel_param) op->sums_use |= 1 << ABN_PARAM;
     if (context->keep != ABN_KEEP_Z || context->guard.count > 0) op->sums_use |= 1 << ABN_WEIGHT | 1 << ABN_BIAS;
-    op->apply_use = op->sums_use | 1 << ABN_DY_FACTOR | 1 << ABN_W_FACTOR | 1 << ABN_OFFSET;
+    op->apply_use = op->sums_use | 1 << ABN_W_FACTOR | 1 << ABN_OFFSET | 1 << ABN_DX_FACTOR;
     b->from = context->keep == ABN_KEEP_Z ? ABN_FROM_Z : ABN_FROM_X;
     abn_status status = abn_operation_open(op, machine, &context->guard);
     if (status != ABN_OK) return status;
@@ -381,13 +282,13 @@ static abn_status run(const abn_machine *machine, backward_operation *b, const a
 
 abn_status abn_backward_reduce(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                                const abn_sums *to) {
-    backward_operation b = {.op = {.sums = sums, .finish = finish}, .context = context, .sums = *to};
+    abn_backward_operation b = {.op = {.sums = sums, .finish = finish}, .context = context, .sums = *to};
     return run(machine, &b, dz);
 }
 
 abn_status abn_backward_apply(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                               const abn_gradients *to, const abn_sums *given, double count) {
-    backward_operation b = {
+    abn_backward_operation b = {
         .op = {.destination = to->dx, .residual_gradient = to->residual, .apply = apply},
         .context = context,
         .sums = *given,
@@ -399,7 +300,7 @@ abn_status abn_backward_apply(const abn_machine *machine, const abn_context *con
 
 abn_status abn_backward(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                         const abn_gradients *to, const abn_sums *filled, int training) {
-    backward_operation b = {
+    abn_backward_operation b = {
         .op =
             {.destination = to->dx, .residual_gradient = to->residual, .sums = sums, .finish = finish, .apply = apply},
         .context = context,

@@ -19,7 +19,7 @@
 enum {
     XHAT_SCALE = ABN_WEIGHT,
     XHAT_SHIFT = ABN_BIAS,
-    FROM_XHAT_CENTRE = ABN_DY_FACTOR,
+    FROM_XHAT_CENTRE = ABN_DX_FACTOR,
 };
 
 typedef struct {
@@ -33,7 +33,8 @@ typedef struct {
 
 /* ---- constants ------------------------------------------------------------------------------------------ */
 
-/* centre is mean in the kernels' type; what that rounding took is put into the shift. */
+/* centre is mean in the kernels' type; what that rounding took is put into the shift. No shift is -0.0, nor then a y that
+ * is 0: the backward takes -0.0 for a z of a y below 0. */
 static void set_constants(forward_operation *f, ptrdiff_t channel, ptrdiff_t channels) {
     const abn_norm *norm = &f->context->norm;
     const abn_dtype dtype = f->op.source.dtype;
@@ -44,7 +45,7 @@ static void set_constants(forward_operation *f, ptrdiff_t channel, ptrdiff_t cha
         const double scale = norm->weight[c] * inv_std, shift = norm->bias[c] + lost * inv_std * norm->weight[c];
         abn_set_constant(&f->op, ABN_CENTRE, c, centre);
         abn_set_constant(&f->op, ABN_SCALE, c, from_xhat ? norm->weight[c] : scale);
-        abn_set_constant(&f->op, ABN_SHIFT, c, from_xhat ? norm->bias[c] : shift);
+        abn_set_constant(&f->op, ABN_SHIFT, c, (from_xhat ? norm->bias[c] : shift) + 0.0);
         abn_set_constant(&f->op, XHAT_SCALE, c, inv_std);
         abn_set_constant(&f->op, XHAT_SHIFT, c, lost * inv_std);
         if (!abn_constant_fits(dtype, scale) || !abn_constant_fits(dtype, inv_std) ||
@@ -240,7 +241,8 @@ static void exact_element(const forward_operation *f, const abn_piece *piece, ab
     const abn_dtype dtype = op->source.dtype;
     const double xhat = xhat_of(f, at.channel, abn_element_from(op, piece->tile.source, i));
     const double weight = context->norm.weight[at.channel], bias = context->norm.bias[at.channel];
-    const double residual = abn_element_from(op, piece->tile.residual, i), y = weight * xhat + bias + residual;
+    const double residual = abn_element_from(op, piece->tile.residual, i);
+    const double y = weight * xhat + bias + residual + 0.0; /* not -0.0: set_constants */
     void *to = abn_at(op, piece->tile.destination.data, 0, 0, i);
     abn_store_element(dtype, to, abn_activation_value(context->activation, abn_param_at(context, at.channel), y));
     if (piece->xhat.data) {

@@ -1,10 +1,12 @@
 """NaN stays NaN: no activation, strategy or guard makes a number of it, and no neighbour notices it."""
 
+import itertools
+
 import numpy as np
 import pytest
-from batches import DTYPES, ISAS, SCHEMES, Batch, Run, dtype_of, parameter_dtype, run
+from batches import DTYPES, ISAS, SCHEMES, Batch, Run, dtype_of, forward, lay_out, parameter_dtype, run
 
-from inplace_abn import reference
+from inplace_abn import _core, reference
 
 SHAPE = (3, 4, 40)
 ARRAYS = ["x", "dz", "residual", "weight", "bias"]
@@ -36,11 +38,10 @@ def where_nan(result):
     }
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
-def test_nan_is_where_the_reference_has_it(activation, strategy, dtype, training, isa):
+def test_nan_is_where_the_reference_has_it(activation, strategy, dtype, training):
     options = {"activation": activation, "training": training}
     given = parameter_dtype(dtype)
     if not training:
@@ -49,11 +50,34 @@ def test_nan_is_where_the_reference_has_it(activation, strategy, dtype, training
         batch = drawn(dtype, where)
         want = where_nan(expected(batch, **options))
         assert want["z"].any() == (where != "dz")
-        for layout in ("first", "last"):
+        for layout, isa in itertools.product(("first", "last"), ISAS):
             got = where_nan(run(batch, layout, isa=isa, strategy=strategy, **options))
             for name, nan in want.items():
                 if where == "residual":  # beside it z tells less than x: more of its channel may be
-                    assert not (nan & ~got[name]).any(), (layout, name)
-                    assert not np.delete(got[name], 1, axis=nan.ndim // 2).any(), (layout, name)
+                    assert not (nan & ~got[name]).any(), (layout, isa, name)
+                    assert not np.delete(got[name], 1, axis=nan.ndim // 2).any(), (layout, isa, name)
                 else:
-                    assert np.array_equal(got[name], nan), (where, layout, name)
+                    assert np.array_equal(got[name], nan), (where, layout, isa, name)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
+def test_backward_apply_has_nan_where_backward_has(activation, strategy, dtype, training):
+    options = {"activation": activation, "training": training, "strategy": strategy}
+    given = parameter_dtype(dtype)
+    if not training:
+        options |= {"running_mean": np.array([0, 0, np.nan, 0], given), "running_var": np.ones(4, given)}
+    for where, layout, isa in itertools.product(ARRAYS, ("first", "last"), ISAS):
+        batch = drawn(dtype, where)
+        dz = lay_out(batch.dz, layout)
+        whole = _core.backward(forward(batch, layout, isa=isa, **options)[1], dz, isa=isa)[0]
+        _, ctx = forward(batch, layout, isa=isa, **options)
+        sum_dy, sum_dy_xhat, *_ = _core.backward_reduce(ctx, dz, isa=isa)
+        to = {"residual_grad": np.zeros_like(dz), "isa": isa}
+        halves = _core.backward_apply(ctx, dz, sum_dy, sum_dy_xhat, batch.x.size // 4, **to)
+        assert np.array_equal(np.isnan(halves.astype(float)), np.isnan(whole.astype(float))), (
+            where,
+            layout,
+            isa,
+        )

@@ -153,6 +153,54 @@ def test_backward_apply_of_a_dy_that_float_does_not_hold(dtype, strategy, traini
     assert batches.relative_l2(dx.astype(float), want) < (1e-5 if dtype == "float32" else 1e-2)
 
 
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace_1", "inplace_2"])
+@pytest.mark.parametrize(("slope", "isa"), [(s, isa) for s in (2e3, 1) for isa in _core.info()["isa_usable"]])
+def test_terms_of_dx_beyond_float_that_cancel(slope, isa, strategy):
+    """A weight of 1e25 times dy is beyond float; dy is xhat but for one element, so that dx is within."""
+    x, weight = np.linspace(-0.01, 0.01, 400, dtype=np.float32)[:, None], np.full(1, 1e25, np.float32)
+    x[0] = 1
+    options = {"activation": "prelu", "slope": np.full(1, slope, np.float32), "training": True}
+    want_ctx = reference.forward(x, weight, None, strategy="standard", **options)[1]
+    normal = (x.astype(float) - x.mean(dtype=float)) / np.sqrt(x.var(dtype=float) + 1e-5)
+    size = 1e38 / 1e25 * np.sqrt(x.var(dtype=float) + 1e-5)
+    dz = normal * size
+    dz[1] += size
+    dz = (dz / np.where(normal < 0, slope, 1)).astype(np.float32)
+    want = reference.backward(want_ctx, dz).dx
+    assert 0.9e38 < abs(want[1, 0]) < 1.1e38
+    for whole in True, False:
+        _, ctx = _core.forward(x.copy(), weight, None, strategy=strategy, isa=isa, **options)
+        if whole:
+            dx = _core.backward(ctx, dz, isa=isa)[0]
+        else:
+            dx = _core.backward_apply(ctx, dz, *_core.backward_reduce(ctx, dz, isa=isa)[:2], 400, isa=isa)
+        np.testing.assert_allclose(dx, want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("isa", _core.info()["isa_usable"])
+@pytest.mark.parametrize("strategy", ["inplace_1", "inplace_2"])
+@pytest.mark.parametrize("activation", ["leaky_relu", "prelu", "elu", "celu", "selu"])
+@pytest.mark.parametrize("way", ["tile", "pieces", "double"])
+def test_the_slope_where_z_is_rounded_to_zero(way, activation, strategy, isa):
+    """y just below 0 leaves -0.0 of float16, at 0 and just above 0.0, whatever zeros have a sign."""
+    x = np.array([[-1e-7, 1e-7, 0, -0.0, 0, -2, 2]], np.float16) * np.ones((9, 1), np.float16)
+    weight, bias = np.full(7, 0.125, np.float32), np.full(7, -0.0, np.float32)
+    weight[4] *= -1
+    options = {"activation": activation, "activation_param": 0.04, "training": False}
+    options["residual"] = np.full_like(x, -0.0) if way == "pieces" else None
+    options["slope"] = np.full(7, 0.04, np.float32) if activation == "prelu" else None
+    options["eps"] = 1e78 if way == "double" else 1e-5
+    given = weight, bias, np.zeros(7, np.float32), np.ones(7, np.float32)
+    want = reference.backward(
+        reference.forward(x, *given, strategy="standard", **options)[1], np.ones_like(x)
+    )
+    z, ctx = _core.forward(x.copy(), *given, strategy=strategy, isa=isa, **options)
+    assert (z[:, :5] == 0).all()
+    dx, _, dbias = _core.backward(ctx, np.ones_like(x), isa=isa)[:3]
+    np.testing.assert_allclose(dbias, want.dbias, rtol=2e-3)
+    np.testing.assert_allclose(dx.astype(float), want.dx, rtol=2e-3, atol=1e-30)
+
+
 @batches.without_ml_dtypes
 @pytest.mark.parametrize("isa", _core.info()["isa_usable"])
 @pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FBFFFFF])

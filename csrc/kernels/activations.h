@@ -34,12 +34,16 @@ INLINE vec activation_gradient(abn_activation activation, vec y, vec dz, activat
     }
 }
 
+/* Was y below 0? Rounding leaves -0.0 of what was just below, and of nothing else (forward.c sees to that). NaN counts as
+ * below, as it does where y is compared. */
+INLINE mask is_left_of_zero(vec z) { return v_signs(v_max(z, v_set1(-LARGEST_REAL))); }
+
 /* y from z in place of z, dy in place of dz. */
 INLINE void activation_invert(abn_activation activation, vec *z, vec *dz, activation_constants k) {
     if (activation != ABN_LEAKY_RELU) return;
-    const mask positive = v_ge(*z, v_zero());
-    *dz = v_select(positive, *dz, v_mul(*dz, k.param));
-    *z = v_select(positive, *z, v_mul(*z, k.inverse));
+    const mask left = is_left_of_zero(*z);
+    *dz = v_select(left, v_mul(*dz, k.param), *dz);
+    *z = v_select(left, v_mul(*z, k.inverse), *z);
 }
 
 #endif

@@ -5,6 +5,7 @@
 #define ABN_CURVES_H
 
 #include "../abn.h"
+#include "activations.h"
 #include "curve_fits.h"
 #include "exp_log.h"
 #include "vector.h"
@@ -60,11 +61,11 @@ INLINE vec exponential_slope(exponential e, vec y) {
 }
 
 INLINE void exponential_invert(exponential e, vec *z, vec *slope) {
-    const mask right = v_ge(*z, v_zero());
+    const mask left = is_left_of_zero(*z);
     /* Beyond the reach of the rule in activations.c: anything that is finite. */
     const vec ratio = v_max(v_set1(-NEARLY_ONE), v_min(v_zero(), v_mul(*z, v_inverse(e.height))));
-    *slope = v_select(right, e.right, v_mul(v_add(v_max(v_neg(e.height), *z), e.height), e.rate));
-    *z = v_select(right, v_mul(*z, v_inverse(e.right)), v_mul(v_log1p(ratio), v_inverse(e.rate)));
+    *slope = v_select(left, v_mul(v_add(v_max(v_neg(e.height), *z), e.height), e.rate), e.right);
+    *z = v_select(left, v_mul(v_log1p(ratio), v_inverse(e.rate)), v_mul(*z, v_inverse(e.right)));
 }
 
 /* ---- sigmoid, tanh, softplus ------------------------------------------------------------------------ */
@@ -324,12 +325,12 @@ INLINE vec curve_slope(abn_activation activation, vec y, vec param) {
 
 /* z -> y in place, of the same. Finite numbers for any z that is finite. */
 INLINE void curve_invert(abn_activation activation, vec *z, vec *slope, vec param) {
-    const mask right = v_ge(*z, v_zero());
+    const mask left = is_left_of_zero(*z);
     switch (activation) {
         case ABN_LEAKY_RELU:
         case ABN_PRELU:
-            *slope = v_select(right, v_set1(1), param);
-            *z = v_select(right, *z, v_div(*z, param));
+            *slope = v_select(left, param, v_set1(1));
+            *z = v_select(left, v_div(*z, param), *z);
             return;
         case ABN_ELU:
         case ABN_CELU:

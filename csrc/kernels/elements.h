@@ -16,7 +16,8 @@ INLINE vec affine_apply(vec x, affine a) { return v_fma(v_sub(x, a.centre), a.sc
 typedef struct {
     affine from;
     vec weight, bias;
-    vec dy_factor, w_factor, offset;
+    vec w_factor, offset, dx_factor;
+    mask training;
 } backward_constants;
 
 typedef struct {
@@ -33,10 +34,13 @@ INLINE backward_pair backward_element(int from, abn_activation activation, vec s
     return (backward_pair){activation_gradient(activation, v_fma(w, b.weight, b.bias), dz, k), w};
 }
 
-/* In evaluation w takes part with a factor of zero, however far x is from the mean that was given. NaN stays. */
+/* w * w_factor + offset: 0 in evaluation, where w may be infinite or NaN. */
+INLINE vec part_of_w(vec w, backward_constants b) {
+    return v_fma(v_select(b.training, w, v_zero()), b.w_factor, b.offset);
+}
+
 INLINE vec backward_result(backward_pair p, backward_constants b) {
-    const vec w = v_max(v_set1(-LARGEST_REAL), v_min(v_set1(LARGEST_REAL), p.w));
-    return v_fma(p.dy, b.dy_factor, v_fma(w, b.w_factor, b.offset));
+    return v_mul(v_add(p.dy, part_of_w(p.w, b)), b.dx_factor);
 }
 
 /* Of n elements; what a vector has beyond them counts for nothing, whatever constants meet there. */
@@ -103,14 +107,15 @@ INLINE affine affine_constants(int layout, abn_constants c, ptrdiff_t at) {
                     constant(layout, c, ABN_SHIFT, at)};
 }
 
-/* Only the result needs the three factors; a compiler drops the loads where they are not used. */
+/* Only the result needs the factors; a compiler drops the loads where they are not used. */
 INLINE backward_constants all_backward_constants(int layout, int from, abn_constants c, ptrdiff_t at) {
     backward_constants b = {affine_constants(layout, c, at),
                             v_zero(),
                             v_zero(),
-                            constant(layout, c, ABN_DY_FACTOR, at),
                             constant(layout, c, ABN_W_FACTOR, at),
-                            constant(layout, c, ABN_OFFSET, at)};
+                            constant(layout, c, ABN_OFFSET, at),
+                            constant(layout, c, ABN_DX_FACTOR, at),
+                            v_bits_mask(c.training ? ~0u : 0)};
     if (from == ABN_FROM_X) {
         b.weight = constant(layout, c, ABN_WEIGHT, at);
         b.bias = constant(layout, c, ABN_BIAS, at);

@@ -39,16 +39,16 @@ typedef struct {
  *   from x:  w = (x - centre) * scale + shift
  *   from z:  w = activation^-1(z) * scale + shift
  *   kept x:  y = w * weight + bias
- *   result:  dx = dy * dy_factor + w * w_factor + offset */
+ *   result:  dx = (dy + w * w_factor + offset) * dx_factor */
 enum {
     ABN_CENTRE,
     ABN_SCALE,
     ABN_SHIFT,
     ABN_WEIGHT,
     ABN_BIAS,
-    ABN_DY_FACTOR,
     ABN_W_FACTOR,
     ABN_OFFSET,
+    ABN_DX_FACTOR,
     ABN_RESIDUAL_LIMIT, /* z does not tell w beside a greater residual */
     ABN_PARAM,          /* of the activation, where channels have one each */
     ABN_CONSTANTS
@@ -56,6 +56,7 @@ enum {
 typedef struct {
     const void *of[ABN_CONSTANTS];
     double param; /* of the activation, where there is one for all channels */
+    int training; /* 0: the result is without w, which may be infinite or NaN there */
 } abn_constants;
 
 /* Running sums of a tile's channels, kept as partial sums that a kernel can update at the speed of loads:
@@ -109,7 +110,7 @@ typedef struct {
     void (*narrow)(const void *from, ptrdiff_t n, void *to);
     /* partial sums += dy, dy * w with dy = dz * slope */
     void (*sums)(const void *w, const void *slope, const void *dz, ptrdiff_t n, void *partial);
-    /* dx = dy * dy_factor + w * w_factor + offset; dr = dy or dr += dy if it is not NULL */
+    /* dx, of dy and w, as above; dr = dy or dr += dy if it is not NULL */
     void (*gradient)(const void *w, const void *slope, const void *dz, ptrdiff_t n, const abn_constants *constants,
                      void *dx, void *dr, int add);
 } abn_piece_kernels;

@@ -1,10 +1,11 @@
 /* One vector type, `vec`, of W lanes of `real` (float, or double for float64 storage), and the few operations that
  * the kernels use. One vector_<machine>.h per family of instruction sets; the kernels themselves are written once.
  *
- * v_first(v, n) keeps the first n lanes and zeroes the rest. Masks come from comparisons only (ordered: a NaN lane
- * compares false), and v_select(mask, a, b) takes a where the mask is set. v_min and v_max give their second operand where
- * one is NaN: their order decides whether it stays. Integer lanes (`ivec`) have the width of `real` and serve the exponent
- * arithmetic of exp and log. Of floats, v_lookup(table, i) is table[i % 8]. */
+ * v_first(v, n) keeps the first n lanes and zeroes the rest. Masks come from comparisons (ordered: a NaN lane compares
+ * false), from bits, or from the sign bits of a vector (v_signs), and v_select(mask, a, b) takes a where the mask is set.
+ * v_min and v_max give their second operand where one is NaN: their order decides whether it stays. Integer lanes (`ivec`)
+ * have the width of `real` and serve the exponent arithmetic of exp and log. Of floats, v_lookup(table, i) is
+ * table[i % 8]. */
 #ifndef ABN_VECTOR_H
 #define ABN_VECTOR_H
 

@@ -46,6 +46,7 @@ typedef uint32x4_t mask;
 #define v_ge(a, b) NV(cge)(a, b)
 #define v_lt(a, b) NV(clt)(a, b)
 #define v_select(m, a, b) NV(bsl)(m, a, b)
+#define v_signs(a) NI(cltz)(v_bits(a))
 #define v_load_real(p) NV(ld1)(p)
 #define v_store_real(p, v) NV(st1)(p, v)
 #define i_add(a, b) NI(add)(a, b)

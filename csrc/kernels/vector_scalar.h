@@ -19,6 +19,7 @@ typedef int mask;
 #define v_ge(a, b) ((a) >= (b))
 #define v_lt(a, b) ((a) < (b))
 #define v_select(m, a, b) ((m) ? (a) : (b))
+#define v_signs(a) (v_bits(a) < 0)
 #define v_any(m) (m)
 #define v_mask_bits(m) ((unsigned)(m))
 #define v_bits_mask(bits) ((mask)((bits) & 1))

@@ -36,6 +36,7 @@ typedef __mmask8 mask;
 #define v_from_bits(i) _mm512_castsi512_pd(i)
 #define i_set1(x) _mm512_set1_epi64(x)
 #define v_compare(a, b, how) _mm512_cmp_pd_mask(a, b, how)
+#define v_signs(a) _mm512_movepi64_mask(v_bits(a))
 #else
 typedef __m512 vec;
 typedef __mmask16 mask;
@@ -43,6 +44,7 @@ typedef __mmask16 mask;
 #define v_from_bits(i) _mm512_castsi512_ps(i)
 #define i_set1(x) _mm512_set1_epi32(x)
 #define v_compare(a, b, how) _mm512_cmp_ps_mask(a, b, how)
+#define v_signs(a) _mm512_movepi32_mask(v_bits(a))
 #define v_lookup(table, i) _mm512_permutexvar_ps(i, _mm512_broadcast_f32x8(_mm256_loadu_ps(table)))
 #endif
 #define v_select(m, a, b) MM(mask_blend)(m, b, a)
@@ -88,6 +90,7 @@ typedef vec mask;
 
 #if !defined(ABN_ISA_V4)
 #define v_select(m, a, b) MM(blendv)(b, a, m)
+#define v_signs(a) (a) /* the sign bit is all that is looked at in a mask */
 #define v_round(a) MM(round)(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 INLINE ivec first_lanes(ptrdiff_t n) { return SI(loadu)((const void *)(lane_window + 8 - n)); }
 INLINE vec v_first(vec v, ptrdiff_t n) { return MM(and)(v, v_from_bits(first_lanes(n))); }

@@ -1,0 +1,87 @@
+/* The backward of channels whose numbers leave the range of float: element by element, in double. */
+#include <stdint.h>
+
+#include "activations.h"
+#include "backward.h"
+#include "escapes.h"
+#include "sides.h"
+
+typedef struct {
+    double y, dy, xhat;
+} exact_values;
+
+static double exact_result(const abn_backward_operation *b, ptrdiff_t channel, exact_values values) {
+    const abn_norm *norm = &b->context->norm;
+    double dx = values.dy;
+    if (b->count > 0) dx -= (b->sums.dy[channel] + values.xhat * b->sums.dy_xhat[channel]) / b->count;
+    return dx * norm->weight[channel] * norm->inv_std[channel];
+}
+
+/* What is kept of the element tells y or xhat, and that the other one; an escaped element's xhat is in the list. */
+static exact_values exact_element(const abn_backward_operation *b, ptrdiff_t channel, int64_t index, double kept,
+                                  double dz, double residual) {
+    const abn_context *context = b->context;
+    const abn_norm *norm = &context->norm;
+    const abn_escapes *escapes = &context->escapes;
+    const ptrdiff_t e = escapes->count > 0 ? abn_escapes_from(escapes, index) : 0;
+    const int is_escaped = e < escapes->count && escapes->index[e] == index;
+    const double weight = norm->weight[channel], bias = norm->bias[channel];
+    const double param = abn_param_at(context, channel);
+    exact_values values;
+    if (!is_escaped && context->keep == ABN_KEEP_Z && !abn_is_guarded(b, channel)) {
+        uint64_t left = 0;
+        if (context->sides) abn_sides_get(context->sides, index, &left, 1);
+        values.y = abn_activation_inverse(context->activation, param, kept, left & 1);
+        values.xhat = (values.y - residual - bias) / weight;
+    } else {
+        const int is_x = !is_escaped && context->keep == ABN_KEEP_X;
+        values.xhat = is_escaped ? escapes->xhat[e]
+                      : is_x     ? (kept - norm->mean[channel]) * norm->inv_std[channel]
+                                 : kept;
+        values.y = weight * values.xhat + bias + residual;
+    }
+    values.dy = dz * abn_activation_derivative(context->activation, param, values.y);
+    return values;
+}
+
+static double load_at(const abn_batch *batch, ptrdiff_t channel, ptrdiff_t position) {
+    if (!batch->data) return 0;
+    return abn_load_element(batch->dtype,
+                            abn_address(batch, position / batch->spatial, channel, position % batch->spatial));
+}
+
+abn_exact_sums abn_backward_exact_sums(const abn_backward_operation *b, ptrdiff_t channel) {
+    const abn_operation *op = &b->op;
+    abn_exact_sums sums = {0, 0, 0};
+    for (ptrdiff_t position = 0; position < op->per_channel; position++) {
+        const abn_element at = {channel, position};
+        const double kept = abn_is_guarded(b, channel)
+                                ? abn_load_element(op->source.dtype, abn_guarded_at(op, &b->context->guard, at))
+                                : load_at(&op->source, channel, position);
+        const double dz = load_at(&op->gradient, channel, position);
+        const exact_values values = exact_element(b, channel, abn_index_of(op, channel, position), kept, dz,
+                                                  load_at(&op->residual, channel, position));
+        sums.dy += values.dy;
+        sums.dy_xhat += values.dy * values.xhat;
+        sums.param += dz * abn_below_zero(values.y);
+    }
+    return sums;
+}
+
+void abn_backward_exact_apply(const abn_backward_operation *b, const abn_part *part) {
+    const abn_operation *op = &b->op;
+    const abn_dtype dtype = op->source.dtype;
+    for (abn_piece piece = {0}; abn_next_piece(op, part, &piece);) {
+        const abn_input source = part->kind & ABN_GUARDED ? piece.xhat : piece.tile.source;
+        for (ptrdiff_t i = 0; i < piece.tile.length; i++) {
+            const ptrdiff_t c = abn_element_of(op, &part->span, piece.row, piece.column + i).channel;
+            const exact_values values = exact_element(b, c, piece.index + i, abn_element_from(op, source, i),
+                                                      abn_element_from(op, piece.tile.gradient, i),
+                                                      abn_element_from(op, piece.tile.residual, i));
+            abn_store_element(dtype, abn_at(op, piece.tile.destination.data, 0, 0, i), exact_result(b, c, values));
+            if (!piece.tile.residual_gradient.data) continue;
+            void *to = abn_at(op, piece.tile.residual_gradient.data, 0, 0, i);
+            abn_store_element(dtype, to, values.dy + (b->add_to_residual ? abn_load_element(dtype, to) : 0));
+        }
+    }
+}
