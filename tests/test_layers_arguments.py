@@ -1,10 +1,13 @@
 """Arguments and batches that layers refuse: the message names the layer, what it got and what would do."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from batches import without_ml_dtypes
 from networks import abn, conv, normal
 
-from inplace_abn import memory, models, reference
+from inplace_abn import functional, memory, models, reference
 from inplace_abn.layers import (
     ABN,
     Activation,
@@ -66,6 +69,50 @@ def test_other_dtypes_name_the_layer():
     for layer in (Activation(), InPlaceABN(3), Linear(3, 3)):
         with pytest.raises(TypeError, match=f"{type(layer).__name__}: x must be a numpy.ndarray"):
             layer([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **dtype: Conv2d(4, 4, 3, **dtype),
+        lambda **dtype: Linear(3, 3, **dtype),
+        lambda **dtype: InPlaceABN(4, **dtype),
+        lambda **dtype: ABN(4, affine=False, **dtype),
+        lambda **dtype: ABN(4, affine=False, track_running_stats=False, activation="prelu", **dtype),
+    ],
+    ids=["Conv2d", "Linear", "InPlaceABN", "without weight", "with slope alone"],
+)
+@pytest.mark.parametrize(("x_dtype", "own"), [("float64", "float32"), ("float32", "float64")])
+def test_a_precision_that_is_not_the_layers_names_both_remedies(make, x_dtype, own):
+    layer, x = make(dtype=own), np.ones(SHAPE, x_dtype)
+    message = (
+        rf"x is {x_dtype} and the layer's parameters are {own}; pass x.astype\(numpy.{own}\), or make the "
+        rf"layer with dtype=numpy.{x_dtype}$"
+    )
+    with pytest.raises(TypeError, match=message):
+        layer(x)
+    assert x.flags.writeable
+    assert (x == 1).all()
+    layer(x.astype(own)), make(dtype=x_dtype)(x)
+
+
+def test_half_types_go_with_float32():
+    with pytest.raises(TypeError, match=r"x is float16 and .*, or make the layer with dtype=numpy.float32"):
+        InPlaceABN(4, dtype=np.float64)(np.ones(SHAPE, np.float16))
+    InPlaceABN(4)(np.ones(SHAPE, np.float16))
+
+
+@without_ml_dtypes
+def test_a_gradient_of_another_dtype_than_bfloat16_is_told_its_name():
+    import ml_dtypes
+
+    layer, x, dz = InPlaceABN(4), normal(SHAPE).astype(ml_dtypes.bfloat16), np.ones(SHAPE, np.float32)
+    layer(x.copy())
+    _, ctx = functional.forward(x)
+    for backward in (layer.backward, partial(functional.backward, ctx)):
+        with pytest.raises(TypeError, match=r"dz must be bfloat16 .*; pass dz.astype\(ml_dtypes.bfloat16\)"):
+            backward(dz)
+        backward(dz.astype(ml_dtypes.bfloat16))
 
 
 def test_unknown_names_list_the_valid_ones():

@@ -6,7 +6,7 @@ from .. import functional
 from ..reference import ACTIVATIONS, KEEPS
 from .activation import parameter_of
 from .base import Layer, Parameter
-from .checks import choice, fraction, positive, whole
+from .checks import choice, fraction, goes_with, positive, whole
 from .context import is_once_more
 from .kept import claim
 
@@ -144,10 +144,11 @@ class ABN(Layer):
     def forward(self, ctx, x, residual=None, *, activation=None):
         """Normalize, add the residual, and activate: as `activation`, a layer, does, or as this one does."""
         self._check(x)
-        if self.overwrites_input:
-            claim(x, f"strategy {self.strategy!r}")
         chosen = self if activation is None else activation
         arrays = {"residual": residual, "slope": None if chosen.slope is None else chosen.slope.data}
+        goes_with(x, *self._arrays(), arrays["slope"])
+        if self.overwrites_input:
+            claim(x, f"strategy {self.strategy!r}")
         writeable = {KEEPS[self.strategy]: x.flags.writeable}
         if isinstance(residual, np.ndarray):
             writeable["residual"] = residual.flags.writeable

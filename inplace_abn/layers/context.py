@@ -28,6 +28,7 @@ from types import MappingProxyType
 import numpy as np
 
 from .. import memory
+from ..ops import _arguments as arguments
 from . import kept
 
 _mode = threading.local()
@@ -201,15 +202,8 @@ class Context:
 
     def check_gradient(self, dz):
         """Refuse a dz that is no array, or has not the shape and dtype of the forward's result."""
-        if self._output is None:
-            return
-        shape, dtype = self._output
-        if not isinstance(dz, np.ndarray):
-            raise TypeError(f"dz must be a numpy.ndarray, got {type(dz).__name__}")
-        if dz.shape != shape:
-            raise ValueError(f"dz must have the shape of the layer's result, {shape}, got {dz.shape}")
-        if dz.dtype != dtype:
-            raise TypeError(f"dz must be {dtype} as the layer's result was, got {dz.dtype}")
+        if self._output is not None:
+            arguments.gradient("dz", dz, *self._output)
 
     @property
     def saved(self):
