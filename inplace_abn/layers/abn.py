@@ -3,8 +3,9 @@
 import numpy as np
 
 from .. import functional
+from ..ops._arguments import elsewhere
 from ..reference import ACTIVATIONS, KEEPS
-from .activation import parameter_of
+from .activation import activation_of, parameter_of
 from .base import Layer, Parameter
 from .checks import choice, fraction, goes_with, positive, whole
 from .context import is_once_more
@@ -44,7 +45,7 @@ class ABN(Layer):
     strategy : {"standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2", "inplace"}
         "standard" and "checkpoint" leave the input alone, the others overwrite it.
     num_slopes : int
-        Of prelu: 1, or num_features for one per channel.
+        Of prelu alone: 1, or num_features for one per channel.
     channel_axis : {1, -1}
         -1 for batches (N, ..., C).
     dtype : dtype
@@ -99,7 +100,7 @@ class ABN(Layer):
         self.eps = positive("eps", eps)
         self.momentum = None if momentum is None else fraction("momentum", momentum)
         self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
-        self.activation = choice("activation", activation, ACTIVATIONS)
+        self.activation = activation_of(activation)
         self.num_slopes = choice("num_slopes", num_slopes, (1, self.num_features))
         self.strategy = strategy
         self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
@@ -121,9 +122,8 @@ class ABN(Layer):
         strategy = choice("strategy", strategy, KEEPS)
         if KEEPS[strategy] == "z" and ACTIVATIONS[self.activation].inverse is None:
             raise ValueError(
-                f"activation {self.activation!r} has no inverse, so strategy {strategy!r}, which keeps z "
-                "alone, cannot have it; use 'leaky_relu' (activation_param=0.01 is close to relu), 'elu' or "
-                "'identity', or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'"
+                f"activation {self.activation!r} has no inverse, which strategy {strategy!r} needs; use "
+                "leaky_relu, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'"
             )
         self._strategy = strategy
 
@@ -206,7 +206,7 @@ class ABN(Layer):
             shape = f"(N, {features}, ...)" if self.channel_axis == 1 else f"(N, ..., {features})"
             raise ValueError(
                 f"num_features={features} takes x of shape {shape}, got {x.shape} with "
-                f"{x.shape[self.channel_axis]} channels"
+                f"{x.shape[self.channel_axis]} channels{elsewhere(x.shape, features, self.channel_axis)}"
             )
 
     def extra_repr(self):

@@ -1,5 +1,6 @@
 """What the layers ask of their arguments."""
 
+import difflib
 import math
 import operator
 
@@ -10,11 +11,20 @@ from ..ops import _arguments as arguments
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def choice(name, value, valid):
-    """Return `value` if it is among the valid ones, which are listed otherwise."""
+def choice(name, value, valid, aliases=None):
+    """Return `value` if it is among the valid ones, which are listed otherwise.
+
+    With `aliases`, a dict of other names to valid ones, the one that may be meant is named as well.
+    """
     if isinstance(value, bool) or value not in valid:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
+        hint = "" if aliases is None else _meant(str(value).lower(), valid, aliases)
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}{hint}")
     return value
+
+
+def _meant(value, valid, aliases):
+    near = difflib.get_close_matches(value, [*aliases, *valid], n=1)
+    return f"; did you mean {aliases.get(near[0], near[0])!r}?" if near else ""
 
 
 def whole(name, value, least):

@@ -91,6 +91,14 @@ def channel_axis_of(channel_axis):
     return channel_axis
 
 
+def elsewhere(shape, channels, channel_axis):
+    """Return the end of a message, for a batch whose channels are on the axis that `channel_axis` is not."""
+    other = -channel_axis
+    if shape[channel_axis] == channels or shape[other] != channels:
+        return ""
+    return f"; axis {other} of x has {channels}: channel_axis={other} is for channels there"
+
+
 def images(channel_axis):
     """Return how the shape of a batch of images is written."""
     return "(N, C, H, W)" if channel_axis == 1 else "(N, H, W, C)"
