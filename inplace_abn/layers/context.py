@@ -31,6 +31,10 @@ from .. import memory
 from ..ops import _arguments as arguments
 from . import kept
 
+#: The ends of messages about a backward that finds nothing.
+AGAIN = "every backward needs a forward of its own, so run the forward again"
+OUTSIDE = "inside no_grad(), where nothing is kept for a backward; run the forward outside of it"
+
 _mode = threading.local()
 _ids = itertools.count()
 
@@ -210,9 +214,10 @@ class Context:
         """What was saved, by role, as a read-only mapping. Recomputed arrays last until `free`."""
         if self.freed:
             raise RuntimeError(
-                f"{self.name}: the context of this call is freed, nothing is left of what it kept; every "
-                "backward needs a forward of its own, so run the forward again"
+                f"{self.name}: the context of this call is freed, nothing is left of what it kept; {AGAIN}"
             )
+        if not self.recording:
+            raise RuntimeError(f"{self.name}: this call was made {OUTSIDE}")
         for role, entry in self._saved.items():
             if isinstance(entry, kept.Recipe):
                 self._saved[role] = entry.make()
