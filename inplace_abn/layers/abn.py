@@ -168,7 +168,7 @@ class ABN(Layer):
     def _keep(self, ctx, kept, z, writeable):
         ctx.kept = kept
         for role, array, _ in kept.saved:
-            ctx.keep(role, array, writeable.get(role))
+            ctx.keep(role, array, writeable.get(role), kept.activation)
         if self.strategy in ("checkpoint", "checkpoint_xhat"):
             ctx.offer(z, kept.recompute, KEEPS[self.strategy])
 
@@ -224,10 +224,15 @@ class ABN(Layer):
 
 
 class InPlaceABN(ABN):
-    """Batch normalization and activation that overwrites its input by its result, and keeps nothing else.
+    """Batch normalization and activation that overwrites its input by its result, and keeps that.
 
     An `ABN` with the strategy "inplace" of the paper: half of the memory of "standard", and the same
     gradients to rounding. The result is the input array itself, locked until the backward has run.
+
+    Beside the result it keeps the residual, if there is one, and what the result does not tell: a bit per
+    element of silu, gelu, gelu_tanh and mish, the side of their minimum; xhat of guarded channels, whose
+    weight is zero or tiny beside the bias or the residual, or whose slope of prelu is not above zero; xhat of
+    escaped elements, where the activation is flat. With leaky_relu and ordinary weights that is nothing.
 
     Parameters
     ----------

@@ -156,7 +156,7 @@ class Context:
             else:
                 self._saved[role] = recipe
 
-    def keep(self, role, array, writeable=None):
+    def keep(self, role, array, writeable=None, activation=None):
         """Keep an array itself, even if it could be recomputed.
 
         Parameters
@@ -165,6 +165,8 @@ class Context:
         array : ndarray or None
         writeable : bool, optional
             What the array is to be when it is freed. Default: what it is now.
+        activation : str, optional
+            Of a normalization, for the ledger's advice.
         """
         if not self.recording:
             return
@@ -173,7 +175,7 @@ class Context:
             return
         self._tokens.append(kept.add(array, self._name, role, writeable))
         if memory.recorder is not None:
-            memory.recorder.saved(self.id, self.name, role, array)
+            memory.recorder.saved(self.id, self.name, role, array, activation)
 
     def expect_gradient_of(self, result):
         """Note shape and dtype of the result, for `check_gradient`."""
