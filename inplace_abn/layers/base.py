@@ -280,7 +280,10 @@ class Layer(_Named, StateMixin):
         return self
 
     def eval(self):
-        """Switch to evaluation: ABN takes the running statistics, Dropout passes on. Return self."""
+        """Switch to evaluation: ABN takes the running statistics, Dropout passes on. Return self.
+
+        Calls still keep what their backward needs; `inplace_abn.layers.no_grad` is for those without one.
+        """
         return self.train(False)
 
     # ---- what it looks like ------------------------------------------------------------------------------
