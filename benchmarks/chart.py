@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.peers import PEERS
-from benchmarks.tables import shape_name
+from benchmarks.tables import GROUPS, shape_name
 
 _COLOURS = {"forward": "#4878a8", "backward": "#e49444"}
 
@@ -55,7 +55,7 @@ def _targets(axes, left, figures, width):
 
 
 def _draw_limit(axes, entries):
-    """Two bars for each state of the bus; the faster state's are hatched. A black line is a target."""
+    """Two bars for each state of the memory; the faster state's are hatched. A black line is a target."""
     places = _label(axes, entries)
     states = list(dict.fromkeys(entry["state"] for entry in entries))
     width = 0.8 / (2 * len(states))
@@ -63,7 +63,7 @@ def _draw_limit(axes, entries):
         members = [entry for entry in entries if entry["state"] == state]
         left = np.array([places[entry["shape"], entry["layout"]] for entry in members]) - 0.4 + column * width
         figures = [entry[name]["of_limit"] for entry in members]
-        label = name if len(states) == 1 else f"{name}, {state} bus"
+        label = name if len(states) == 1 else f"{name}, group {GROUPS[state]}"
         hatch = "//" if state == "faster" else None
         heights = [figure.value for figure in figures]
         axes.bar(

@@ -85,8 +85,8 @@ def block(results):
     parts = []
     for runs in results.values():
         numbers = combine(runs)
-        seeds = f"means of {len(runs)} seeds, " if len(runs) > 1 else ""
-        parts += [headline(numbers), report.markdown(numbers), f"{seeds}{report.head(numbers)}"]
+        seeds = f"means of {len(runs)} seeds" if len(runs) > 1 else "one seed"
+        parts += [headline(numbers), report.markdown(numbers), f"{seeds}, {report.head(numbers)}"]
     return "\n\n".join(parts)
 
 

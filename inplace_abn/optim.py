@@ -1,6 +1,7 @@
 """Stochastic gradient descent, and a schedule for its step size."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -50,13 +51,19 @@ class SGD:
     def __init__(
         self, parameters, lr, momentum=0.0, weight_decay=0.0, nesterov=False, *, dampening=0.0
     ):  # fmt: skip
+        if hasattr(parameters, "parameters") or not isinstance(parameters, Iterable):
+            raise TypeError(
+                "parameters must be what layer.parameters() returns, or another iterable of Parameter, got "
+                f"{type(parameters).__name__}"
+            )
         self.parameters = list(parameters)
         if not self.parameters:
             raise ValueError("parameters must hold at least one parameter, got none")
         for number, parameter in enumerate(self.parameters):
             if not (hasattr(parameter, "data") and hasattr(parameter, "grad")):
                 raise TypeError(
-                    f"parameters[{number}] must have data and grad, got {type(parameter).__name__}"
+                    f"parameters[{number}] must have data and grad, as those of layer.parameters() have, got "
+                    f"{type(parameter).__name__}"
                 )
             if any(parameter is other for other in self.parameters[:number]):
                 raise ValueError(f"parameters[{number}]{_called(parameter)} is there twice")

@@ -58,7 +58,11 @@ def test_the_count_of_given_statistics():
 
 DZ = {
     "list": ([1.0], TypeError, "dz must be a numpy.ndarray, got 'list'"),
-    "float64": (np.ones(SHAPE), TypeError, "dz must be float32 as x was, got float64"),
+    "float64": (
+        np.ones(SHAPE),
+        TypeError,
+        "dz must be float32 as x was, got float64; pass dz.astype(numpy.float32)",
+    ),
     "int": (np.ones(SHAPE, int), TypeError, "dz must be"),
     "other shape": (np.ones((4, 3, 2, 5), np.float32), ValueError, "have the shape of x, (4, 3, 5, 2), got"),
     "other ndim": (np.ones((4, 3, 10), np.float32), ValueError, "got (4, 3, 10)"),

@@ -263,6 +263,18 @@ def test_processes_fall_into_two_states_at_the_largest_gap():
     assert slower["forward"]["of_limit"].missed
     assert faster["forward"]["of_limit"] == report.Judged(0.5, 0.65)
     assert faster["backward"]["stream_gbs"] > slower["backward"]["stream_gbs"]
+    headers, (first, second) = tables._limit(summary["limit"])
+    assert (headers[2], first[2], second[2]) == ("group (processes)", "A (3)", "B (2)")
+    line = tables._states(summary["states"])
+    assert "group A, 3 processes, stream 31.8 GB/s; group B, 2 processes, stream 53.1 GB/s" in line
+
+
+def test_the_published_tables_say_what_their_brackets_are(monkeypatch):
+    monkeypatch.setattr(tables.machine, "header", lambda machine: [])
+    text = tables.text(report.summarise([made_up_run(1e-3)]))
+    for part in (text, (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert tables._VERDICTS in part
+        assert "stream: GB/s of a loop" in part
 
 
 def test_like_processes_are_in_one_state():

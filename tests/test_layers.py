@@ -300,11 +300,14 @@ def test_copies_have_names_and_no_contexts(duplicate):
     z = net(x)
     other = duplicate(net)
     assert [p.name for p in other.parameters()] == [p.name for p in net.parameters()]
-    with pytest.raises(RuntimeError, match="the layer was not called"):
+    message = "this layer is a copy and was not called itself; call it before its backward"
+    with pytest.raises(RuntimeError, match=message):
         other.backward(np.ones_like(z))
     other.stem.weight.data += 1
     assert not np.array_equal(other.stem.weight.data, net.stem.weight.data)
     net.backward(np.ones_like(z))
+    with pytest.raises(RuntimeError, match=message):  # the original's backward has run, its own has not
+        duplicate(net).backward(np.ones_like(z))
 
 
 # ---- layers of one's own -----------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """Arguments and batches that layers refuse: the message names the layer, what it got and what would do."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from batches import without_ml_dtypes
 from networks import abn, conv, normal
 
-from inplace_abn import memory, models, reference
+from inplace_abn import functional, memory, models, reference
 from inplace_abn.layers import (
     ABN,
     Activation,
@@ -68,6 +71,50 @@ def test_other_dtypes_name_the_layer():
             layer([1.0, 2.0])
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **dtype: Conv2d(4, 4, 3, **dtype),
+        lambda **dtype: Linear(3, 3, **dtype),
+        lambda **dtype: InPlaceABN(4, **dtype),
+        lambda **dtype: ABN(4, affine=False, **dtype),
+        lambda **dtype: ABN(4, affine=False, track_running_stats=False, activation="prelu", **dtype),
+    ],
+    ids=["Conv2d", "Linear", "InPlaceABN", "without weight", "with slope alone"],
+)
+@pytest.mark.parametrize(("x_dtype", "own"), [("float64", "float32"), ("float32", "float64")])
+def test_a_precision_that_is_not_the_layers_names_both_remedies(make, x_dtype, own):
+    layer, x = make(dtype=own), np.ones(SHAPE, x_dtype)
+    message = (
+        rf"x is {x_dtype} and the layer's parameters are {own}; pass x.astype\(numpy.{own}\), or make the "
+        rf"layer with dtype=numpy.{x_dtype}$"
+    )
+    with pytest.raises(TypeError, match=message):
+        layer(x)
+    assert x.flags.writeable
+    assert (x == 1).all()
+    layer(x.astype(own)), make(dtype=x_dtype)(x)
+
+
+def test_half_types_go_with_float32():
+    with pytest.raises(TypeError, match=r"x is float16 and .*, or make the layer with dtype=numpy.float32"):
+        InPlaceABN(4, dtype=np.float64)(np.ones(SHAPE, np.float16))
+    InPlaceABN(4)(np.ones(SHAPE, np.float16))
+
+
+@without_ml_dtypes
+def test_a_gradient_of_another_dtype_than_bfloat16_is_told_its_name():
+    import ml_dtypes
+
+    layer, x, dz = InPlaceABN(4), normal(SHAPE).astype(ml_dtypes.bfloat16), np.ones(SHAPE, np.float32)
+    layer(x.copy())
+    _, ctx = functional.forward(x)
+    for backward in (layer.backward, partial(functional.backward, ctx)):
+        with pytest.raises(TypeError, match=r"dz must be bfloat16 .*; pass dz.astype\(ml_dtypes.bfloat16\)"):
+            backward(dz)
+        backward(dz.astype(ml_dtypes.bfloat16))
+
+
 def test_unknown_names_list_the_valid_ones():
     strategies = "'standard', 'checkpoint', 'checkpoint_xhat', 'inplace_1', 'inplace_2', 'inplace'"
     with pytest.raises(ValueError, match=f"strategy must be one of {strategies}, got 'in_place'"):
@@ -85,12 +132,70 @@ def test_unknown_names_list_the_valid_ones():
 
 
 def test_relu_in_place_is_refused_and_leaky_relu_named():
-    with pytest.raises(ValueError, match=r"'relu' has no inverse.*use 'leaky_relu'"):
+    with pytest.raises(ValueError, match=r"'relu' has no inverse.*use leaky_relu"):
         InPlaceABN(3, activation="relu")
     layer = ABN(3, activation="relu")
-    with pytest.raises(ValueError, match="use 'leaky_relu'"):
+    with pytest.raises(ValueError, match="use leaky_relu"):
         layer.strategy = "inplace_1"
     assert layer.strategy == "standard"
+
+
+def test_layer_and_function_refuse_relu_in_the_same_words():
+    words = []
+    x = np.ones(SHAPE, np.float32)
+    for refused in (
+        lambda: ABN(3, activation="relu", strategy="inplace_1"),
+        lambda: functional.forward(x, activation="relu", strategy="inplace_1"),
+    ):
+        with pytest.raises(ValueError, match="has no inverse") as caught:
+            refused()
+        words.append(str(caught.value))
+    assert words[0] == words[1]
+
+
+@pytest.mark.parametrize(
+    ("called", "meant"),
+    [
+        ("swish", "silu"),
+        ("SiLU", "silu"),
+        ("linear", "identity"),
+        ("None", "identity"),
+        ("leaky", "leaky_relu"),
+        ("LeakyReLU", "leaky_relu"),
+        ("lrelu", "leaky_relu"),
+        ("gelu-tanh", "gelu_tanh"),
+    ],
+)
+def test_an_activation_by_another_name_is_answered_by_its_own(called, meant):
+    for make in (ABN, InPlaceABN, Activation):
+        with pytest.raises(ValueError, match=f"got '{called}'; did you mean '{meant}'\\?$"):
+            make(*([3] * (make is not Activation)), activation=called)
+
+
+def test_an_activation_that_is_like_no_other_is_no_hint():
+    for name in ("xyz", 3, True):
+        with pytest.raises(ValueError, match=f"activation must be one of .*, got {name!r}$"):
+            Activation(name)
+
+
+def test_num_slopes_are_for_prelu_alone():
+    for make in (ABN, InPlaceABN, Activation):
+        with pytest.raises(
+            ValueError, match="num_slopes goes with activation 'prelu', got 3 with 'leaky_relu'"
+        ):
+            make(*([3] * (make is not Activation)), num_slopes=3)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2, 8, 8, 3), 1), ((2, 3, 8, 8), -1)])
+def test_channels_in_the_other_place_are_seen(shape, axis):
+    hint = f"axis {-axis} of x has 3: channel_axis={-axis} is for channels there"
+    for make in (partial(InPlaceABN, 3), partial(Conv2d, 3, 4, 3)):
+        x = np.ones(shape, np.float32)
+        with pytest.raises(ValueError, match=f"; {hint}$"):
+            make(channel_axis=axis)(x)
+        make(channel_axis=-axis)(x)
+        with pytest.raises(ValueError, match=r"4 channels$"):
+            make(channel_axis=axis)(np.ones((2, 4, 4, 4), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -144,6 +249,18 @@ def test_arguments(make, error, message):
 def test_labels_out_of_range():
     with pytest.raises(ValueError, match=r"CrossEntropy: target\[1\] is 5: labels must be from 0 to 4"):
         CrossEntropy()(np.zeros((2, 5)), np.array([0, 5]))
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("dtype", [int, np.float32])
+def test_one_hot_targets_are_told_what_makes_labels_of_them(axis, dtype):
+    criterion = CrossEntropy(channel_axis=axis)
+    target = np.moveaxis(np.eye(3, dtype=dtype)[np.zeros((2, 5), int)], -1, axis)
+    scores = np.zeros(target.shape)
+    message = rf"target must be a label .*, got the shape of x, \(2, .*pass target.argmax\({axis}\)"
+    with pytest.raises(ValueError, match=message):
+        criterion(scores, target)
+    criterion(scores, target.argmax(axis))
 
 
 def poisoned():

@@ -104,6 +104,7 @@ def test_explain_names_who_holds_what_and_what_would_free_it():
     assert text.startswith("2.2 MiB in 5 buffers, kept at the highest point.")
     assert "1. 512.0 KiB (22%) as x of 1 (ABN)" in text
     assert "2 (Pointwise) keeps what 1 (ABN) made of it, 512.0 KiB: strategy='inplace' would write" in text
+    assert "relu" not in text
     text = run(chain("inplace"), images()).explain()
     assert "as z of 1 (ABN) and input of 2 (Pointwise)" in text
     assert "one buffer for 2 layers: it is free when the backward of all has run" in text
@@ -161,7 +162,25 @@ def test_explain_tells_of_guarded_channels():
     layer.weight.data[:] = 0
     with memory.ledger() as ledger:
         layer(images())
-    assert "what would free it: leaky_relu, another weight, or strategy 'checkpoint_xhat'" in ledger.explain()
+    text = ledger.explain()
+    assert "what would free it: another weight or strategy 'checkpoint_xhat'\n" in text + "\n"
+    assert "leaky_relu" not in text
+
+
+@pytest.mark.parametrize(("activation", "advised"), [("elu", True), ("prelu", True), ("identity", False)])
+def test_explain_advises_leaky_relu_only_where_that_is_not_there(activation, advised):
+    layer = InPlaceABN(4, activation=activation)
+    layer.weight.data[:] = 0
+    with memory.ledger() as ledger:
+        layer(images())
+    assert ("or strategy 'checkpoint_xhat', or leaky_relu" in ledger.explain()) == advised
+
+
+def test_explain_says_that_relu_has_to_go_where_it_is():
+    net = chain("standard")
+    net[1].activation = "relu"
+    text = run(net, images()).explain()
+    assert text.count("relu, which cannot be inverted, has to be leaky_relu for that") == 1
 
 
 def test_explain_shows_itself_as_it_is():

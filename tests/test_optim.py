@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from inplace_abn.layers import Linear, Sequential
 from inplace_abn.optim import SGD, CosineSchedule
 
 SETTINGS = [
@@ -136,7 +137,16 @@ def test_a_state_that_does_not_fit_changes_nothing(changes, words):
     ("arguments", "keywords", "kind", "words"),
     [
         (([], 0.1), {}, ValueError, "at least one parameter"),
-        (([1.0], 0.1), {}, TypeError, r"parameters\[0\] must have data and grad, got float"),
+        (([1.0], 0.1), {}, TypeError, r"parameters\[0\] must have data and grad, as those .*, got float"),
+        (
+            (Sequential(Linear(2, 2)), 0.1),
+            {},
+            TypeError,
+            r"parameters must be what layer.parameters\(\) returns, .* got Sequential",
+        ),
+        ((Linear(2, 2), 0.1), {}, TypeError, r"layer.parameters\(\) returns, .* got Linear"),
+        ((Linear(2, 2).parameters, 0.1), {}, TypeError, r"layer.parameters\(\) returns, .* got method"),
+        ((Linear(2, 2).weight, 0.1), {}, TypeError, r"another iterable of Parameter, got Parameter"),
         ((None, -1), {}, ValueError, "lr must be finite and at least 0, got -1"),
         ((None, math.nan), {}, ValueError, "lr must be finite"),
         ((None, "fast"), {}, TypeError, "lr must be a number, got 'fast'"),

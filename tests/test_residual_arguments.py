@@ -61,7 +61,7 @@ UNLIKE = {
     "masked": (np.ma.ones(SHAPE, np.float32), TypeError, "got 'MaskedArray'"),
     "subclass": (np.ones(SHAPE, np.float32).view(Subclass), TypeError, "got 'Subclass'"),
     "float64": (np.ones(SHAPE), TypeError, "must be float32 as x was, got float64"),
-    "float16": (np.ones(SHAPE, np.float16), TypeError, "must be float32 as x was, got float16"),
+    "float16": (np.ones(SHAPE, np.float16), TypeError, "float32 as x was, got float16; pass residual"),
     "int32": (np.ones(SHAPE, np.int32), TypeError, "got int32"),
     "swapped": (np.ones(SHAPE, np.dtype("f4").newbyteorder()), TypeError, "native byte order"),
     "other shape": (

@@ -82,8 +82,10 @@ static int dtype_gate(binding_state *state, PyArrayObject *array, const char *na
     return -1;
 }
 
+/* What to pass to astype; the dtype's name is behind the dot. */
 static const char *dtype_text(abn_dtype dtype) {
-    static const char *const texts[ABN_DTYPES] = {"float32", "float64", "float16", "bfloat16"};
+    static const char *const texts[ABN_DTYPES] = {"numpy.float32", "numpy.float64", "numpy.float16",
+                                                  "ml_dtypes.bfloat16"};
     return texts[dtype];
 }
 
@@ -234,8 +236,9 @@ int batch_open(binding_state *state, PyObject *got, name_id name, int channel_ax
     if (kind_gate(state, got, b->name, &b->array) < 0) return -1;
     if (dtype_gate(state, b->array, b->name, &b->core.dtype) < 0) return -1;
     if (like && b->core.dtype != like->core.dtype) {
-        PyErr_Format(PyExc_TypeError, "%s must be %s as x was, got %S", b->name, dtype_text(like->core.dtype),
-                     (PyObject *)PyArray_DESCR(b->array));
+        const char *wanted = dtype_text(like->core.dtype);
+        PyErr_Format(PyExc_TypeError, "%s must be %s as x was, got %S; pass %s.astype(%s)", b->name,
+                     strchr(wanted, '.') + 1, (PyObject *)PyArray_DESCR(b->array), b->name, wanted);
         return -1;
     }
     if (shape_gate(b, like) < 0) return -1;

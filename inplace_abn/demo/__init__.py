@@ -17,11 +17,11 @@ def add_arguments(parser):
     parser.add_argument("--task", choices=list(tasks.TASKS), default="classification",
                         help="classes of digits, or of the pixels of images composed of digits")  # fmt: skip
     parser.add_argument(
-        "--quick", action="store_true", help="a smaller network and fewer epochs: half a minute"
+        "--quick",
+        action="store_true",
+        help="a smaller network, fewer epochs: half a minute on two idle cores, a few minutes on busy ones",
     )
-    parser.add_argument(
-        "--epochs", type=_positive, metavar="N", help="default: enough to converge, in 2 minutes"
-    )
+    parser.add_argument("--epochs", type=_positive, metavar="N", help="default: enough to converge")
     parser.add_argument("--batch-size", type=_positive, metavar="N", help="default: 64, for segmentation 16")
     parser.add_argument("--strategy", nargs="+", choices=[*STRATEGIES, "inplace"], default=STRATEGIES,
                         metavar="NAME", help=f"some of {', '.join(STRATEGIES)}; default: all")  # fmt: skip

@@ -3,10 +3,11 @@
 import numpy as np
 
 from .. import functional
+from ..ops._arguments import elsewhere
 from ..reference import ACTIVATIONS, KEEPS
-from .activation import parameter_of
+from .activation import activation_of, parameter_of
 from .base import Layer, Parameter
-from .checks import choice, fraction, positive, whole
+from .checks import choice, fraction, goes_with, positive, whole
 from .context import is_once_more
 from .kept import claim
 
@@ -44,7 +45,7 @@ class ABN(Layer):
     strategy : {"standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2", "inplace"}
         "standard" and "checkpoint" leave the input alone, the others overwrite it.
     num_slopes : int
-        Of prelu: 1, or num_features for one per channel.
+        Of prelu alone: 1, or num_features for one per channel.
     channel_axis : {1, -1}
         -1 for batches (N, ..., C).
     dtype : dtype
@@ -99,7 +100,7 @@ class ABN(Layer):
         self.eps = positive("eps", eps)
         self.momentum = None if momentum is None else fraction("momentum", momentum)
         self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
-        self.activation = choice("activation", activation, ACTIVATIONS)
+        self.activation = activation_of(activation)
         self.num_slopes = choice("num_slopes", num_slopes, (1, self.num_features))
         self.strategy = strategy
         self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
@@ -121,9 +122,8 @@ class ABN(Layer):
         strategy = choice("strategy", strategy, KEEPS)
         if KEEPS[strategy] == "z" and ACTIVATIONS[self.activation].inverse is None:
             raise ValueError(
-                f"activation {self.activation!r} has no inverse, so strategy {strategy!r}, which keeps z "
-                "alone, cannot have it; use 'leaky_relu' (activation_param=0.01 is close to relu), 'elu' or "
-                "'identity', or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'"
+                f"activation {self.activation!r} has no inverse, which strategy {strategy!r} needs; use "
+                "leaky_relu, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'"
             )
         self._strategy = strategy
 
@@ -144,10 +144,11 @@ class ABN(Layer):
     def forward(self, ctx, x, residual=None, *, activation=None):
         """Normalize, add the residual, and activate: as `activation`, a layer, does, or as this one does."""
         self._check(x)
-        if self.overwrites_input:
-            claim(x, f"strategy {self.strategy!r}")
         chosen = self if activation is None else activation
         arrays = {"residual": residual, "slope": None if chosen.slope is None else chosen.slope.data}
+        goes_with(x, *self._arrays(), arrays["slope"])
+        if self.overwrites_input:
+            claim(x, f"strategy {self.strategy!r}")
         writeable = {KEEPS[self.strategy]: x.flags.writeable}
         if isinstance(residual, np.ndarray):
             writeable["residual"] = residual.flags.writeable
@@ -167,7 +168,7 @@ class ABN(Layer):
     def _keep(self, ctx, kept, z, writeable):
         ctx.kept = kept
         for role, array, _ in kept.saved:
-            ctx.keep(role, array, writeable.get(role))
+            ctx.keep(role, array, writeable.get(role), kept.activation)
         if self.strategy in ("checkpoint", "checkpoint_xhat"):
             ctx.offer(z, kept.recompute, KEEPS[self.strategy])
 
@@ -205,7 +206,7 @@ class ABN(Layer):
             shape = f"(N, {features}, ...)" if self.channel_axis == 1 else f"(N, ..., {features})"
             raise ValueError(
                 f"num_features={features} takes x of shape {shape}, got {x.shape} with "
-                f"{x.shape[self.channel_axis]} channels"
+                f"{x.shape[self.channel_axis]} channels{elsewhere(x.shape, features, self.channel_axis)}"
             )
 
     def extra_repr(self):
@@ -223,10 +224,15 @@ class ABN(Layer):
 
 
 class InPlaceABN(ABN):
-    """Batch normalization and activation that overwrites its input by its result, and keeps nothing else.
+    """Batch normalization and activation that overwrites its input by its result, and keeps that.
 
     An `ABN` with the strategy "inplace" of the paper: half of the memory of "standard", and the same
     gradients to rounding. The result is the input array itself, locked until the backward has run.
+
+    Beside the result it keeps the residual, if there is one, and what the result does not tell: a bit per
+    element of silu, gelu, gelu_tanh and mish, the side of their minimum; xhat of guarded channels, whose
+    weight is zero or tiny beside the bias or the residual, or whose slope of prelu is not above zero; xhat of
+    escaped elements, where the activation is flat. With leaky_relu and ordinary weights that is nothing.
 
     Parameters
     ----------

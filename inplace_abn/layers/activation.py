@@ -12,15 +12,35 @@ from .kept import claim
 CHUNK = 1 << 15
 
 
+#: What others call some of the activations.
+ALIASES = {
+    "linear": "identity",
+    "none": "identity",
+    "swish": "silu",
+    "lrelu": "leaky_relu",
+    "leaky": "leaky_relu",
+}
+
+
+def activation_of(name):
+    """Return the name of an activation, if it is one; a name that others use is answered by its own."""
+    return choice("activation", name, ACTIVATIONS, ALIASES)
+
+
 def parameter_of(activation, activation_param, num_slopes, dtype):
     """Return what an activation takes: activation_param as a float, and the slope of prelu or None.
 
     Raises
     ------
     TypeError, ValueError
-        For an activation_param that does not fit.
+        For an activation_param or a num_slopes that does not fit.
     """
     if ACTIVATIONS[activation].param != "channel":
+        if num_slopes != 1:
+            raise ValueError(
+                f"num_slopes goes with activation 'prelu', got {num_slopes!r} with {activation!r}; leave it "
+                "out, or 1"
+            )
         return positive("activation_param", activation_param), None
     first = finite("activation_param", activation_param)
     return first, Parameter(np.full(num_slopes, first, dtype))
@@ -42,7 +62,7 @@ class Activation(Layer):
     inplace : bool
         True overwrites the input, where that is not kept; it is refused if another layer needs the input.
     num_slopes : int
-        Of prelu: 1, or the number of channels.
+        Of prelu alone: 1, or the number of channels.
     channel_axis : {1, -1}
         Of prelu's slopes.
     dtype : {float32, float64}
@@ -67,7 +87,7 @@ class Activation(Layer):
         self, activation="leaky_relu", activation_param=0.01, inplace=False, *, num_slopes=1, channel_axis=1,
         dtype=np.float32,
     ):  # fmt: skip
-        self.activation = choice("activation", activation, ACTIVATIONS)
+        self.activation = activation_of(activation)
         self.activation_param, self.slope = parameter_of(activation, activation_param, num_slopes, dtype)
         self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
         self.inplace = bool(inplace)

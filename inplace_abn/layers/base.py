@@ -30,7 +30,7 @@ import numpy as np
 
 from .. import memory
 from . import text, watch
-from .context import Context
+from .context import AGAIN, OUTSIDE, Context
 from .state import StateMixin
 
 __all__ = ["Context", "Layer", "OperationLayer", "Parameter"]
@@ -58,7 +58,8 @@ class _Named:
 
     def __getstate__(self):
         # The place is found anew by the parent: see Layer.__setstate__.
-        return {name: value for name, value in vars(self).items() if name not in ("_parent", "_contexts")}
+        left = ("_parent", "_contexts", "_last")
+        return {name: value for name, value in vars(self).items() if name not in left}
 
 
 class Parameter(_Named):
@@ -123,7 +124,7 @@ class Layer(_Named, StateMixin):
     def __new__(cls, *args, **kwargs):  # noqa: D102
         self = super().__new__(cls)
         vars(self)["_contexts"] = []
-        vars(self)["_last"] = "the layer was not called"
+        vars(self)["_last"] = "the layer was not called; call it before its backward"
         return self
 
     def __setattr__(self, key, value):
@@ -134,6 +135,7 @@ class Layer(_Named, StateMixin):
     def __setstate__(self, state):
         for key, value in state.items():
             setattr(self, key, value)
+        self._last = "this layer is a copy and was not called itself; call it before its backward"
 
     # ---- to be written by each layer ---------------------------------------------------------------------
 
@@ -161,7 +163,7 @@ class Layer(_Named, StateMixin):
             self._drop(ctx.id, "its forward failed")
             raise text.with_name(error, self) from error.__cause__
         if not ctx.recording:
-            self._last = "it was called inside no_grad()"
+            self._last = f"it was called {OUTSIDE}"
             return z
         ctx.expect_gradient_of(z)
         self._contexts.append(ctx)
@@ -200,10 +202,7 @@ class Layer(_Named, StateMixin):
             that of a container cannot.
         """
         if not self._contexts:
-            raise RuntimeError(
-                f"{self.label}: there is nothing to go back through: {self._last}; every backward needs a "
-                "forward of its own, so run the forward again"
-            )
+            raise RuntimeError(f"{self.label}: there is nothing to go back through: {self._last}")
         ctx = self._contexts[-1]
         try:
             ctx.check_gradient(dz)
@@ -218,7 +217,7 @@ class Layer(_Named, StateMixin):
                 parameter.accumulate(gradient)
         self._contexts.pop()
         ctx.free()
-        self._last = "the backward has run already and has freed what was kept"
+        self._last = f"the backward has run already and has freed what was kept; {AGAIN}"
         return dx if ctx.residual_gradient is None else (dx, ctx.residual_gradient)
 
     def release(self):
@@ -231,7 +230,7 @@ class Layer(_Named, StateMixin):
         for _, layer in self.named_layers():
             while layer._contexts and layer._contexts[-1].id >= first:
                 layer._contexts.pop().free()
-                layer._last = why
+                layer._last = f"{why}; {AGAIN}"
 
     # ---- the layers and parameters inside ----------------------------------------------------------------
 
@@ -281,7 +280,10 @@ class Layer(_Named, StateMixin):
         return self
 
     def eval(self):
-        """Switch to evaluation: ABN takes the running statistics, Dropout passes on. Return self."""
+        """Switch to evaluation: ABN takes the running statistics, Dropout passes on. Return self.
+
+        Calls still keep what their backward needs; `inplace_abn.layers.no_grad` is for those without one.
+        """
         return self.train(False)
 
     # ---- what it looks like ------------------------------------------------------------------------------

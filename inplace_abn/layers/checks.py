@@ -1,14 +1,30 @@
 """What the layers ask of their arguments."""
 
+import difflib
 import math
 import operator
 
+import numpy as np
 
-def choice(name, value, valid):
-    """Return `value` if it is among the valid ones, which are listed otherwise."""
+from ..ops import _arguments as arguments
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def choice(name, value, valid, aliases=None):
+    """Return `value` if it is among the valid ones, which are listed otherwise.
+
+    With `aliases`, a dict of other names to valid ones, the one that may be meant is named as well.
+    """
     if isinstance(value, bool) or value not in valid:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}")
+        hint = "" if aliases is None else _meant(str(value).lower(), valid, aliases)
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}{hint}")
     return value
+
+
+def _meant(value, valid, aliases):
+    near = difflib.get_close_matches(value, [*aliases, *valid], n=1)
+    return f"; did you mean {aliases.get(near[0], near[0])!r}?" if near else ""
 
 
 def whole(name, value, least):
@@ -55,3 +71,19 @@ def pair(name, value, least):
     if len(both) != 2:
         raise ValueError(f"{name} must be one whole number or two, for H and W, got {value!r}")
     return tuple(whole(name, number, least) for number in both)
+
+
+def goes_with(x, *arrays):
+    """Refuse an x of another precision than a layer's own arrays: float64 goes with float64 alone.
+
+    What the layer is made of would refuse the array instead, which its user has not passed.
+    """
+    if not isinstance(x, np.ndarray) or x.dtype.name not in _FLOATS:
+        return  # what the layer is made of says what x must be
+    needed = np.float64 if x.dtype.itemsize == 8 else np.float32
+    for array in arrays:
+        if array is not None and array.dtype != needed:
+            raise TypeError(
+                f"x is {x.dtype} and the layer's parameters are {array.dtype}; pass "
+                f"{arguments.cast('x', array.dtype)}, or make the layer with dtype=numpy.{needed.__name__}"
+            )

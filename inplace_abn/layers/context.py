@@ -28,7 +28,12 @@ from types import MappingProxyType
 import numpy as np
 
 from .. import memory
+from ..ops import _arguments as arguments
 from . import kept
+
+#: The ends of messages about a backward that finds nothing.
+AGAIN = "every backward needs a forward of its own, so run the forward again"
+OUTSIDE = "inside no_grad(), where nothing is kept for a backward; run the forward outside of it"
 
 _mode = threading.local()
 _ids = itertools.count()
@@ -151,7 +156,7 @@ class Context:
             else:
                 self._saved[role] = recipe
 
-    def keep(self, role, array, writeable=None):
+    def keep(self, role, array, writeable=None, activation=None):
         """Keep an array itself, even if it could be recomputed.
 
         Parameters
@@ -160,6 +165,8 @@ class Context:
         array : ndarray or None
         writeable : bool, optional
             What the array is to be when it is freed. Default: what it is now.
+        activation : str, optional
+            Of a normalization, for the ledger's advice.
         """
         if not self.recording:
             return
@@ -168,7 +175,7 @@ class Context:
             return
         self._tokens.append(kept.add(array, self._name, role, writeable))
         if memory.recorder is not None:
-            memory.recorder.saved(self.id, self.name, role, array)
+            memory.recorder.saved(self.id, self.name, role, array, activation)
 
     def expect_gradient_of(self, result):
         """Note shape and dtype of the result, for `check_gradient`."""
@@ -201,24 +208,18 @@ class Context:
 
     def check_gradient(self, dz):
         """Refuse a dz that is no array, or has not the shape and dtype of the forward's result."""
-        if self._output is None:
-            return
-        shape, dtype = self._output
-        if not isinstance(dz, np.ndarray):
-            raise TypeError(f"dz must be a numpy.ndarray, got {type(dz).__name__}")
-        if dz.shape != shape:
-            raise ValueError(f"dz must have the shape of the layer's result, {shape}, got {dz.shape}")
-        if dz.dtype != dtype:
-            raise TypeError(f"dz must be {dtype} as the layer's result was, got {dz.dtype}")
+        if self._output is not None:
+            arguments.gradient("dz", dz, *self._output)
 
     @property
     def saved(self):
         """What was saved, by role, as a read-only mapping. Recomputed arrays last until `free`."""
         if self.freed:
             raise RuntimeError(
-                f"{self.name}: the context of this call is freed, nothing is left of what it kept; every "
-                "backward needs a forward of its own, so run the forward again"
+                f"{self.name}: the context of this call is freed, nothing is left of what it kept; {AGAIN}"
             )
+        if not self.recording:
+            raise RuntimeError(f"{self.name}: this call was made {OUTSIDE}")
         for role, entry in self._saved.items():
             if isinstance(entry, kept.Recipe):
                 self._saved[role] = entry.make()

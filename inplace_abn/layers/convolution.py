@@ -6,7 +6,7 @@ import numpy as np
 
 from ..ops import conv2d
 from .base import OperationLayer, Parameter
-from .checks import choice, pair, whole
+from .checks import choice, goes_with, pair, whole
 
 
 class Conv2d(OperationLayer):
@@ -71,6 +71,7 @@ class Conv2d(OperationLayer):
 
     def forward(self, ctx, x):
         """Convolve."""
+        goes_with(x, self.weight.data)
         return conv2d.forward(
             ctx, x, self.weight.data, None if self.bias is None else self.bias.data, stride=self.stride,
             padding=self.padding, dilation=self.dilation, groups=self.groups, channel_axis=self.channel_axis,

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..ops import dropout, flatten, linear
 from .base import OperationLayer
-from .checks import fraction, whole
+from .checks import fraction, goes_with, whole
 from .convolution import uniform
 
 
@@ -44,6 +44,7 @@ class Linear(OperationLayer):
 
     def forward(self, ctx, x):
         """Multiply by the weight and add the bias."""
+        goes_with(x, self.weight.data)
         return linear.forward(ctx, x, self.weight.data, None if self.bias is None else self.bias.data)
 
     def gradients(self, ctx, dz, *, overwrite=False):

@@ -30,7 +30,7 @@ class Ledger:
 
     # ---- what layers tell it: here to be written, or called for operations of one's own ------------------
 
-    def saved(self, context, layer, role, array):
+    def saved(self, context, layer, role, array, activation=None):
         """Note that `context`, any hashable, keeps `array` from now on, on behalf of `layer` and as `role`.
 
         Parameters
@@ -40,6 +40,8 @@ class Ledger:
         layer, role : str
         array : ndarray
             It is not kept alive by this.
+        activation : str, optional
+            Of a normalization: `explain` gives no advice that it makes pointless.
 
         Examples
         --------
@@ -57,9 +59,9 @@ class Ledger:
         (72, 0)
         """
         if self._outer is not None:
-            self._outer.saved(context, layer, role, array)
+            self._outer.saved(context, layer, role, array, activation)
         key = context if isinstance(context, int) else id(context)
-        self._events.append(events.saved(key, layer, role, array))
+        self._events.append(events.saved(key, layer, role, array, activation))
 
     def freed(self, context):
         """Note that `context` lets go of everything it kept. One that is not known does no harm."""

@@ -31,6 +31,7 @@ class Saved(NamedTuple):
     end: int
     owner: weakref.ref | None
     seconds: float
+    activation: str | None
 
 
 class Freed(NamedTuple):
@@ -57,14 +58,14 @@ def owner_of(array):
         array = behind
 
 
-def saved(context, layer, role, array):
+def saved(context, layer, role, array, activation=None):
     """Return the `Saved` of an array."""
     owner = owner_of(array)
     first, end = np.lib.array_utils.byte_bounds(array)
     return Saved(
         context, layer, role, array.shape, array.dtype, array.nbytes, id(owner),
         getattr(owner, "nbytes", array.nbytes), first, end,
-        weakref.ref(owner) if isinstance(owner, np.ndarray) else None, time.perf_counter(),
+        weakref.ref(owner) if isinstance(owner, np.ndarray) else None, time.perf_counter(), activation,
     )  # fmt: skip
 
 

@@ -3,12 +3,9 @@
 from . import events
 from .tables import escape, human, plural
 
-#: What a role is, and what would free it, or None where the layer simply needs it.
+#: What a role is, and what would free it, or None where the layer simply needs it, or `_advice` knows better.
 _ROLES = {
-    "x": (
-        "the input of a normalization",
-        "a strategy that writes over it, 'inplace', keeps one array for this layer and the next one",
-    ),
+    "x": ("the input of a normalization", None),
     "xhat": ("the normalized input, written over it", None),
     "z": ("the result of a normalization, written over its input", None),
     "input": ("the input, needed for the gradients", None),
@@ -23,16 +20,18 @@ _ROLES = {
     "guarded_xhat": (
         "channels of which z does not tell x: their weight is small beside bias or residual, or the "
         "activation is flat",
-        "leaky_relu, another weight, or strategy 'checkpoint_xhat'",
+        "another weight or strategy 'checkpoint_xhat'",
     ),
-    "escape_index": ("where the activation is flat", "leaky_relu, or a smaller weight or bias"),
+    "escape_index": ("where the activation is flat", "a smaller weight or bias"),
     "escape_xhat": (
         "elements that a flat activation would lose: far out, or at its minimum",
-        "leaky_relu, or a smaller weight or bias",
+        "a smaller weight or bias",
     ),
     "mask": ("what was passed on", None),
     "indices": ("which element of a window was passed on", None),
 }
+#: Roles of what z does not tell; of these activations it tells everything but where weights are to blame.
+_UNTOLD, _STRAIGHT = ("guarded_xhat", "escape_index", "escape_xhat"), ("identity", "leaky_relu")
 
 
 class Text(str):
@@ -89,13 +88,15 @@ def _advice(views, size, entries):
         lines.append(f"free when the backward of {layers[0]} has run")
     twin = _second_buffer(first, entries) if first.role == "x" else None
     if twin is not None:
+        but = "; relu, which cannot be inverted, has to be leaky_relu for that"
         lines.append(
             f"{twin.layer} keeps what {first.layer} made of it, {human(twin.nbytes)}: "
-            f"strategy='inplace' would write that over this buffer, and free {human(size)}; "
-            "relu, which cannot be inverted, has to be leaky_relu for that"
+            f"strategy='inplace' would write that over this buffer, and free {human(size)}"
+            f"{but if first.activation == 'relu' else ''}"
         )
-    elif first.role != "x" and _ROLES.get(first.role, (None, None))[1]:
-        lines.append(f"what would free it: {_ROLES[first.role][1]}")
+    elif _ROLES.get(first.role, (None, None))[1]:
+        other = ", or leaky_relu" if first.role in _UNTOLD and first.activation not in _STRAIGHT else ""
+        lines.append(f"what would free it: {_ROLES[first.role][1]}{other}")
     if first.buffer_nbytes > size:
         lines.append(
             f"it is part of an array of {human(first.buffer_nbytes)}, which stays as a whole: "

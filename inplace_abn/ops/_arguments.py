@@ -25,12 +25,23 @@ def floats(name, array, axes, dtype=None, leading=False):
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
     if array.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32 or float64 in native byte order, got {array.dtype}")
+        raise TypeError(
+            f"{name} must be float32 or float64 in native byte order, got {array.dtype}; "
+            f"pass {cast(name, DTYPES[0])}"
+        )
     if dtype is not None and array.dtype != dtype:
-        raise TypeError(f"{name} is {array.dtype} and x is {dtype}: both must be of one dtype")
+        raise TypeError(
+            f"{name} is {array.dtype} and x is {dtype}: both must be of one dtype; pass {cast(name, dtype)}"
+        )
     names = [axis for axis in axes.strip("()").split(",") if axis.strip()]
     if array.ndim < len(names) - 1 if leading else array.ndim != len(names):
         raise ValueError(f"{name} must be of shape {axes}, got {array.shape}")
+
+
+def cast(name, dtype):
+    """Return how an array is written that is `name` in another dtype, which may be ml_dtypes.bfloat16."""
+    kind = np.dtype(dtype).type
+    return f"{name}.astype({kind.__module__}.{kind.__name__})"
 
 
 def same_shape(name, array, shape, reason):
@@ -44,7 +55,10 @@ def gradient(name, dz, shape, dtype):
     if not isinstance(dz, np.ndarray):
         raise TypeError(f"{name} must be a numpy.ndarray, got {type(dz).__name__}")
     if dz.dtype != dtype:
-        raise TypeError(f"{name} is {dz.dtype} and the result of the forward was {dtype}")
+        raise TypeError(
+            f"{name} must be {dtype} as the result of the forward was, got {dz.dtype}; "
+            f"pass {cast(name, dtype)}"
+        )
     same_shape(name, dz, tuple(shape), "as the result of the forward was")
 
 
@@ -75,6 +89,14 @@ def channel_axis_of(channel_axis):
             f"channel_axis must be 1, for (N, C, ...), or -1, for (N, ..., C), got {channel_axis!r}"
         )
     return channel_axis
+
+
+def elsewhere(shape, channels, channel_axis):
+    """Return the end of a message, for a batch whose channels are on the axis that `channel_axis` is not."""
+    other = -channel_axis
+    if shape[channel_axis] == channels or shape[other] != channels:
+        return ""
+    return f"; axis {other} of x has {channels}: channel_axis={other} is for channels there"
 
 
 def images(channel_axis):

@@ -132,10 +132,12 @@ def _check(x, weight, bias, groups, channel_axis):
     arguments.floats("weight", weight, "(O, C / groups, kernel height, kernel width)", x.dtype)
     groups = arguments.integer("groups", groups, 1)
     channels = x.shape[channel_axis]
-    if weight.shape[1] * groups != channels or len(weight) % groups or 0 in weight.shape:
+    wanted = weight.shape[1] * groups
+    if wanted != channels or len(weight) % groups or 0 in weight.shape:
         raise ValueError(
-            f"weight of shape {weight.shape} with {groups=} is for {weight.shape[1] * groups} channels and a "
-            f"multiple of {groups} outputs; x of shape {x.shape} with {channel_axis=} has {channels} channels"
+            f"weight of shape {weight.shape} with {groups=} is for {wanted} channels and a multiple of "
+            f"{groups} outputs; x of shape {x.shape} with {channel_axis=} has {channels} channels"
+            f"{arguments.elsewhere(x.shape, wanted, channel_axis)}"
         )
     if bias is not None:
         arguments.floats("bias", bias, "(O,)", x.dtype)

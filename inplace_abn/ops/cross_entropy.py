@@ -105,6 +105,11 @@ def backward(ctx, dz=1.0, *, overwrite=False):
 
 def _check(x, scores, target, ignore_index, channel_axis):
     """Refuse labels that do not fit; return which of them count."""
+    if getattr(target, "shape", None) == x.shape:
+        raise ValueError(
+            f"target must be a label for each sample or pixel, got the shape of x, {x.shape}; if that is "
+            f"one-hot, pass target.argmax({channel_axis})"
+        )
     if not isinstance(target, np.ndarray) or not np.issubdtype(target.dtype, np.integer):
         got = target.dtype if isinstance(target, np.ndarray) else type(target).__name__
         raise TypeError(f"target must be a numpy.ndarray of integers, got {got}")
