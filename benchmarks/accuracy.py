@@ -78,7 +78,8 @@ def exact(batch, z, activation="leaky_relu", residual=False):
             y = y + _columns(_by_channel(batch.residual, batch), channels).astype(np.float64)
         side = y
         if activation in _KINKED:
-            side = np.where(_columns(z, channels) >= 0, np.abs(y), -np.abs(y) - np.finfo(np.float64).tiny)
+            left = np.signbit(_columns(z, channels).astype(np.float32))  # -0.0: a z that was rounded to 0
+            side = np.where(left, -np.abs(y) - np.finfo(np.float64).tiny, np.abs(y))
         dy = dz * phi.derivative(side, param)
         dweight = (dy * xhat).sum(0)
         dx = weight * inv_std * (dy - dy.mean(0) - xhat * dweight / len(x))
@@ -221,9 +222,7 @@ def activations(threads, shape):
 
 def _activation(batch, threads, dtype, name, residual):
     layer = {"activation": name, "residual": residual}
-    judged = run(batch, threads, strategy="standard", **layer)
-    judged["z"] = np.copysign(1, judged["z"].astype(np.float32))  # y's side, where z is rounded to 0 as well
-    standard = errors(batch, judged, **layer)
+    standard = errors(batch, run(batch, threads, strategy="standard", **layer), **layer)
     made = make(batch, threads, **layer)
     escaped = sum(array.size for role, array, _ in made.context.saved if role == "escape_xhat")
     inplace = errors(batch, results(made), **layer)

@@ -33,8 +33,12 @@ typedef struct {
 
 /* ---- constants ------------------------------------------------------------------------------------------ */
 
-/* centre is mean in the kernels' type; what that rounding took is put into the shift. No shift is -0.0, nor then a y that
- * is 0: the backward takes -0.0 for a z of a y below 0. */
+/* No shift is -0.0, nor then a y that is 0: the backward takes -0.0 for a z of a y below 0. */
+static void set_shift(forward_operation *f, ptrdiff_t channel, double shift) {
+    abn_set_constant(&f->op, ABN_SHIFT, channel, shift + 0.0);
+}
+
+/* centre is mean in the kernels' type; what that rounding took is put into the shift. */
 static void set_constants(forward_operation *f, ptrdiff_t channel, ptrdiff_t channels) {
     const abn_norm *norm = &f->context->norm;
     const abn_dtype dtype = f->op.source.dtype;
@@ -45,7 +49,7 @@ static void set_constants(forward_operation *f, ptrdiff_t channel, ptrdiff_t cha
         const double scale = norm->weight[c] * inv_std, shift = norm->bias[c] + lost * inv_std * norm->weight[c];
         abn_set_constant(&f->op, ABN_CENTRE, c, centre);
         abn_set_constant(&f->op, ABN_SCALE, c, from_xhat ? norm->weight[c] : scale);
-        abn_set_constant(&f->op, ABN_SHIFT, c, (from_xhat ? norm->bias[c] : shift) + 0.0);
+        set_shift(f, c, from_xhat ? norm->bias[c] : shift);
         abn_set_constant(&f->op, XHAT_SCALE, c, inv_std);
         abn_set_constant(&f->op, XHAT_SHIFT, c, lost * inv_std);
         if (!abn_constant_fits(dtype, scale) || !abn_constant_fits(dtype, inv_std) ||
@@ -242,7 +246,7 @@ static void exact_element(const forward_operation *f, const abn_piece *piece, ab
     const double xhat = xhat_of(f, at.channel, abn_element_from(op, piece->tile.source, i));
     const double weight = context->norm.weight[at.channel], bias = context->norm.bias[at.channel];
     const double residual = abn_element_from(op, piece->tile.residual, i);
-    const double y = weight * xhat + bias + residual + 0.0; /* not -0.0: set_constants */
+    const double y = weight * xhat + bias + residual + 0.0; /* not -0.0: set_shift */
     void *to = abn_at(op, piece->tile.destination.data, 0, 0, i);
     abn_store_element(dtype, to, abn_activation_value(context->activation, abn_param_at(context, at.channel), y));
     if (piece->xhat.data) {
@@ -371,10 +375,11 @@ static void begin_from_x(abn_operation *op, ptrdiff_t channel, ptrdiff_t channel
 }
 
 static void begin_from_xhat(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
-    const abn_norm *norm = &((forward_operation *)op)->context->norm;
+    forward_operation *f = (forward_operation *)op;
+    const abn_norm *norm = &f->context->norm;
     for (ptrdiff_t c = channel; c < channel + channels; c++) {
         abn_set_constant(op, ABN_SCALE, c, norm->weight[c]);
-        abn_set_constant(op, ABN_SHIFT, c, norm->bias[c]);
+        set_shift(f, c, norm->bias[c]);
     }
 }
 

@@ -156,11 +156,10 @@ class Terms:
         return self.normal * np.maximum(2, np.minimum(np.abs(self.y), 1000) ** 3)
 
     def at_kink(self):
-        """Where y may come out on the other side of 0: by its error, or by underflow in the stored z."""
+        """Where y may come out on the other side of 0."""
         if self.activation not in KINKED:
             return np.zeros(self.y.shape, bool)
-        least_slope = np.minimum(1, np.where(np.asarray(self.param) > 0, self.param, 1))
-        near = self.y_error + np.abs(self.gamma) * self.storing_xhat + self.smallest / least_slope
+        near = self.y_error + np.abs(self.gamma) * self.storing_xhat
         exactly_zero = (self.gamma * self.xhat == 0) & (self.beta == 0) & (self.residual == 0)
         return (np.abs(self.y) <= 4 * near) & ~exactly_zero
 

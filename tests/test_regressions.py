@@ -201,6 +201,14 @@ def test_the_slope_where_z_is_rounded_to_zero(way, activation, strategy, isa):
     np.testing.assert_allclose(dx.astype(float), want.dx, rtol=2e-3, atol=1e-30)
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+def test_recompute_gives_the_sign_of_zero_back(activation):
+    """Of a bias of -0.0 and an xhat of 0: the forward had dropped the sign, recompute had not."""
+    x, weight, bias = np.zeros((3, 1), np.float32), -np.ones(1, np.float32), np.full(1, -0.0, np.float32)
+    z, ctx = functional.forward(x, weight, bias, activation=activation, strategy="checkpoint_xhat")
+    assert ctx.recompute().tobytes() == z.tobytes()
+
+
 @batches.without_ml_dtypes
 @pytest.mark.parametrize("isa", _core.info()["isa_usable"])
 @pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FBFFFFF])
