@@ -293,7 +293,11 @@ def test_html_lists_layers_and_parameters():
 # ---- copies ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy]
+    + [lambda net, p=p: pickle.loads(pickle.dumps(net, p)) for p in range(pickle.HIGHEST_PROTOCOL + 1)],
+)
 def test_copies_have_names_and_no_contexts(duplicate):
     net = models.residual_network(1, 3, (4,), 1, dtype=np.float64)
     x = normal((2, 1, 4, 4))
@@ -308,6 +312,18 @@ def test_copies_have_names_and_no_contexts(duplicate):
     net.backward(np.ones_like(z))
     with pytest.raises(RuntimeError, match=message):  # the original's backward has run, its own has not
         duplicate(net).backward(np.ones_like(z))
+
+
+def test_what_a_call_keeps_is_not_copied():
+    """A copy unlocked what the original relies on."""
+    x, ctx = np.ones(3), layers.Context("op")
+    ctx.save_for_backward(input=x)
+    for refuse in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="^op: a Context cannot be pickled or copied"):
+            refuse(ctx)
+    assert not x.flags.writeable
+    ctx.free()
+    assert x.flags.writeable
 
 
 # ---- layers of one's own -----------------------------------------------------------------------------------

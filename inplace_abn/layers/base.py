@@ -24,7 +24,9 @@ A layer made of layers calls them in ``forward``, and their ``backward`` in ``gr
 alone.
 """
 
+import threading
 import weakref
+from contextlib import suppress
 
 import numpy as np
 
@@ -132,6 +134,9 @@ class Layer(_Named, StateMixin):
         if isinstance(value, _Named) and not key.startswith("_") and value._homeless:
             value._belongs_to(self, key)
 
+    def __reduce_ex__(self, protocol):  # pickle's protocols 0 and 1 go past __new__
+        return super().__reduce_ex__(max(protocol, 2))
+
     def __setstate__(self, state):
         for key, value in state.items():
             setattr(self, key, value)
@@ -160,7 +165,7 @@ class Layer(_Named, StateMixin):
             z = forward(ctx, *inputs, **options)
         except BaseException as error:
             ctx.free()
-            self._drop(ctx.id, "its forward failed")
+            self._drop("its forward failed", ctx)
             raise text.with_name(error, self) from error.__cause__
         if not ctx.recording:
             self._last = f"it was called {OUTSIDE}"
@@ -196,41 +201,57 @@ class Layer(_Named, StateMixin):
         Raises
         ------
         RuntimeError
-            If the last call's backward has run, or there was no call.
+            If the last call's backward has run, or there was no call; if another thread has called the layer
+            since this one has.
         TypeError, ValueError
             For a dz of another dtype or shape. The backward of a single layer can be run once more then,
             that of a container cannot.
         """
-        if not self._contexts:
-            raise RuntimeError(f"{self.label}: there is nothing to go back through: {self._last}")
-        ctx = self._contexts[-1]
+        ctx = self._last_call()
         try:
             ctx.check_gradient(dz)
             result = self.gradients(ctx, dz, overwrite=overwrite)
         except BaseException as error:
             if any(True for _ in self.children()):
-                self._drop(ctx.id, "its backward failed")
+                self._drop("its backward failed", ctx)
             raise text.with_name(error, self) from error.__cause__
         dx, *gradients = result if isinstance(result, tuple) else (result,)
         for parameter, gradient in zip(self._own(Parameter), gradients, strict=True) if gradients else ():
             if gradient is not None:
                 parameter.accumulate(gradient)
-        self._contexts.pop()
-        ctx.free()
-        self._last = f"the backward has run already and has freed what was kept; {AGAIN}"
+        self._forget(ctx, "the backward has run already and has freed what was kept")
         return dx if ctx.residual_gradient is None else (dx, ctx.residual_gradient)
+
+    def _last_call(self):
+        """Return the last call's context; refuse another thread's where this thread has made a call too."""
+        calls = list(self._contexts)
+        if not calls:
+            raise RuntimeError(f"{self.label}: there is nothing to go back through: {self._last}")
+        own = threading.get_ident()
+        if calls[-1].thread != own and own in (call.thread for call in calls):
+            raise RuntimeError(
+                f"{self.label}: another thread has called it since this one has, and backward goes through "
+                "the last call; train by one thread at a time, or give each a copy.deepcopy of the network"
+            )
+        return calls[-1]
 
     def release(self):
         """Let go of all that was kept for backwards that will not run. Returns the layer."""
-        self._drop(-1, "what it kept was released")
+        self._drop("what it kept was released")
         return self
 
-    def _drop(self, first, why):
-        """Free the contexts of this layer and of those inside from the id `first` on."""
+    def _drop(self, why, first=None):
+        """Free the contexts of this layer and of those inside: all, or its thread's from `first` on."""
         for _, layer in self.named_layers():
-            while layer._contexts and layer._contexts[-1].id >= first:
-                layer._contexts.pop().free()
-                layer._last = f"{why}; {AGAIN}"
+            for ctx in list(layer._contexts):
+                if first is None or (ctx.id >= first.id and ctx.thread == first.thread):
+                    layer._forget(ctx, why)
+
+    def _forget(self, ctx, why):
+        with suppress(ValueError):  # another thread has released it
+            self._contexts.remove(ctx)
+        ctx.free()
+        self._last = f"{why}; {AGAIN}"
 
     # ---- the layers and parameters inside ----------------------------------------------------------------
 

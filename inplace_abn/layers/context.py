@@ -120,6 +120,8 @@ class Context:
     recording : bool
         False where nothing is to be kept: inside `no_grad`.
     freed : bool
+    thread : int
+        The one that has made the call: `threading.get_ident`.
     residual_gradient : ndarray or None
         Set in the backward of a call with ``residual=``; `Layer.backward` returns it beside dx.
     """
@@ -128,6 +130,7 @@ class Context:
 
     def __init__(self, layer="operation"):
         self.id = next(_ids)
+        self.thread = threading.get_ident()
         self.recording = is_grad_enabled()
         self.freed = False
         self._name = _name_of(layer)
@@ -140,6 +143,12 @@ class Context:
     def name(self):
         """Name and type of the layer, for messages."""
         return self._name()
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError(
+            f"{self.name}: a Context cannot be pickled or copied: it holds locks on the arrays that it keeps for "
+            "the backward; run the backward first, or forward again where it is needed"
+        )
 
     # ---- in the forward --------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ class Conv2d(OperationLayer):
     """Convolution of images, as `torch.nn.Conv2d`.
 
     Keeps its input for the backward; if that comes from an `ABN` with a checkpoint strategy, it is computed
-    once more instead. The work goes through BLAS with scratch memory for a few samples, never for the batch.
+    once more instead. The weight is neither copied nor locked: change it after the backward. The work goes
+    through BLAS with scratch memory for a few samples, never for the batch.
 
     Parameters
     ----------

@@ -17,9 +17,9 @@ kept for the backward, 2 buffers            32.0
 >>> ledger.kept, ledger.live
 (32768, 0)
 
-Memory that several layers keep is counted once. `Ledger.explain` says what it is kept for and what would free
-it, `Ledger.plot` draws it over time. While no ledger is on, all this costs a comparison with None per saved
-array.
+Memory that several layers keep is counted once; of an array of which a slice is kept, that slice, although
+the rest lives as long. `Ledger.explain` says what it is kept for and what would free it, `Ledger.plot` draws
+it over time. While no ledger is on, all this costs a comparison with None per saved array.
 """
 
 from contextlib import contextmanager
