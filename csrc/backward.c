@@ -15,11 +15,11 @@
 #include "parts.h"
 #include "sides.h"
 
-/* w = weight * xhat rather than xhat? Not with weights that could take dy * w out of float's range. */
+/* w = weight * xhat rather than xhat? Not with weights that could take dy * w out of float's range, at either end. */
 static int is_scaled(const abn_backward_operation *b, ptrdiff_t channel) {
     const double size = fabs(b->context->norm.weight[channel]);
     return b->context->keep == ABN_KEEP_Z && b->context->scheme == ABN_SCHEME_II && !abn_is_guarded(b, channel) &&
-           size >= 0x1p-20 && size <= 0x1p20;
+           size >= 1 && size <= 0x1p20;
 }
 
 static void set_source_constants(abn_backward_operation *b, ptrdiff_t c) {
@@ -49,13 +49,10 @@ static int source_is_exact(const abn_backward_operation *b, ptrdiff_t c) {
                                                abn_centre_fits(dtype, norm->mean[c], norm->var[c], b->op.per_channel));
 }
 
-/* May some dy or xhat have left the range of float? Sums of our own have been looked at; those that were given tell it,
- * unless they cancel. Steep slopes lead there. */
+/* Do the sums that were given tell of a dy or xhat beyond float? Those of our own have been looked at. */
 static int may_be_far(const abn_backward_operation *b, ptrdiff_t c) {
-    const abn_context *context = b->context;
-    const int has_param = abn_activation_table[context->activation].param != ABN_NO_PARAM;
-    return (has_param && fabs(abn_param_at(context, c)) > 1e3) || fabs(b->sums.dy[c]) > FLT_MAX ||
-           (context->keep == ABN_KEEP_X && fabs(b->sums.dy_xhat[c]) > FLT_MAX);
+    return b->are_given &&
+           (fabs(b->sums.dy[c]) > FLT_MAX || (b->context->keep == ABN_KEEP_X && fabs(b->sums.dy_xhat[c]) > FLT_MAX));
 }
 
 /* Up to this size w's part of a sum with dy, itself a float, takes none beyond the largest float. */
@@ -70,7 +67,7 @@ static void set_result_constants(abn_backward_operation *b, ptrdiff_t c) {
     const double offset = b->count > 0 ? b->sums.dy[c] * per_element : 0;
     const double largest = fabs(xhat_factor) * sqrt(b->count) + fabs(offset); /* |xhat| <= sqrt(count) in training */
     const int leaves_float =
-        dtype != ABN_FLOAT64 && ((!b->op.sums && may_be_far(b, c)) || (isfinite(largest) && largest > largest_part));
+        dtype != ABN_FLOAT64 && (may_be_far(b, c) || (isfinite(largest) && largest > largest_part));
     abn_set_constant(&b->op, ABN_W_FACTOR, c, w_factor);
     abn_set_constant(&b->op, ABN_OFFSET, c, offset);
     abn_set_constant(&b->op, ABN_DX_FACTOR, c, factor);
@@ -194,14 +191,16 @@ static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, cons
         const int exactly = was_finite && !(isfinite(first[i]) && isfinite(second[i]));
         abn_exact_sums sums = {first[i], is_scaled(b, c) ? second[i] / b->context->norm.weight[c] : second[i],
                                first[i]};
-        if (exactly) sums = abn_backward_exact_sums(b, c);
+        if (exactly && !b->are_given) sums = abn_backward_exact_sums(b, c);
         if (again) {
             b->sums.param[c] = sums.param;
             continue;
         }
         if (exactly) op->kinds[c] |= ABN_EXACT;
-        b->sums.dy[c] = sums.dy;
-        b->sums.dy_xhat[c] = sums.dy_xhat;
+        if (!b->are_given) {
+            b->sums.dy[c] = sums.dy;
+            b->sums.dy_xhat[c] = sums.dy_xhat;
+        }
         if (op->apply) set_result_constants(b, c);
     }
     return b->sums.param != NULL && !again;
@@ -286,12 +285,29 @@ abn_status abn_backward_reduce(const abn_machine *machine, const abn_context *co
     return run(machine, &b, dz);
 }
 
+/* With given sums: may a dy or xhat be beyond float all the same? Sums of our own will tell. In evaluation the given ones
+ * take no part, and xhat is anything; a steep slope may take dy anywhere. (Slopes of curves with a minimum reach 1.13: that
+ * takes the last eighth of float's range beyond it, and would cost every other dz a pass.) */
+static int has_to_look(const abn_context *context, double count) {
+    const abn_activation activation = context->activation;
+    if (count == 0) return 1;
+    for (ptrdiff_t c = 0; c < (context->channel_param ? context->kept.channels : 1); c++)
+        if (fabs(abn_activation_derivative(activation, abn_param_at(context, c), -DBL_MIN)) > 1) return 1;
+    return 0;
+}
+
 abn_status abn_backward_apply(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                               const abn_gradients *to, const abn_sums *given, double count) {
+    const int looks = has_to_look(context, count);
     abn_backward_operation b = {
-        .op = {.destination = to->dx, .residual_gradient = to->residual, .apply = apply},
+        .op = {.destination = to->dx,
+               .residual_gradient = to->residual,
+               .sums = looks ? sums : NULL,
+               .finish = looks ? finish : NULL,
+               .apply = apply},
         .context = context,
-        .sums = *given,
+        .sums = {given->dy, given->dy_xhat, NULL},
+        .are_given = 1,
         .count = count,
         .add_to_residual = to->add_to_residual,
     };

@@ -12,6 +12,7 @@ typedef struct {
     const abn_activation_kernels *kernels; /* for whole tiles; NULL: piece by piece */
     int from;
     abn_sums sums; /* given, or filled by the sums */
+    int are_given; /* sums that are taken all the same only tell which channels are to be worked on in double */
     double count;  /* elements behind the sums; 0: evaluation mode */
     int add_to_residual;
 } abn_backward_operation;

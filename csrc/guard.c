@@ -45,7 +45,7 @@ abn_escape_rule abn_escape_rule_for(const abn_context *context, int training) {
     const double most = 0.9 * abn_largest_of(dtype); /* selu's slope is 1.05 */
     abn_escape_rule rule = abn_escape_rule_of(context->activation, context->activation_param, dtype);
     if (training && !context->residual.data) return rule;
-    double steepest = context->activation == ABN_LEAKY_RELU ? fmax(1, context->activation_param) : 1;
+    double steepest = fmax(1, abn_activation_derivative(context->activation, context->activation_param, -DBL_MIN));
     for (ptrdiff_t c = 0; context->channel_param && c < context->kept.channels; c++)
         steepest = fmax(steepest, context->channel_param[c]);
     if (dtype != ABN_FLOAT16 && steepest <= 1) return rule; /* y would be out of the kernels' range before z */
@@ -59,9 +59,10 @@ static int is_told_by_z(const abn_context *context, ptrdiff_t channel, abn_escap
     const abn_activation activation = context->activation;
     const limits limit = limits_of[dtype];
     const double weight = context->norm.weight[channel], bias = context->norm.bias[channel];
-    const double param = abn_param_at(context, channel);
+    const double param = abn_param_at(context, channel), largest_real = dtype == ABN_FLOAT64 ? DBL_MAX : FLT_MAX;
     const double size = fabs(weight), most_y = size * largest_xhat + fabs(bias);
     if (activation == ABN_PRELU && !(param > 0)) return 0;
+    if (activation == ABN_LEAKY_RELU && !(param * largest_real > 1)) return 0; /* kernels multiply by 1 / param */
     if (!(abn_activation_least_z(activation, param, size) > 2 * limit.smallest_normal)) return 0;
     if (!(abn_activation_largest_z(activation, param, most_y) <= limit.largest)) return 0;
     const double solved = abn_activation_table[activation].inverse == ABN_FROM_Z_AND_SIDE ? limit.inverse_error : 0;

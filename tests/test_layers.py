@@ -319,7 +319,7 @@ def test_what_a_call_keeps_is_not_copied():
     x, ctx = np.ones(3), layers.Context("op")
     ctx.save_for_backward(input=x)
     for refuse in (copy.copy, copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match="^op: a Context cannot be pickled or copied"):
+        with pytest.raises(TypeError, match=r"^op: a Context cannot be pickled or copied"):
             refuse(ctx)
     assert not x.flags.writeable
     ctx.free()

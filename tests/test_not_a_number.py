@@ -13,12 +13,12 @@ ARRAYS = ["x", "dz", "residual", "weight", "bias"]
 
 
 def drawn(dtype, where):
-    """A NaN in the second channel of this array; beside it numbers that z does not tell."""
+    """NaN in the second channel of this array, on both sides of 0; beside it numbers that z does not tell."""
     rng = np.random.default_rng(0)
     arrays = dict(zip(ARRAYS, 3 * rng.normal(size=(3, *SHAPE)), strict=False))
     arrays["residual"][1, 1, 20] = 6e4
     arrays["weight"], arrays["bias"] = rng.normal(size=4) * [1, 1, 1e-3, 0], rng.normal(size=4)
-    arrays[where][(1, 1, 17) if arrays[where].ndim == 3 else 1] = np.nan
+    arrays[where][(1, 1, slice(12, 18)) if arrays[where].ndim == 3 else 1] = np.nan
     of = {"weight": parameter_dtype, "bias": parameter_dtype}
     return Batch(**{name: array.astype(of.get(name, dtype_of)(dtype)) for name, array in arrays.items()})
 

@@ -136,6 +136,98 @@ def test_backward_apply_of_an_xhat_that_float_does_not_hold(weight, activation):
     np.testing.assert_allclose(dx, want.dx, rtol=1e-5, atol=1e-44)
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu", "tanh"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
+def test_backward_apply_in_evaluation_of_an_xhat_beyond_float(strategy, activation):
+    """A weight of 0 made NaN of it, where nothing but the sums of dy would have told."""
+    x, dz = np.array([[3e38], [1]], np.float32), np.full((2, 1), 0.1, np.float32)
+    given = np.zeros(1, np.float32), None, np.zeros(1, np.float32), np.full(1, 0.1, np.float32)
+    options = {"training": False, "activation": activation, "residual": np.full_like(x, 5)}
+    want = reference.backward(reference.forward(x, *given, strategy="standard", **options)[1], dz)
+    _, ctx = functional.forward(x.copy(), *given, strategy=strategy, **options)
+    sums, dresidual = functional.backward_reduce(ctx, dz), np.zeros_like(x)
+    assert not functional.backward_apply(ctx, dz, *sums, 2, residual_grad=dresidual).any()
+    np.testing.assert_allclose(dresidual, want.dresidual, rtol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"activation": "selu"}, 3e38),
+        ({"activation": "prelu", "slope": np.full(1, 100, np.float32)}, 1e38),
+        ({"activation": "leaky_relu", "activation_param": 1e3}, 1e38),
+        ({"activation": "elu", "activation_param": 30}, 1e38),
+    ],
+    ids=["selu", "prelu", "leaky_relu", "elu"],
+)
+def test_backward_apply_of_dy_beyond_float_that_cancel(options, size, strategy, training):
+    x, weight = np.array([[-1], [-1], [3], [-1]], np.float32), np.full(1, 1e-3, np.float32)
+    dz = np.array([[size], [-size], [0], [0]], np.float32)
+    given = weight, None, np.zeros(1, np.float32), np.ones(1, np.float32)
+    want_ctx = reference.forward(x, *given, strategy="standard", training=training, **options)[1]
+    want = reference.backward(want_ctx, dz).dx
+    assert 1e35 < np.abs(want).max() < 3e38
+    _, ctx = functional.forward(x.copy(), *given, strategy=strategy, training=training, **options)
+    dx = functional.backward_apply(ctx, dz, *functional.backward_reduce(ctx, dz), 4)
+    np.testing.assert_allclose(dx, want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("strategy", ["inplace_1", "inplace_2"])
+def test_a_slope_whose_inverse_is_infinite(strategy):
+    x, dz = np.array([[-1, 2, -0.5, 0.7, -1]]).T, np.arange(1.0, 6)[:, None]
+    given, options = (np.full(1, 1e6), None), {"activation": "leaky_relu", "activation_param": 1e-310}
+    want = reference.backward(reference.forward(x, *given, strategy="standard", **options)[1], dz).dx
+    _, ctx = functional.forward(x.copy(), *given, strategy=strategy, **options)
+    dx = functional.backward_apply(ctx, dz, *functional.backward_reduce(ctx, dz), 5)
+    np.testing.assert_allclose(dx, want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("strategy", ["inplace_1", "inplace_2"])
+@pytest.mark.parametrize(
+    ("activation", "dtype", "least"), [("elu", "float16", -15), ("selu", "float32", 3.3e38)]
+)
+def test_a_z_that_overflows_by_the_slope_of_its_activation(activation, dtype, least, strategy):
+    """With given statistics: float16's elu with a large alpha, and float32's selu at the end of float."""
+    x = np.array([[least], [1], [0], [0.5]], dtype)
+    given = np.full(1, 0.1 if dtype == "float16" else 1, np.float32), None, np.zeros(1, np.float32)
+    given += (np.ones(1, np.float32),)
+    options = {"training": False, "activation": activation, "activation_param": 1e5}
+    dz = np.full_like(x, 1e-3 if dtype == "float32" else 1)
+    want = reference.backward(reference.forward(x, *given, strategy="standard", **options)[1], dz)
+    _, ctx = functional.forward(x.copy(), *given, strategy=strategy, **options)
+    got = functional.backward(ctx, dz)
+    np.testing.assert_allclose(got.dx.astype(float), want.dx, rtol=2e-3)
+    np.testing.assert_allclose(got.dweight, want.dweight, rtol=2e-3)
+
+
+@pytest.mark.parametrize("isa", _core.info()["isa_usable"])
+@pytest.mark.parametrize(("alpha", "weight"), [(1e9, 1e-36), (1e20, 1e-24), (1e36, 1e-10)])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace_1", "inplace_2"])
+def test_celu_where_y_over_alpha_is_too_small_for_a_float(strategy, alpha, weight, isa):
+    x, dz = np.array([[-1], [2], [-0.5], [0.7]], np.float32), np.arange(1, 5, dtype=np.float32)[:, None]
+    given, options = (np.full(1, weight, np.float32), None), {"activation": "celu", "activation_param": alpha}
+    want_z, want_ctx = reference.forward(x, *given, strategy="standard", **options)
+    want = reference.backward(want_ctx, dz)
+    z, ctx = _core.forward(x.copy(), *given, strategy=strategy, isa=isa, **options)
+    np.testing.assert_allclose(z, want_z, rtol=1e-6)
+    dx, dweight = _core.backward(ctx, dz, isa=isa)[:2]
+    np.testing.assert_allclose(dx, want.dx, rtol=1e-5)
+    np.testing.assert_allclose(dweight, want.dweight, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["standard", "inplace_1", "inplace_2"])
+def test_tiny_gradients_beside_tiny_weights(strategy):
+    """dy * (weight * xhat) had fewer digits than dy * xhat."""
+    x = np.array([[-3e-6], [1e-6], [2e-6], [5e-7]], np.float32)
+    dz = np.array([[1.5e-38], [0], [0], [0]], np.float32)
+    given, options = (np.full(1, 1e-6, np.float32), None), {"activation": "identity", "eps": 1e-30}
+    want = reference.backward(reference.forward(x, *given, strategy="standard", **options)[1], dz)
+    got = functional.backward(functional.forward(x.copy(), *given, strategy=strategy, **options)[1], dz)
+    np.testing.assert_allclose(got.dweight, want.dweight, rtol=1e-6)
+
+
 @pytest.mark.parametrize("least", [1e20, -3e20], ids=["sum beyond float", "sum of zero"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])

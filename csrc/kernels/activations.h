@@ -29,7 +29,7 @@ INLINE vec activate(abn_activation activation, vec y, activation_constants k) {
 INLINE vec activation_gradient(abn_activation activation, vec y, vec dz, activation_constants k) {
     switch (activation) {
         case ABN_LEAKY_RELU: return v_select(v_ge(y, v_zero()), dz, v_mul(dz, k.param));
-        case ABN_RELU: return v_select(v_ge(y, v_zero()), dz, v_zero());
+        case ABN_RELU: return v_mul(dz, v_select(v_ge(y, v_zero()), v_set1(1), v_zero())); /* NaN stays */
         default: return dz;
     }
 }

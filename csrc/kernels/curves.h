@@ -22,6 +22,7 @@
 #define LEAST_SIZE 1e-299               /* of a z far left that is inverted */
 #define LEAST_SQUARE 1e-14              /* of z above its least that is inverted */
 #define HALLEY_STEPS 2
+#define LINE_TO 0x1p-54 /* exp(u) - 1 is u up to there */
 #else
 #define REAL_NORMAL 0x1p-126f
 #define REAL_LARGEST 0x1.fffffep+127f
@@ -31,6 +32,7 @@
 #define LEAST_SIZE 1e-35f
 #define LEAST_SQUARE 6e-8f
 #define HALLEY_STEPS 1
+#define LINE_TO 0x1p-25
 #endif
 
 INLINE vec v_neg(vec x) { return v_sub(v_zero(), x); }
@@ -40,18 +42,24 @@ INLINE vec v_inverse(vec x) { return v_div(v_set1(1), x); }
 
 typedef struct {
     vec right, height, rate;
+    int is_celu; /* rate = 1 / height: next to 0 it is a line, also where y * rate is too small for a number */
 } exponential;
 
 INLINE exponential exponential_of(abn_activation activation, vec param) {
     switch (activation) {
-        case ABN_CELU: return (exponential){v_set1(1), param, v_inverse(param)};
-        case ABN_SELU: return (exponential){v_set1(SELU_SCALE), v_set1(SELU_SCALE * SELU_ALPHA), v_set1(1)};
-        default: return (exponential){v_set1(1), param, v_set1(1)};
+        case ABN_CELU: return (exponential){v_set1(1), param, v_inverse(param), 1};
+        case ABN_SELU: return (exponential){v_set1(SELU_SCALE), v_set1(SELU_SCALE * SELU_ALPHA), v_set1(1), 0};
+        default: return (exponential){v_set1(1), param, v_set1(1), 0};
     }
 }
 
+INLINE vec line_or_curve(exponential e, vec scaled, vec line, vec curve) {
+    return e.is_celu ? v_select(v_lt(v_set1((real)-LINE_TO), scaled), line, curve) : curve;
+}
+
 INLINE vec exponential_value(exponential e, vec y) {
-    const vec left = v_mul(v_expm1_negative(v_mul(v_min(v_zero(), y), e.rate)), e.height);
+    const vec scaled = v_mul(v_min(v_zero(), y), e.rate);
+    const vec left = line_or_curve(e, scaled, y, v_mul(v_expm1_negative(scaled), e.height));
     return v_select(v_lt(y, v_zero()), left, v_mul(y, e.right));
 }
 
@@ -64,8 +72,9 @@ INLINE void exponential_invert(exponential e, vec *z, vec *slope) {
     const mask left = is_left_of_zero(*z);
     /* Beyond the reach of the rule in activations.c: anything that is finite. */
     const vec ratio = v_max(v_set1(-NEARLY_ONE), v_min(v_zero(), v_mul(*z, v_inverse(e.height))));
+    const vec y = line_or_curve(e, ratio, *z, v_mul(v_log1p(ratio), v_inverse(e.rate)));
     *slope = v_select(left, v_mul(v_add(v_max(v_neg(e.height), *z), e.height), e.rate), e.right);
-    *z = v_select(left, v_mul(v_log1p(ratio), v_inverse(e.rate)), v_mul(*z, v_inverse(e.right)));
+    *z = v_select(left, y, v_mul(*z, v_inverse(e.right)));
 }
 
 /* ---- sigmoid, tanh, softplus ------------------------------------------------------------------------ */

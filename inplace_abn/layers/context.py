@@ -146,8 +146,8 @@ class Context:
 
     def __reduce_ex__(self, protocol):
         raise TypeError(
-            f"{self.name}: a Context cannot be pickled or copied: it holds locks on the arrays that it keeps for "
-            "the backward; run the backward first, or forward again where it is needed"
+            f"{self.name}: a Context cannot be pickled or copied: it holds locks on the arrays that it keeps "
+            "for the backward; run the backward first, or forward again where it is needed"
         )
 
     # ---- in the forward --------------------------------------------------------------------------------
