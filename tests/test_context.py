@@ -341,3 +341,23 @@ def test_one_of_many_threads_gets_the_gradient():
     assert all(
         "in use by a call in another thread" in text or "freed by backward" in text for text in refused
     )
+
+
+def test_a_call_while_another_one_works_on_the_context_is_refused():
+    x = np.ones((16, 8, 256, 256), np.float32)
+    dz, said = np.ones_like(x), []
+    for _ in range(50):  # at the first try, unless the other thread has to wait for its turn
+        _, ctx = functional.forward(x, strategy="standard")
+        worker = threading.Thread(target=functional.backward_reduce, args=(ctx, dz))
+        worker.start()
+        while worker.is_alive() and not said:
+            try:
+                functional.backward_reduce(ctx, dz[:0])
+            except RuntimeError as error:
+                said.append(str(error))
+            except ValueError:
+                pass  # not yet, or no more: then dz is looked at
+        worker.join()
+        if said:
+            break
+    assert "ctx is in use by a call in another thread" in said[0]
