@@ -3,7 +3,7 @@
 import numpy as np
 
 from .. import functional
-from ..ops._arguments import elsewhere
+from ..ops import _arguments as arguments
 from ..reference import ACTIVATIONS, KEEPS
 from .activation import activation_of, parameter_of
 from .base import Layer, Parameter
@@ -197,16 +197,16 @@ class ABN(Layer):
         return 1 / (int(self.num_batches_tracked) + 1) if self.track_running_stats else 0.0
 
     def _check(self, x):
-        if not isinstance(x, np.ndarray):
-            raise TypeError(f"x must be a numpy.ndarray, got {type(x).__name__}")
+        arguments.plain("x", x)
         if x.ndim < 2:
             return  # functional.forward says what is wrong
         if x.shape[self.channel_axis] != self.num_features:
             features = self.num_features
             shape = f"(N, {features}, ...)" if self.channel_axis == 1 else f"(N, ..., {features})"
+            elsewhere = arguments.elsewhere(x.shape, features, self.channel_axis)
             raise ValueError(
                 f"num_features={features} takes x of shape {shape}, got {x.shape} with "
-                f"{x.shape[self.channel_axis]} channels{elsewhere(x.shape, features, self.channel_axis)}"
+                f"{x.shape[self.channel_axis]} channels{elsewhere}"
             )
 
     def extra_repr(self):
