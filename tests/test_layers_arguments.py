@@ -302,6 +302,26 @@ def test_a_vector_is_no_batch():
         ABN(3)(np.ones(3, np.float32))
 
 
+@pytest.mark.parametrize("make", [ABN, InPlaceABN])
+@pytest.mark.parametrize(("shape", "axis"), [((1, 3), 1), ((1, 3, 1, 1), 1), ((1, 1, 3), -1)])
+def test_one_value_per_channel_is_told_what_a_layer_can_do(make, shape, axis):
+    x = np.ones(shape, np.float32)
+    with pytest.raises(ValueError, match="more than 1 value") as caught:
+        make(3, channel_axis=axis)(x)
+    assert str(caught.value) == (
+        f"{make.__name__}: x must have more than 1 value per channel in training, got shape {shape}; use a "
+        "larger batch or larger images, or eval(), for the running statistics"
+    )
+    assert make(3, channel_axis=axis).eval()(x).shape == shape
+    layer = make(3, track_running_stats=False, channel_axis=axis)
+    for mode in (layer.train, layer.eval):
+        with pytest.raises(
+            ValueError, match=r"with track_running_stats=False, .* or eval\(\) of a layer with "
+        ):
+            mode()(x)
+    assert make(3, channel_axis=axis)(np.ones((0, *shape[1:]), np.float32)).size == 0
+
+
 def test_a_parameter_takes_gradients_of_its_shape():
     parameter = Linear(4, 8).weight
     assert "(8, 4), float32" in repr(parameter)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inplace_abn import functional, reference
+from inplace_abn.layers import InPlaceABN
 
 SHAPES = [
     (6, 5),
@@ -84,6 +85,25 @@ def test_single_positions_between_strides_of_both_kinds(shape, sliced, strategy)
     got = Run(z.copy(), *functional.backward(ctx, dz))
     assert_forward(got, want)
     assert_backward(got, want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_advised_for_an_array_that_does_not_lie_as_x_does_is_taken(layout):
+    x, axis = LAYOUTS[layout](random_batch((4, 17, 5, 3), "float32").x)
+    contiguous = np.ones(x.shape, np.float32)
+    turned = np.moveaxis(np.ones_like(np.moveaxis(x, axis, -axis), order="C"), -axis, axis)
+    other = contiguous if layout == "last_seen_as_first" else turned
+    for unlike in (other, np.ones(x.shape, np.float32, order="F"), np.ones_like(x)[::-1]):
+        layer = InPlaceABN(17, activation="identity", channel_axis=axis)
+        like_x = np.empty_like(x)
+        like_x[...] = unlike
+        message = r"strides .* in bytes, channel_axis=-?1; copy it into numpy.empty_like\(x\)$"
+        with pytest.raises(ValueError, match=f"residual .*{message}"):
+            layer(x.copy(order="K"), residual=unlike)
+        layer(x.copy(order="K"), residual=like_x)
+        with pytest.raises(ValueError, match=f"dz .*{message}"):
+            layer.backward(unlike)
+        layer.backward(like_x)
 
 
 def test_strides_of_dimensions_of_size_one_do_not_matter():

@@ -97,8 +97,8 @@ static int refuse_layout(const batch *b, const char *what) {
     PyObject *shape = PyObject_GetAttrString((PyObject *)b->array, "shape");
     PyObject *strides = PyObject_GetAttrString((PyObject *)b->array, "strides");
     if (shape && strides)
-        PyErr_Format(PyExc_ValueError, "%s %s: shape %R, strides %R in bytes, channel_axis=%d; pass a contiguous copy",
-                     b->name, what, shape, strides, b->channel_axis);
+        PyErr_Format(PyExc_ValueError, "%s %s: shape %R, strides %R in bytes, channel_axis=%d; %s", b->name, what,
+                     shape, strides, b->channel_axis, b->remedy);
     Py_XDECREF(shape);
     Py_XDECREF(strides);
     return -1;
@@ -158,9 +158,8 @@ static int choose_layout(batch *b, const batch *like) {
     if (!(like && plain) && (b->layout == CHANNELS_FIRST ? !first : !last))
         return refuse_layout(b, !like
                                     ? "is neither (N, C, *spatial) with contiguous spatial dimensions nor channels-last"
-                                : b->layout == CHANNELS_FIRST
-                                    ? "must be channels-first in memory, as x was (copy it into numpy.empty_like(x))"
-                                    : "must be channels-last in memory, as x was (copy it into numpy.empty_like(x))");
+                                : b->layout == CHANNELS_FIRST ? "must be channels-first in memory, as x was"
+                                                              : "must be channels-last in memory, as x was");
     dense = *core;
     contiguous_strides(&dense, b->layout);
     if (core->spatial == 1) core->spatial_stride = dense.spatial_stride;
@@ -233,6 +232,7 @@ int batch_open(binding_state *state, PyObject *got, name_id name, int channel_ax
                batch *b) {
     b->name = name_texts[name];
     b->channel_axis = channel_axis;
+    b->remedy = like ? "copy it into numpy.empty_like(x)" : "pass a contiguous copy";
     if (kind_gate(state, got, b->name, &b->array) < 0) return -1;
     if (dtype_gate(state, b->array, b->name, &b->core.dtype) < 0) return -1;
     if (like && b->core.dtype != like->core.dtype) {

@@ -10,7 +10,8 @@ typedef enum { CHANNELS_FIRST, CHANNELS_LAST } layout;
 typedef struct {
     PyArrayObject *array;
     const char *name;
-    int channel_axis; /* 1 or -1 */
+    const char *remedy; /* for memory that no kernel takes; a contiguous copy of dz need not lie as x does */
+    int channel_axis;   /* 1 or -1 */
     int ndim;
     npy_intp shape[ABN_MAX_DIMS];
     layout layout;

@@ -19,6 +19,7 @@ A gradient that is wrong, and where:
 
 import numpy as np
 
+from ..layers.checks import not_negative, positive, whole
 from ..layers.context import is_grad_enabled
 from . import differences, subjects
 from .report import Report, Row
@@ -53,9 +54,9 @@ def gradcheck(
         Which of the inputs the returned gradients belong to. Default: all, or all floating arrays.
     modes : sequence of {"train", "eval"}
         Of a layer.
-    step : float
+    step : float > 0
         Of the differences, in units of the standard deviation of each array.
-    rtol : float
+    rtol : float >= 0
         How far a gradient may be off, relative to itself or to the root mean square of its array; what
         differences cannot tell from rounding is allowed for on top.
     samples : int, optional
@@ -71,8 +72,8 @@ def gradcheck(
     Raises
     ------
     TypeError, ValueError
-        For a target that is none of these, results that are not finite, not float64 or not the same for the
-        same inputs, and gradients that cannot be told apart (pass `wrt`).
+        For a target that is none of these, numbers that would check nothing, results that are not finite, not
+        float64 or not the same for the same inputs, and gradients that cannot be told apart (pass `wrt`).
     RuntimeError
         Inside `inplace_abn.layers.no_grad`.
 
@@ -90,6 +91,8 @@ def gradcheck(
     """
     if not is_grad_enabled():
         raise RuntimeError("gradcheck needs contexts for the backward, and cannot run inside no_grad()")
+    step, rtol = positive("step", step), not_negative("rtol", rtol)
+    samples = None if samples is None else whole("samples", samples, least=1)
     inputs = [_float64(array) for array in (inputs if isinstance(inputs, (tuple, list)) else (inputs,))]
     subject = subjects.make(target, inputs, wrt)
     report = Report()

@@ -135,6 +135,11 @@ class Check:
             below = self._evaluate()
         finally:
             array[index] = middle
+        if high == low:
+            raise ValueError(
+                f"step is too small for elements like {middle}, which rounding leaves as they are, "
+                f"got {self.step}"
+            )
         return float(np.sum(self._dz * (above - below))), float(high - low)
 
     def _evaluate(self):

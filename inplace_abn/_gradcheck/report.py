@@ -64,7 +64,7 @@ class Report:
     def _verdict(self):
         if self.ok:
             return "gradients agree with finite differences"
-        if not self.rows:
+        if not self.rows and not self.problems:
             return "nothing to check: no floating array among inputs and parameters"
         wrong = sum(1 for row in self.rows if row.wrong)
         found = [f"{wrong} of {len(self.rows)} gradients are WRONG"] if wrong else []

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .. import functional
-from ..ops._arguments import elsewhere
+from ..ops import _arguments as arguments
 from ..reference import ACTIVATIONS, KEEPS
 from .activation import activation_of, parameter_of
 from .base import Layer, Parameter
@@ -153,7 +153,7 @@ class ABN(Layer):
         if isinstance(residual, np.ndarray):
             writeable["residual"] = residual.flags.writeable
         z, kept = functional.forward(
-            x, *self._arrays(), training=self.training or not self.track_running_stats,
+            x, *self._arrays(), training=self._normalizes_by_batch,
             momentum=self._momentum(), eps=self.eps, activation=chosen.activation,
             activation_param=chosen.activation_param, strategy=self.strategy, channel_axis=self.channel_axis,
             **arrays,
@@ -182,6 +182,10 @@ class ABN(Layer):
         return (dx, *others) if self.slope is None else (dx, *others, None)  # accumulated already
 
     @property
+    def _normalizes_by_batch(self):
+        return self.training or not self.track_running_stats
+
+    @property
     def _updates(self):
         return self.training and self.track_running_stats and not is_once_more()
 
@@ -197,17 +201,32 @@ class ABN(Layer):
         return 1 / (int(self.num_batches_tracked) + 1) if self.track_running_stats else 0.0
 
     def _check(self, x):
-        if not isinstance(x, np.ndarray):
-            raise TypeError(f"x must be a numpy.ndarray, got {type(x).__name__}")
+        arguments.plain("x", x)
         if x.ndim < 2:
             return  # functional.forward says what is wrong
         if x.shape[self.channel_axis] != self.num_features:
             features = self.num_features
             shape = f"(N, {features}, ...)" if self.channel_axis == 1 else f"(N, ..., {features})"
+            elsewhere = arguments.elsewhere(x.shape, features, self.channel_axis)
             raise ValueError(
                 f"num_features={features} takes x of shape {shape}, got {x.shape} with "
-                f"{x.shape[self.channel_axis]} channels{elsewhere(x.shape, features, self.channel_axis)}"
+                f"{x.shape[self.channel_axis]} channels{elsewhere}"
             )
+        if x.size == self.num_features and self._normalizes_by_batch:
+            raise ValueError(self._of_one_value(x))
+
+    def _of_one_value(self, x):
+        """Say it before functional.forward does, which advises an argument that a layer does not have."""
+        when, instead = "in training", "eval()"
+        if not self.track_running_stats:
+            when, instead = (
+                "with track_running_stats=False",
+                "eval() of a layer with track_running_stats=True",
+            )
+        return (
+            f"x must have more than 1 value per channel {when}, got shape {x.shape}; use a larger batch or "
+            f"larger images, or {instead}, for the running statistics"
+        )
 
     def extra_repr(self):
         """Return the arguments."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..ops import _arguments as arguments
 from ..reference import ACTIVATIONS
 from ..reference.moments import quiet
 from .base import Layer, Parameter
@@ -104,8 +105,7 @@ class Activation(Layer):
     @quiet
     def forward(self, ctx, x):
         """Return activation(x)."""
-        if not isinstance(x, np.ndarray):
-            raise TypeError(f"x must be a numpy.ndarray, got {type(x).__name__}")
+        arguments.plain("x", x)
         if x.dtype.kind not in "fV":  # V: bfloat16
             raise TypeError(f"x must be of a floating dtype, got {x.dtype}")
         param = self._param(x)

@@ -130,6 +130,12 @@ class Layer(_Named, StateMixin):
         return self
 
     def __setattr__(self, key, value):
+        # Anything else in the place of a parameter would leave named_parameters() and the state unnoticed.
+        if isinstance(vars(self).get(key), Parameter) and not isinstance(value, Parameter):
+            raise TypeError(
+                f"{self.label}: {key} must be a Parameter, got {type(value).__name__}; write "
+                f"layer.{key}.data[...] = array for other values, or assign Parameter(array)"
+            )
         super().__setattr__(key, value)
         if isinstance(value, _Named) and not key.startswith("_") and value._homeless:
             value._belongs_to(self, key)

@@ -57,6 +57,14 @@ def positive(name, value):
     return number
 
 
+def not_negative(name, value):
+    """Return `value` as a float of at least 0."""
+    number = finite(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must be at least 0, got {value!r}")
+    return number
+
+
 def fraction(name, value):
     """Return `value` as a float from 0 to 1."""
     number = finite(name, value)

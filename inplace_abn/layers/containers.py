@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..ops import _arguments as arguments
 from .abn import ABN
 from .activation import Activation
 from .base import Layer
@@ -159,6 +160,7 @@ class Residual(Layer):
 
     def forward(self, ctx, x):
         """Branch, shortcut, sum, activation."""
+        arguments.plain("x", x)
         ctx.fused = self._fused
         z, shortcut = self._terms(ctx, x)
         if ctx.fused:

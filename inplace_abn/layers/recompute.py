@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from ..ops import _arguments as arguments
 from .containers import Sequential
 from .context import no_grad, once_more
 
@@ -57,8 +58,7 @@ class Recompute(Sequential):
 
     def forward(self, ctx, x):
         """Run the layers without keeping anything but x, and what the next run has to find."""
-        if not isinstance(x, np.ndarray):
-            raise TypeError(f"x must be a numpy.ndarray, got {type(x).__name__}")
+        arguments.plain("x", x)
         ctx.save_for_backward(input=x)
         ctx.modes, ctx.random = self._modes(), _states(self._generators())
         with no_grad():

@@ -7,6 +7,21 @@ import numpy as np
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
+def plain(name, array):
+    """Refuse what is no array, and arrays that mean more than their elements.
+
+    Operations work on elements alone: masks and units would get lost, and a numpy.matrix multiplies in
+    another way. The compiled core takes the same types and says the same.
+    """
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
+    if type(array) not in (np.ndarray, np.memmap):
+        raise TypeError(
+            f"{name} must be a plain numpy.ndarray or numpy.memmap, got '{type(array).__name__}'; pass "
+            f"{name}.view(numpy.ndarray) if its data alone is meant"
+        )
+
+
 def floats(name, array, axes, dtype=None, leading=False):
     """Check that `array` is a float32 or float64 array with the axes named.
 
@@ -22,8 +37,7 @@ def floats(name, array, axes, dtype=None, leading=False):
     leading : bool
         True where "..." in `axes` stands for any number of axes.
     """
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
+    plain(name, array)
     if array.dtype not in DTYPES:
         raise TypeError(
             f"{name} must be float32 or float64 in native byte order, got {array.dtype}; "
@@ -52,8 +66,7 @@ def same_shape(name, array, shape, reason):
 
 def gradient(name, dz, shape, dtype):
     """Check that `dz` fits the result of the forward."""
-    if not isinstance(dz, np.ndarray):
-        raise TypeError(f"{name} must be a numpy.ndarray, got {type(dz).__name__}")
+    plain(name, dz)
     if dz.dtype != dtype:
         raise TypeError(
             f"{name} must be {dtype} as the result of the forward was, got {dz.dtype}; "

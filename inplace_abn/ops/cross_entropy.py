@@ -86,6 +86,8 @@ def backward(ctx, dz=1.0, *, overwrite=False):
     TypeError
         For a dz that is no number.
     """
+    if isinstance(dz, np.ndarray):
+        arguments.plain("dz", dz)
     if np.ndim(dz) != 0 or isinstance(dz, (str, bytes, type(None))):
         raise TypeError(f"dz must be a number, the gradient of the loss, got {dz!r}")
     saved = ctx.saved
@@ -113,6 +115,7 @@ def _check(x, scores, target, ignore_index, channel_axis):
     if not isinstance(target, np.ndarray) or not np.issubdtype(target.dtype, np.integer):
         got = target.dtype if isinstance(target, np.ndarray) else type(target).__name__
         raise TypeError(f"target must be a numpy.ndarray of integers, got {got}")
+    arguments.plain("target", target)
     shape = scores.shape[:1] + scores.shape[2:]
     arguments.same_shape("target", target, shape, f"a label for x of shape {x.shape} with {channel_axis=}")
     counted = target != arguments.integer("ignore_index", ignore_index, -(1 << 62))

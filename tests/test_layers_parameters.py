@@ -1,0 +1,65 @@
+"""Parameters of layers: what may be assigned in their place, and what would make them vanish."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+from inplace_abn.layers import ABN, Activation, Conv2d, InPlaceABN, Linear, Parameter, Sequential
+
+PLACES = [
+    (lambda: ABN(4), "weight"),
+    (lambda: InPlaceABN(4), "bias"),
+    (lambda: Linear(4, 3), "weight"),
+    (lambda: Linear(4, 3), "bias"),
+    (lambda: Conv2d(4, 3, 1), "weight"),
+    (lambda: Activation("prelu", num_slopes=4), "slope"),
+]
+
+
+@pytest.mark.parametrize("value", [np.ones(4, np.float32), None, [1.0], Linear(1, 1)])
+@pytest.mark.parametrize(("make", "key"), PLACES)
+def test_what_is_no_parameter_is_refused_at_the_assignment(make, key, value):
+    net = Sequential({"net": make()})
+    before, kept = net.state_dict(), getattr(net.net, key)
+    kind = type(value).__name__
+    with pytest.raises(TypeError) as caught:
+        setattr(net.net, key, value)
+    assert str(caught.value) == (
+        f"{net.net.label}: {key} must be a Parameter, got {kind}; write layer.{key}.data[...] = array for "
+        "other values, or assign Parameter(array)"
+    )
+    assert getattr(net.net, key) is kept
+    assert list(net.state_dict()) == list(before)
+    net(np.ones((2, 4, 4, 4), np.float32))
+
+
+@pytest.mark.parametrize(("make", "key"), PLACES)
+def test_parameters_take_the_place_of_others(make, key):
+    layer = make()
+    names = list(layer.state_dict())
+    new = Parameter(getattr(layer, key).data * 2)
+    setattr(layer, key, new)
+    assert list(layer.state_dict()) == names
+    assert new.name == key
+    assert any(parameter is new for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("make", [lambda **o: Linear(4, 3, **o), lambda **o: Conv2d(4, 3, 1, **o)])
+def test_a_bias_that_was_left_out_may_be_put_in(make):
+    layer = make(bias=False)
+    layer.bias = Parameter(np.full(3, 2, np.float32))
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    layer.weight.data[...] = 0
+    assert (layer(np.ones((2, 4, 4, 4), np.float32)) == 2).all()
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_copies_keep_their_parameters(duplicate):
+    for make, key in PLACES:
+        layer = make()
+        twin = duplicate(layer)
+        assert list(twin.state_dict()) == list(layer.state_dict())
+        with pytest.raises(TypeError, match=f"{key} must be a Parameter, got ndarray"):
+            setattr(twin, key, getattr(layer, key).data)
