@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from .ops import _arguments as arguments
+
 __all__ = ["SGD", "CosineSchedule"]
 
 
@@ -230,10 +232,7 @@ class CosineSchedule:
 
 
 def _number(name, value, least=0.0):
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    number = arguments.number(name, value)
     if not (least <= number < math.inf):
         raise ValueError(f"{name} must be finite{' and at least 0' if least == 0 else ''}, got {number}")
     return number

@@ -213,6 +213,35 @@ def test_channels_in_the_other_place_are_seen(shape, axis):
         ),
         (lambda: InPlaceABN(2, activation_param=np.inf), ValueError, "activation_param must be finite"),
         (lambda: InPlaceABN(2, channel_axis=2), ValueError, "channel_axis must be one of 1, -1, got 2"),
+        (lambda: InPlaceABN(2, channel_axis=1.0), ValueError, "channel_axis must be one of 1, -1, got 1.0"),
+        (lambda: InPlaceABN(2, eps=10**400), ValueError, "eps must be finite, got 1000"),
+        (
+            lambda: InPlaceABN(2, activation=["relu"]),
+            ValueError,
+            r"activation must be one of .* got \['relu'\]",
+        ),
+        (
+            lambda: InPlaceABN(2, num_slopes=np.array([1, 2])),
+            ValueError,
+            "num_slopes must be one of 1, 2, got",
+        ),
+        (lambda: ABN(2, strategy={}), ValueError, "strategy must be one of .* got {}"),
+        (
+            lambda: ABN(2)(np.ones((2, 2), np.float32), activation="relu"),
+            TypeError,
+            "activation must be a layer",
+        ),
+        (
+            lambda: Activation("prelu", num_slopes=()),
+            TypeError,
+            r"num_slopes must be a whole number, got \(\)",
+        ),
+        (
+            lambda: Activation("prelu", dtype=3),
+            ValueError,
+            "dtype must be one of 'float32', 'float64', got 3",
+        ),
+        (lambda: Linear(2, 2, dtype=None), ValueError, "dtype must be one of 'float32', 'float64', got None"),
         (lambda: InPlaceABN(2, dtype="float16"), ValueError, "dtype must be one of 'float32', 'float64'"),
         (lambda: Conv2d(3, 4, (1, 2, 3)), ValueError, "kernel_size must be one whole number or two"),
         (

@@ -5,9 +5,9 @@ import numpy as np
 from .. import functional
 from ..ops import _arguments as arguments
 from ..reference import ACTIVATIONS, KEEPS
-from .activation import activation_of, parameter_of
+from .activation import Activation, activation_of, parameter_of
 from .base import Layer, Parameter
-from .checks import choice, fraction, goes_with, positive, whole
+from .checks import choice, fraction, goes_with, positive, precision, whole
 from .context import is_once_more
 from .kept import claim
 
@@ -104,7 +104,7 @@ class ABN(Layer):
         self.num_slopes = choice("num_slopes", num_slopes, (1, self.num_features))
         self.strategy = strategy
         self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
-        dtype = np.dtype(choice("dtype", np.dtype(dtype).name, ("float32", "float64")))
+        dtype = precision(dtype)
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
         self.activation_param, self.slope = parameter_of(activation, activation_param, num_slopes, dtype)
@@ -145,6 +145,8 @@ class ABN(Layer):
         """Normalize, add the residual, and activate: as `activation`, a layer, does, or as this one does."""
         self._check(x)
         chosen = self if activation is None else activation
+        if not isinstance(chosen, (ABN, Activation)):
+            raise TypeError(f"activation must be a layer, an Activation for one, or None, got {activation!r}")
         arrays = {"residual": residual, "slope": None if chosen.slope is None else chosen.slope.data}
         goes_with(x, *self._arrays(), arrays["slope"])
         if self.overwrites_input:

@@ -6,7 +6,7 @@ from ..ops import _arguments as arguments
 from ..reference import ACTIVATIONS
 from ..reference.moments import quiet
 from .base import Layer, Parameter
-from .checks import choice, finite, positive
+from .checks import choice, finite, positive, precision, whole
 from .kept import claim
 
 # Elements that are worked on at a time, so that temporaries stay small and in the cache.
@@ -37,14 +37,14 @@ def parameter_of(activation, activation_param, num_slopes, dtype):
         For an activation_param or a num_slopes that does not fit.
     """
     if ACTIVATIONS[activation].param != "channel":
-        if num_slopes != 1:
+        if whole("num_slopes", num_slopes, least=1) != 1:
             raise ValueError(
                 f"num_slopes goes with activation 'prelu', got {num_slopes!r} with {activation!r}; leave it "
                 "out, or 1"
             )
         return positive("activation_param", activation_param), None
     first = finite("activation_param", activation_param)
-    return first, Parameter(np.full(num_slopes, first, dtype))
+    return first, Parameter(np.full(whole("num_slopes", num_slopes, least=1), first, precision(dtype)))
 
 
 class Activation(Layer):

@@ -1,12 +1,12 @@
 """What the layers ask of their arguments."""
 
 import difflib
-import math
 import operator
 
 import numpy as np
 
 from ..ops import _arguments as arguments
+from ..ops._arguments import finite
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -16,15 +16,28 @@ def choice(name, value, valid, aliases=None):
 
     With `aliases`, a dict of other names to valid ones, the one that may be meant is named as well.
     """
-    if isinstance(value, bool) or value not in valid:
-        hint = "" if aliases is None else _meant(str(value).lower(), valid, aliases)
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}{hint}")
-    return value
+    kinds = () if isinstance(value, bool) else (str, int, np.integer)
+    for one in valid:
+        if isinstance(value, kinds) and isinstance(value, str) == isinstance(one, str) and value == one:
+            return one
+    hint = _meant(value.lower(), valid, aliases) if aliases and isinstance(value, str) else ""
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}{hint}")
 
 
 def _meant(value, valid, aliases):
     near = difflib.get_close_matches(value, [*aliases, *valid], n=1)
     return f"; did you mean {aliases.get(near[0], near[0])!r}?" if near else ""
+
+
+def precision(dtype):
+    """Return a layer's dtype, float32 or float64, as a numpy.dtype."""
+    try:
+        found = None if dtype is None else np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found not in arguments.DTYPES:  # float64 == None, to NumPy
+        raise ValueError(f"dtype must be one of 'float32', 'float64', got {dtype!r}")
+    return found
 
 
 def whole(name, value, least):
@@ -35,17 +48,6 @@ def whole(name, value, least):
         raise TypeError(f"{name} must be a whole number, got {value!r}") from None
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return number
-
-
-def finite(name, value):
-    """Return `value` as a float that is neither infinite nor NaN."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {value!r}")
     return number
 
 

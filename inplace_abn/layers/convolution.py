@@ -6,7 +6,7 @@ import numpy as np
 
 from ..ops import conv2d
 from .base import OperationLayer, Parameter
-from .checks import choice, goes_with, pair, whole
+from .checks import choice, goes_with, pair, precision, whole
 
 
 class Conv2d(OperationLayer):
@@ -95,5 +95,4 @@ class Conv2d(OperationLayer):
 
 def uniform(rng, bound, shape, dtype):
     """Return a Parameter with numbers from [-bound, bound)."""
-    dtype = np.dtype(choice("dtype", np.dtype(dtype).name, ("float32", "float64")))
-    return Parameter(rng.uniform(-bound, bound, shape).astype(dtype))
+    return Parameter(rng.uniform(-bound, bound, shape).astype(precision(dtype)))

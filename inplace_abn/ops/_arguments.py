@@ -1,5 +1,6 @@
 """What the operations ask of their arguments, and the words in which they refuse them."""
 
+import math
 import operator
 
 import numpy as np
@@ -73,6 +74,24 @@ def gradient(name, dz, shape, dtype):
             f"pass {cast(name, dtype)}"
         )
     same_shape(name, dz, tuple(shape), "as the result of the forward was")
+
+
+def number(name, value):
+    """Return `value` as a float."""
+    try:
+        return float(value)
+    except OverflowError:  # an int that float does not hold
+        return math.inf
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+
+
+def finite(name, value):
+    """Return `value` as a float that is neither infinite nor NaN."""
+    found = number(name, value)
+    if not math.isfinite(found):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return found
 
 
 def integer(name, value, least):

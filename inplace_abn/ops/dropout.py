@@ -98,10 +98,7 @@ def backward(ctx, dz, *, overwrite=False):
 
 def probability(name, value):
     """Return `value` as a float in [0, 1]."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number in [0, 1], got {value!r}") from None
+    number = arguments.number(name, value)
     if not 0 <= number <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {number}")
     return number
