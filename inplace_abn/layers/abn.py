@@ -221,10 +221,8 @@ class ABN(Layer):
         """Say it before functional.forward does, which advises an argument that a layer does not have."""
         when, instead = "in training", "eval()"
         if not self.track_running_stats:
-            when, instead = (
-                "with track_running_stats=False",
-                "eval() of a layer with track_running_stats=True",
-            )
+            when = "with track_running_stats=False"
+            instead = "eval() of a layer with track_running_stats=True"
         return (
             f"x must have more than 1 value per channel {when}, got shape {x.shape}; use a larger batch or "
             f"larger images, or {instead}, for the running statistics"
