@@ -289,11 +289,9 @@ abn_status abn_backward_reduce(const abn_machine *machine, const abn_context *co
  * take no part, and xhat is anything; a steep slope may take dy anywhere. (Slopes of curves with a minimum reach 1.13: that
  * takes the last eighth of float's range beyond it, and would cost every other dz a pass.) */
 static int has_to_look(const abn_context *context, double count) {
-    const abn_activation activation = context->activation;
     if (count == 0) return 1;
-    for (ptrdiff_t c = 0; c < (context->channel_param ? context->kept.channels : 1); c++)
-        if (fabs(abn_activation_derivative(activation, abn_param_at(context, c), -DBL_MIN)) > 1) return 1;
-    return 0;
+    const abn_slopes slopes = abn_slopes_left_of_zero(context);
+    return slopes.highest > 1 || slopes.lowest < -1;
 }
 
 abn_status abn_backward_apply(const abn_machine *machine, const abn_context *context, const abn_batch *dz,

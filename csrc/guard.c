@@ -36,6 +36,16 @@ double abn_param_at(const abn_context *context, ptrdiff_t channel) {
     return context->channel_param ? context->channel_param[channel] : context->activation_param;
 }
 
+abn_slopes abn_slopes_left_of_zero(const abn_context *context) {
+    abn_slopes slopes = {INFINITY, -INFINITY};
+    for (ptrdiff_t c = 0; c < (context->channel_param ? context->kept.channels : 1); c++) {
+        const double slope = abn_activation_derivative(context->activation, abn_param_at(context, c), -DBL_MIN);
+        slopes.lowest = fmin(slopes.lowest, slope);
+        slopes.highest = fmax(slopes.highest, slope);
+    }
+    return slopes;
+}
+
 double abn_residual_limit(abn_dtype dtype, double weight, double bias) {
     return limits_of[dtype].most_bias * fabs(weight) - fabs(bias);
 }
@@ -45,9 +55,7 @@ abn_escape_rule abn_escape_rule_for(const abn_context *context, int training) {
     const double most = 0.9 * abn_largest_of(dtype); /* selu's slope is 1.05 */
     abn_escape_rule rule = abn_escape_rule_of(context->activation, context->activation_param, dtype);
     if (training && !context->residual.data) return rule;
-    double steepest = fmax(1, abn_activation_derivative(context->activation, context->activation_param, -DBL_MIN));
-    for (ptrdiff_t c = 0; context->channel_param && c < context->kept.channels; c++)
-        steepest = fmax(steepest, context->channel_param[c]);
+    const double steepest = fmax(1, abn_slopes_left_of_zero(context).highest);
     if (dtype != ABN_FLOAT16 && steepest <= 1) return rule; /* y would be out of the kernels' range before z */
     rule.above = fmin(rule.above, most);
     rule.below = fmax(rule.below, -most / steepest);

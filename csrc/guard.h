@@ -28,4 +28,10 @@ void abn_settle_sign(abn_dtype dtype, void *xhat, double weight, double bias, do
 /* Of a channel, where each has one. */
 double abn_param_at(const abn_context *context, ptrdiff_t channel);
 
+/* The activation's derivatives just below 0, one per channel or one for all: the lowest and the highest. */
+typedef struct {
+    double lowest, highest;
+} abn_slopes;
+abn_slopes abn_slopes_left_of_zero(const abn_context *context);
+
 #endif

@@ -255,6 +255,13 @@ def test_a_gradient_of_the_loss_that_is_no_number_is_refused(dz):
         cross_entropy.backward(ctx, dz)
 
 
+def test_a_gradient_of_the_loss_that_is_not_finite_is_passed_on():
+    """A loss scale that has overflowed shows in the gradients, where a trainer looks for it."""
+    x, target = np.zeros((2, 3)), np.array([0, 1])
+    _, (dx,), _ = run(cross_entropy, x, target, dz=np.nan)
+    assert np.isnan(dx).all()
+
+
 @pytest.mark.parametrize(
     ("operation", "arguments"),
     [(linear, (np.zeros((3, 6)),)), (flatten, ()), (dropout, ())],

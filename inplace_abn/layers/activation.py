@@ -36,15 +36,16 @@ def parameter_of(activation, activation_param, num_slopes, dtype):
     TypeError, ValueError
         For an activation_param or a num_slopes that does not fit.
     """
+    slopes = whole("num_slopes", num_slopes, least=1)
     if ACTIVATIONS[activation].param != "channel":
-        if whole("num_slopes", num_slopes, least=1) != 1:
+        if slopes != 1:
             raise ValueError(
                 f"num_slopes goes with activation 'prelu', got {num_slopes!r} with {activation!r}; leave it "
                 "out, or 1"
             )
         return positive("activation_param", activation_param), None
     first = finite("activation_param", activation_param)
-    return first, Parameter(np.full(whole("num_slopes", num_slopes, least=1), first, precision(dtype)))
+    return first, Parameter(np.full(slopes, first, precision(dtype)))
 
 
 class Activation(Layer):

@@ -16,10 +16,10 @@ def choice(name, value, valid, aliases=None):
 
     With `aliases`, a dict of other names to valid ones, the one that may be meant is named as well.
     """
-    kinds = () if isinstance(value, bool) else (str, int, np.integer)
-    for one in valid:
-        if isinstance(value, kinds) and isinstance(value, str) == isinstance(one, str) and value == one:
-            return one
+    if isinstance(value, (str, int, np.integer)) and not isinstance(value, bool):
+        for one in valid:
+            if value == one:
+                return one
     hint = _meant(value.lower(), valid, aliases) if aliases and isinstance(value, str) else ""
     raise ValueError(f"{name} must be one of {', '.join(map(repr, valid))}, got {value!r}{hint}")
 

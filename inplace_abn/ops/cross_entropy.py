@@ -94,7 +94,7 @@ def backward(ctx, dz=1.0, *, overwrite=False):
     x, target, logs = saved["input"], saved["target"], saved["log_sum_exp"]
     dx = np.empty_like(x)
     scores, gradients = np.moveaxis(x, ctx.channel_axis, 1), np.moveaxis(dx, ctx.channel_axis, 1)
-    scale = arguments.finite("dz", dz) / max(1, ctx.count)
+    scale = arguments.number("dz", dz) / max(1, ctx.count)
     for some in some_samples(x.shape):
         gradient, counted = gradients[some], (target[some] != ctx.ignore_index)[:, None]
         labels = np.where(counted, target[some][:, None], 0).astype(np.intp)
