@@ -131,6 +131,7 @@ typedef enum { ABN_SCHEME_I, ABN_SCHEME_II } abn_scheme;
 typedef struct {
     abn_keep keep;
     abn_scheme scheme;
+    int statistics_given; /* to abn_forward, not its batch's own */
     abn_batch kept;
     abn_activation activation;
     double activation_param;     /* ABN_ONE_PARAM */
@@ -162,7 +163,7 @@ abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, double
  *   ABN_KEEP_XHAT  z is another buffer; xhat is written over x
  * context: keep, scheme, activation, its param, residual, sides, norm.{eps,weight,bias} and guard are given. With
  * `training` the batch's own mean and var are computed into norm; without, norm.mean and norm.var are given.
- * norm.inv_std, kept and escapes are filled in here.
+ * norm.inv_std, statistics_given, kept and escapes are filled in here.
  * ABN_NO_MEMORY: x may hold partly normalised data (only scratch of a few hundred KB is ever asked for, most
  * of it before the first write). */
 abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn_batch *z, abn_context *context,

@@ -29,6 +29,7 @@ typedef struct {
     abn_escape_rule rule;
     abn_escape_list *escaped; /* one per thread; NULL: no element can be */
     double largest_xhat;      /* with given statistics: that the storage type holds; else INFINITY */
+    int again;                /* abn_recompute: what is kept is only read */
 } forward_operation;
 
 /* ---- constants ------------------------------------------------------------------------------------------ */
@@ -291,17 +292,17 @@ static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span,
     const int of_xhat = f->context->keep == ABN_KEEP_XHAT;
     for (abn_part part = {0}; abn_next_part(op, &f->context->guard, tile, span, constants, &part);) {
         const int exact = part.kind & ABN_EXACT, keeps_xhat = of_xhat || part.kind & ABN_GUARDED;
-        const int keeps_by_piece = keeps_xhat && (exact || f->largest_xhat < INFINITY);
+        const int by_piece = keeps_xhat && (exact || f->largest_xhat < INFINITY);
         part.constants.param = f->context->activation_param;
         if (exact && !of_xhat) {
             exact_part(f, &part, list);
             continue;
         }
-        if (keeps_xhat && !keeps_by_piece) write_xhat(f, &part);
+        if (keeps_xhat && !by_piece && !f->again) write_xhat(f, &part);
         const abn_constants of_z = constants_of_z(f, part.constants);
-        const int straight = f->straight && !keeps_by_piece && !settles(f, &part);
+        const int straight = f->straight && !by_piece && !settles(f, &part);
         const ptrdiff_t done = straight ? apply_straight(f, &part.tile, &of_z) : 0;
-        if (done < part.tile.rows * part.tile.length) apply_to_pieces(f, &part, done, list, keeps_by_piece);
+        if (done < part.tile.rows * part.tile.length) apply_to_pieces(f, &part, done, list, by_piece && !f->again);
     }
 }
 
@@ -319,6 +320,10 @@ static void choose_kernels(forward_operation *f) {
     /* abn_recompute puts escapes in place */
     f->straight = may_escape || f->context->escapes.count > 0 || !whole->apply ? NULL : whole;
     set_given_constants(f);
+}
+
+static double largest_xhat(const abn_context *context) {
+    return context->statistics_given ? abn_largest_of(context->kept.dtype) : INFINITY;
 }
 
 /* The walk, and with it the list of what cannot be had back from z. */
@@ -341,6 +346,7 @@ static abn_status walk_with_escapes(forward_operation *f, int threads) {
 abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn_batch *z, abn_context *context,
                        int training) {
     context->kept = *x;
+    context->statistics_given = !training;
     context->escapes = (abn_escapes){0, NULL, NULL};
     forward_operation f = {
         .op = {.source = *x,
@@ -353,7 +359,7 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
                .apply_use = AFFINE},
         .context = context,
         .rule = abn_escape_rule_for(context, training),
-        .largest_xhat = training ? INFINITY : abn_largest_of(x->dtype),
+        .largest_xhat = largest_xhat(context),
     };
     abn_status status = abn_operation_open(&f.op, machine, &context->guard);
     if (status != ABN_OK) return status;
@@ -369,33 +375,25 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
     return status;
 }
 
-/* A context may serve many threads: what it holds is read only. */
-static void begin_from_x(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
+static void begin_again(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
     set_constants((forward_operation *)op, channel, channels);
 }
 
-static void begin_from_xhat(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
-    forward_operation *f = (forward_operation *)op;
-    const abn_norm *norm = &f->context->norm;
-    for (ptrdiff_t c = channel; c < channel + channels; c++) {
-        abn_set_constant(op, ABN_SCALE, c, norm->weight[c]);
-        set_shift(f, c, norm->bias[c]);
-    }
-}
-
+/* Every part goes through the kernels that abn_forward took for it: which of two NaN an addition passes on is the
+ * compiler's choice, kernel by kernel. A context may serve many threads: what it holds is read only. */
 abn_status abn_recompute(const abn_machine *machine, const abn_context *context, const abn_batch *z) {
     abn_context same = *context;
-    same.keep = ABN_KEEP_X; /* whatever is kept is only read */
     forward_operation f = {
         .op = {.source = context->kept,
                .destination = *z,
                .residual = context->residual,
                .arrays = 2 + (context->residual.data != NULL),
                .apply = apply,
-               .begin = context->keep == ABN_KEEP_XHAT ? begin_from_xhat : begin_from_x,
-               .apply_use = AFFINE},
+               .begin = begin_again,
+               .apply_use = AFFINE | OF_XHAT},
         .context = &same,
-        .largest_xhat = INFINITY,
+        .largest_xhat = largest_xhat(context),
+        .again = 1,
     };
     abn_status status = abn_operation_open(&f.op, machine, NULL);
     if (status != ABN_OK) return status;

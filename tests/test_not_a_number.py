@@ -4,7 +4,19 @@ import itertools
 
 import numpy as np
 import pytest
-from batches import DTYPES, ISAS, SCHEMES, Batch, Run, dtype_of, forward, lay_out, parameter_dtype, run
+from batches import (
+    ACTIVATIONS,
+    DTYPES,
+    ISAS,
+    SCHEMES,
+    Batch,
+    Run,
+    dtype_of,
+    forward,
+    lay_out,
+    parameter_dtype,
+    run,
+)
 
 from inplace_abn import _core, reference
 
@@ -81,3 +93,23 @@ def test_backward_apply_has_nan_where_backward_has(activation, strategy, dtype, 
             layout,
             isa,
         )
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
+def test_recompute_gives_every_nan_with_its_sign_back(strategy, dtype, training):
+    """Of two NaN that are added either may be the sum: both ways have to take the same."""
+    rng = np.random.default_rng(0)
+    given = parameter_dtype(dtype)
+    options = {"training": training, "strategy": strategy}
+    if not training:
+        options |= {"running_mean": np.zeros(4, given), "running_var": np.ones(4, given)}
+    for activation, layout, isa, size in itertools.product(ACTIVATIONS, ("first", "last"), ISAS, (1, 3, 40)):
+        batch = drawn(dtype, "x")
+        batch = batch._replace(x=batch.x[..., :size].copy(), residual=batch.residual[..., :size].copy())
+        for array in batch.x, batch.residual, batch.bias:
+            array[rng.random(array.shape) < 0.3] = np.nan
+            np.negative(array, out=array, where=rng.random(array.shape) < 0.5)
+        z, ctx = forward(batch, layout, isa=isa, activation=activation, **options)
+        assert ctx.recompute(isa=isa).tobytes() == z.tobytes(), (activation, layout, isa, size)
