@@ -219,7 +219,8 @@ def test_far_out_nothing_is_lost_or_not_a_number(activation, dtype, strategy):
 @pytest.mark.parametrize("activation", [*SMOOTH, "elu"])
 def test_values_are_right_to_a_few_units_in_the_last_place(activation, isa, dtype):
     """Of the values themselves: evaluation with mean 0, var 1 and an eps that does not count."""
-    sizes = np.concatenate([np.logspace(-30, 2, 4001), np.linspace(0, 20, 8001)])
+    dense = np.random.default_rng(0).uniform(0, 2, 60_000)
+    sizes = np.concatenate([np.logspace(-30, 2, 4001), np.linspace(0, 20, 8001), dense])
     y = np.concatenate([sizes, -sizes]).astype(dtype_of(dtype)).reshape(-1, 1)
     zero, one = np.zeros(1, dtype), np.ones(1, dtype)
     z, _ = _core.forward(
@@ -230,7 +231,7 @@ def test_values_are_right_to_a_few_units_in_the_last_place(activation, isa, dtyp
     exact, param = y.astype(np.longdouble), PARAM[activation]
     want, by_y = phi(exact, param), np.abs(derivative(exact, param) * exact)  # by a rounding of y, or of y^3
     underflow = np.finfo(dtype).tiny * np.maximum(2, np.abs(y))  # exponentials below that are 0, times y
-    error = (4 * np.abs(want) + by_y) * EPS[dtype] + underflow * ~np.isin(
+    error = (3.5 * np.abs(want) + by_y) * EPS[dtype] + underflow * ~np.isin(
         activation, ["elu", "celu", "selu", "tanh"]
     )
     off = np.abs(z - want) / np.maximum(error, SMALLEST[dtype])

@@ -180,8 +180,10 @@ def main():
         print(f"#define {name.upper()}_ZERO_S {float(mp.sqrt(-least_z)).hex()}")
         print(f"#define {name.upper()}_PIECES_LEAST {least:.5f}")
         print(f"#define {name.upper()}_PIECES_LARGEST_S {largest:.4f}\n")
-    for start, degree, centre, largest in (("#ifdef ABN_DTYPE_FLOAT64", 20, 5, 39), ("#else", 9, 4, 14)):
-        print(f"{start}\n#define NORMAL_TAIL_CENTRE {centre}")
+    centre = 4
+    print(f"#define NORMAL_TAIL_CENTRE {centre}")
+    for start, degree, largest in (("#ifdef ABN_DTYPE_FLOAT64", 22, 39), ("#else", 9, 14)):
+        print(start)
         table("normal_tail", *normal_tail(degree, centre, largest))
     print("#endif\n\n#endif")
 

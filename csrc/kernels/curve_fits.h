@@ -259,20 +259,20 @@ static const real mish_piece_number[] = {
 #define MISH_PIECES_LEAST 0.04669
 #define MISH_PIECES_LARGEST_S 3.2107
 
+#define NORMAL_TAIL_CENTRE 4
 #ifdef ABN_DTYPE_FLOAT64
-#define NORMAL_TAIL_CENTRE 5
 static const real normal_tail[] = {
-    /* relative error 3.9e-16 */
-    (real)0x1.89d3abe1f95adp-1,   (real)-0x1.54ad03f27c9f6p-1,  (real)0x1.fb31653877102p-2,
-    (real)-0x1.410ed5f877227p-2,  (real)0x1.51f6329ef8a28p-3,   (real)-0x1.1b1c254bf88f2p-4,
-    (real)0x1.54b4d4fa44a5ap-6,   (real)-0x1.88590fa3b28edp-9,  (real)-0x1.a2503f18c56bdp-11,
-    (real)0x1.1daf36efc7b3fp-11,  (real)-0x1.f21190fe04b85p-15, (real)-0x1.a176eba64dc84p-15,
-    (real)0x1.17c76e4a30c7ap-16,  (real)0x1.0b92f9a886cd6p-18,  (real)-0x1.720acc47f0eebp-19,
-    (real)-0x1.7166f49e0fde8p-22, (real)0x1.bdcfa6a5a1a1fp-22,  (real)0x1.85a2b86c5ac59p-25,
-    (real)-0x1.b7f4c4679698bp-25, (real)-0x1.fbc84315714f8p-28, (real)0x1.43448ae432f1ep-29,
+    /* relative error 4.4e-17 */
+    (real)0x1.82b4bb8c94dcep-1,   (real)-0x1.373e3a893c287p-1,  (real)0x1.8c6dbf2cfc2fdp-2,
+    (real)-0x1.7dff2bff6889ap-3,  (real)0x1.eec4cc3e4560cp-5,   (real)-0x1.ee2761034c407p-8,
+    (real)-0x1.c81719cabcedep-9,  (real)0x1.ab825f7e9996dp-10,  (real)0x1.17a4a6b9505f7p-13,
+    (real)-0x1.e4a415fb8cca5p-13, (real)-0x1.0011cb7c88079p-19, (real)0x1.26cf8dea72ab1p-15,
+    (real)0x1.7fdd9eeeb883fp-21,  (real)-0x1.8d35cd874dc01p-18, (real)-0x1.4f9d808db1d2fp-21,
+    (real)0x1.11c074ae9e33fp-20,  (real)0x1.1b207d62865e8p-22,  (real)-0x1.4b471811b0210p-23,
+    (real)-0x1.480d99ae63529p-24, (real)0x1.f4eaa9c85bbb0p-27,  (real)0x1.de6d02a26289cp-27,
+    (real)0x1.3fb7ce475a168p-34,  (real)-0x1.0959f1400a390p-30,
 };
 #else
-#define NORMAL_TAIL_CENTRE 4
 static const real normal_tail[] = {
     /* relative error 1.9e-08 */
     (real)0x1.82b4bbd08095dp-1,  (real)-0x1.373e39bdbe208p-1,  (real)0x1.8c6d8f14ebcdbp-2,  (real)-0x1.7dff9afd343f0p-3,
