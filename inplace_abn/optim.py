@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .ops import _arguments as arguments
+from ._numbers import finite, integer, not_negative
 
 __all__ = ["SGD", "CosineSchedule"]
 
@@ -69,10 +69,10 @@ class SGD:
                 )
             if any(parameter is other for other in self.parameters[:number]):
                 raise ValueError(f"parameters[{number}]{_called(parameter)} is there twice")
-        self.lr = _number("lr", lr)
-        self.momentum = _number("momentum", momentum)
-        self.dampening = _number("dampening", dampening, least=-math.inf)
-        self.weight_decay = _number("weight_decay", weight_decay)
+        self.lr = not_negative("lr", lr)
+        self.momentum = not_negative("momentum", momentum)
+        self.dampening = finite("dampening", dampening)
+        self.weight_decay = not_negative("weight_decay", weight_decay)
         self.nesterov = bool(nesterov)
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             raise ValueError(
@@ -199,13 +199,9 @@ class CosineSchedule:
     """
 
     def __init__(self, optimizer, steps, lr_min=0.0, *, warmup=0):
-        for name, value, least in (("steps", steps, 1), ("warmup", warmup, 0)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise TypeError(f"{name} must be an integer, got {value!r}")
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        self.optimizer, self.steps, self.warmup = optimizer, int(steps), int(warmup)
-        self.lr_min = _number("lr_min", lr_min)
+        self.optimizer = optimizer
+        self.steps, self.warmup = integer("steps", steps, 1), integer("warmup", warmup, 0)
+        self.lr_min = not_negative("lr_min", lr_min)
         self.lr_max, self.taken = optimizer.lr, 0
         optimizer.lr = self.lr_at(0)
 
@@ -229,13 +225,6 @@ class CosineSchedule:
             return self.lr_max * (step + 1) / (self.warmup + 1)
         share = min(1.0, (step - self.warmup) / self.steps)
         return self.lr_min + (self.lr_max - self.lr_min) * (1 + math.cos(math.pi * share)) / 2
-
-
-def _number(name, value, least=0.0):
-    number = arguments.number(name, value)
-    if not (least <= number < math.inf):
-        raise ValueError(f"{name} must be finite{' and at least 0' if least == 0 else ''}, got {number}")
-    return number
 
 
 def _called(parameter):

@@ -23,8 +23,8 @@ X = np.random.default_rng(0).normal(size=(3, 4))
     [
         ({"samples": 0}, ValueError, "samples must be at least 1, got 0"),
         ({"samples": -1}, ValueError, "samples must be at least 1, got -1"),
-        ({"samples": "3"}, TypeError, "samples must be a whole number, got '3'"),
-        ({"samples": 2.0}, TypeError, "samples must be a whole number, got 2.0"),
+        ({"samples": "3"}, TypeError, "samples must be an integer, got '3'"),
+        ({"samples": 2.0}, TypeError, "samples must be an integer, got 2.0"),
         ({"rtol": np.nan}, ValueError, "rtol must be finite, got nan"),
         ({"rtol": np.inf}, ValueError, "rtol must be finite, got inf"),
         ({"rtol": -1}, ValueError, "rtol must be at least 0, got -1"),

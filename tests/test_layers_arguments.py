@@ -202,9 +202,9 @@ def test_channels_in_the_other_place_are_seen(shape, axis):
     ("make", "error", "message"),
     [
         (lambda: InPlaceABN(0), ValueError, "num_features must be at least 1, got 0"),
-        (lambda: InPlaceABN(2.5), TypeError, "num_features must be a whole number, got 2.5"),
+        (lambda: InPlaceABN(2.5), TypeError, "num_features must be an integer, got 2.5"),
         (lambda: InPlaceABN(2, eps=0), ValueError, "eps must be greater than 0, got 0"),
-        (lambda: InPlaceABN(2, momentum=1.5), ValueError, "momentum must be from 0 to 1, got 1.5"),
+        (lambda: InPlaceABN(2, momentum=1.5), ValueError, r"momentum must be in \[0, 1\], got 1\.5"),
         (lambda: InPlaceABN(2, momentum="a"), TypeError, "momentum must be a number, got 'a'"),
         (
             lambda: InPlaceABN(2, activation_param=-1),
@@ -234,7 +234,7 @@ def test_channels_in_the_other_place_are_seen(shape, axis):
         (
             lambda: Activation("prelu", num_slopes=()),
             TypeError,
-            r"num_slopes must be a whole number, got \(\)",
+            r"num_slopes must be an integer, got \(\)",
         ),
         (
             lambda: Activation("prelu", dtype=3),
@@ -243,14 +243,14 @@ def test_channels_in_the_other_place_are_seen(shape, axis):
         ),
         (lambda: Linear(2, 2, dtype=None), ValueError, "dtype must be one of 'float32', 'float64', got None"),
         (lambda: InPlaceABN(2, dtype="float16"), ValueError, "dtype must be one of 'float32', 'float64'"),
-        (lambda: Conv2d(3, 4, (1, 2, 3)), ValueError, "kernel_size must be one whole number or two"),
+        (lambda: Conv2d(3, 4, (1, 2, 3)), ValueError, "kernel_size must be one integer or two"),
         (
             lambda: Conv2d(3, 4, 3, groups=2),
             ValueError,
             "groups must divide in_channels=3 and out_channels=4, got 2",
         ),
         (lambda: Linear(3, -1), ValueError, "out_features must be at least 1, got -1"),
-        (lambda: Dropout(1.1), ValueError, "p must be from 0 to 1, got 1.1"),
+        (lambda: Dropout(1.1), ValueError, r"p must be in \[0, 1\], got 1\.1"),
         (
             lambda: MaxPool2d(2, padding=2),
             ValueError,

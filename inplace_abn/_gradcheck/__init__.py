@@ -19,7 +19,7 @@ A gradient that is wrong, and where:
 
 import numpy as np
 
-from ..layers.checks import not_negative, positive, whole
+from .._numbers import integer, not_negative, positive
 from ..layers.context import is_grad_enabled
 from . import differences, subjects
 from .report import Report, Row
@@ -92,7 +92,7 @@ def gradcheck(
     if not is_grad_enabled():
         raise RuntimeError("gradcheck needs contexts for the backward, and cannot run inside no_grad()")
     step, rtol = positive("step", step), not_negative("rtol", rtol)
-    samples = None if samples is None else whole("samples", samples, least=1)
+    samples = None if samples is None else integer("samples", samples, least=1)
     inputs = [_float64(array) for array in (inputs if isinstance(inputs, (tuple, list)) else (inputs,))]
     subject = subjects.make(target, inputs, wrt)
     report = Report()

@@ -3,11 +3,12 @@
 import numpy as np
 
 from .. import functional
+from .._numbers import fraction, integer, positive
 from ..ops import _arguments as arguments
 from ..reference import ACTIVATIONS, KEEPS
 from .activation import Activation, activation_of, parameter_of
 from .base import Layer, Parameter
-from .checks import choice, fraction, goes_with, positive, precision, whole
+from .checks import choice, goes_with, precision
 from .context import is_once_more
 from .kept import claim
 
@@ -96,7 +97,7 @@ class ABN(Layer):
         activation="leaky_relu", activation_param=0.01, strategy="standard", *, num_slopes=1,
         channel_axis=1, dtype=np.float32,
     ):  # fmt: skip
-        self.num_features = whole("num_features", num_features, least=1)
+        self.num_features = integer("num_features", num_features, least=1)
         self.eps = positive("eps", eps)
         self.momentum = None if momentum is None else fraction("momentum", momentum)
         self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)

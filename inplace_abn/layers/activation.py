@@ -2,11 +2,12 @@
 
 import numpy as np
 
+from .._numbers import finite, integer, positive
 from ..ops import _arguments as arguments
 from ..reference import ACTIVATIONS
 from ..reference.moments import quiet
 from .base import Layer, Parameter
-from .checks import choice, finite, positive, precision, whole
+from .checks import choice, precision
 from .kept import claim
 
 # Elements that are worked on at a time, so that temporaries stay small and in the cache.
@@ -36,7 +37,7 @@ def parameter_of(activation, activation_param, num_slopes, dtype):
     TypeError, ValueError
         For an activation_param or a num_slopes that does not fit.
     """
-    slopes = whole("num_slopes", num_slopes, least=1)
+    slopes = integer("num_slopes", num_slopes, least=1)
     if ACTIVATIONS[activation].param != "channel":
         if slopes != 1:
             raise ValueError(

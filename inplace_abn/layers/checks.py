@@ -1,12 +1,10 @@
 """What the layers ask of their arguments."""
 
 import difflib
-import operator
 
 import numpy as np
 
 from ..ops import _arguments as arguments
-from ..ops._arguments import finite
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -38,49 +36,6 @@ def precision(dtype):
     if found is None or found not in arguments.DTYPES:  # float64 == None, to NumPy
         raise ValueError(f"dtype must be one of 'float32', 'float64', got {dtype!r}")
     return found
-
-
-def whole(name, value, least):
-    """Return `value` as an int of at least `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return number
-
-
-def positive(name, value):
-    """Return `value` as a float above 0."""
-    number = finite(name, value)
-    if number <= 0:
-        raise ValueError(f"{name} must be greater than 0, got {value!r}")
-    return number
-
-
-def not_negative(name, value):
-    """Return `value` as a float of at least 0."""
-    number = finite(name, value)
-    if number < 0:
-        raise ValueError(f"{name} must be at least 0, got {value!r}")
-    return number
-
-
-def fraction(name, value):
-    """Return `value` as a float from 0 to 1."""
-    number = finite(name, value)
-    if not 0 <= number <= 1:
-        raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
-    return number
-
-
-def pair(name, value, least):
-    """Return `value`, one whole number or two, as two: along H and W."""
-    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(both) != 2:
-        raise ValueError(f"{name} must be one whole number or two, for H and W, got {value!r}")
-    return tuple(whole(name, number, least) for number in both)
 
 
 def goes_with(x, *arrays):

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 
+from .._numbers import integer, pair
 from ..ops import conv2d
 from .base import OperationLayer, Parameter
-from .checks import choice, goes_with, pair, precision, whole
+from .checks import choice, goes_with, precision
 
 
 class Conv2d(OperationLayer):
@@ -53,13 +54,13 @@ class Conv2d(OperationLayer):
         self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True, *,
         channel_axis=1, dtype=np.float32, rng=None,
     ):  # fmt: skip
-        self.in_channels = whole("in_channels", in_channels, least=1)
-        self.out_channels = whole("out_channels", out_channels, least=1)
+        self.in_channels = integer("in_channels", in_channels, least=1)
+        self.out_channels = integer("out_channels", out_channels, least=1)
         self.kernel_size = pair("kernel_size", kernel_size, least=1)
         self.stride = pair("stride", stride, least=1)
         self.padding = pair("padding", padding, least=0)
         self.dilation = pair("dilation", dilation, least=1)
-        self.groups = whole("groups", groups, least=1)
+        self.groups = integer("groups", groups, least=1)
         self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
         if in_channels % groups or out_channels % groups:
             raise ValueError(

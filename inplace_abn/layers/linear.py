@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 
+from .._numbers import fraction, integer
 from ..ops import dropout, flatten, linear
 from .base import OperationLayer
-from .checks import fraction, goes_with, whole
+from .checks import goes_with
 from .convolution import uniform
 
 
@@ -36,8 +37,8 @@ class Linear(OperationLayer):
     operation = linear
 
     def __init__(self, in_features, out_features, bias=True, *, dtype=np.float32, rng=None):
-        self.in_features = whole("in_features", in_features, least=1)
-        self.out_features = whole("out_features", out_features, least=1)
+        self.in_features = integer("in_features", in_features, least=1)
+        self.out_features = integer("out_features", out_features, least=1)
         rng, bound = np.random.default_rng(rng), 1 / math.sqrt(in_features)
         self.weight = uniform(rng, bound, (self.out_features, self.in_features), dtype)
         self.bias = uniform(rng, bound, (self.out_features,), dtype) if bias else None

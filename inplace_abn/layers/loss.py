@@ -3,10 +3,11 @@
 import math
 
 from .. import memory
+from .._numbers import integer
 from ..ops import cross_entropy
 from . import watch
 from .base import OperationLayer
-from .checks import choice, whole
+from .checks import choice
 
 
 class CrossEntropy(OperationLayer):
@@ -43,7 +44,7 @@ class CrossEntropy(OperationLayer):
     operation = cross_entropy
 
     def __init__(self, ignore_index=-100, *, channel_axis=1):
-        self.ignore_index = whole("ignore_index", ignore_index, least=-(1 << 62))
+        self.ignore_index = integer("ignore_index", ignore_index, least=-(1 << 62))
         self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
 
     def forward(self, ctx, scores, target):

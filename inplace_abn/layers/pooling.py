@@ -1,8 +1,9 @@
 """Layers that change the size of images: pooling and interpolation."""
 
+from .._numbers import integer, pair, positive
 from ..ops import avg_pool2d, global_avg_pool2d, max_pool2d, upsample_bilinear2d
 from .base import OperationLayer
-from .checks import choice, pair, positive, whole
+from .checks import choice
 
 
 class _Pool2d(OperationLayer):
@@ -124,7 +125,7 @@ class Upsample(OperationLayer):
     def __init__(self, size=None, scale_factor=None, *, channel_axis=1):
         if (size is None) == (scale_factor is None):
             raise ValueError(f"give either size or scale_factor, got {size=} and {scale_factor=}")
-        self.size = size if size is None or isinstance(size, tuple) else whole("size", size, least=1)
+        self.size = size if size is None or isinstance(size, tuple) else integer("size", size, least=1)
         self.scale_factor = scale_factor
         if scale_factor is not None and not isinstance(scale_factor, tuple):
             positive("scale_factor", scale_factor)

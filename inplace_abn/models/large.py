@@ -2,8 +2,9 @@
 
 from functools import partial
 
+from .._numbers import integer
 from ..layers import MaxPool2d, Recompute, Sequential
-from ..layers.checks import choice, whole
+from ..layers.checks import choice
 from .blocks import Style, inverted_residual, postactivation_block
 
 #: How many times wider a block's result is than its middle, and its convolutions.
@@ -54,7 +55,7 @@ def resnet(
     (2, 10)
     """
     expansion, kernel_sizes = RESNET_BLOCKS[choice("block", block, RESNET_BLOCKS)]
-    style, width = Style(**style), whole("width", width, least=1)
+    style, width = Style(**style), integer("width", width, least=1)
     stem = {
         "conv": style.conv(in_channels, width, 7, stride=2),
         "abn": style.abn(width),
@@ -64,7 +65,7 @@ def resnet(
     for stage, count in enumerate(blocks):
         middle = width * 2**stage
         make = partial(postactivation_block, kernel_sizes=kernel_sizes, style=style, middle=middle)
-        strides = [2 if stage > 0 and i == 0 else 1 for i in range(whole("blocks", count, least=1))]
+        strides = [2 if stage > 0 and i == 0 else 1 for i in range(integer("blocks", count, least=1))]
         parts = []
         for stride in strides:
             parts.append(make(channels, expansion * middle, stride))

@@ -1,7 +1,8 @@
 """Small residual networks: for classes of images, and for classes of pixels."""
 
+from .._numbers import integer
 from ..layers import Residual, Sequential, Upsample
-from ..layers.checks import choice, whole
+from ..layers.checks import choice
 from .blocks import Style, postactivation_block, preactivation_block
 
 BLOCKS = {"preactivation": preactivation_block, "postactivation": postactivation_block}
@@ -32,7 +33,7 @@ def residual_network(
         Takes (N, in_channels, H, W), gives scores (N, num_classes).
     """
     make, style = BLOCKS[choice("block", block, BLOCKS)], Style(**style)
-    blocks, widths = whole("blocks", blocks, least=1), _widths(widths)
+    blocks, widths = integer("blocks", blocks, least=1), _widths(widths)
     layers = {"stem": style.conv(in_channels, widths[0], 3)}
     if make is postactivation_block:
         layers["abn"] = style.abn(widths[0])
@@ -101,7 +102,7 @@ def _level(widths, style):
 
 
 def _widths(widths):
-    widths = [whole("widths", width, least=1) for width in widths]
+    widths = [integer("widths", width, least=1) for width in widths]
     if not widths:
         raise ValueError("widths must be at least one number of channels, got none")
     return widths

@@ -1,8 +1,5 @@
 """What the operations ask of their arguments, and the words in which they refuse them."""
 
-import math
-import operator
-
 import numpy as np
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -74,44 +71,6 @@ def gradient(name, dz, shape, dtype):
             f"pass {cast(name, dtype)}"
         )
     same_shape(name, dz, tuple(shape), "as the result of the forward was")
-
-
-def number(name, value):
-    """Return `value` as a float."""
-    try:
-        return float(value)
-    except OverflowError:  # an int that float does not hold
-        return math.inf
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
-
-
-def finite(name, value):
-    """Return `value` as a float that is neither infinite nor NaN."""
-    found = number(name, value)
-    if not math.isfinite(found):
-        raise ValueError(f"{name} must be finite, got {value!r}")
-    return found
-
-
-def integer(name, value, least):
-    """Return `value` as an int of at least `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
-    return number
-
-
-def pair(name, value, least):
-    """Return `value`, one integer or two, as (along H, along W)."""
-    if isinstance(value, (tuple, list)):
-        if len(value) != 2:
-            raise ValueError(f"{name} must be one integer or two, (along H, along W), got {value!r}")
-        return tuple(integer(name, part, least) for part in value)
-    return (integer(name, value, least),) * 2
 
 
 def channel_axis_of(channel_axis):

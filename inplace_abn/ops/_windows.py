@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
+from .._numbers import pair
 from . import _arguments as arguments
 
 
@@ -116,13 +117,13 @@ def make_pooling_axes(x, kernel_size, stride, padding, dilation, channel_axis):
     """Check the arguments of a pooling; return the `Axis` along H and along W."""
     arguments.channel_axis_of(channel_axis)
     arguments.floats("x", x, arguments.images(channel_axis))
-    kernel = arguments.pair("kernel_size", kernel_size, 1)
-    stride = kernel if stride is None else arguments.pair("stride", stride, 1)
-    padding = arguments.pair("padding", padding, 0)
+    kernel = pair("kernel_size", kernel_size, 1)
+    stride = kernel if stride is None else pair("stride", stride, 1)
+    padding = pair("padding", padding, 0)
     if any(2 * pad > width for pad, width in zip(padding, kernel, strict=True)):
         raise ValueError(f"padding must be at most half of kernel_size, got {padding} for {kernel}")
     size = x.shape[2:] if channel_axis == 1 else x.shape[1:3]
-    return make_axes("x", size, kernel, stride, padding, arguments.pair("dilation", dilation, 1))
+    return make_axes("x", size, kernel, stride, padding, pair("dilation", dilation, 1))
 
 
 def pooled_shape(ctx):

@@ -10,6 +10,7 @@ Scratch is `SCRATCH` values, or the copies of a large weight and one row of wind
 
 import numpy as np
 
+from .._numbers import integer, pair
 from . import _arguments as arguments
 from . import _depthwise
 from ._unfold import Columns, pixels, weight_from_matrices, weight_matrices
@@ -69,8 +70,8 @@ def forward(ctx, x, weight, bias=None, *, stride=1, padding=0, dilation=1, group
     groups = _check(x, weight, bias, groups, channel_axis)
     images = np.moveaxis(x, channel_axis, 1)
     axes = make_axes(
-        "x", images.shape[2:], weight.shape[2:], arguments.pair("stride", stride, 1),
-        arguments.pair("padding", padding, 0), arguments.pair("dilation", dilation, 1),
+        "x", images.shape[2:], weight.shape[2:], pair("stride", stride, 1),
+        pair("padding", padding, 0), pair("dilation", dilation, 1),
     )  # fmt: skip
     ctx.save_for_backward(input=x)
     ctx.weight, ctx.has_bias = weight, bias is not None
@@ -130,7 +131,7 @@ def _by_channel(ctx):
 def _check(x, weight, bias, groups, channel_axis):
     arguments.floats("x", x, arguments.images(channel_axis))
     arguments.floats("weight", weight, "(O, C / groups, kernel height, kernel width)", x.dtype)
-    groups = arguments.integer("groups", groups, 1)
+    groups = integer("groups", groups, 1)
     channels = x.shape[channel_axis]
     wanted = weight.shape[1] * groups
     if wanted != channels or len(weight) % groups or 0 in weight.shape:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from .._numbers import integer, number
 from . import _arguments as arguments
 from ._select import select
 from ._windows import some_samples
@@ -94,7 +95,7 @@ def backward(ctx, dz=1.0, *, overwrite=False):
     x, target, logs = saved["input"], saved["target"], saved["log_sum_exp"]
     dx = np.empty_like(x)
     scores, gradients = np.moveaxis(x, ctx.channel_axis, 1), np.moveaxis(dx, ctx.channel_axis, 1)
-    scale = arguments.number("dz", dz) / max(1, ctx.count)
+    scale = number("dz", dz) / max(1, ctx.count)
     for some in some_samples(x.shape):
         gradient, counted = gradients[some], (target[some] != ctx.ignore_index)[:, None]
         labels = np.where(counted, target[some][:, None], 0).astype(np.intp)
@@ -118,7 +119,7 @@ def _check(x, scores, target, ignore_index, channel_axis):
     arguments.plain("target", target)
     shape = scores.shape[:1] + scores.shape[2:]
     arguments.same_shape("target", target, shape, f"a label for x of shape {x.shape} with {channel_axis=}")
-    counted = target != arguments.integer("ignore_index", ignore_index, -(1 << 62))
+    counted = target != integer("ignore_index", ignore_index, -(1 << 62))
     wrong = counted & ((target < 0) | (target >= scores.shape[1]))
     if wrong.any():
         index = tuple(int(i) for i in np.argwhere(wrong)[0])

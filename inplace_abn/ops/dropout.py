@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from .._numbers import fraction
 from . import _arguments as arguments
 from ._select import select
 from ._windows import some_samples
@@ -47,7 +48,7 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
     True
     """
     arguments.floats("x", x, "(N, ...)", leading=True)
-    p = probability("p", p)
+    p = fraction("p", p)
     ctx.input_shape, ctx.dtype, ctx.kept = x.shape, x.dtype, None if not training or p == 0 else 1 - p
     if ctx.kept is None:
         return x
@@ -94,14 +95,6 @@ def backward(ctx, dz, *, overwrite=False):
         keep = np.unpackbits(mask[some], axis=1, count=each).view(bool)
         _apply(dz[some], keep, ctx.kept, dx[some])
     return (dx,)
-
-
-def probability(name, value):
-    """Return `value` as a float in [0, 1]."""
-    number = arguments.number(name, value)
-    if not 0 <= number <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {number}")
-    return number
 
 
 def _apply(source, keep, kept, out):

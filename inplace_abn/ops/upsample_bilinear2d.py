@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from .._numbers import pair
 from . import _arguments as arguments
 
 
@@ -92,7 +93,7 @@ def _target(before, size, scale_factor):
     if (size is None) == (scale_factor is None):
         raise ValueError(f"give either size or scale_factor, got {size=}, {scale_factor=}")
     if size is not None:
-        after = arguments.pair("size", size, 1)
+        after = pair("size", size, 1)
         return after, tuple(old / new for old, new in zip(before, after, strict=True))
     factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * 2
     try:
