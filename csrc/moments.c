@@ -10,15 +10,17 @@ enum { SAMPLE = 8 };
 /* mean(d)^2 above this many variances costs more digits than a float sum has to give. */
 static const double FAR_FROM_CENTRE = 4;
 
-/* The first elements of the first image: a few from one or two cache lines, where the layout has it so. */
+/* The first elements of the first image, of the first images where one has few: from one or two cache lines, where the
+ * layout has it so. */
 static double sample_mean(const abn_operation *op, ptrdiff_t channel) {
     const abn_batch *x = &op->source;
-    const ptrdiff_t count = x->spatial < SAMPLE ? x->spatial : SAMPLE;
-    const ptrdiff_t stride = x->spatial_stride * (ptrdiff_t)abn_dtype_size(x->dtype);
-    const char *at = abn_address(x, 0, channel, 0);
+    const ptrdiff_t positions = x->spatial < SAMPLE ? x->spatial : SAMPLE,
+                    wanted = (SAMPLE + positions - 1) / positions;
+    const ptrdiff_t images = x->batch < wanted ? x->batch : wanted;
     double sum = 0;
-    for (ptrdiff_t i = 0; i < count; i++, at += stride) sum += abn_load_element(x->dtype, at);
-    const double mean = sum / (double)count;
+    for (ptrdiff_t n = 0; n < images; n++)
+        for (ptrdiff_t s = 0; s < positions; s++) sum += abn_load_element(x->dtype, abn_address(x, n, channel, s));
+    const double mean = sum / (double)(images * positions);
     return isfinite(mean) ? mean : 0;
 }
 

@@ -16,7 +16,7 @@
 
 enum {
     SLICE = 16384,           /* elements */
-    SLICE_ROWS = 256,        /* of very short rows, which are added to the same few lanes */
+    SLICE_ROWS = 64,         /* of very short rows, which are added to the same few lanes */
     CHANNELS_PER_THREAD = 4, /* with fewer, threads share each channel */
 };
 

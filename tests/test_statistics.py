@@ -64,6 +64,21 @@ def test_hard_data(isa, layout, dtype, data):
     assert_statistics(_core.statistics(array, channel_axis=axis, isa=isa), x, dtype, units=160)
 
 
+@pytest.mark.parametrize("positions", [(), (1,), (2,), (5,)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("isa", ISAS)
+def test_images_of_few_positions(isa, layout, dtype, positions):
+    """The first alone, two spreads off, is no centre; hundreds of short rows are no chain of additions."""
+    for seed in range(5):
+        x = np.random.default_rng(seed).normal(size=(256, 8, *positions)).astype(dtype)
+        x[0] = 1.9
+        array, axis = LAYOUTS[layout](x)
+        # float64 has no wider type to add the images up in.
+        units = 32 if dtype == "float64" else 16
+        assert_statistics(_core.statistics(array, channel_axis=axis, isa=isa), x, dtype, units)
+
+
 @pytest.mark.parametrize("data", HARD)
 @pytest.mark.parametrize("layout", ["first", "last"])
 def test_forward_has_the_same_statistics(layout, data):
