@@ -7,7 +7,7 @@ import operator
 def number(name, value):
     """Return `value` as a float."""
     try:
-        return float(value)
+        return float(None if isinstance(value, (str, bytes, bytearray)) else value)
     except OverflowError:  # an int that float does not hold
         return math.inf
     except (TypeError, ValueError):

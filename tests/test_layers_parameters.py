@@ -63,3 +63,10 @@ def test_copies_keep_their_parameters(duplicate):
         assert list(twin.state_dict()) == list(layer.state_dict())
         with pytest.raises(TypeError, match=f"{key} must be a Parameter, got ndarray"):
             setattr(twin, key, getattr(layer, key).data)
+
+
+def test_parameters_of_another_kind_are_told_from_an_x_of_another_precision():
+    layer = InPlaceABN(4)
+    layer.weight = Parameter(np.ones(4, int))
+    with pytest.raises(TypeError, match="the layer's parameters must be float32 or float64, got int64"):
+        layer(np.ones((8, 4), np.float32))

@@ -287,3 +287,8 @@ def test_owner_of_a_view_of_a_view():
     assert events.owner_of(a[1:][:, 1].reshape(-1)) is a
     text = bytearray(8)
     assert events.owner_of(np.frombuffer(memoryview(text), np.uint8)[2:]) is text
+
+
+def test_a_model_that_is_none_is_refused():
+    with pytest.raises(TypeError, match="model must be a Layer or None, got 'net'; a name goes into label="):
+        memory.ledger("net").__enter__()

@@ -149,6 +149,7 @@ def test_a_state_that_does_not_fit_changes_nothing(changes, words):
         ((Linear(2, 2).weight, 0.1), {}, TypeError, r"another iterable of Parameter, got Parameter"),
         ((None, -1), {}, ValueError, "lr must be at least 0, got -1"),
         ((None, math.nan), {}, ValueError, "lr must be finite"),
+        ((None, "0.1"), {}, TypeError, "lr must be a number, got '0.1'"),
         ((None, "fast"), {}, TypeError, "lr must be a number, got 'fast'"),
         ((None, 0.1), {"momentum": -0.1}, ValueError, "momentum must be at least 0"),
         ((None, 0.1), {"weight_decay": math.inf}, ValueError, "weight_decay must be finite"),

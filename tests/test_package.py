@@ -1,9 +1,12 @@
 """What `import inplace_abn` gives: its names, when they are imported, and its example."""
 
 import doctest
+import os
+import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +54,14 @@ def test_documented_examples():
     result = doctest.testmod(inplace_abn)
     assert result.attempted > 4
     assert result.failed == 0
+
+
+def test_sources_that_are_not_built_say_so(tmp_path):
+    """Python started in a checkout finds that before the package that is installed."""
+    here = Path(inplace_abn.__file__).parent
+    shutil.copytree(here, tmp_path / here.name, ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+    done = subprocess.run(
+        [sys.executable, "-c", "import inplace_abn"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert f"is not built for Python {sys.version_info[0]}.{sys.version_info[1]}" in done.stderr

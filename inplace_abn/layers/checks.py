@@ -47,7 +47,14 @@ def goes_with(x, *arrays):
         return  # what the layer is made of says what x must be
     needed = np.float64 if x.dtype.itemsize == 8 else np.float32
     for array in arrays:
-        if array is not None and array.dtype != needed:
+        if array is None:
+            continue
+        if array.dtype not in arguments.DTYPES:
+            raise TypeError(
+                f"the layer's parameters must be float32 or float64, got {array.dtype}; give it those of "
+                f"array.astype(numpy.{needed.__name__})"
+            )
+        if array.dtype != needed:
             raise TypeError(
                 f"x is {x.dtype} and the layer's parameters are {array.dtype}; pass "
                 f"{arguments.cast('x', array.dtype)}, or make the layer with dtype=numpy.{needed.__name__}"

@@ -50,6 +50,11 @@ def ledger(model=None, label=""):
     ------
     Ledger
 
+    Raises
+    ------
+    TypeError
+        For a model that has no ``parameters()``.
+
     Examples
     --------
     >>> import numpy as np
@@ -62,6 +67,8 @@ def ledger(model=None, label=""):
     True
     """
     global recorder
+    if model is not None and not callable(getattr(model, "parameters", None)):
+        raise TypeError(f"model must be a Layer or None, got {model!r}; a name goes into label=")
     before = recorder
     recorder = Ledger(model, label, outer=before)
     try:
