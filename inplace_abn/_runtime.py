@@ -21,8 +21,8 @@ except ModuleNotFoundError as error:
         raise
     python = ".".join(map(str, sys.version_info[:2]))
     raise ImportError(
-        f"{__package__} in {os.path.dirname(__file__)} is not built for Python {python}: install it with pip; if "
-        "it is installed and this is its source, start Python in another folder"
+        f"{__package__} in {os.path.dirname(__file__)} is not built for Python {python}: install it with "
+        "pip; if it is installed and this is its source, start Python in another folder"
     ) from None
 finally:
     if not _is_set:
