@@ -1,6 +1,7 @@
 """What `import inplace_abn` gives: its names, when they are imported, and its example."""
 
 import doctest
+import importlib
 import os
 import shutil
 import subprocess
@@ -65,3 +66,16 @@ def test_sources_that_are_not_built_say_so(tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert f"is not built for Python {sys.version_info[0]}.{sys.version_info[1]}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [("inplace_abn._core", "is not built for Python"), ("numpy", "No module named 'numpy'")],
+)
+def test_what_is_missing_is_named(monkeypatch, missing, said):
+    def fail(*_):
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(ImportError, match=said):
+        importlib.reload(inplace_abn._runtime)
