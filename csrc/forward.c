@@ -292,17 +292,17 @@ static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span,
     const int of_xhat = f->context->keep == ABN_KEEP_XHAT;
     for (abn_part part = {0}; abn_next_part(op, &f->context->guard, tile, span, constants, &part);) {
         const int exact = part.kind & ABN_EXACT, keeps_xhat = of_xhat || part.kind & ABN_GUARDED;
-        const int by_piece = keeps_xhat && (exact || f->largest_xhat < INFINITY);
+        const int by_piece = keeps_xhat && (exact || f->largest_xhat < INFINITY), writes_xhat = keeps_xhat && !f->again;
         part.constants.param = f->context->activation_param;
         if (exact && !of_xhat) {
             exact_part(f, &part, list);
             continue;
         }
-        if (keeps_xhat && !by_piece && !f->again) write_xhat(f, &part);
+        if (writes_xhat && !by_piece) write_xhat(f, &part);
         const abn_constants of_z = constants_of_z(f, part.constants);
         const int straight = f->straight && !by_piece && !settles(f, &part);
         const ptrdiff_t done = straight ? apply_straight(f, &part.tile, &of_z) : 0;
-        if (done < part.tile.rows * part.tile.length) apply_to_pieces(f, &part, done, list, by_piece && !f->again);
+        if (done < part.tile.rows * part.tile.length) apply_to_pieces(f, &part, done, list, writes_xhat && by_piece);
     }
 }
 

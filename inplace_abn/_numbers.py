@@ -7,7 +7,7 @@ import operator
 def number(name, value):
     """Return `value` as a float."""
     try:
-        return float(None if isinstance(value, (str, bytes, bytearray)) else value)
+        return float(None if isinstance(value, (str, bytes, bytearray)) else value)  # which would read text
     except OverflowError:  # an int that float does not hold
         return math.inf
     except (TypeError, ValueError):
@@ -49,7 +49,7 @@ def fraction(name, value):
 def integer(name, value, least):
     """Return `value` as an int of at least `least`."""
     try:
-        found = operator.index(None if isinstance(value, bool) else value)
+        found = operator.index(None if isinstance(value, bool) else value)  # which would take True for 1
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
     if found < least:

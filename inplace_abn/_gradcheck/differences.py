@@ -103,10 +103,10 @@ class Check:
     def _judge(self, array, flat, claimed, slopes, scale, unit):
         """Return (difference in units of what is allowed, numeric gradient, a kink?) of one element."""
         results = []
-        for step in self._steps(unit, scale):
+        for step, rounding in self._steps(unit, scale):
             numeric, error = self._slopes(array, flat, step) if results else slopes
             size = max(abs(numeric), scale)
-            allowed = self.rtol * size + min(error, 1e-4 * size) + 16 * EPS * self._size / step + 1e-300
+            allowed = self.rtol * size + min(error, 1e-4 * size) + rounding + 1e-300
             difference = abs(claimed - numeric)
             results.append((difference / allowed if math.isfinite(difference) else math.inf, numeric))
             if results[-1][0] <= 1:
@@ -117,12 +117,13 @@ class Check:
         return *min(results), abs(left - right) > 2 * slack and between
 
     def _steps(self, unit, scale):
-        """Yield smaller and smaller steps, the last ones where rounding would not excuse what is wrong."""
+        """Yield smaller and smaller steps, each with its rounding, the last ones unless that excuses errors."""
         for shrink in SHRINK:
             step = self.step * unit / shrink
-            if shrink > 100 and 16 * EPS * self._size / step > 1e-4 * scale:
+            rounding = 16 * EPS * self._size / step
+            if shrink > 100 and rounding > 1e-4 * scale:
                 return
-            yield step
+            yield step, rounding
 
     def _slopes(self, array, flat, step):
         """Return the derivative of the objective by one element from five points, and how far off 3 are."""
