@@ -117,7 +117,7 @@ class Check:
         return *min(results), abs(left - right) > 2 * slack and between
 
     def _steps(self, unit, scale):
-        """Yield smaller and smaller steps, each with its rounding, the last ones unless that excuses errors."""
+        """Yield smaller and smaller steps, with what rounding makes of them, unless that is too much."""
         for shrink in SHRINK:
             step = self.step * unit / shrink
             rounding = 16 * EPS * self._size / step
