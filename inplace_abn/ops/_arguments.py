@@ -45,9 +45,49 @@ def floats(name, array, axes, dtype=None, leading=False):
         raise TypeError(
             f"{name} is {array.dtype} and x is {dtype}: both must be of one dtype; pass {cast(name, dtype)}"
         )
+    _axes(name, array, axes, leading)
+
+
+def _axes(name, array, axes, leading=False):
     names = [axis for axis in axes.strip("()").split(",") if axis.strip()]
     if array.ndim < len(names) - 1 if leading else array.ndim != len(names):
         raise ValueError(f"{name} must be of shape {axes}, got {array.shape}")
+
+
+def is_half(dtype):
+    """Return True for float16 and ml_dtypes.bfloat16."""
+    return dtype == np.float16 or dtype.name == "bfloat16"
+
+
+def arithmetic(dtype):
+    """Return the dtype in which arrays of `dtype` are computed: float32 for half types, else `dtype`."""
+    return np.dtype(np.float32) if is_half(dtype) else dtype
+
+
+def batch(name, array, axes, leading=False):
+    """Check that `array` is float32, float64, float16 or bfloat16 with the axes named; as `floats` otherwise."""
+    plain(name, array)
+    if (array.dtype not in DTYPES and not is_half(array.dtype)) or not array.dtype.isnative:
+        raise TypeError(
+            f"{name} must be float32, float64, float16 or ml_dtypes.bfloat16 in native byte order, got "
+            f"{array.dtype}; pass {cast(name, DTYPES[0])}"
+        )
+    _axes(name, array, axes, leading)
+
+
+def parameter(name, array, axes, dtype):
+    """Check that `array` may be a parameter for an x of `dtype`, with the axes named.
+
+    It has x's dtype, or is float32 for an x of a half type.
+    """
+    plain(name, array)
+    if array.dtype != dtype and array.dtype != arithmetic(dtype):
+        if is_half(dtype):
+            raise TypeError(f"{name} must be float32 or {dtype} for an x of {dtype}, got {array.dtype}")
+        raise TypeError(
+            f"{name} is {array.dtype} and x is {dtype}: both must be of one dtype; pass {cast(name, dtype)}"
+        )
+    _axes(name, array, axes)
 
 
 def cast(name, dtype):
