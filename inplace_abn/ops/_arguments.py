@@ -65,7 +65,7 @@ def arithmetic(dtype):
 
 
 def batch(name, array, axes, leading=False):
-    """Check that `array` is float32, float64, float16 or bfloat16 with the axes named; as `floats` otherwise."""
+    """Check as `floats` does that `array` is float32, float64, float16 or bfloat16, with the axes named."""
     plain(name, array)
     if (array.dtype not in DTYPES and not is_half(array.dtype)) or not array.dtype.isnative:
         raise TypeError(

@@ -7,6 +7,7 @@ channels first and has them last in memory. An operation runs on `Layout.in_memo
 array with the same memory.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ class Layout(NamedTuple):
     memory_axis: int | None
 
     def in_memory_order(self, array):
-        """Return a view with the axes in memory order; C-contiguous if `array` has this layout, without gaps."""
+        """Return a view with the axes in memory order: C-contiguous if `array` is as `empty` makes it."""
         return array.transpose(self.order)
 
     def empty(self, shape, dtype):
@@ -47,7 +48,7 @@ class Layout(NamedTuple):
     def has(self, array):
         """Return True if `array` has this layout, apart from axes of length 1 and gaps."""
         strides = [array.strides[axis] for axis in self.order if array.shape[axis] > 1]
-        return all(left >= right for left, right in zip(strides, strides[1:], strict=False))
+        return all(left >= right for left, right in pairwise(strides))
 
 
 def layout_of(x, channel_axis):
@@ -56,7 +57,7 @@ def layout_of(x, channel_axis):
     Parameters
     ----------
     x : ndarray of shape (N, C, *spatial), or (N, *spatial, C) with ``channel_axis=-1``
-        With any strides: the channels are second in memory if their stride steps over all positions of an image.
+        With any strides. The channels are second in memory if their stride spans all positions of an image.
     channel_axis : {1, -1}
 
     Examples
