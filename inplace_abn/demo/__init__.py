@@ -4,11 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from .. import reference
+from .._activations import KEEPS
 from . import tasks
 
 #: "inplace" is another name for "inplace_2".
-STRATEGIES = [strategy for strategy in reference.KEEPS if strategy != "inplace"]
+STRATEGIES = [strategy for strategy in KEEPS if strategy != "inplace"]
 NEEDED = ("sklearn", "matplotlib", "tqdm", "threadpoolctl")
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from .. import functional
+from .._activations import ACTIVATIONS, KEEPS
 from .._numbers import fraction, integer, positive
 from ..ops import _arguments as arguments
-from ..reference import ACTIVATIONS, KEEPS
 from .activation import Activation, activation_of, parameter_of
 from .base import Layer, Parameter
 from .checks import choice, goes_with, precision
@@ -121,7 +121,7 @@ class ABN(Layer):
     @strategy.setter
     def strategy(self, strategy):
         strategy = choice("strategy", strategy, KEEPS)
-        if KEEPS[strategy] == "z" and ACTIVATIONS[self.activation].inverse is None:
+        if KEEPS[strategy] == "z" and not ACTIVATIONS[self.activation].invertible:
             raise ValueError(
                 f"activation {self.activation!r} has no inverse, which strategy {strategy!r} needs; use "
                 "leaky_relu, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'"
@@ -139,8 +139,8 @@ class ABN(Layer):
         It may in place, where this layer has no activation of its own and the other one an inverse. All other
         strategies would keep the residual on top of what sum and activation by themselves do.
         """
-        inverse = ACTIVATIONS["identity" if activation is None else activation.activation].inverse
-        return KEEPS[self.strategy] == "z" and self.activation == "identity" and inverse is not None
+        follows = ACTIVATIONS["identity" if activation is None else activation.activation]
+        return KEEPS[self.strategy] == "z" and self.activation == "identity" and follows.invertible
 
     def forward(self, ctx, x, residual=None, *, activation=None):
         """Normalize, add the residual, and activate: as `activation`, a layer, does, or as this one does."""

@@ -2,17 +2,12 @@
 
 import numpy as np
 
+from .._activations import ACTIVATIONS
 from .._numbers import finite, integer, positive
-from ..ops import _arguments as arguments
-from ..reference import ACTIVATIONS
-from ..reference.moments import quiet
+from ..ops import activation
 from .base import Layer, Parameter
 from .checks import choice, precision
 from .kept import claim
-
-# Elements that are worked on at a time, so that temporaries stay small and in the cache.
-CHUNK = 1 << 15
-
 
 #: What others call some of the activations.
 ALIASES = {
@@ -29,7 +24,7 @@ def activation_of(name):
     return choice("activation", name, ACTIVATIONS, ALIASES)
 
 
-def parameter_of(activation, activation_param, num_slopes, dtype):
+def parameter_of(name, activation_param, num_slopes, dtype):
     """Return what an activation takes: activation_param as a float, and the slope of prelu or None.
 
     Raises
@@ -38,10 +33,10 @@ def parameter_of(activation, activation_param, num_slopes, dtype):
         For an activation_param or a num_slopes that does not fit.
     """
     slopes = integer("num_slopes", num_slopes, least=1)
-    if ACTIVATIONS[activation].param != "channel":
+    if ACTIVATIONS[name].param != "channel":
         if slopes != 1:
             raise ValueError(
-                f"num_slopes goes with activation 'prelu', got {num_slopes!r} with {activation!r}; leave it "
+                f"num_slopes goes with activation 'prelu', got {num_slopes!r} with {name!r}; leave it "
                 "out, or 1"
             )
         return positive("activation_param", activation_param), None
@@ -96,70 +91,24 @@ class Activation(Layer):
         self.inplace = bool(inplace)
 
     @property
-    def _keeps_input(self):
-        return self.slope is not None or ACTIVATIONS[self.activation].minimum is not None
-
-    @property
     def overwrites_input(self):
         """As `inplace` says, where the input is not kept."""
-        return self.inplace and not self._keeps_input
+        return self.inplace and ACTIVATIONS[self.activation].slope_from_z
 
-    @quiet
     def forward(self, ctx, x):
         """Return activation(x)."""
-        arguments.plain("x", x)
-        if x.dtype.kind not in "fV":  # V: bfloat16
-            raise TypeError(f"x must be of a floating dtype, got {x.dtype}")
-        param = self._param(x)
-        if self.overwrites_input:
+        if self.overwrites_input and isinstance(x, np.ndarray):
             claim(x, "inplace=True")
-        if self._keeps_input:
-            ctx.save_for_backward(input=x)
-        z = x if self.overwrites_input else np.empty_like(x)
-        writeable = z.flags.writeable
-        for rows in _chunks(x):
-            z[rows] = ACTIVATIONS[self.activation].phi(_wide(x[rows]), param)
-        if not self._keeps_input:
-            ctx.keep("z", z, writeable)
-        return z
+        param = self.activation_param if self.slope is None else self.slope.data
+        return activation.forward(
+            ctx, x, activation=self.activation, param=param, channel_axis=self.channel_axis,
+            overwrite=self.overwrites_input,
+        )  # fmt: skip
 
-    @quiet
     def gradients(self, ctx, dz, *, overwrite=False):
         """Return dz times the derivative, and the gradient of the slope."""
-        (kept,) = ctx.saved.values()
-        param, dslope = self._param(kept), 0
-        dx = dz if overwrite else np.empty_like(dz)
-        for rows in _chunks(kept):
-            part, gradient = _wide(kept[rows]), _wide(dz[rows])
-            if self.slope is not None:
-                dslope = dslope + self._sums(gradient * np.minimum(part, 0))
-            dx[rows] = gradient * self._derivative(part, param)
+        dx, dslope = activation.backward(ctx, dz, overwrite=overwrite)
         return dx if self.slope is None else (dx, dslope.astype(self.slope.data.dtype))
-
-    def _param(self, x):
-        """Return activation_param, or the slopes in a shape that goes with x."""
-        if self.slope is None:
-            return self.activation_param
-        slope = self.slope.data
-        if len(slope) == 1:
-            return slope
-        axis = self.channel_axis
-        if x.ndim < 2 or x.shape[axis] != len(slope):
-            raise ValueError(f"num_slopes={len(slope)} takes x with as many channels, got shape {x.shape}")
-        return slope.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
-
-    def _sums(self, products):
-        """Add up what belongs to each slope, in float64."""
-        axis = self.channel_axis % products.ndim
-        others = tuple(i for i in range(products.ndim) if i != axis or len(self.slope.data) == 1)
-        return np.atleast_1d(products.sum(axis=others, dtype=np.float64))
-
-    def _derivative(self, kept, param):
-        activation = ACTIVATIONS[self.activation]
-        if self.activation == "relu":
-            return kept > 0
-        found = activation.derivative if self._keeps_input else activation.derivative_from_z
-        return found(kept, param).astype(kept.dtype)
 
     def extra_repr(self):
         """Return the arguments."""
@@ -167,14 +116,3 @@ class Activation(Layer):
         return (
             f"{self.activation!r}, activation_param={self.activation_param}{slopes}, inplace={self.inplace}"
         )
-
-
-def _wide(array):
-    """Return the array, or a float32 copy of a half type."""
-    return array.astype(np.float32) if array.itemsize == 2 else array
-
-
-def _chunks(array):
-    """Go through the first axis in slices of about CHUNK elements."""
-    step = max(1, CHUNK * len(array) // max(1, array.size))
-    return (slice(first, first + step) for first in range(0, len(array), step))

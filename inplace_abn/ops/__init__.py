@@ -10,6 +10,7 @@ any strides. Everything is checked before the first write: an exception means un
 """
 
 from . import (
+    activation,
     avg_pool2d,
     conv2d,
     cross_entropy,
@@ -22,6 +23,7 @@ from . import (
 )
 
 __all__ = [
+    "activation",
     "avg_pool2d",
     "conv2d",
     "cross_entropy",

@@ -1,0 +1,64 @@
+"""Activations and strategies: what the package must know of them, without their formulas.
+
+The kernels have their own table, ``ABN_EACH_ACTIVATION`` in ``csrc/abn.h``, and the specification has
+`inplace_abn.reference.ACTIVATIONS`. The tests compare the three. The formulas of activations on their own are
+in `inplace_abn.ops.activation`.
+"""
+
+from typing import Literal, NamedTuple
+
+__all__ = ["ACTIVATIONS", "KEEPS", "Activation"]
+
+
+class Activation(NamedTuple):
+    """Properties of one activation.
+
+    Attributes
+    ----------
+    param : {None, "one", "channel"}
+        Its parameter: none, one number above 0, or one number of any sign per channel.
+    invertible : bool
+        True if y can be recovered from z, and the branch where there is a minimum, as in-place strategies do.
+    minimum : float or None
+        The y at which the activation turns. On both sides of it there are y with the same z.
+    slope_from_z : bool
+        True if the derivative is a function of z alone, so that an activation on its own need not keep y.
+    """
+
+    param: Literal["one", "channel"] | None = None
+    invertible: bool = True
+    minimum: float | None = None
+    slope_from_z: bool = True
+
+
+def _with_minimum(minimum):
+    return Activation(minimum=minimum, slope_from_z=False)
+
+
+#: In the order of ``csrc/abn.h``.
+ACTIVATIONS = {
+    "identity": Activation(),
+    "leaky_relu": Activation("one"),
+    "prelu": Activation("channel", slope_from_z=False),  # slopes below 0: two y for a z
+    "elu": Activation("one"),
+    "celu": Activation("one"),
+    "selu": Activation(),
+    "softplus": Activation(),
+    "sigmoid": Activation(),
+    "tanh": Activation(),
+    "silu": _with_minimum(-1.278464542761074),
+    "gelu": _with_minimum(-0.7517915246935645),
+    "gelu_tanh": _with_minimum(-0.7524614220710163),
+    "mish": _with_minimum(-1.1924312145154952),
+    "relu": Activation(invertible=False),
+}
+
+#: The array that each strategy keeps for the backward (Fig. 2 of the paper).
+KEEPS = {
+    "standard": "x",
+    "checkpoint": "x",
+    "checkpoint_xhat": "xhat",
+    "inplace_1": "z",
+    "inplace_2": "z",
+    "inplace": "z",  # another name of inplace_2
+}

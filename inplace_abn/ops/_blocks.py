@@ -1,0 +1,37 @@
+"""Blocks of arrays: temporaries of the size of a block stay in the cache, whatever the size of the batch."""
+
+import math
+
+import numpy as np
+
+from . import _arguments as arguments
+
+#: Elements of a block.
+BLOCK = 1 << 15
+
+
+def element_blocks(shape, most=BLOCK):
+    """Go through the indices of blocks of at most `most` elements that together make up an array of `shape`.
+
+    >>> list(element_blocks((3, 4), 8))
+    [(slice(0, 2, None),), (slice(2, 4, None),)]
+    >>> list(element_blocks((2, 4), 3))[:2]
+    [(slice(0, 1, None), slice(0, 3, None)), (slice(0, 1, None), slice(3, 6, None))]
+    """
+    if not shape:
+        yield ()
+        return
+    inner = math.prod(shape[1:])
+    if inner <= most or len(shape) == 1:
+        step = max(1, most // max(1, inner))
+        for first in range(0, shape[0], step):
+            yield (slice(first, first + step),)
+        return
+    for first in range(shape[0]):
+        for rest in element_blocks(shape[1:], most):
+            yield (slice(first, first + 1), *rest)
+
+
+def wide(array):
+    """Return `array`, or a float32 copy if it is of a half type."""
+    return array.astype(np.float32) if arguments.is_half(array.dtype) else array

@@ -1,0 +1,229 @@
+"""An activation on its own, as after a sum."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from .._activations import ACTIVATIONS
+from . import _arguments as arguments
+from ._blocks import element_blocks, wide
+from ._layout import order_of
+
+# NaN, infinity and overflow pass through without a warning.
+_quiet = np.errstate(all="ignore")
+
+
+@_quiet
+def forward(ctx, x, *, activation, param=None, channel_axis=1, overwrite=False):
+    """Activate every element: ``z = activation(x)``.
+
+    z is kept for the backward where the derivative is a function of z, else x is.
+
+    Parameters
+    ----------
+    ctx : Context
+    x : ndarray of any shape
+        float32, float64, float16 or bfloat16.
+    activation : str
+        One of `inplace_abn.functional.forward`.
+    param : float or ndarray, optional
+        Of leaky_relu, elu and celu: a number above 0. Of prelu: slopes, an array of shape (1,) or (C,).
+    channel_axis : {1, -1}
+        Of the slopes.
+    overwrite : bool
+        True writes z over x, if x is not kept.
+
+    Returns
+    -------
+    z : ndarray
+        In the memory layout of x, or x itself. Half types are computed in float32 and rounded once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an x of another dtype, and slopes that do not fit x.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn.layers import Context
+    >>> ctx = Context()
+    >>> forward(ctx, np.array([[-1.0, 2.0]]), activation="leaky_relu", param=0.5)
+    array([[-0.5,  2. ]])
+    >>> backward(ctx, np.ones((1, 2)))
+    (array([[0.5, 1. ]]), None)
+    """
+    arguments.batch("x", x, "(...)", leading=True)
+    known, layout = ACTIVATIONS[activation], order_of(x)
+    param = _broadcast(param, x, channel_axis)
+    ctx.activation, ctx.param, ctx.channel_axis = activation, param, channel_axis
+    ctx.layout, ctx.input_shape, ctx.dtype = layout, x.shape, x.dtype
+    z = x if overwrite and known.slope_from_z else layout.empty(x.shape, x.dtype)
+    source, result, slopes = (_ordered(layout, array) for array in (x, z, param))
+    for block in element_blocks(source.shape):
+        result[block] = FORMULAS[activation].value(wide(source[block]), _part(slopes, block))
+    if known.slope_from_z:
+        ctx.save_for_backward(z=z)
+    else:
+        ctx.save_for_backward(input=x)
+    return z
+
+
+@_quiet
+def backward(ctx, dz, *, overwrite=False):
+    """Gradients of x and of prelu's slopes: ``dx = dz * activation'(x)``.
+
+    Parameters
+    ----------
+    ctx : Context
+        From `forward`.
+    dz : ndarray
+        Of z's shape and dtype.
+    overwrite : bool
+        True writes dx over dz, if that has the memory layout of x.
+
+    Returns
+    -------
+    dx : ndarray
+        In the memory layout of x.
+    dslope : float64 ndarray of the shape of the slopes, or None
+        None but for prelu.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dz that does not fit the result of the forward.
+    """
+    arguments.gradient("dz", dz, ctx.input_shape, ctx.dtype)
+    (kept,) = ctx.saved.values()
+    layout, slope, param = ctx.layout, FORMULAS[ctx.activation].slope, ctx.param
+    dx = dz if overwrite and layout.has(dz) else layout.empty(dz.shape, dz.dtype)
+    source, given, result, slopes = (_ordered(layout, array) for array in (kept, dz, dx, param))
+    sums = _SlopeSums(ctx) if ACTIVATIONS[ctx.activation].param == "channel" else None
+    for block in element_blocks(source.shape):
+        values, gradient = wide(source[block]), wide(given[block])
+        if sums is not None:
+            sums.add(gradient * np.minimum(values, 0), block)
+        result[block] = gradient * slope(values, _part(slopes, block))
+    return dx, None if sums is None else sums.total
+
+
+def _broadcast(param, x, channel_axis):
+    """Return a number as it is, and slopes with the shape of x."""
+    if not isinstance(param, np.ndarray):
+        return param
+    if len(param) == 1:
+        return np.broadcast_to(param, x.shape)
+    if x.ndim < 2 or x.shape[channel_axis] != len(param):
+        raise ValueError(f"num_slopes={len(param)} takes x with as many channels, got shape {x.shape}")
+    shape = [1] * x.ndim
+    shape[channel_axis] = len(param)
+    return np.broadcast_to(param.reshape(shape), x.shape)
+
+
+def _ordered(layout, array):
+    return layout.in_memory_order(array) if isinstance(array, np.ndarray) else array
+
+
+def _part(param, block):
+    return param[block] if isinstance(param, np.ndarray) else param
+
+
+class _SlopeSums:
+    """Gradients of prelu's slopes, added up block by block in float64."""
+
+    def __init__(self, ctx):
+        ndim = len(ctx.input_shape)
+        channel = ctx.channel_axis % ndim if ndim > 1 else 0
+        self.shared = not any(ctx.param.strides)  # one slope, broadcast to all elements
+        self.axis = ctx.layout.order.index(channel)
+        self.others = tuple(axis for axis in range(ndim) if axis != self.axis)
+        self.total = np.zeros(1 if self.shared else ctx.input_shape[channel])
+
+    def add(self, products, block):
+        if self.shared:
+            self.total += products.sum(dtype=np.float64)
+            return
+        channels = block[self.axis] if self.axis < len(block) else slice(None)
+        self.total[channels] += products.sum(axis=self.others, dtype=np.float64)
+
+
+# ---- the formulas ------------------------------------------------------------------------------------------
+
+
+class Formula(NamedTuple):
+    """``value(y, param)``, and ``slope``: the derivative from z where that is enough, else from y."""
+
+    value: Callable
+    slope: Callable
+
+
+def _sigmoid(y):
+    small = np.exp(-np.abs(y))
+    return np.where(y >= 0, 1, small) / (1 + small)
+
+
+def _one(z):
+    return np.ones((), z.dtype)
+
+
+_SELU_SCALE = 1.0507009873554804934193349852946
+_SELU_ALPHA = 1.6732632423543772848170429916717
+
+
+def _elu(y, alpha, rate=1.0, scale=1.0):
+    return np.where(y >= 0, scale * y, scale * alpha * np.expm1(np.minimum(y, 0) * rate))
+
+
+_GELU_RATE = math.sqrt(8 / math.pi)  # 1 + tanh(u) = 2 sigmoid(2 u)
+_GELU_CUBIC = 0.044715
+
+
+def _gelu_tanh_slope(y, _):
+    u = _GELU_RATE * (y + _GELU_CUBIC * y**3)
+    return _sigmoid(u) * (1 + y * _sigmoid(-u) * _GELU_RATE * (1 + 3 * _GELU_CUBIC * y**2))
+
+
+def _normal_cdf(y):
+    half = np.vectorize(math.erfc, otypes=[y.dtype])(np.abs(y) * math.sqrt(0.5)) / 2
+    return np.where(y < 0, half, 1 - half)
+
+
+def _tanh_softplus(y):
+    """Return tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2) for e = exp(y), without overflow."""
+    small = np.exp(-np.abs(y))
+    top = np.where(y >= 0, 1 + 2 * small, small * (small + 2))
+    return top / (top + 2 * np.where(y >= 0, small**2, 1))
+
+
+def _mish_slope(y, _):
+    gate = _tanh_softplus(y)
+    return gate + y * _sigmoid(y) * (1 - gate**2)
+
+
+_LEAKY = Formula(lambda y, a: np.where(y >= 0, y, a * y), lambda z, a: np.where(z >= 0, _one(z), a))
+
+FORMULAS = {
+    "identity": Formula(lambda y, _: y, lambda z, _: _one(z)),
+    "leaky_relu": _LEAKY,
+    "prelu": _LEAKY,
+    "elu": Formula(_elu, lambda z, a: np.where(z >= 0, 1, z + a)),
+    "celu": Formula(lambda y, a: _elu(y, a, 1 / a), lambda z, a: np.where(z >= 0, 1, 1 + z / a)),
+    "selu": Formula(
+        lambda y, _: _elu(y, _SELU_ALPHA, 1.0, _SELU_SCALE),
+        lambda z, _: np.where(z >= 0, _SELU_SCALE, z + _SELU_SCALE * _SELU_ALPHA),
+    ),
+    "softplus": Formula(lambda y, _: np.logaddexp(0, y), lambda z, _: -np.expm1(-z)),
+    "sigmoid": Formula(lambda y, _: _sigmoid(y), lambda z, _: z * (1 - z)),
+    "tanh": Formula(lambda y, _: np.tanh(y), lambda z, _: (1 - z) * (1 + z)),
+    "silu": Formula(lambda y, _: y * _sigmoid(y), lambda y, _: _sigmoid(y) * (1 + y * _sigmoid(-y))),
+    "gelu": Formula(
+        lambda y, _: y * _normal_cdf(y),
+        lambda y, _: _normal_cdf(y) + y * np.exp(-(y**2) / 2) / math.sqrt(2 * math.pi),
+    ),
+    "gelu_tanh": Formula(lambda y, _: y * _sigmoid(_GELU_RATE * (y + _GELU_CUBIC * y**3)), _gelu_tanh_slope),
+    "mish": Formula(lambda y, _: y * _tanh_softplus(y), _mish_slope),
+    "relu": Formula(lambda y, _: np.maximum(y, 0), lambda z, _: (z > 0).astype(z.dtype)),
+}
