@@ -46,7 +46,7 @@ ACTIVATIONS = {
     "softplus": Activation(),
     "sigmoid": Activation(),
     "tanh": Activation(),
-    "silu": _with_minimum(-1.278464542761074),
+    "silu": _with_minimum(-1.2784645427610737),
     "gelu": _with_minimum(-0.7517915246935645),
     "gelu_tanh": _with_minimum(-0.7524614220710163),
     "mish": _with_minimum(-1.1924312145154952),
