@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from operations import EPS, Context, assert_gradients, laid_out, normal, run, strided
 
-from inplace_abn import ops, optim
+from inplace_abn import ops
 from inplace_abn.ops import cross_entropy, dropout, flatten, linear
 
 MODULES = [f"{ops.__name__}.{module.name}" for module in pkgutil.iter_modules(ops.__path__)]
 
 
-@pytest.mark.parametrize("name", [*MODULES, optim.__name__])
+@pytest.mark.parametrize("name", MODULES)
 def test_the_examples_in_the_documentation_run(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 

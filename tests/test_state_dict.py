@@ -1,5 +1,6 @@
 """state_dict and load_state_dict: PyTorch's names, checkpoints in .npz, and what does not match."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from networks import STRATEGIES, assert_close, normal, run
@@ -62,6 +63,53 @@ def test_other_floating_dtypes_are_converted():
     assert layer.weight.data.tolist() == [0.5, 2]
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("count", "loaded"),
+    [(7.0, 7), (3.5, 3), (-3.5, -3), ([7], 7), ([7.5], 7), (np.int32(7), 7), (np.float32(7), 7), (True, 1)],
+)
+def test_num_batches_tracked_is_converted_as_in_pytorch(count, loaded, strict):
+    layer = InPlaceABN(2)
+    kept = layer.num_batches_tracked
+    layer.load_state_dict({**layer.state_dict(), "num_batches_tracked": np.array(count)}, strict=strict)
+    assert layer.num_batches_tracked is kept
+    assert (kept.shape, kept.dtype, int(kept)) == ((), np.int64, loaded)
+
+
+def test_the_mean_of_two_states_loads():
+    one, two = trained(network(rng=0)), network(rng=1)
+    states = one.state_dict(), two.state_dict()
+    mean = {name: (array + states[1][name]) / 2 for name, array in states[0].items()}
+    two.load_state_dict(mean)
+    counts = {name: array for name, array in two.state_dict().items() if array.shape == ()}
+    assert {int(count) for count in counts.values()} == {3}  # of 7 and 0
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (np.nan, "value mismatch for num_batches_tracked: nan does not fit into int64"),
+        ([1, 2], r"size mismatch for num_batches_tracked: expected shape \(\), got \(2,\)"),
+        (1j, "dtype mismatch for num_batches_tracked: complex128 does not fit into int64"),
+    ],
+)
+def test_counts_that_do_not_fit(count, words):
+    layer = InPlaceABN(2)
+    with pytest.raises(RuntimeError, match=words):
+        layer.load_state_dict({"num_batches_tracked": np.array(count)}, strict=False)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_in_npz(dtype, tmp_path):
+    state = {name: array.astype(dtype) for name, array in trained(network()).state_dict().items()}
+    np.savez(tmp_path / "half.npz", **state)
+    other = network()
+    with np.load(tmp_path / "half.npz") as checkpoint:
+        other.load_state_dict(checkpoint)
+    for name, array in other.state_dict().items():
+        assert (array == state[name].astype(array.dtype)).all()
+
+
 def test_num_batches_tracked_may_be_missing_as_in_old_checkpoints():
     layer = InPlaceABN(2)
     state = layer.state_dict()
@@ -94,7 +142,7 @@ def test_missing_and_unexpected_names_are_listed():
 def test_shapes_that_differ_are_listed_and_nothing_is_loaded(strict):
     net = Sequential(Linear(2, 3))
     before = net.state_dict()
-    message = r"size mismatch for 0.bias: the state_dict has shape \(4,\), the layer \(3,\)"
+    message = r"size mismatch for 0\.bias: expected shape \(3,\), got \(4,\)"
     with pytest.raises(RuntimeError, match=message):
         net.load_state_dict({"0.weight": np.zeros((3, 2)), "0.bias": np.zeros(4)}, strict=strict)
     assert_close(net.state_dict(), before)
@@ -152,6 +200,16 @@ def test_pytorch_loads_what_we_save_and_lists_the_same_keys():
     with pytest.raises(RuntimeError) as ours_says:
         ours.load_state_dict(state)
     assert str(ours_says.value).split() == str(theirs_says.value).split()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("count", [7.0, 3.5, -3.5, [7], [7.5], True])
+def test_counts_are_converted_as_pytorch_does(count):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    theirs, ours = torch.nn.BatchNorm1d(2), ABN(2)
+    theirs.load_state_dict({**theirs.state_dict(), "num_batches_tracked": torch.tensor(count)})
+    ours.load_state_dict({**ours.state_dict(), "num_batches_tracked": np.array(count)})
+    assert ours.num_batches_tracked == theirs.num_batches_tracked.item()
 
 
 @pytest.mark.torch

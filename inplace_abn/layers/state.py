@@ -1,13 +1,12 @@
 """state_dict and load_state_dict, with the names that PyTorch gives to parameters and buffers."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
+from .._state import check_mapping, copy_into, mismatch, stored
 
 
 class IncompatibleKeys(NamedTuple):
-    """What did not match in a `Layer.load_state_dict` with ``strict=False``."""
+    """Names that did not match in a `Layer.load_state_dict` with ``strict=False``."""
 
     missing_keys: list
     unexpected_keys: list
@@ -16,7 +15,7 @@ class IncompatibleKeys(NamedTuple):
 class StateMixin:
     """The part of a `Layer` that saves and loads."""
 
-    #: Buffers that older checkpoints lack; PyTorch, too, takes them as they are then.
+    #: Buffers that may be missing from a state, as in PyTorch: old checkpoints lack them.
     optional_buffers = ("num_batches_tracked",)
 
     def named_state(self):
@@ -44,12 +43,16 @@ class StateMixin:
     def load_state_dict(self, state, strict=True):
         """Copy parameters and buffers from a mapping of names to arrays.
 
+        Arrays are converted as in PyTorch: between floating dtypes by rounding, from floating numbers to the
+        integers of `num_batches_tracked` by truncation, from shape (1,) to shape (). bfloat16 arrays that
+        were read from a .npz file, as dtype "V2", are recognized.
+
         Parameters
         ----------
-        state : mapping
-            From `state_dict` or ``numpy.load("file.npz")``. Arrays of another floating dtype are converted.
+        state : mapping of str to array
+            From `state_dict` or ``numpy.load("file.npz")``.
         strict : bool
-            False leaves alone what is missing, and ignores what is unexpected.
+            False: missing names keep their values, unexpected names are ignored.
 
         Returns
         -------
@@ -58,17 +61,26 @@ class StateMixin:
 
         Raises
         ------
+        TypeError
+            If `state` is no mapping.
         RuntimeError
-            For missing and unexpected names, all of them listed, and for shapes that differ. Nothing has been
+            For missing and unexpected names, all of them listed, and for arrays that do not fit. Nothing is
             changed then.
+
+        Examples
+        --------
+        >>> from inplace_abn.layers import InPlaceABN
+        >>> one, two = InPlaceABN(2), InPlaceABN(2)
+        >>> one.load_state_dict(two.state_dict())
+        IncompatibleKeys(missing_keys=[], unexpected_keys=[])
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(
-                f"state must be a mapping of names to arrays, such as a dict or numpy.load('file.npz'), "
-                f"got {type(state).__name__}"
-            )
+        return self.prepare_load(state, strict)()
+
+    def prepare_load(self, state, strict=True):
+        """Check a state; return a function without arguments that loads it. See `load_state_dict`."""
+        check_mapping("state", state)
         own = dict(self.named_state())
-        found = {name: np.asarray(state[name]) for name in state if name in own}
+        found = {name: stored(state[name]) for name in state if name in own}
         missing = [name for name in own if name not in found and not self._may_lack(name)]
         unexpected = [name for name in state if name not in own]
         problems = _mismatches(own, found)
@@ -77,9 +89,13 @@ class StateMixin:
         if problems:
             lines = "\n\t".join(problems)
             raise RuntimeError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t{lines}")
-        for name, array in found.items():
-            np.copyto(own[name], array, casting="same_kind")
-        return IncompatibleKeys(missing, unexpected)
+
+        def load():
+            for name, array in found.items():
+                copy_into(own[name], array)
+            return IncompatibleKeys(missing, unexpected)
+
+        return load
 
     def _may_lack(self, name):
         return name.rpartition(".")[2] in self.optional_buffers
@@ -93,11 +109,9 @@ def _listed(which, names):
 def _mismatches(own, found):
     problems = []
     for name, array in found.items():
-        if array.shape != own[name].shape:
-            problems.append(
-                f"size mismatch for {name}: the state_dict has shape {array.shape}, "
-                f"the layer {own[name].shape}."
-            )
-        elif not np.can_cast(array.dtype, own[name].dtype, "same_kind"):
-            problems.append(f"dtype mismatch for {name}: {array.dtype} does not fit into {own[name].dtype}.")
+        target = own[name]
+        problem = mismatch(array, target.shape, target.dtype)
+        if problem:
+            kind, text = problem
+            problems.append(f"{kind} mismatch for {name}: {text}.")
     return problems

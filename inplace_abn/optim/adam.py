@@ -1,0 +1,136 @@
+"""Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980) and AdamW.
+
+AdamW has decoupled weight decay (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).
+"""
+
+import math
+from typing import ClassVar
+
+import numpy as np
+
+from .._numbers import not_negative, number
+from .optimizer import Optimizer
+
+
+def _betas(name, value):
+    try:
+        pair = tuple(value)
+    except TypeError:
+        pair = ()
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be two numbers, got {value!r}")
+    pair = tuple(number(name, beta) for beta in pair)
+    if not all(0 <= beta < 1 for beta in pair):
+        raise ValueError(f"{name} must be two numbers in [0, 1), got {value!r}")
+    return pair
+
+
+class Adam(Optimizer):
+    """Adam, as `torch.optim.Adam`.
+
+    For every parameter with a gradient, with t the number of its steps: ``g = grad + weight_decay * data``,
+    ``m = beta1 * m + (1 - beta1) * g``, ``v = beta2 * v + (1 - beta2) * g**2``,
+    ``data -= lr / (1 - beta1**t) * m / (sqrt(v / (1 - beta2**t)) + eps)``. With `amsgrad`, v in the last
+    formula is the largest v so far.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter, or list of dict
+        As for `SGD`.
+    lr : float >= 0
+        Learning rate.
+    betas : (float, float)
+        Each in [0, 1).
+    eps : float >= 0
+    weight_decay : float >= 0
+        Added to the gradient. `AdamW` decays the weights apart from it.
+    amsgrad : bool
+
+    Raises
+    ------
+    TypeError, ValueError
+        For settings out of range, no parameters, and a parameter that occurs twice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn.layers import Parameter
+    >>> weight = Parameter(np.array([1.0, 1.0]))
+    >>> weight.grad = np.array([0.5, -5.0])
+    >>> Adam([weight], lr=0.1).step()
+    >>> weight.data.round(4)
+    array([0.9, 1.1])
+    """
+
+    checks: ClassVar = {
+        "lr": not_negative,
+        "betas": _betas,
+        "eps": not_negative,
+        "weight_decay": not_negative,
+        "amsgrad": lambda name, value: bool(value),
+    }
+    state_names = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+    def __init__(
+        self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, *, weight_decay=0.0, amsgrad=False
+    ):  # fmt: skip
+        super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
+
+    def required_state(self, settings):
+        """Return the names that the state of a parameter has after its first step."""
+        return self.state_names if settings["amsgrad"] else self.state_names[:3]
+
+    def update(self, data, grad, state, group):
+        """Make one step."""
+        grad = self._decayed(data, grad, group)
+        if "exp_avg" not in state:
+            state["step"] = np.array(0, np.int64)
+            state["exp_avg"], state["exp_avg_sq"] = np.zeros_like(data), np.zeros_like(data)
+        state["step"] += 1
+        step, (beta1, beta2) = int(state["step"]), group["betas"]
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        mean += (1 - beta1) * (grad - mean)
+        square *= beta2
+        square += (1 - beta2) * grad * grad
+        if group["amsgrad"]:
+            highest = state.setdefault("max_exp_avg_sq", np.zeros_like(data))
+            square = np.maximum(highest, square, out=highest)
+        denominator = np.sqrt(square)
+        denominator /= math.sqrt(1 - beta2**step)
+        denominator += group["eps"]
+        data -= group["lr"] / (1 - beta1**step) * (mean / denominator)
+
+    def _decayed(self, data, grad, group):
+        """Return the gradient with weight decay."""
+        return grad + group["weight_decay"] * data if group["weight_decay"] else grad
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay, as `torch.optim.AdamW`.
+
+    Before the step of `Adam` without weight decay: ``data *= 1 - lr * weight_decay``.
+
+    Parameters
+    ----------
+    parameters, lr, betas, eps, amsgrad
+        As for `Adam`.
+    weight_decay : float >= 0
+
+    Examples
+    --------
+    >>> from inplace_abn import layers, optim
+    >>> net = layers.Sequential(layers.Conv2d(3, 8, 3), layers.InPlaceABN(8))
+    >>> optimizer = AdamW(optim.decay_groups(net, weight_decay=0.05), lr=1e-3)
+    >>> [group["weight_decay"] for group in optimizer.param_groups]
+    [0.05, 0.0]
+    """
+
+    def __init__(
+        self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, *, weight_decay=1e-2, amsgrad=False
+    ):  # fmt: skip
+        super().__init__(parameters, lr, betas, eps, weight_decay=weight_decay, amsgrad=amsgrad)
+
+    def _decayed(self, data, grad, group):
+        """Decay the data; return the gradient as it is."""
+        data *= 1 - group["lr"] * group["weight_decay"]
+        return grad

@@ -1,0 +1,142 @@
+"""Schedules for the learning rates of an optimizer."""
+
+import math
+
+import numpy as np
+
+from .._numbers import integer, not_negative
+from .._state import check_mapping, stored
+
+
+class CosineSchedule:
+    """Half a cosine from the optimizer's learning rates down to `lr_min`.
+
+    After t calls of `step` the learning rate of each group is
+    ``lr_min + (base - lr_min) * (1 + cos(pi * t / steps)) / 2``, where base is the group's "initial_lr", or
+    its "lr" if it has none; "initial_lr" is set then, as in PyTorch. So a schedule that is built after the
+    optimizer's state was loaded starts from the original rate, not from the decayed one. Assign
+    ``optimizer.lr`` to start from another rate. As `torch.optim.lr_scheduler.CosineAnnealingLR`, but staying
+    at `lr_min` after the last of the steps.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        The learning rates of its groups are set.
+    steps : int >= 1
+        From the start to `lr_min`.
+    lr_min : float >= 0
+    warmup : int >= 0
+        Additional steps at the start, in which the rate grows from ``base / (warmup + 1)`` in equal parts.
+
+    Attributes
+    ----------
+    taken : int
+        Calls of `step` so far.
+    base_lrs : list of float
+        Of each group.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn.layers import Parameter
+    >>> from inplace_abn.optim import SGD
+    >>> sgd = SGD([Parameter(np.ones(1))], lr=1.0)
+    >>> schedule = CosineSchedule(sgd, 2)
+    >>> for _ in range(3):
+    ...     schedule.step()
+    ...     print(round(sgd.lr, 3))
+    0.5
+    0.0
+    0.0
+    """
+
+    def __init__(self, optimizer, steps, lr_min=0.0, *, warmup=0):
+        self.steps, self.warmup = integer("steps", steps, 1), integer("warmup", warmup, 0)
+        self.lr_min = not_negative("lr_min", lr_min)
+        self.optimizer, self.taken = optimizer, 0
+        groups = optimizer.param_groups
+        self.base_lrs = [group.setdefault("initial_lr", group["lr"]) for group in groups]
+        self._set_rates()
+
+    def step(self):
+        """Set the learning rates for the next step of the optimizer."""
+        self.taken += 1
+        self._set_rates()
+
+    def lr_at(self, step):
+        """Return the learning rate of each group after so many steps.
+
+        Parameters
+        ----------
+        step : int
+
+        Returns
+        -------
+        list of float
+        """
+        if step < self.warmup:
+            return [base * (step + 1) / (self.warmup + 1) for base in self.base_lrs]
+        factor = (1 + math.cos(math.pi * min(1.0, (step - self.warmup) / self.steps))) / 2
+        return [self.lr_min + (base - self.lr_min) * factor for base in self.base_lrs]
+
+    def state_dict(self):
+        """Return settings, base rates and the number of steps taken as a flat dictionary of arrays."""
+        return {name: np.array(getattr(self, name)) for name in _STATE}
+
+    def load_state_dict(self, state):
+        """Go on from the `state_dict` of a schedule, settings included; set the optimizer's learning rates.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+
+        Raises
+        ------
+        TypeError, ValueError
+            For names that are missing or unexpected, and values that do not fit; nothing is changed then.
+        """
+        self.prepare_load(state)()
+
+    def prepare_load(self, state):
+        """Check a state; return a function without arguments that loads it. See `load_state_dict`."""
+        check_mapping("state", state)
+        missing, unexpected = sorted(_STATE.keys() - state.keys()), sorted(state.keys() - _STATE.keys())
+        if missing or unexpected:
+            raise ValueError(f"state has {missing=} and {unexpected=} names")
+        found = {name: check(name, stored(state[name]).tolist()) for name, check in _STATE.items()}
+        expected = len(self.optimizer.param_groups)
+        if len(found["base_lrs"]) != expected:
+            raise ValueError(f"base_lrs: expected {expected} groups, got {len(found['base_lrs'])}")
+
+        def load():
+            vars(self).update(found)
+            for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+                group["initial_lr"] = base
+            self._set_rates()
+
+        return load
+
+    def _set_rates(self):
+        for group, rate in zip(self.optimizer.param_groups, self.lr_at(self.taken), strict=True):
+            group["lr"] = rate
+
+
+def _rates(name, value):
+    if not isinstance(value, list):
+        raise TypeError(f"{name} must be a list of numbers, got {value!r}")
+    return [not_negative(name, rate) for rate in value]
+
+
+#: What the state of a schedule has: name -> function(name, value) that returns the value, or raises.
+_STATE = {
+    "base_lrs": _rates,
+    "steps": lambda name, value: integer(name, value, 1),
+    "lr_min": not_negative,
+    "warmup": lambda name, value: integer(name, value, 0),
+    "taken": lambda name, value: integer(name, value, 0),
+}
