@@ -21,7 +21,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError, SetupError
 
-KERNELS, STAGES = "csrc/kernels/kernels.c", "csrc/kernels/stages.c"
+KERNELS, ACTIVATION_KERNELS = "csrc/kernels/kernels.c", "csrc/kernels/activation_kernels.c"
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 
 # Instruction sets: machines that may have them, flags of gcc and clang, of MSVC. The kernels are compiled for
@@ -65,7 +65,7 @@ class BuildCore(build_ext):
 
         jobs = [
             (source, self.names(ABN_ISA=name, ABN_DTYPE=dtype), kernels + self.isa_flags(name))
-            for source, dtypes in ((KERNELS, DTYPES), (STAGES, REALS))
+            for source, dtypes in ((KERNELS, DTYPES), (ACTIVATION_KERNELS, REALS))
             for name in built
             for dtype in dtypes
         ] + [(source, macros, core + openmp) for source in ext.sources]

@@ -23,27 +23,28 @@ typedef enum { ABN_FLOAT32, ABN_FLOAT64, ABN_FLOAT16, ABN_BFLOAT16, ABN_DTYPES }
 typedef enum { ABN_NO_INVERSE, ABN_FROM_Z_ALONE, ABN_FROM_Z_AND_SIDE } abn_inverse;
 /* What an activation is given beside y: nothing, one number > 0 for all channels, or a number for each channel. */
 typedef enum { ABN_NO_PARAM, ABN_ONE_PARAM, ABN_CHANNEL_PARAM } abn_param;
-/* Of the activation: is it made of straight lines, has it another slope on either side of zero? */
-enum { ABN_CURVED = 0, ABN_STRAIGHT = 1, ABN_KINKED = 2 };
+/* Traits of an activation. ABN_CHEAP: it takes a few instructions, so the backward computes y and the slope twice instead
+ * of storing them between its two passes. ABN_KINKED: the slope differs on either side of y = 0. */
+enum { ABN_PLAIN = 0, ABN_CHEAP = 1, ABN_KINKED = 2 };
 
 /* The table of activations, a row each: ABN_<NAME>, its name, and as in abn_activation_info. The arithmetic that goes
  * with a row is in activations.c (one number at a time) and in kernels/curves.h (vectors). */
-#define ABN_EACH_ACTIVATION(ROW)                                                            \
-    ROW(IDENTITY, identity, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_STRAIGHT)                   \
-    ROW(LEAKY_RELU, leaky_relu, ABN_FROM_Z_ALONE, ABN_ONE_PARAM, ABN_STRAIGHT | ABN_KINKED) \
-    ROW(PRELU, prelu, ABN_FROM_Z_ALONE, ABN_CHANNEL_PARAM, ABN_STRAIGHT | ABN_KINKED)       \
-    ROW(ELU, elu, ABN_FROM_Z_ALONE, ABN_ONE_PARAM, ABN_KINKED)                              \
-    ROW(CELU, celu, ABN_FROM_Z_ALONE, ABN_ONE_PARAM, ABN_CURVED)                            \
-    ROW(SELU, selu, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_KINKED)                             \
-    ROW(SOFTPLUS, softplus, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_CURVED)                     \
-    ROW(SIGMOID, sigmoid, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_CURVED)                       \
-    ROW(TANH, tanh, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_CURVED)                             \
-    ROW(SILU, silu, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM, ABN_CURVED)                          \
-    ROW(GELU, gelu, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM, ABN_CURVED)                          \
-    ROW(GELU_TANH, gelu_tanh, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM, ABN_CURVED)                \
-    ROW(MISH, mish, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM, ABN_CURVED)                          \
-    ROW(RELU, relu, ABN_NO_INVERSE, ABN_NO_PARAM, ABN_STRAIGHT | ABN_KINKED)
-#define ABN_ACTIVATION_(upper, lower, inverse, param, graph) ABN_##upper,
+#define ABN_EACH_ACTIVATION(ROW)                                                         \
+    ROW(IDENTITY, identity, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_CHEAP)                   \
+    ROW(LEAKY_RELU, leaky_relu, ABN_FROM_Z_ALONE, ABN_ONE_PARAM, ABN_CHEAP | ABN_KINKED) \
+    ROW(PRELU, prelu, ABN_FROM_Z_ALONE, ABN_CHANNEL_PARAM, ABN_CHEAP | ABN_KINKED)       \
+    ROW(ELU, elu, ABN_FROM_Z_ALONE, ABN_ONE_PARAM, ABN_KINKED)                           \
+    ROW(CELU, celu, ABN_FROM_Z_ALONE, ABN_ONE_PARAM, ABN_PLAIN)                          \
+    ROW(SELU, selu, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_KINKED)                          \
+    ROW(SOFTPLUS, softplus, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_PLAIN)                   \
+    ROW(SIGMOID, sigmoid, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_PLAIN)                     \
+    ROW(TANH, tanh, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_PLAIN)                           \
+    ROW(SILU, silu, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM, ABN_PLAIN)                        \
+    ROW(GELU, gelu, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM, ABN_PLAIN)                        \
+    ROW(GELU_TANH, gelu_tanh, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM, ABN_PLAIN)              \
+    ROW(MISH, mish, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM, ABN_PLAIN)                        \
+    ROW(RELU, relu, ABN_NO_INVERSE, ABN_NO_PARAM, ABN_CHEAP | ABN_KINKED)
+#define ABN_ACTIVATION_(upper, lower, inverse, param, traits) ABN_##upper,
 typedef enum { ABN_EACH_ACTIVATION(ABN_ACTIVATION_) ABN_ACTIVATIONS } abn_activation;
 #undef ABN_ACTIVATION_
 
@@ -55,7 +56,7 @@ typedef struct {
     const char *name;
     abn_inverse inverse; /* ABN_NO_INVERSE: only strategies that keep x or xhat take it */
     abn_param param;     /* slope of leaky_relu and prelu, alpha of elu and celu */
-    unsigned graph;      /* ABN_STRAIGHT, ABN_KINKED */
+    unsigned traits;     /* ABN_CHEAP, ABN_KINKED */
 } abn_activation_info;
 extern const abn_activation_info abn_activation_table[ABN_ACTIVATIONS];
 

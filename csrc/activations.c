@@ -4,7 +4,7 @@
 #include <math.h>
 
 const abn_activation_info abn_activation_table[ABN_ACTIVATIONS] = {
-#define INFO(upper, lower, inverse, param, graph) {#lower, inverse, param, graph},
+#define INFO(upper, lower, inverse, param, traits) {#lower, inverse, param, traits},
     ABN_EACH_ACTIVATION(INFO)
 #undef INFO
 };

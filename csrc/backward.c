@@ -2,8 +2,8 @@
  *
  *     w = xhat, or weight * xhat (ABN_SCHEME_II)      dx = (dy + w * w_factor + offset) * dx_factor
  *
- * Tiles of the activations of straight pieces go through one kernel. What is curved, has a residual or escaped elements
- * goes piece by piece through arrays in the nearest cache, where the escaped elements are put in place. Channels whose
+ * Cheap activations (ABN_CHEAP) have kernels for whole tiles. The others, and batches with a residual or escaped elements,
+ * go piece by piece through arrays in the nearest cache, where the escaped elements are put in place. Channels whose
  * numbers leave the range of float go element by element, in double: backward_exact.c. */
 #include <float.h>
 #include <math.h>
@@ -123,13 +123,13 @@ static void from_z(const abn_backward_operation *b, const abn_part *part, const 
                    abn_bench *bench, recovered to) {
     const abn_context *context = b->context;
     const abn_piece_kernels *kernels = &b->op.kernels->piece;
-    const abn_stages *stages = b->op.set->stages;
+    const abn_activation_kernels *activations = b->op.set->activations;
     const ptrdiff_t n = piece->tile.length;
     kernels->widen(piece->tile.source.data, n, to.w);
     if (context->sides) abn_sides_get(context->sides, piece->index, bench->sides, n);
-    stages->of[context->activation].invert(to.w, to.slopes, n, abn_piece_param(&b->op, context, piece, bench),
-                                           bench->sides);
-    if (slope == SLOPE_BY_PARAM) stages->below_zero(to.w, to.slopes, n);
+    activations->of[context->activation].invert(to.w, to.slopes, n, abn_piece_param(&b->op, context, piece, bench),
+                                                bench->sides);
+    if (slope == SLOPE_BY_PARAM) activations->below_zero(to.w, to.slopes, n);
     kernels->recover(piece->tile.residual.data, n, &piece->constants, to.w);
     if (context->escapes.count > 0) put_escapes(b, part, piece, slope, to);
 }
@@ -139,16 +139,16 @@ static void from_x(const abn_backward_operation *b, const abn_part *part, const 
                    abn_bench *bench, recovered to) {
     const abn_input source = part->kind & ABN_GUARDED ? piece->xhat : piece->tile.source;
     const abn_piece_kernels *kernels = &b->op.kernels->piece;
-    const abn_stages *stages = b->op.set->stages;
+    const abn_activation_kernels *activations = b->op.set->activations;
     const ptrdiff_t n = piece->tile.length;
     kernels->normalize(source.data, n, &piece->constants, to.w);
     kernels->scale(to.w, n, &piece->constants, to.slopes);
     if (piece->tile.residual.data) kernels->add(piece->tile.residual.data, n, to.slopes);
     if (slope == SLOPE_BY_PARAM)
-        stages->below_zero(to.slopes, to.slopes, n);
+        activations->below_zero(to.slopes, to.slopes, n);
     else
-        stages->of[b->context->activation].slope(to.slopes, to.slopes, n,
-                                                 abn_piece_param(&b->op, b->context, piece, bench));
+        activations->of[b->context->activation].slope(to.slopes, to.slopes, n,
+                                                      abn_piece_param(&b->op, b->context, piece, bench));
     if (b->context->escapes.count > 0) put_escapes(b, part, piece, slope, to);
 }
 
@@ -242,11 +242,11 @@ static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span,
     for_each_part((const abn_backward_operation *)op, tile, span, constants, NULL, SLOPE_BY_Y);
 }
 
-/* To go back from z once costs more than to write down what was found and to read it again. */
+/* True if inverting an activation twice costs more than storing y and the slope and reading them again. */
 static int is_worth_a_memo(const abn_backward_operation *b) {
-    const int straight = abn_activation_table[b->context->activation].graph & ABN_STRAIGHT;
+    const int cheap = abn_activation_table[b->context->activation].traits & ABN_CHEAP;
     const abn_dtype dtype = b->context->kept.dtype;
-    return !straight && b->op.sums && b->op.apply && abn_real_size(dtype) == abn_dtype_size(dtype);
+    return !cheap && b->op.sums && b->op.apply && abn_real_size(dtype) == abn_dtype_size(dtype);
 }
 
 /* How many different arrays pass through the cache? */

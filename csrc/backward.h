@@ -9,7 +9,7 @@
 typedef struct {
     abn_operation op; /* first: the steps cast back */
     const abn_context *context;
-    const abn_activation_kernels *kernels; /* for whole tiles; NULL: piece by piece */
+    const abn_tile_kernels *kernels; /* for whole tiles; NULL: piece by piece */
     int from;
     abn_sums sums; /* given, or filled by the sums */
     int are_given; /* sums that are taken all the same only tell which channels are to be worked on in double */

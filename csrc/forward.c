@@ -1,7 +1,7 @@
 /* x -> z: moments, constants, and one pass that writes z (and xhat where it is to be kept).
  *
- * In that pass tiles of the activations of straight pieces go through one kernel; what is curved or may have to be
- * escaped goes piece by piece through arrays in the nearest cache. */
+ * In that pass cheap activations (ABN_CHEAP) have kernels for whole tiles. The others, and tiles with elements that may
+ * have to be escaped, go piece by piece through arrays in the nearest cache. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -25,7 +25,7 @@ enum {
 typedef struct {
     abn_operation op; /* first: the steps cast back */
     abn_context *context;
-    const abn_activation_kernels *identity, *straight; /* of whole tiles; straight is NULL: piece by piece */
+    const abn_tile_kernels *identity, *tile_kernels; /* of whole tiles; tile_kernels is NULL: piece by piece */
     abn_escape_rule rule;
     abn_escape_list *escaped; /* one per thread; NULL: no element can be */
     double largest_xhat;      /* with given statistics: that the storage type holds; else INFINITY */
@@ -131,7 +131,7 @@ static int z_tells(const forward_operation *f, const abn_part *part) {
 
 /* Has the activation two slopes at zero, and the storage type so few digits that xhat may be rounded across? */
 static int has_signs(const forward_operation *f) {
-    return abn_activation_table[f->context->activation].graph & ABN_KINKED &&
+    return abn_activation_table[f->context->activation].traits & ABN_KINKED &&
            abn_dtype_size(f->op.source.dtype) == sizeof(uint16_t);
 }
 
@@ -176,7 +176,7 @@ static void keep_xhat(const forward_operation *f, const abn_part *part, const ab
     }
     const abn_constants constants = constants_of_xhat(piece->constants);
     const abn_escape_rule overflows = {.below = -f->largest_xhat, .above = f->largest_xhat};
-    if (kernels->look(x, NULL, n, &constants, &overflows, bench->y, bench->sides, bench->lost))
+    if (kernels->scan(x, NULL, n, &constants, &overflows, bench->y, bench->sides, bench->lost))
         escape(f, part, piece, bench->lost, list);
     kernels->narrow(bench->y, n, (void *)(uintptr_t)to);
 }
@@ -207,7 +207,7 @@ static void find_y(const forward_operation *f, const abn_part *part, const abn_p
     const void *x = piece->tile.source.data, *residual = piece->tile.residual.data;
     const ptrdiff_t n = piece->tile.length;
     if (z_tells(f, part)) {
-        if (kernels->look(x, residual, n, &constants, &f->rule, bench->y, bench->sides, bench->lost))
+        if (kernels->scan(x, residual, n, &constants, &f->rule, bench->y, bench->sides, bench->lost))
             escape(f, part, piece, bench->lost, list);
         if (f->context->sides) abn_sides_put(f->context->sides, piece->index, bench->sides, n);
         return;
@@ -232,8 +232,8 @@ static void apply_to_pieces(const forward_operation *f, const abn_part *part, pt
         if (settles(f, part)) settle_signs(f, part, &piece, &bench);
         /* whole vectors of the kernels' own type need no way round */
         void *z = is_real && n % ABN_PADDING == 0 ? tile->destination.data : bench.y;
-        op->set->stages->of[f->context->activation].value(bench.y, z, n,
-                                                          abn_piece_param(op, f->context, &piece, &bench));
+        op->set->activations->of[f->context->activation].value(bench.y, z, n,
+                                                               abn_piece_param(op, f->context, &piece, &bench));
         if (z == bench.y) op->kernels->piece.narrow(bench.y, n, tile->destination.data);
     }
 }
@@ -278,10 +278,10 @@ static void write_xhat(const forward_operation *f, const abn_part *part) {
     f->identity->apply(&tile, &constants);
 }
 
-/* Returns how many elements are done: there may be residuals beside which z has to be told. */
-static ptrdiff_t apply_straight(const forward_operation *f, const abn_tile *tile, const abn_constants *constants) {
-    if (f->op.residual.data) return f->straight->join(tile, constants);
-    f->straight->apply(tile, constants);
+/* Returns how many elements are done: all, or those before a residual that z does not tell xhat beside. */
+static ptrdiff_t apply_whole_tile(const forward_operation *f, const abn_tile *tile, const abn_constants *constants) {
+    if (f->op.residual.data) return f->tile_kernels->apply_residual(tile, constants);
+    f->tile_kernels->apply(tile, constants);
     return tile->rows * tile->length;
 }
 
@@ -300,8 +300,8 @@ static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span,
         }
         if (writes_xhat && !by_piece) write_xhat(f, &part);
         const abn_constants of_z = constants_of_z(f, part.constants);
-        const int straight = f->straight && !by_piece && !settles(f, &part);
-        const ptrdiff_t done = straight ? apply_straight(f, &part.tile, &of_z) : 0;
+        const int whole = f->tile_kernels && !by_piece && !settles(f, &part);
+        const ptrdiff_t done = whole ? apply_whole_tile(f, &part.tile, &of_z) : 0;
         if (done < part.tile.rows * part.tile.length) apply_to_pieces(f, &part, done, list, writes_xhat && by_piece);
     }
 }
@@ -313,12 +313,12 @@ enum {
 
 /* Which kernels there are to use; after abn_operation_open. */
 static void choose_kernels(forward_operation *f) {
-    const abn_activation_kernels *of = f->op.kernels->of;
-    const abn_activation_kernels *whole = &of[f->context->activation];
+    const abn_tile_kernels *of = f->op.kernels->of;
+    const abn_tile_kernels *whole = &of[f->context->activation];
     const int may_escape = f->context->keep == ABN_KEEP_Z && abn_can_escape(f->rule);
     f->identity = &of[ABN_IDENTITY];
     /* abn_recompute puts escapes in place */
-    f->straight = may_escape || f->context->escapes.count > 0 || !whole->apply ? NULL : whole;
+    f->tile_kernels = may_escape || f->context->escapes.count > 0 || !whole->apply ? NULL : whole;
     set_given_constants(f);
 }
 
@@ -332,7 +332,7 @@ static abn_status walk_with_escapes(forward_operation *f, int threads) {
     const abn_batch *kept = &context->kept;
     const int z_is_kept = context->keep == ABN_KEEP_Z,
               keeps_xhat = context->keep == ABN_KEEP_XHAT || context->guard.count;
-    const int by_z = z_is_kept && (!f->straight || context->residual.data);
+    const int by_z = z_is_kept && (!f->tile_kernels || context->residual.data);
     if (!by_z && !(keeps_xhat && f->largest_xhat < INFINITY)) return abn_walk(&f->op);
     f->escaped = calloc((size_t)threads, sizeof *f->escaped);
     if (f->escaped == NULL) return ABN_NO_MEMORY;

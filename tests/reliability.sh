@@ -140,7 +140,7 @@ python_for_sanitizers() {
 }
 
 # The kernels as Python calls them, for the C program: they are compiled once for both.
-kernels_of() { find "$builds/python-$1/build" \( -name kernels.o -o -name stages.o \) -printf '%p '; } # kernels_of NAME
+kernels_of() { find "$builds/python-$1/build" \( -name kernels.o -o -name activation_kernels.o \) -printf '%p '; } # kernels_of NAME
 
 # ---- the C core, without Python ----------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
-/* The activations of straight pieces on vec: z from y, the gradient from y, and y and the gradient from z. They cost so
- * little that whole tiles go through them in one pass; the others are in curves.h.
+/* The cheap activations on vec: z from y, the gradient from y, and y and the gradient from z. Whole tiles go through them
+ * in one pass. curves.h has all activations.
  *
  * `activation` is a constant wherever these are called, so that each kernel is compiled for one activation. */
 #ifndef ABN_KERNEL_ACTIVATIONS_H

@@ -297,7 +297,7 @@ INLINE void gated_invert(abn_activation activation, vec *z, vec *slope, mask lef
 
 /* ---- all of them -------------------------------------------------------------------------------------- */
 
-/* Of activations without a minimum: stages.c has the others. */
+/* Of activations without a minimum: activation_kernels.c has the others. */
 INLINE vec curve_value(abn_activation activation, vec y, vec param) {
     switch (activation) {
         case ABN_LEAKY_RELU:

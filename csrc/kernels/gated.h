@@ -1,4 +1,4 @@
-/* The inverses of silu, gelu, gelu_tanh and mish for float. Included by stages.c. */
+/* The inverses of silu, gelu, gelu_tanh and mish for float. Included by activation_kernels.c. */
 #ifndef ABN_KERNEL_GATED_H
 #define ABN_KERNEL_GATED_H
 

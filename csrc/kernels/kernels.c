@@ -9,7 +9,7 @@
     static void layout##_apply_##name(const abn_tile *t, const abn_constants *c) {                 \
         layout##_apply(activation, 0, *t, *c);                                                     \
     }                                                                                              \
-    static ptrdiff_t layout##_join_##name(const abn_tile *t, const abn_constants *c) {             \
+    static ptrdiff_t layout##_apply_residual_##name(const abn_tile *t, const abn_constants *c) {   \
         return layout##_apply(activation, 1, *t, *c);                                              \
     }                                                                                              \
     static void layout##_sums_z_##name(const abn_tile *t, const abn_constants *c, void *partial) { \
@@ -38,11 +38,11 @@ DEFINE_LAYOUT(columns, identity, ABN_IDENTITY)
 DEFINE_LAYOUT(columns, leaky_relu, ABN_LEAKY_RELU)
 DEFINE_LAYOUT(columns, relu, ABN_RELU)
 
-#define ENTRY(layout, name)                                                                              \
-    {                                                                                                    \
-        layout##_apply_##name, layout##_join_##name, {layout##_sums_z_##name, layout##_sums_x_##name}, { \
-            layout##_gradient_z_##name, layout##_gradient_x_##name                                       \
-        }                                                                                                \
+#define ENTRY(layout, name)                                                                                        \
+    {                                                                                                              \
+        layout##_apply_##name, layout##_apply_residual_##name, {layout##_sums_z_##name, layout##_sums_x_##name}, { \
+            layout##_gradient_z_##name, layout##_gradient_x_##name                                                 \
+        }                                                                                                          \
     }
 #define LAYOUT_KERNELS(layout)                               \
     {                                                        \
@@ -69,15 +69,15 @@ static void stream(void *a, void *b, ptrdiff_t count, double c, double d) {
 }
 
 #ifdef ABN_DTYPE_FLOAT64
-#define STAGES JOIN3(JOIN3(abn_stages_, ABN_ISA, _), float64, )
+#define ACTIVATION_KERNELS JOIN3(JOIN3(abn_activation_kernels_, ABN_ISA, _), float64, )
 #else
-#define STAGES JOIN3(JOIN3(abn_stages_, ABN_ISA, _), float32, )
+#define ACTIVATION_KERNELS JOIN3(JOIN3(abn_activation_kernels_, ABN_ISA, _), float32, )
 #endif
-extern const abn_stages STAGES;
+extern const abn_activation_kernels ACTIVATION_KERNELS;
 
 const abn_kernel_set JOIN3(JOIN3(abn_kernels_, ABN_ISA, _), ABN_DTYPE, ) = {
     .layout = {[ABN_ROWS] = LAYOUT_KERNELS(rows), [ABN_COLUMNS] = LAYOUT_KERNELS(columns)},
     .expand = columns_expand,
     .stream = stream,
-    .stages = &STAGES,
+    .activations = &ACTIVATION_KERNELS,
 };

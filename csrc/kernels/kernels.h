@@ -9,7 +9,7 @@
 
 #include "../abn.h"
 #include "../activations.h"
-#include "stages.h"
+#include "activation_kernels.h"
 
 enum { ABN_ROWS, ABN_COLUMNS, ABN_LAYOUTS };
 
@@ -81,16 +81,16 @@ typedef struct {
     void (*apply)(const abn_tile *tile, const abn_constants *constants);
     /* destination = activation(w + residual), row after row up to where a |residual| is above its limit, or shortly before
      * that: returns how many elements are done. */
-    ptrdiff_t (*join)(const abn_tile *tile, const abn_constants *constants);
+    ptrdiff_t (*apply_residual)(const abn_tile *tile, const abn_constants *constants);
     /* sums += dy, dy * w */
     void (*gradient_sums[2])(const abn_tile *tile, const abn_constants *constants, void *partial);
     /* destination = dx */
     void (*gradient_apply[2])(const abn_tile *tile, const abn_constants *constants);
-} abn_activation_kernels;
+} abn_tile_kernels;
 
 /* A piece is part of one row. Between these steps it is in arrays of `real` (float, or double for float64 storage),
  * aligned to a cache line and with room for ABN_PADDING numbers past the end of a piece. What an activation does there
- * is in stages.h. `constants` are those of the piece's row or first column, `partial` likewise. */
+ * is in activation_kernels.h. `constants` are those of the piece's row or first column, `partial` likewise. */
 #define ABN_PIECE 1024
 #define ABN_PIECE_WORDS (ABN_PIECE / 64) /* of uint64_t, for a bit per element: bit i % 64 of word i / 64 */
 
@@ -102,7 +102,7 @@ typedef struct {
     void (*add)(const void *residual, ptrdiff_t n, void *y); /* y += residual */
     /* y = w + residual (NULL: none) of x. One bit each: sides, is y below the minimum? lost, does the rule name it, or is
      * |residual| above its limit? Returns whether any is lost. */
-    int (*look)(const void *x, const void *residual, ptrdiff_t n, const abn_constants *constants,
+    int (*scan)(const void *x, const void *residual, ptrdiff_t n, const abn_constants *constants,
                 const abn_escape_rule *rule, void *y, uint64_t *sides, uint64_t *lost);
     /* w = (y - residual) * scale + shift in place of y; residual may be NULL */
     void (*recover)(const void *residual, ptrdiff_t n, const abn_constants *constants, void *y);
@@ -120,8 +120,8 @@ typedef struct {
     void (*moments)(const abn_tile *tile, const abn_constants *constants, void *partial);
     /* first[c] += the first partial sums of channel c, second[c] likewise; partial sums are cleared. */
     void (*fold)(void *partial, abn_columns columns, double *first, double *second);
-    /* The activations of straight pieces, in one go; the others' entries are empty. */
-    abn_activation_kernels of[ABN_ACTIVATIONS];
+    /* Of the cheap activations; the entries of the others are empty. */
+    abn_tile_kernels of[ABN_ACTIVATIONS];
     abn_piece_kernels piece;
 } abn_layout_kernels;
 
@@ -131,7 +131,7 @@ typedef struct {
     void (*expand)(const void *constants, abn_columns columns, void *expanded);
     /* a = a*c + d (b == NULL) or b = b*c + a*d */
     void (*stream)(void *a, void *b, ptrdiff_t count, double c, double d);
-    const abn_stages *stages;
+    const abn_activation_kernels *activations;
 } abn_kernel_set;
 
 struct abn_kernels {

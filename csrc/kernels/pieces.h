@@ -6,7 +6,7 @@
 #define ABN_KERNEL_PIECES_H
 
 #include "columns.h"
-#include "look.h"
+#include "escape_scan.h"
 #include "rows.h"
 
 INLINE void piece_normalize(int layout, const storage *x, ptrdiff_t n, abn_constants c, real *restrict w) {
@@ -99,30 +99,30 @@ INLINE void piece_gradient(int layout, const real *w, const real *slope, const s
     }
 }
 
-#define DEFINE_PIECE(layout, LAYOUT)                                                                                 \
-    static void layout##_normalize(const void *x, ptrdiff_t n, const abn_constants *c, void *w) {                    \
-        piece_normalize(LAYOUT, x, n, *c, w);                                                                        \
-    }                                                                                                                \
-    static void layout##_scale(const void *w, ptrdiff_t n, const abn_constants *c, void *y) {                        \
-        piece_scale(LAYOUT, w, n, *c, y);                                                                            \
-    }                                                                                                                \
-    static void layout##_add(const void *residual, ptrdiff_t n, void *y) { piece_add(residual, n, y); }              \
-    static int layout##_look(const void *x, const void *residual, ptrdiff_t n, const abn_constants *c,               \
-                             const abn_escape_rule *rule, void *y, uint64_t *sides, uint64_t *lost) {                \
-        const look_rule limits = {v_set1((real)rule->below), v_set1((real)rule->above), v_set1((real)rule->minimum), \
-                                  v_set1((real)rule->near)};                                                         \
-        if (residual) return piece_look(LAYOUT, x, residual, n, *c, limits, y, sides, lost);                         \
-        return piece_look(LAYOUT, x, NULL, n, *c, limits, y, sides, lost);                                           \
-    }                                                                                                                \
-    static void layout##_recover(const void *residual, ptrdiff_t n, const abn_constants *c, void *y) {               \
-        piece_recover(LAYOUT, residual, n, *c, y);                                                                   \
-    }                                                                                                                \
-    static void layout##_sums(const void *w, const void *slope, const void *dz, ptrdiff_t n, void *partial) {        \
-        piece_sums(LAYOUT, w, slope, dz, n, partial);                                                                \
-    }                                                                                                                \
-    static void layout##_gradient(const void *w, const void *slope, const void *dz, ptrdiff_t n,                     \
-                                  const abn_constants *c, void *dx, void *dr, int add) {                             \
-        piece_gradient(LAYOUT, w, slope, dz, n, *c, dx, dr, add);                                                    \
+#define DEFINE_PIECE(layout, LAYOUT)                                                                          \
+    static void layout##_normalize(const void *x, ptrdiff_t n, const abn_constants *c, void *w) {             \
+        piece_normalize(LAYOUT, x, n, *c, w);                                                                 \
+    }                                                                                                         \
+    static void layout##_scale(const void *w, ptrdiff_t n, const abn_constants *c, void *y) {                 \
+        piece_scale(LAYOUT, w, n, *c, y);                                                                     \
+    }                                                                                                         \
+    static void layout##_add(const void *residual, ptrdiff_t n, void *y) { piece_add(residual, n, y); }       \
+    static int layout##_scan(const void *x, const void *residual, ptrdiff_t n, const abn_constants *c,        \
+                             const abn_escape_rule *rule, void *y, uint64_t *sides, uint64_t *lost) {         \
+        const escape_limits limits = {v_set1((real)rule->below), v_set1((real)rule->above),                   \
+                                      v_set1((real)rule->minimum), v_set1((real)rule->near)};                 \
+        if (residual) return piece_scan(LAYOUT, x, residual, n, *c, limits, y, sides, lost);                  \
+        return piece_scan(LAYOUT, x, NULL, n, *c, limits, y, sides, lost);                                    \
+    }                                                                                                         \
+    static void layout##_recover(const void *residual, ptrdiff_t n, const abn_constants *c, void *y) {        \
+        piece_recover(LAYOUT, residual, n, *c, y);                                                            \
+    }                                                                                                         \
+    static void layout##_sums(const void *w, const void *slope, const void *dz, ptrdiff_t n, void *partial) { \
+        piece_sums(LAYOUT, w, slope, dz, n, partial);                                                         \
+    }                                                                                                         \
+    static void layout##_gradient(const void *w, const void *slope, const void *dz, ptrdiff_t n,              \
+                                  const abn_constants *c, void *dx, void *dr, int add) {                      \
+        piece_gradient(LAYOUT, w, slope, dz, n, *c, dx, dr, add);                                             \
     }
 DEFINE_PIECE(rows, ABN_ROWS)
 DEFINE_PIECE(columns, ABN_COLUMNS)
@@ -132,7 +132,7 @@ static void piece_widen_(const void *from, ptrdiff_t n, void *to) { piece_widen(
 static void piece_narrow_(const void *from, ptrdiff_t n, void *to) { piece_narrow(from, n, to); }
 
 #define PIECE_KERNELS(layout)                                                               \
-    {layout##_normalize, layout##_scale, layout##_add,  layout##_look,    layout##_recover, \
+    {layout##_normalize, layout##_scale, layout##_add,  layout##_scan,    layout##_recover, \
      piece_widen_,       piece_narrow_,  layout##_sums, layout##_gradient}
 
 #endif

@@ -26,7 +26,7 @@ static const char *const residual_names[] = {"no residual", "residual", "swampin
 typedef struct {
     const abn_kernels *kernels;
     effort effort;
-    unsigned long count, straight, others;
+    unsigned long count, cheap, others;
 } sweep;
 
 static void test_layouts(sweep *s, const problem *of, int heavy) {
@@ -60,7 +60,8 @@ static void test_layouts(sweep *s, const problem *of, int heavy) {
  * few with every shape. As the steps have no divisor in common with the number of problems, every problem is met within
  * as many shapes. */
 static int is_next(sweep *s, const problem *p) {
-    if (curve_is_straight(p->activation) && p->activation != ABN_PRELU && !p->residual) return s->straight++ % 2 == 0;
+    if (curve_is_piecewise_linear(p->activation) && p->activation != ABN_PRELU && !p->residual)
+        return s->cheap++ % 2 == 0;
     return s->others++ % 17 == 0;
 }
 
@@ -79,7 +80,7 @@ static void test_problems(sweep *s, shape of, abn_dtype dtype, int heavy) {
                                  &(problem){of, dtype, activation, keep, variant < 2,
                                             variant & 1 ? DRAW_LOST : DRAW_ORDINARY, residual},
                                  heavy);
-    s->straight++; /* the other half with the next shape */
+    s->cheap++; /* the other half with the next shape */
 }
 
 /* a*c + d and b*c + a*d */

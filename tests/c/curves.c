@@ -86,7 +86,7 @@ int curve_has_kink(abn_activation activation) {
            activation == ABN_SELU;
 }
 
-int curve_is_straight(abn_activation activation) {
+int curve_is_piecewise_linear(abn_activation activation) {
     return activation == ABN_IDENTITY || activation == ABN_LEAKY_RELU || activation == ABN_PRELU ||
            activation == ABN_RELU;
 }

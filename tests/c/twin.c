@@ -105,7 +105,7 @@ static term term_of(const channel *c, ptrdiff_t i) {
     const double near = t.y_error + fabs(c->weight) * t.storing_xhat + p.smallest / least_slope;
     t.open = (c->weight != 0 || c->of->residual) && curve_has_kink(c->of->activation) && fabs(t.y) <= 4 * near;
     /* A curve works on y as it is rounded: 2 u. */
-    const int curved = !curve_is_straight(c->of->activation);
+    const int curved = !curve_is_piecewise_linear(c->of->activation);
     t.z_error =
         moved(curve_value, c, t.y, t.y_error + curved * 2 * p.u * fabs(t.y)) + curved * lost_exponential(c, t.y);
     t.z_error += (6 * p.u + p.stored) * fabs(t.z) + p.smallest;
@@ -120,7 +120,7 @@ static double inverse_error(const channel *c, const term *t, double z_error) {
     const int has_minimum = abn_activation_table[activation].inverse == ABN_FROM_Z_AND_SIDE;
     const double to_minimum = has_minimum ? minimum - t->y : NAN;
     double error = z_error / fabs(t->slope == 0 ? 1 : t->slope);
-    if (curve_is_straight(activation)) return error;
+    if (curve_is_piecewise_linear(activation)) return error;
     for (int i = 0; i < 30; i++, error *= 1.2) {
         const double up = fabs(curve_value(activation, c->param, t->y + error) - t->z);
         const double down = fabs(curve_value(activation, c->param, t->y - error) - t->z);
@@ -134,7 +134,7 @@ static double inverse_error(const channel *c, const term *t, double z_error) {
 static double slope_error(const channel *c, const term *t, double y_error) {
     const precision p = c->p;
     const abn_activation activation = c->of->activation;
-    if (curve_is_straight(activation)) return 2 * p.u * fabs(t->slope);
+    if (curve_is_piecewise_linear(activation)) return 2 * p.u * fabs(t->slope);
     return moved(curve_slope, c, t->y, y_error + 2 * p.u * fabs(t->y)) +
            8 * p.u * curve_slope_terms(activation, c->param, t->y) + lost_exponential(c, t->y);
 }
@@ -146,11 +146,11 @@ static int is_fitted(const channel *c) {
 
 static errors errors_from_z(const channel *c, const term *t) {
     const precision p = c->p;
-    const int straight = curve_is_straight(c->of->activation);
+    const int linear = curve_is_piecewise_linear(c->of->activation);
     errors e;
-    e.y = inverse_error(c, t, t->z_error + (straight ? 2 : 8) * p.u * fabs(t->z)) + 4 * p.u * fabs(t->y);
+    e.y = inverse_error(c, t, t->z_error + (linear ? 2 : 8) * p.u * fabs(t->z)) + 4 * p.u * fabs(t->y);
     e.slope = slope_error(c, t, e.y);
-    if (!straight) e.slope += 4 * p.u * curve_slope_terms_of_z(c->of->activation, c->param, t->y);
+    if (!linear) e.slope += 4 * p.u * curve_slope_terms_of_z(c->of->activation, c->param, t->y);
     if (is_fitted(c)) e.y += 6 * p.u, e.slope += 8 * p.u;
     e.xhat = (e.y + 4 * p.u * (fabs(t->residual) + fabs(c->bias))) / fabs(c->weight);
     return e;

@@ -1,6 +1,6 @@
-/* The stages of one instruction set (ABN_ISA) for one `real` (ABN_DTYPE: float32 or float64), as a table. Compiled once
- * for each pair, as kernels.c is. */
-#include "stages.h"
+/* The activation kernels of one instruction set (ABN_ISA) for one `real` (ABN_DTYPE: float32 or float64), as a table.
+ * Compiled once for each pair, as kernels.c is. */
+#include "activation_kernels.h"
 
 #include "curves.h"
 #ifndef ABN_DTYPE_FLOAT64
@@ -95,7 +95,7 @@ INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdif
 }
 #endif
 
-#define DEFINE(upper, name, inverse, kind, graph)                                                             \
+#define DEFINE(upper, name, inverse, kind, traits)                                                            \
     static void value_##name(const void *y_, void *z_, ptrdiff_t n, const void *param) {                      \
         const real *y = y_;                                                                                   \
         real *z = z_;                                                                                         \
@@ -125,7 +125,7 @@ INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdif
             v_store_real(slope + i, slope_at_y);                                                              \
         }                                                                                                     \
     }
-#define ENTRY(upper, name, inverse, kind, graph) [ABN_##upper] = {value_##name, slope_##name, invert_##name},
+#define ENTRY(upper, name, inverse, kind, traits) [ABN_##upper] = {value_##name, slope_##name, invert_##name},
 
 ABN_EACH_ACTIVATION(DEFINE)
 
@@ -134,5 +134,5 @@ static void below_zero(const void *y, void *result, ptrdiff_t n) {
         v_store_real((real *)result + i, v_min(v_zero(), v_load_real((const real *)y + i)));
 }
 
-const abn_stages JOIN3(JOIN3(abn_stages_, ABN_ISA, _), ABN_DTYPE, ) = {.of = {ABN_EACH_ACTIVATION(ENTRY)},
-                                                                       .below_zero = below_zero};
+const abn_activation_kernels JOIN3(JOIN3(abn_activation_kernels_, ABN_ISA, _),
+                                   ABN_DTYPE, ) = {.of = {ABN_EACH_ACTIVATION(ENTRY)}, .below_zero = below_zero};

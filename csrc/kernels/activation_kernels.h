@@ -3,8 +3,8 @@
  *
  * Arrays begin at a cache line and have room for ABN_PADDING numbers past their end: whole vectors are worked on, and
  * what is past the end counts for nothing. n <= ABN_PIECE. `param` is one number, or for prelu one per element. */
-#ifndef ABN_STAGES_H
-#define ABN_STAGES_H
+#ifndef ABN_ACTIVATION_KERNELS_H
+#define ABN_ACTIVATION_KERNELS_H
 
 #include "../abn.h"
 
@@ -13,11 +13,11 @@ typedef struct {
     void (*slope)(const void *y, void *slope, ptrdiff_t n, const void *param); /* activation'(y); slope may be y */
     /* z -> y in place, and the slope there; not of relu. left: bit i % 64 of word i / 64, is y left of the minimum? */
     void (*invert)(void *z, void *slope, ptrdiff_t n, const void *param, const uint64_t *left);
-} abn_curve;
+} abn_activation_functions;
 
 typedef struct {
-    abn_curve of[ABN_ACTIVATIONS];
+    abn_activation_functions of[ABN_ACTIVATIONS];
     void (*below_zero)(const void *y, void *result, ptrdiff_t n); /* min(y, 0); result may be y */
-} abn_stages;
+} abn_activation_kernels;
 
 #endif

@@ -1,6 +1,6 @@
 /* A piece of x -> y, and which elements of it z will not tell. Included by pieces.h. */
-#ifndef ABN_KERNEL_LOOK_H
-#define ABN_KERNEL_LOOK_H
+#ifndef ABN_ESCAPE_SCAN_H
+#define ABN_ESCAPE_SCAN_H
 
 #include "elements.h"
 
@@ -9,7 +9,7 @@ INLINE ptrdiff_t constants_at(int layout, ptrdiff_t i) { return layout == ABN_RO
 
 typedef struct {
     vec below, above, minimum, near;
-} look_rule;
+} escape_limits;
 
 INLINE vec residual_limit(int layout, abn_constants c, ptrdiff_t i) {
     return constant(layout, c, ABN_RESIDUAL_LIMIT, constants_at(layout, i));
@@ -18,7 +18,7 @@ INLINE vec residual_limit(int layout, abn_constants c, ptrdiff_t i) {
 /* A bit for each lost element of a word, for n in all. Comparisons with NaN are false: it is not lost, and gives NaN by
  * itself. */
 INLINE uint64_t lost_of_word(int layout, const real *y, const storage *residual, ptrdiff_t from, ptrdiff_t n,
-                             abn_constants c, look_rule rule) {
+                             abn_constants c, escape_limits rule) {
     uint64_t bits = 0;
     for (ptrdiff_t i = from; i < from + 64 && i < n; i += W) {
         const vec at = v_load_real(y + i), beside = v_abs(v_sub(at, rule.minimum));
@@ -31,8 +31,8 @@ INLINE uint64_t lost_of_word(int layout, const real *y, const storage *residual,
 }
 
 /* Few elements are lost: a word's extremes tell whether any may be. A NaN is none of them. */
-INLINE int piece_look(int layout, const storage *x, const storage *residual, ptrdiff_t n, abn_constants c,
-                      look_rule rule, real *restrict y, uint64_t *restrict sides, uint64_t *restrict lost) {
+INLINE int piece_scan(int layout, const storage *x, const storage *residual, ptrdiff_t n, abn_constants c,
+                      escape_limits rule, real *restrict y, uint64_t *restrict sides, uint64_t *restrict lost) {
     uint64_t any = 0;
     for (ptrdiff_t word = 0; word < n; word += 64) {
         uint64_t left = 0;
