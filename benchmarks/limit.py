@@ -76,12 +76,12 @@ def parser():
     )
     make.add_argument("--output", type=Path, metavar="DIR", help="write limit.json and limit.png there")
     make.add_argument(
-        "--readme",
+        "--docs",
         type=Path,
         nargs="?",
-        const=ROOT / "README.md",
-        metavar="FILE",
-        help="put the tables between the markers of README.md",
+        const=ROOT,
+        metavar="DIR",
+        help="put the tables into docs/benchmarks.md and the short one into README.md",
     )
     only = make.add_argument_group(
         "sections", "Without any of these, all are measured (--quick: limit, overhead)."
@@ -137,10 +137,7 @@ def main(argv=None):
     """Run the command; return the process's exit code."""
     arguments = parser().parse_args(argv)
     if arguments.worker:
-        out = worker.redirect_stdout()
-        json.dump(worker.work(json.loads(arguments.worker)), out)
-        out.close()
-        return 0
+        return _work(arguments.worker)
     wanted, notes = options(arguments), []
     if (busy := machine.load()) > 0.5:
         notes.append(
@@ -154,20 +151,45 @@ def main(argv=None):
         notes += [f"{PEERS[peer][1]} is not available: {reason}" for peer, reason in missing.items()]
     for note in notes:
         print(note, file=sys.stderr, flush=True)
-    todo, runs = plans.make(wanted), []
-    for number, plan in enumerate(todo, 1):
-        print(f"process {number} of {len(todo)} ({plan['environment']})", file=sys.stderr, flush=True)
-        run, problem = plans.run_robustly(plan, arguments.isa)
-        runs.append(run)
-        notes += [problem] if problem else []
+    runs = _run_all(plans.make(wanted), arguments.isa, notes)
+    if not runs:
+        return 130
     summary = report.summarise(runs, notes)
     content = tables.text(summary)
     print(content)
     if arguments.output:
         _write(arguments.output, summary, runs)
-    if arguments.readme:
-        tables.rewrite(arguments.readme, content)
+    if arguments.docs:
+        tables.rewrite(arguments.docs / "docs" / "benchmarks.md", tables.text(summary, targets=False))
+        if summary["peers"]:
+            short = tables.short(summary)
+            tables.rewrite(arguments.docs / "README.md", short, tables.SHORT_BEGIN, tables.SHORT_END)
     return 0
+
+
+def _work(plan):
+    """Be one of the measuring processes."""
+    out = worker.redirect_stdout()
+    try:
+        json.dump(worker.work(json.loads(plan)), out)
+    except KeyboardInterrupt:  # the parent process reports it
+        return 130
+    out.close()
+    return 0
+
+
+def _run_all(todo, isa, notes):
+    """Carry out the plans one by one; after an interrupt return what has been measured so far."""
+    runs = []
+    try:
+        for number, plan in enumerate(todo, 1):
+            print(f"process {number} of {len(todo)} ({plan['environment']})", file=sys.stderr, flush=True)
+            run, problem = plans.run_robustly(plan, isa)
+            runs.append(run)
+            notes += [problem] if problem else []
+    except KeyboardInterrupt:
+        notes.append(f"Interrupted: these are the figures of {len(runs)} of {len(todo)} processes.")
+    return runs
 
 
 def _write(folder, summary, runs):

@@ -117,5 +117,13 @@ def header(machine):
     ]
 
 
+def short(machine):
+    """Return `describe`'s answer in one line: processor, threads, versions of the libraries compared."""
+    versions_ = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['inplace_abn']['isa_active']}; {versions_}"
+    )
+
+
 def _size(count):
     return f"{count / (1 << 20):g} MiB" if count >= 1 << 20 else f"{count / (1 << 10):g} KiB"

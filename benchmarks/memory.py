@@ -23,7 +23,7 @@ NETWORKS = {
     "MobileNetV2": lambda width, **style: models.mobilenet_v2(3, 1000, width=width / 64, **style),
 }
 ACTIVATIONS = ("leaky_relu", "silu")
-STANDARD, INPLACE, AGAIN = "standard", "inplace", "inplace, stem run again"
+STANDARD, INPLACE, AGAIN = "standard", "inplace", "inplace, stem recomputed"
 #: Options of the networks, by the name of a column.
 VARIANTS = {
     STANDARD: {"strategy": "standard"},
@@ -51,6 +51,7 @@ ROWS = (*FLOOR, *dict.fromkeys(_ROLES.values()), REST)
 KEPT = {("ResNet-50", "leaky_relu", AGAIN): 0.56, ("ResNet-50", "silu", AGAIN): 0.59}
 BESIDE = {("ResNet-50", "leaky_relu", AGAIN): 0.01}
 BEGIN, END = "<!-- memory-table:begin -->", "<!-- memory-table:end -->"
+SHORT_BEGIN, SHORT_END = "<!-- memory-summary:begin -->", "<!-- memory-summary:end -->"
 
 
 def variants_of(network):
@@ -133,6 +134,19 @@ def by_role(network, results):
     return tables.grid([f"{network}, MiB", *kept], rows)
 
 
+def short(results):
+    """Return a table of a few networks for the README."""
+    rows = []
+    for (network, activation), kept in results.items():
+        if network == "ResNet-34":
+            continue
+        standard, inplace = (sum(kept[variant].values()) for variant in (STANDARD, INPLACE))
+        again = f"{sum(kept[AGAIN].values()) / standard:.0%}" if AGAIN in kept else ""
+        rows.append([f"{network}, {activation}", f"{_mib(standard)} MiB", f"{_mib(inplace)} MiB",
+                     f"{inplace / standard:.0%}", again])  # fmt: skip
+    return tables.grid(["network", "standard", "in place", "share", "stem recomputed"], rows)
+
+
 def _mib(nbytes):
     return f"{nbytes / (1 << 20):.2f}"
 
@@ -147,8 +161,8 @@ def parser():
         "--width", type=int, default=64, metavar="CHANNELS", help="of the first stage; the networks have 64"
     )
     make.add_argument("--output", type=Path, metavar="FILE.json", help="write all numbers there")
-    make.add_argument("--readme", type=Path, nargs="?", const=ROOT / "README.md", metavar="FILE",
-                      help="put the tables between the markers of README.md")  # fmt: skip
+    make.add_argument("--docs", type=Path, nargs="?", const=ROOT, metavar="DIR",
+                      help="rewrite the tables of docs/benchmarks.md and README.md")  # fmt: skip
     return make
 
 
@@ -171,9 +185,10 @@ def main(argv=None):
     if arguments.output:
         content = {" ".join(name): kept for name, kept in results.items()}
         arguments.output.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    if arguments.readme:
+    if arguments.docs:
         block = [by_network(results), by_role(arguments.networks[0], results), size]
-        tables.rewrite(arguments.readme, "\n\n".join(block), BEGIN, END)
+        tables.rewrite(arguments.docs / "docs" / "benchmarks.md", "\n\n".join(block), BEGIN, END)
+        tables.rewrite(arguments.docs / "README.md", f"{short(results)}\n\n{size}", SHORT_BEGIN, SHORT_END)
     return 0
 
 

@@ -1,9 +1,11 @@
-"""The summary as tables of text: for the terminal, and for the README between its two markers."""
+"""The summary as tables of text: for the terminal, and for README and docs between their markers."""
 
+import dataclasses
 from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.peers import PEERS
+from benchmarks.report import Judged
 
 try:
     from tabulate import tabulate
@@ -11,6 +13,10 @@ except ImportError:
     tabulate = None
 
 BEGIN, END = "<!-- limit-table:begin -->", "<!-- limit-table:end -->"
+SHORT_BEGIN, SHORT_END = "<!-- speed-summary:begin -->", "<!-- speed-summary:end -->"
+
+#: The shapes of the short table.
+_SHORT = ((32, 256, 56, 56), (32, 1024, 14, 14))
 
 _TITLES = {
     "limit": "How close to the limit of memory",
@@ -220,12 +226,39 @@ def _states(states):
     return f"The memory's bandwidth, which may differ from process to process: {'; '.join(parts)}."
 
 
-def text(summary):
+def without_targets(value):
+    """Return a summary, or a part of it, whose figures have no targets: those are for developers."""
+    if isinstance(value, Judged):
+        return dataclasses.replace(value, target=None)
+    if isinstance(value, dict):
+        return {key: without_targets(item) for key, item in value.items()}
+    return [without_targets(item) for item in value] if isinstance(value, list) else value
+
+
+def short(summary):
+    """Return a table of a few shapes for the README: our time, and the peers' as multiples of it."""
+    rows, columns = {}, {}
+    for entry in without_targets(summary["peers"]):
+        if tuple(entry["shape"]) in _SHORT:
+            columns[entry["environment"], entry["peer"]] = None
+            row = rows.setdefault((tuple(entry["shape"]), entry["layout"]), {})
+            row[entry["environment"], entry["peer"]] = f"{judged(entry['times'])}x"
+            row["own"] = f"{_plain(entry['own_milliseconds'])} ms"
+    headers = ["shape", "layout", "inplace_abn", *(f"{PEERS[peer][1]}, {where}" for where, peer in columns)]
+    body = [
+        [shape_name(shape), layout, row["own"], *(row.get(column, "") for column in columns)]
+        for (shape, layout), row in rows.items()
+    ]
+    return f"{grid(headers, body)}\n\n{machine.short(summary['machine'])}"
+
+
+def text(summary, targets=True):
     """Return the machine, the notes and every table that has rows with its legend, as Markdown."""
     blocks = ["\n".join(f"{line}  " for line in machine.header(summary["machine"])).rstrip()]
     blocks += [_states(summary["states"])] if summary["states"] else []
     blocks += [listed(summary["notes"])] if summary["notes"] else []
-    blocks.append(_VERDICTS)
+    blocks += [_VERDICTS] if targets else []
+    summary = summary if targets else without_targets(summary)
     for section, table in _TABLES.items():
         if summary[section]:
             blocks += [f"**{_TITLES[section]}**", grid(*table(summary[section])), listed(_LEGENDS[section])]

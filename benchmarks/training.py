@@ -81,7 +81,7 @@ def headline(numbers):
 
 
 def block(results):
-    """Return what goes into the README, for a dict of task to runs."""
+    """Return what goes into the documentation, for a dict of task to runs."""
     parts = []
     for runs in results.values():
         numbers = combine(runs)
@@ -99,8 +99,8 @@ def parser():
     make.add_argument("--epochs", type=int, metavar="N")
     make.add_argument("--batch-size", type=int, metavar="N")
     make.add_argument("--output", type=Path, metavar="FILE.json", help="write all numbers there")
-    make.add_argument("--readme", type=Path, nargs="?", const=ROOT / "README.md", metavar="FILE",
-                      help="put the results between the markers of README.md")  # fmt: skip
+    make.add_argument("--docs", type=Path, nargs="?", const=ROOT / "docs" / "benchmarks.md", metavar="FILE",
+                      help="put the results between the markers of docs/benchmarks.md")  # fmt: skip
     return make
 
 
@@ -116,8 +116,8 @@ def main(argv=None):
         print(f"\n{report.table(numbers)}\n\n{per_seed(runs)}\n\n{tables.grid(['', ''], judged)}")
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    if arguments.readme:
-        tables.rewrite(arguments.readme, block(results), BEGIN, END)
+    if arguments.docs:
+        tables.rewrite(arguments.docs, block(results), BEGIN, END)
     return 0
 
 

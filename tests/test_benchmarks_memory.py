@@ -86,13 +86,18 @@ def test_figures_are_judged_where_there_is_a_target():
 
 def test_the_command_prints_and_writes_its_tables(tmp_path, capsys):
     readme, output = tmp_path / "README.md", tmp_path / "memory.json"
+    page = tmp_path / "docs" / "benchmarks.md"
+    page.parent.mkdir()
     readme.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    page.write_text((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), encoding="utf-8")
     small = ["--networks", "ResNet-50", "--width", "8", "--size", "32"]
-    assert memory.main([*small, "--output", str(output), "--readme", str(readme)]) == 0
+    assert memory.main([*small, "--output", str(output), "--docs", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "| ResNet-50 " in printed
-    assert "inplace, stem run again: of standard" in printed
+    assert "inplace, stem recomputed: of standard" in printed
     assert json.loads(output.read_text())["ResNet-50 silu"]["inplace"] == kept("inplace", "silu")
-    block = readme.read_text(encoding="utf-8").split(memory.BEGIN)[1].split(memory.END)[0]
+    short = readme.read_text(encoding="utf-8").split(memory.SHORT_BEGIN)[1].split(memory.SHORT_END)[0]
+    assert "| ResNet-50, silu " in short
+    block = page.read_text(encoding="utf-8").split(memory.BEGIN)[1].split(memory.END)[0]
     assert "| inputs of convolutions " in block
     assert "2 images of 32 x 32, float32, width 8" in block

@@ -67,7 +67,7 @@ def test_figures_are_held_against_their_targets():
     assert next(iter(training.judge("segmentation", RUNS).values())).target is None
 
 
-def test_the_block_of_the_readme():
+def test_the_published_block():
     text = training.block({"classification": RUNS})
     assert text.startswith("**Digits: 50% of the activation memory**, 1,000 bytes instead of 2.0 KiB; ")
     assert text.count("\n| ") == 4
@@ -81,19 +81,13 @@ def test_a_run_prints_judges_and_rewrites(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tasks.Task, "setting", lambda self, seed, **options: replace(small, seed=seed))
     measured = {"process": None, "tracemalloc": 1}
     monkeypatch.setattr(peaks, "in_a_process_of_its_own", lambda setting, strategy: measured)
-    readme, numbers = tmp_path / "README.md", tmp_path / "numbers.json"
-    readme.write_text(f"before\n{training.BEGIN}\nold\n{training.END}\nafter\n", encoding="utf-8")
-    assert training.main(["--seeds", "2", "--readme", str(readme), "--output", str(numbers)]) == 0
+    page, numbers = tmp_path / "benchmarks.md", tmp_path / "numbers.json"
+    page.write_text(f"before\n{training.BEGIN}\nold\n{training.END}\nafter\n", encoding="utf-8")
+    assert training.main(["--seeds", "2", "--docs", str(page), "--output", str(numbers)]) == 0
     assert "kept, inplace_2 / standard" in capsys.readouterr().out
     results = json.loads(numbers.read_text(encoding="utf-8"))
     assert len(results["classification"]) == 2
-    text = readme.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert training.block(results) in text
-
-
-def test_the_readme_has_the_block():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert training.BEGIN in text
-    assert training.END in text
