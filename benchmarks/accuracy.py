@@ -224,7 +224,7 @@ def _activation(batch, threads, dtype, name, residual):
     layer = {"activation": name, "residual": residual}
     standard = errors(batch, run(batch, threads, strategy="standard", **layer), **layer)
     made = make(batch, threads, **layer)
-    escaped = sum(array.size for role, array, _ in made.context.saved if role == "escape_xhat")
+    escaped = sum(array.size for role, array in made.context.saved.items() if role == "escape_xhat")
     inplace = errors(batch, results(made), **layer)
     single = dtype == "float32" and name in targets.MINIMUM
     bounds = targets.ACCURACY_ACTIVATIONS if single else {}

@@ -128,10 +128,10 @@ class InPlaceABN:
         batch = self.batch
         self.z, self.context = functional.forward(
             batch.x,
-            batch.weight,
-            batch.bias,
-            batch.running_mean,
-            batch.running_var,
+            weight=batch.weight,
+            bias=batch.bias,
+            running_mean=batch.running_mean,
+            running_var=batch.running_var,
             training=True,
             momentum=MOMENTUM,
             eps=EPS,

@@ -38,7 +38,7 @@ POOLED, REST = "results before a pooling", "inputs of other layers"
 FLOOR = (CONVOLUTIONS, SHORTCUTS, OFFSETS)
 _ROLES = {
     "z": POOLED,
-    "sides": "sides, a bit per element",
+    "branch_mask": "sides, a bit per element",
     "guarded_xhat": "guarded channels",
     "escape_index": "escaped elements",
     "escape_xhat": "escaped elements",

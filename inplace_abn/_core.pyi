@@ -3,6 +3,7 @@
 ``isa`` forces an instruction set, one of ``info()["isa_usable"]``, for one call.
 """
 
+from types import MappingProxyType
 from typing import Any, Final, Literal, SupportsIndex, TypeAlias, TypedDict, final
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from ._types import Activation, Batch, ChannelAxis, Number, Strategy, Sums, Threads, Vector
 
 _Saved: TypeAlias = Literal[
-    "x", "xhat", "z", "residual", "sides", "guarded_xhat", "escape_index", "escape_xhat"
+    "x", "xhat", "z", "residual", "branch_mask", "guarded_xhat", "escape_index", "escape_xhat"
 ]
 
 class _Info(TypedDict):
@@ -43,23 +44,23 @@ class Context:
     @property
     def channel_axis(self) -> ChannelAxis: ...
     @property
-    def saved(self) -> list[tuple[_Saved, NDArray[Any], int]]: ...
+    def saved(self) -> MappingProxyType[_Saved, NDArray[Any]]: ...
     @property
     def nbytes(self) -> int: ...
     @property
     def freed(self) -> bool: ...
     def recompute(
-        self, out: Batch | None = None, *, threads: Threads = None, isa: str | None = None
+        self, *, out: Batch | None = None, threads: Threads = None, isa: str | None = None
     ) -> Batch: ...
     def release(self) -> None: ...
 
 def forward(
     x: Batch,
+    *,
     weight: Vector | None = None,
     bias: Vector | None = None,
     running_mean: Vector | None = None,
     running_var: Vector | None = None,
-    *,
     training: bool = True,
     momentum: Number = 0.1,
     eps: Number = 1e-05,
@@ -74,6 +75,7 @@ def forward(
 ) -> tuple[Batch, Context]: ...
 def normalize(
     x: Batch,
+    *,
     mean: Sums,
     var: Sums,
     count: int,
@@ -81,7 +83,6 @@ def normalize(
     bias: Vector | None = None,
     running_mean: Vector | None = None,
     running_var: Vector | None = None,
-    *,
     momentum: Number = 0.1,
     eps: Number = 1e-05,
     activation: Activation = "leaky_relu",
@@ -108,10 +109,10 @@ def backward_reduce(
 def backward_apply(
     ctx: Context,
     dz: Batch,
+    *,
     sum_dy: Sums,
     sum_dy_xhat: Sums,
     count: int,
-    *,
     overwrite: bool = False,
     residual_grad: Batch | None = None,
     threads: Threads = None,
@@ -126,10 +127,10 @@ def statistics(
 ) -> tuple[Sums, Sums, int]: ...
 def stream(
     a: NDArray[np.float32],
+    *,
     b: NDArray[np.float32] | None = None,
     c: Number = 1.0,
     d: Number = 0.0,
-    *,
     threads: Threads = None,
     isa: str | None = None,
 ) -> None: ...

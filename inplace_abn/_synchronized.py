@@ -9,10 +9,12 @@ import numpy as np
 
 from . import _core
 from ._core import Context
+from ._keyword_only import lists_keywords
 from ._results import ChannelSums
 from ._types import Activation, Batch, ChannelAxis, Number, Rows, Strategy, Sums, Threads, Vector
 
 
+@lists_keywords
 def statistics(x: Batch, *, channel_axis: ChannelAxis = 1, threads: Threads = None) -> tuple[Sums, Sums, int]:
     """Mean and biased variance of every channel, the first step of synchronized batch normalization.
 
@@ -91,9 +93,10 @@ def merge_statistics(means: Rows, vars: Rows, counts: Sequence[int]) -> tuple[Su
     return mean, var, count
 
 
+@lists_keywords
 def normalize(
-    x: Batch, mean: Sums, var: Sums, count: int, weight: Vector | None = None, bias: Vector | None = None,
-    running_mean: Vector | None = None, running_var: Vector | None = None, *,
+    x: Batch, *, mean: Sums, var: Sums, count: int, weight: Vector | None = None, bias: Vector | None = None,
+    running_mean: Vector | None = None, running_var: Vector | None = None,
     momentum: Number = 0.1, eps: Number = 1e-05, activation: Activation = "leaky_relu",
     activation_param: Number = 0.01, strategy: Strategy = "inplace", channel_axis: ChannelAxis = 1,
     residual: Batch | None = None, slope: Vector | None = None, threads: Threads = None,
@@ -130,26 +133,30 @@ def normalize(
 
     >>> import numpy as np
     >>> batches = np.array([[1.0]]), np.array([[3.0]])
-    >>> merged = merge_statistics(*zip(*map(statistics, batches)))
-    >>> contexts = [normalize(x, *merged, activation="identity")[1] for x in batches]
+    >>> mean, var, count = merge_statistics(*zip(*map(statistics, batches)))
+    >>> settings = {"mean": mean, "var": var, "count": count, "activation": "identity"}
+    >>> contexts = [normalize(x, **settings)[1] for x in batches]
     >>> np.concatenate(batches).round(3).ravel()
     array([-1.,  1.])
 
     and their gradients, with the sums over both:
 
     >>> dzs = np.array([[1.0]]), np.array([[0.0]])
-    >>> sums = np.sum([backward_reduce(ctx, dz) for ctx, dz in zip(contexts, dzs)], axis=0)
-    >>> dxs = [backward_apply(ctx, dz, *sums, merged[2]) for ctx, dz in zip(contexts, dzs)]
+    >>> sum_dy, sum_dy_xhat = np.sum([backward_reduce(ctx, dz) for ctx, dz in zip(contexts, dzs)], axis=0)
+    >>> sums = {"sum_dy": sum_dy, "sum_dy_xhat": sum_dy_xhat, "count": count}
+    >>> dxs = [backward_apply(ctx, dz, **sums) for ctx, dz in zip(contexts, dzs)]
     >>> bool(np.allclose(dxs, 0, atol=1e-4))
     True
     """
     return _core.normalize(
-        x, mean, var, count, weight, bias, running_mean, running_var, momentum=momentum, eps=eps,
-        activation=activation, activation_param=activation_param, strategy=strategy,
+        x, mean=mean, var=var, count=count, weight=weight, bias=bias, running_mean=running_mean,
+        running_var=running_var, momentum=momentum, eps=eps, activation=activation,
+        activation_param=activation_param, strategy=strategy,
         channel_axis=channel_axis, residual=residual, slope=slope, threads=threads,
     )  # fmt: skip
 
 
+@lists_keywords
 def backward_reduce(ctx: Context, dz: Batch, *, threads: Threads = None) -> ChannelSums:
     """First half of `backward`: the sums over each channel that dx needs (section 3.2 of the paper).
 
@@ -187,8 +194,9 @@ def backward_reduce(ctx: Context, dz: Batch, *, threads: Threads = None) -> Chan
     return ChannelSums(*_core.backward_reduce(ctx, dz, threads=threads))
 
 
+@lists_keywords
 def backward_apply(
-    ctx: Context, dz: Batch, sum_dy: Sums, sum_dy_xhat: Sums, count: int, *,
+    ctx: Context, dz: Batch, *, sum_dy: Sums, sum_dy_xhat: Sums, count: int,
     overwrite: bool = False, residual_grad: Batch | None = None, threads: Threads = None,
 ) -> Batch:  # fmt: skip
     """Second half of `backward`: dx, from sums over all batches behind the statistics.
@@ -225,11 +233,12 @@ def backward_apply(
     >>> from inplace_abn.functional import forward
     >>> dz = np.array([[1.0], [2.0]])
     >>> z, ctx = forward(np.array([[1.0], [3.0]]), activation="identity")
-    >>> dx = backward_apply(ctx, dz, *backward_reduce(ctx, dz), 2, overwrite=True)
+    >>> sums = backward_reduce(ctx, dz)
+    >>> dx = backward_apply(ctx, dz, **sums._asdict(), count=2, overwrite=True)
     >>> dx is dz, bool(np.allclose(dx, 0, atol=1e-4))
     (True, True)
     """
     return _core.backward_apply(
-        ctx, dz, sum_dy, sum_dy_xhat, count, overwrite=overwrite, residual_grad=residual_grad,
-        threads=threads,
+        ctx, dz, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=count, overwrite=overwrite,
+        residual_grad=residual_grad, threads=threads,
     )  # fmt: skip

@@ -34,6 +34,7 @@ True
 
 from . import _core
 from ._core import Context, get_num_threads, info, set_num_threads
+from ._keyword_only import lists_keywords
 from ._results import ChannelSums, Gradients
 from ._synchronized import backward_apply, backward_reduce, merge_statistics, normalize, statistics
 from ._types import Activation, Batch, ChannelAxis, Number, Strategy, Threads, Vector
@@ -55,9 +56,10 @@ __all__ = [
 ]
 
 
+@lists_keywords
 def forward(
-    x: Batch, weight: Vector | None = None, bias: Vector | None = None,
-    running_mean: Vector | None = None, running_var: Vector | None = None, *,
+    x: Batch, *, weight: Vector | None = None, bias: Vector | None = None,
+    running_mean: Vector | None = None, running_var: Vector | None = None,
     training: bool = True, momentum: Number = 0.1, eps: Number = 1e-05,
     activation: Activation = "leaky_relu", activation_param: Number = 0.01,
     strategy: Strategy = "inplace", channel_axis: ChannelAxis = 1, residual: Batch | None = None,
@@ -133,9 +135,9 @@ def forward(
     ctx : Context
         For `backward`. While it lives, the arrays that it keeps are locked (``flags.writeable`` is False):
         until the backward has run, the context is dropped or ``ctx.release()`` is called. ``ctx.saved``
-        lists all that is kept. Beside x or z, and the residual, this is little: xhat of channels whose weight
-        is zero or tiny beside the bias, xhat of single elements that a flat activation would lose and, beside
-        z of silu, gelu, gelu_tanh and mish, which have a minimum, on which side of it y was: a bit per
+        has all that is kept, by role. Beside x or z, and the residual, this is little: xhat of channels whose
+        weight is zero or tiny beside the bias, xhat of single elements that a flat activation would lose and,
+        beside z of silu, gelu, gelu_tanh and mish, which have a minimum, on which side of it y was: a bit per
         element. Weight, bias, slope and statistics are copied, so an update of the weight before the
         backward does not change the gradients.
 
@@ -149,11 +151,11 @@ def forward(
     >>> import numpy as np
     >>> x = np.array([[1.0], [3.0]])
     >>> running_mean, running_var = np.zeros(1), np.ones(1)
-    >>> z, ctx = forward(x, None, None, running_mean, running_var, activation="identity")
+    >>> z, ctx = forward(x, running_mean=running_mean, running_var=running_var, activation="identity")
     >>> z.round(3).ravel(), running_mean, running_var
     (array([-1.,  1.]), array([0.2]), array([1.1]))
-    >>> [(name, nbytes) for name, array, nbytes in ctx.saved]
-    [('z', 16)]
+    >>> {role: array.nbytes for role, array in ctx.saved.items()}
+    {'z': 16}
 
     The end of a residual block, and an activation with a minimum:
 
@@ -162,16 +164,18 @@ def forward(
     >>> z.round(3).ravel(), shortcut.flags.writeable
     (array([-0.5,  1.5]), False)
     >>> z, ctx = forward(np.array([[1.0], [3.0]]), activation="silu")
-    >>> z.round(3).ravel(), [(name, nbytes) for name, array, nbytes in ctx.saved]
-    (array([-0.269,  0.731]), [('z', 16), ('sides', 1)])
+    >>> z.round(3).ravel(), {role: array.nbytes for role, array in ctx.saved.items()}
+    (array([-0.269,  0.731]), {'z': 16, 'branch_mask': 1})
     """
     return _core.forward(
-        x, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps,
-        activation=activation, activation_param=activation_param, strategy=strategy,
+        x, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var, training=training,
+        momentum=momentum, eps=eps, activation=activation, activation_param=activation_param,
+        strategy=strategy,
         channel_axis=channel_axis, residual=residual, slope=slope, threads=threads,
     )  # fmt: skip
 
 
+@lists_keywords
 def backward(
     ctx: Context, dz: Batch, *, overwrite: bool = False, residual_grad: Batch | None = None,
     threads: Threads = None,
@@ -209,7 +213,7 @@ def backward(
     Examples
     --------
     >>> import numpy as np
-    >>> z, ctx = forward(np.array([[1.0], [3.0]]), np.array([2.0]), activation_param=0.5)
+    >>> z, ctx = forward(np.array([[1.0], [3.0]]), weight=np.array([2.0]), activation_param=0.5)
     >>> backward(ctx, np.array([[1.0], [1.0]])).dweight.round(4)
     array([0.5])
     >>> ctx.freed

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from keywords import as_parameters
 
 from inplace_abn import _core, functional, reference
 
@@ -178,7 +179,9 @@ def forward(batch, layout="first", *, affine=True, **options):
     parameters = (batch.weight, batch.bias) if affine else (None, None)
     residual = None if batch.residual is None else lay_out(batch.residual, layout)
     slope = batch.slope_of(options.get("activation"))
-    return _core.forward(x, *parameters, channel_axis=axis, residual=residual, slope=slope, **options)
+    return _core.forward(
+        x, **as_parameters(parameters), channel_axis=axis, residual=residual, slope=slope, **options
+    )
 
 
 def run(batch, layout="first", *, isa=None, threads=None, overwrite=False, **options):

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from batches import PARAM, Batch, random_batch
+from keywords import as_parameters
 
 from inplace_abn import reference
 
@@ -284,7 +285,8 @@ def expected(batch, dtype, keeps, activation, param=None, eps=1e-5, statistics=N
     mean, var = (None, None) if statistics is None else statistics
     parameters = (batch.weight, batch.bias) if affine else (None, None)
     z, ctx = reference.forward(
-        batch.x, *parameters, mean, var, training=statistics is None, eps=eps, strategy="standard",
+        batch.x, **as_parameters(parameters), running_mean=mean, running_var=var,
+        training=statistics is None, eps=eps, strategy="standard",
         activation=activation, activation_param=param, residual=batch.residual,
         slope=batch.slope_of(activation), dtype=working_type(dtype),
     )  # fmt: skip

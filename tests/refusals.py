@@ -75,7 +75,7 @@ def field(shape):
 def ctx_and_dz(**options):
     rng = np.random.default_rng(1)
     x = rng.normal(size=SHAPE).astype(np.float32)
-    _, ctx = functional.forward(x, np.ones(3, np.float32), np.ones(3, np.float32), **options)
+    _, ctx = functional.forward(x, weight=np.ones(3, np.float32), bias=np.ones(3, np.float32), **options)
     return ctx, rng.normal(size=SHAPE).astype(np.float32)
 
 

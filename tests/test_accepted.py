@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from batches import LAYOUTS, random_batch
+from keywords import as_parameters
 from numpy.lib.stride_tricks import as_strided
 from refusals import SHAPE
 
@@ -13,8 +14,8 @@ def test_slices_that_interleave_do_not_overlap():
     buffer = np.random.default_rng(0).normal(size=(4, 6, 5, 2)).astype(np.float32)
     parts = np.linspace(1, 2, 12).reshape(3, 4).astype(np.float32)
     whole_x = buffer[:, ::2].copy()
-    want, want_ctx = functional.forward(whole_x, *(c.copy() for c in parts.T))
-    got, ctx = functional.forward(buffer[:, ::2], *parts.T)
+    want, want_ctx = functional.forward(whole_x, **as_parameters(c.copy() for c in parts.T))
+    got, ctx = functional.forward(buffer[:, ::2], **as_parameters(parts.T))
     np.testing.assert_allclose(got, want, rtol=1e-5)
     dz = buffer[:, 1::2]
     expected = functional.backward(want_ctx, dz.copy())
@@ -26,9 +27,9 @@ def test_slices_that_interleave_do_not_overlap():
 
 def test_a_weight_between_the_samples_of_x_does_not_overlap():
     buffer = np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32)
-    z, _ = functional.forward(buffer[:, 0], buffer[1, 1])
+    z, _ = functional.forward(buffer[:, 0], weight=buffer[1, 1])
     again = np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32)
-    want, _ = functional.forward(again[:, 0].copy(), again[1, 1])
+    want, _ = functional.forward(again[:, 0].copy(), weight=again[1, 1])
     np.testing.assert_allclose(z, want, rtol=1e-5)
 
 

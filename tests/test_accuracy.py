@@ -32,10 +32,14 @@ def normal_batch(shape, mean=0.0, dtype=np.float32, weight=None, bias=None):
 def both(batch, layout, strategy, activation="leaky_relu"):
     """(compiled, reference) results of forward and backward."""
     options = {"activation": activation, "activation_param": 0.01 if activation == "leaky_relu" else 1.0}
-    want_z, want_ctx = reference.forward(batch.x, batch.weight, batch.bias, strategy="standard", **options)
+    want_z, want_ctx = reference.forward(
+        batch.x, weight=batch.weight, bias=batch.bias, strategy="standard", **options
+    )
     want = reference.backward(want_ctx, batch.dz)
     x, axis = LAYOUTS[layout](batch.x)
-    z, ctx = functional.forward(x, batch.weight, batch.bias, strategy=strategy, channel_axis=axis, **options)
+    z, ctx = functional.forward(
+        x, weight=batch.weight, bias=batch.bias, strategy=strategy, channel_axis=axis, **options
+    )
     z = np.moveaxis(z, axis, 1).copy()
     dz = lay_out(batch.dz, layout)
     got = functional.backward(ctx, dz, overwrite=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from batches import LAYOUTS, PARAM, SCHEMES, lay_out, random_batch, relative_l2
 from bounds import without_kinks
+from keywords import as_parameters, as_running
 
 from inplace_abn import functional, reference
 
@@ -37,7 +38,8 @@ def our_results(batch, layout, activation, strategy, training, running):
     x, axis = LAYOUTS[layout](batch.x)
     running = [a.copy() for a in running]
     z, ctx = functional.forward(
-        x, batch.weight, batch.bias, *running, training=training, activation=activation,
+        x, weight=batch.weight, bias=batch.bias, **as_running(running), training=training,
+        activation=activation,
         activation_param=PARAM[activation], strategy=strategy, channel_axis=axis,
     )  # fmt: skip
     z = np.moveaxis(z, axis, 1).copy()
@@ -71,8 +73,8 @@ def test_the_reference(shape, activation, training):
     running = batch.bias / 2, np.abs(batch.weight)
     want = torch_results(batch, activation, training, running)
     z, ctx = reference.forward(
-        batch.x, batch.weight, batch.bias, *running, training=training, activation=activation,
-        activation_param=PARAM[activation], strategy="standard",
+        batch.x, weight=batch.weight, bias=batch.bias, **as_running(running), training=training,
+        activation=activation, activation_param=PARAM[activation], strategy="standard",
     )  # fmt: skip
     got = [z, *reference.backward(ctx, batch.dz)]
     if training:
@@ -104,7 +106,9 @@ def test_empty_batches(shape):
     want.sum().backward()
     running = np.full(3, 2, np.float32), np.full(3, 5, np.float32)
     parameters = np.ones(3, np.float32), np.zeros(3, np.float32)
-    z, ctx = functional.forward(np.zeros(shape, np.float32), *parameters, *running)
+    z, ctx = functional.forward(
+        np.zeros(shape, np.float32), **as_parameters(parameters), **as_running(running)
+    )
     dx, dweight, dbias = functional.backward(ctx, np.ones(shape, np.float32))
     assert z.shape == tuple(want.shape)
     assert dx.shape == tuple(x.grad.shape)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from batches import LAYOUTS, random_batch
+from keywords import as_sums
 from refusals import (
     SHAPE,
     calls_with_dz,
@@ -174,10 +175,10 @@ def test_the_count_of_sums_is_that_of_the_statistics():
 
 
 def test_backward_refuses_the_statistics_of_several_batches():
-    _, ctx = functional.normalize(np.ones(SHAPE, np.float32), np.zeros(3), np.ones(3), 80)
+    _, ctx = functional.normalize(np.ones(SHAPE, np.float32), mean=np.zeros(3), var=np.ones(3), count=80)
     dz = np.ones(SHAPE, np.float32)
     refused(_core.backward, {"ctx": ctx, "dz": dz}, ValueError, "use backward_reduce", "backward_apply")
-    functional.backward_apply(ctx, dz, *functional.backward_reduce(ctx, dz), 80)
+    functional.backward_apply(ctx, dz, **as_sums(functional.backward_reduce(ctx, dz)), count=80)
 
 
 # ---- the others --------------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ def test_stream():
         ({"c": "1"}, TypeError, "c must be a number"),
     ]:
         refused(_core.stream, {"a": a, "b": b, "c": 1.0, "d": 2.0, **changes}, error, message)
-    _core.stream(a, None, 2.0, 1.0)
-    _core.stream(a, b, 2.0, 1.0)
+    _core.stream(a, c=2.0, d=1.0)
+    _core.stream(a, b=b, c=2.0, d=1.0)
     assert (a == 3).all()
     assert (b == 5).all()

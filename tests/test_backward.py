@@ -18,6 +18,7 @@ from batches import (
 )  # fmt: skip
 from bounds import EPS, assert_backward, assert_within, expected, without_kinks
 from finite_differences import numerical_gradient
+from keywords import as_running, as_sums
 
 from inplace_abn import _core, functional, reference
 
@@ -39,7 +40,12 @@ def test_gradients_are_those_of_finite_differences(activation, strategy, layout,
 
     def forward():
         return functional.forward(
-            lay_out(x, layout), weight, bias, running[0].copy(), running[1].copy(), **options
+            lay_out(x, layout),
+            weight=weight,
+            bias=bias,
+            running_mean=running[0].copy(),
+            running_var=running[1].copy(),
+            **options,
         )
 
     def loss():
@@ -90,7 +96,9 @@ def test_overwrite_gives_the_same_numbers_in_the_memory_of_dz(layout, strategy, 
 
     def forward():
         x, axis = LAYOUTS[layout](batch.x)
-        return functional.forward(x, batch.weight, batch.bias, strategy=strategy, channel_axis=axis)[1]
+        return functional.forward(
+            x, weight=batch.weight, bias=batch.bias, strategy=strategy, channel_axis=axis
+        )[1]
 
     dz = lay_out(batch.dz, layout)
     fresh = functional.backward(forward(), dz)
@@ -108,10 +116,10 @@ def test_dz_may_be_laid_out_otherwise_than_x_and_be_read_only(layout):
     batch = random_batch((3, 17, 5, 3), "float32")
     kind = "last" if "last" in layout else "first"
     x, axis = LAYOUTS[kind](batch.x)
-    _, ctx = functional.forward(x, batch.weight, batch.bias, channel_axis=axis)
+    _, ctx = functional.forward(x, weight=batch.weight, bias=batch.bias, channel_axis=axis)
     want = functional.backward(ctx, lay_out(batch.dz, kind))
     x, axis = LAYOUTS[kind](batch.x)
-    _, ctx = functional.forward(x, batch.weight, batch.bias, channel_axis=axis)
+    _, ctx = functional.forward(x, weight=batch.weight, bias=batch.bias, channel_axis=axis)
     dz = np.moveaxis(lay_out(batch.dz, layout), LAYOUTS[layout](batch.dz)[1], axis)
     dz.flags.writeable = False
     got = functional.backward(ctx, dz)
@@ -122,7 +130,7 @@ def test_dz_may_be_laid_out_otherwise_than_x_and_be_read_only(layout):
 def test_gradients_of_parameters_are_there_where_the_parameters_were():
     batch = random_batch((3, 5, 7), "float32")
     for weight, bias in ((batch.weight, None), (None, batch.bias), (None, None)):
-        _, ctx = functional.forward(batch.x.copy(), weight, bias)
+        _, ctx = functional.forward(batch.x.copy(), weight=weight, bias=bias)
         got = functional.backward(ctx, batch.dz)
         assert isinstance(got, functional.Gradients)
         assert (got.dweight is None) == (weight is None)
@@ -134,7 +142,7 @@ def test_later_changes_of_the_parameters_do_not_reach_the_backward():
     want = run(batch)
     weight, bias = batch.weight.copy(), batch.bias.copy()
     running = np.zeros(5, np.float32), np.ones(5, np.float32)
-    _, ctx = functional.forward(batch.x.copy(), weight, bias, *running)
+    _, ctx = functional.forward(batch.x.copy(), weight=weight, bias=bias, **as_running(running))
     for array in (weight, bias, *running):
         array[...] = np.nan
     got = functional.backward(ctx, batch.dz)
@@ -154,7 +162,14 @@ def test_reduce_and_apply_are_backward_in_two_steps(isa, layout, dtype, training
     want = expected(batch, dtype, "z", "leaky_relu", statistics=statistics)
     x, axis = LAYOUTS[layout](batch.x)
     _, ctx = _core.forward(
-        x, batch.weight, batch.bias, *running, momentum=0, training=training, channel_axis=axis, isa=isa
+        x,
+        weight=batch.weight,
+        bias=batch.bias,
+        **as_running(running),
+        momentum=0,
+        training=training,
+        channel_axis=axis,
+        isa=isa,
     )
     dz = lay_out(batch.dz, layout)
     sum_dy, sum_dy_xhat, _ = _core.backward_reduce(ctx, dz, isa=isa)
@@ -164,18 +179,20 @@ def test_reduce_and_apply_are_backward_in_two_steps(isa, layout, dtype, training
     again = _core.backward_reduce(ctx, dz, isa=isa)
     assert np.array_equal(again[0], sum_dy)
     assert np.array_equal(again[1], sum_dy_xhat)
-    dx = _core.backward_apply(ctx, dz, sum_dy, sum_dy_xhat, 45 if training else 0, isa=isa)
+    dx = _core.backward_apply(
+        ctx, dz, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=45 if training else 0, isa=isa
+    )
     assert not np.shares_memory(dx, dz)
     assert_within(np.moveaxis(dx, axis, 1), want.dx, want.dx_error, "dx")
 
 
 def test_apply_writes_over_dz_where_asked():
     batch = random_batch((3, 5, 7), "float32")
-    _, ctx = functional.forward(batch.x.copy(), batch.weight, batch.bias)
+    _, ctx = functional.forward(batch.x.copy(), weight=batch.weight, bias=batch.bias)
     dz = batch.dz.copy()
     sums = functional.backward_reduce(ctx, dz)
     assert np.array_equal(dz, batch.dz)
-    dx = functional.backward_apply(ctx, dz, *sums, 21, overwrite=True)
+    dx = functional.backward_apply(ctx, dz, **as_sums(sums), count=21, overwrite=True)
     assert dx is dz
     np.testing.assert_allclose(dx, run(batch).dx, rtol=1e-5, atol=1e-6)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from batches import Run, random_batch
 from bounds import assert_backward, assert_forward, expected
+from keywords import as_parameters
 
 from inplace_abn import reference
 
@@ -19,7 +20,7 @@ class Right:
         self.weight, self.bias = (a.astype(float)[:, None] for a in (self.batch.weight, self.batch.bias))
         mean, var, _ = reference.statistics(self.batch.x)
         self.deviation, self.std = self.batch.x - mean[:, None], np.sqrt(var + 1e-5)[:, None]
-        z, ctx = reference.forward(self.batch.x, *self.batch[2:4], activation="identity")
+        z, ctx = reference.forward(self.batch.x, **as_parameters(self.batch[2:4]), activation="identity")
         results = z, *reference.backward(ctx, self.batch.dz)
         self.run = Run(*(a.astype(np.float32) for a in results))
 

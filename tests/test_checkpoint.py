@@ -11,10 +11,10 @@ from networks import CHECKPOINTS, STRATEGIES, abn, assert_close, blocks, chain, 
 from inplace_abn import memory
 from inplace_abn.layers import (
     ABN,
-    Context,
     Conv2d,
     Flatten,
     InPlaceABN,
+    LayerContext,
     Linear,
     Residual,
     Sequential,
@@ -132,7 +132,7 @@ def test_a_reshaped_z_is_recomputed_too(strategy):
 )
 def test_parts_of_z(part):
     """Those that begin where z does are recomputed, others are kept themselves."""
-    layer, ctx = abn(4, "checkpoint"), Context()
+    layer, ctx = abn(4, "checkpoint"), LayerContext()
     z = layer(normal((2, 4, 3)))
     ctx.save_for_backward(part=z[part], bits=z[part].view(np.int64))
     assert np.array_equal(ctx.saved["part"], z[part])
@@ -165,7 +165,7 @@ def test_z_is_locked_as_long_as_it_may_be_recomputed(strategy):
 
 @pytest.mark.parametrize("strategy", CHECKPOINTS)
 def test_after_the_backward_z_is_like_any_array(strategy):
-    layer, ctx = abn(4, strategy), Context()
+    layer, ctx = abn(4, strategy), LayerContext()
     z = layer(normal((2, 4, 3)))
     layer.backward(normal((2, 4, 3)))
     ctx.save_for_backward(input=z)
@@ -195,7 +195,7 @@ def test_a_convolution_behind_that_keeps_the_new_z():
 
 
 def test_a_context_may_outlive_the_layer_that_recomputes():
-    layer, ctx = abn(4, "checkpoint"), Context()
+    layer, ctx = abn(4, "checkpoint"), LayerContext()
     z = layer(normal((2, 4, 3)))
     ctx.save_for_backward(input=z)
     z_was = z.copy()

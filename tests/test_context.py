@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 from batches import DTYPES, LAYOUTS, dtype_of, parameter_dtype, random_batch
+from keywords import as_sums
 
 from inplace_abn import Context, functional
 
@@ -25,7 +26,7 @@ def new_x(shape=(4, 3, 5), dtype="float32"):
 
 def apply(ctx, dz):
     count = dz.size // dz.shape[1]
-    return functional.backward_apply(ctx, dz, *functional.backward_reduce(ctx, dz), count)
+    return functional.backward_apply(ctx, dz, **as_sums(functional.backward_reduce(ctx, dz)), count=count)
 
 
 def forget(ctx, dz):
@@ -74,7 +75,7 @@ def test_attributes_are_read_only():
 
 def test_training_is_false_in_evaluation():
     one = np.ones(3, np.float32)
-    _, ctx = functional.forward(new_x(), None, None, one, one, training=False)
+    _, ctx = functional.forward(new_x(), running_mean=one, running_var=one, training=False)
     assert ctx.training is False
 
 
@@ -137,7 +138,7 @@ def test_views_taken_before_and_after():
     after = x[...]
     assert before.flags.writeable  # NumPy has no way to lock these
     assert not after.flags.writeable
-    assert functional.forward(before, strategy="standard")[1].saved[0][1] is before
+    assert functional.forward(before, strategy="standard")[1].saved["x"] is before
     ctx.release()
 
 
@@ -158,13 +159,16 @@ def test_a_slice_is_locked_and_its_neighbours_are_not():
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_saved_is_the_array_itself(strategy):
     x = new_x()
-    z, ctx = functional.forward(x, np.ones(3, np.float32), strategy=strategy)
-    assert [(name, array is x, size) for name, array, size in ctx.saved] == [
-        (STRATEGIES[strategy], True, x.nbytes)
-    ]
+    z, ctx = functional.forward(x, weight=np.ones(3, np.float32), strategy=strategy)
+    assert [(role, array is x) for role, array in ctx.saved.items()] == [(STRATEGIES[strategy], True)]
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        ctx.saved["z"] = x
+    with pytest.raises(KeyError, match="nothing"):
+        ctx.saved["nothing"]
     assert ctx.nbytes == x.nbytes
     functional.backward(ctx, np.ones_like(z))
-    assert ctx.saved == []
+    with pytest.raises(RuntimeError, match="this context was freed by backward, nothing is left"):
+        ctx.saved[STRATEGIES[strategy]]
     assert ctx.nbytes == 0
 
 
@@ -174,20 +178,19 @@ def test_guarded_channels_are_kept_beside_z(dtype, layout):
     batch = random_batch((4, 5, 3, 2), dtype)
     weight = np.array([1, 0, 2, 0, -1], parameter_dtype(dtype))
     x, axis = LAYOUTS[layout](batch.x)
-    _, ctx = functional.forward(x, weight, channel_axis=axis)
-    (_, z, z_bytes), (name, xhat, size) = ctx.saved
-    assert z is x
-    assert name == "guarded_xhat"
+    _, ctx = functional.forward(x, weight=weight, channel_axis=axis)
+    assert list(ctx.saved) == ["z", "guarded_xhat"]
+    assert ctx.saved["z"] is x
+    xhat = ctx.saved["guarded_xhat"]
     assert xhat.dtype == dtype_of(dtype)
     assert xhat.shape == ((4, 6, 2) if layout.startswith("last") else (2, 4, 6))
     assert not xhat.flags.writeable
-    assert size == xhat.nbytes
-    assert ctx.nbytes == z_bytes + size
+    assert ctx.nbytes == x.nbytes + xhat.nbytes
 
 
 def test_nothing_is_guarded_where_x_or_xhat_is_kept():
     for strategy in ("standard", "checkpoint", "checkpoint_xhat"):
-        _, ctx = functional.forward(new_x(), np.zeros(3, np.float32), strategy=strategy)
+        _, ctx = functional.forward(new_x(), weight=np.zeros(3, np.float32), strategy=strategy)
         assert len(ctx.saved) == 1
 
 
@@ -200,8 +203,8 @@ def saturated(dtype="float32"):
 
 def test_escaped_elements_are_kept_beside_z():
     x, weight = saturated()
-    _, ctx = functional.forward(x, weight, activation="elu", activation_param=1.0)
-    saved = {name: (array, size) for name, array, size in ctx.saved}
+    _, ctx = functional.forward(x, weight=weight, activation="elu", activation_param=1.0)
+    saved = {name: (array, array.nbytes) for name, array in ctx.saved.items()}
     assert list(saved) == ["z", "escape_index", "escape_xhat"]
     index, xhat = saved["escape_index"][0], saved["escape_xhat"][0]
     assert index.dtype == np.int64
@@ -217,9 +220,9 @@ def test_what_is_kept_is_a_snapshot():
     """The optimizer may change weights before the backward has run."""
     batch = random_batch((4, 3, 5), "float32")
     weight, bias = batch.weight.copy(), batch.bias.copy()
-    _, ctx = functional.forward(batch.x.copy(), weight, bias)
+    _, ctx = functional.forward(batch.x.copy(), weight=weight, bias=bias)
     want = functional.backward(ctx, batch.dz)
-    _, ctx = functional.forward(batch.x.copy(), weight, bias)
+    _, ctx = functional.forward(batch.x.copy(), weight=weight, bias=bias)
     weight[...], bias[...] = 77, -77
     for got, expected in zip(functional.backward(ctx, batch.dz), want, strict=True):
         assert np.array_equal(got, expected)
@@ -256,7 +259,7 @@ def test_recompute_checks_out(strategy):
     ]:
         before = np.array(out).copy()
         with pytest.raises(error, match=message):
-            ctx.recompute(out)
+            ctx.recompute(out=out)
         assert np.array_equal(out, before)
     with pytest.raises(
         TypeError, match=r"recompute\(\) got an unexpected keyword argument 'uot'; did you mean 'out'"
@@ -280,7 +283,7 @@ def test_a_freed_context_says_so(strategy, free):
     for call in (
         lambda: functional.backward(ctx, dz),
         lambda: functional.backward_reduce(ctx, dz),
-        lambda: functional.backward_apply(ctx, dz, np.zeros(3), np.zeros(3), 20),
+        lambda: functional.backward_apply(ctx, dz, sum_dy=np.zeros(3), sum_dy_xhat=np.zeros(3), count=20),
         lambda: ctx.recompute(),
     ):
         with pytest.raises(RuntimeError, match=message):
@@ -312,7 +315,7 @@ def test_a_kept_array_may_be_reshaped():
     batch = random_batch((4, 3, 5), "float32")
     want = functional.backward(functional.forward(batch.x.copy())[1], batch.dz)
     _, ctx = functional.forward(batch.x.copy())
-    kept = ctx.saved[0][1].reshape(-1)
+    kept = ctx.saved["z"].reshape(-1)
     assert not kept.flags.writeable
     assert np.array_equal(functional.backward(ctx, batch.dz).dx, want.dx)
 

@@ -59,10 +59,10 @@ def test_a_context_in_a_cycle_is_collected():
 
 def test_a_context_is_tracked_by_the_garbage_collector():
     x = new_x()
-    _, ctx = functional.forward(x, np.zeros(3, np.float32))
+    _, ctx = functional.forward(x, weight=np.zeros(3, np.float32))
     assert gc.is_tracked(ctx)
     assert any(seen is x for seen in gc.get_referents(ctx))
-    assert any(seen is ctx.saved[1][1] for seen in gc.get_referents(ctx))
+    assert any(seen is ctx.saved["guarded_xhat"] for seen in gc.get_referents(ctx))
 
 
 # ---- references and memory ---------------------------------------------------------------------------------
@@ -76,7 +76,9 @@ def test_references_come_back(strategy, free):
     objects = [x, weight, bias, mean, var, dz, Context, _core]
     before = counts(objects)
     for _ in range(10):
-        z, ctx = functional.forward(x, weight, bias, mean, var, strategy=strategy)
+        z, ctx = functional.forward(
+            x, weight=weight, bias=bias, running_mean=mean, running_var=var, strategy=strategy
+        )
         FREES[free](ctx, dz)
         del z, ctx
     assert counts(objects) == before
@@ -90,17 +92,17 @@ def test_references_come_back_after_refusals():
     objects = [x, weight, dz, bad, ctx, Context, None.__class__, _core]
     before = counts(objects)
     for call in (
-        lambda: functional.forward(x, weight, x[0, :, 0]),
-        lambda: functional.forward(x, weight, momentum=2),
-        lambda: functional.forward(x, weight, strategy="no"),
-        lambda: functional.forward(x, weight, weight, weight, weight),
-        lambda: _core.forward(x, weight, isa="no"),
-        lambda: _core.forward(x, weight, wieght=weight),
+        lambda: functional.forward(x, weight=weight, bias=x[0, :, 0]),
+        lambda: functional.forward(x, weight=weight, momentum=2),
+        lambda: functional.forward(x, weight=weight, strategy="no"),
+        lambda: functional.forward(x, weight=weight, bias=weight, running_mean=weight, running_var=weight),
+        lambda: _core.forward(x, weight=weight, isa="no"),
+        lambda: _core.forward(x, weight=weight, wieght=weight),
         lambda: functional.backward(ctx, bad),
         lambda: functional.backward(ctx, dz, overwrite=None),
-        lambda: functional.backward_apply(ctx, dz, weight, weight, 20),
-        lambda: functional.normalize(x, weight, weight, 20),
-        lambda: ctx.recompute(bad),
+        lambda: functional.backward_apply(ctx, dz, sum_dy=weight, sum_dy_xhat=weight, count=20),
+        lambda: functional.normalize(x, mean=weight, var=weight, count=20),
+        lambda: ctx.recompute(out=bad),
     ):
         for _ in range(10):
             with pytest.raises((TypeError, ValueError)):
@@ -113,12 +115,12 @@ def test_memory_comes_back():
 
     def step():
         for strategy in STRATEGIES:
-            _, ctx = functional.forward(x, weight, activation="elu", strategy=strategy)
+            _, ctx = functional.forward(x, weight=weight, activation="elu", strategy=strategy)
             functional.backward_reduce(ctx, dz)
             functional.backward(ctx, dz)
-            _core.forward(x, weight, strategy=strategy)
+            _core.forward(x, weight=weight, strategy=strategy)
             with pytest.raises(ValueError, match="shape"):
-                functional.forward(x, dz[0, 0])
+                functional.forward(x, weight=dz[0, 0])
         functional.statistics(x)
 
     step()
@@ -141,11 +143,11 @@ def test_tracemalloc_sees_every_byte_that_is_kept(case):
     x = random_batch(shape, "float32").x.copy()
     weight = np.array([1, 0, 0, 1], np.float32) if case == "guarded" else np.full(4, 60, np.float32)
     options = {"activation": "elu", "activation_param": 1.0}
-    functional.forward(x.copy(), weight, **options)
+    functional.forward(x.copy(), weight=weight, **options)
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        _, ctx = functional.forward(x, weight, **options)
+        _, ctx = functional.forward(x, weight=weight, **options)
         after, _ = tracemalloc.get_traced_memory()
         beside = ctx.nbytes - x.nbytes
         assert beside > 8000

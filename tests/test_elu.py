@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from batches import DTYPES, ISAS, LAYOUTS, dtype_of, lay_out, parameter_dtype, random_batch, relative_l2, run
 from bounds import EPS, FLAT, SMALLEST, working_type
+from keywords import as_sums
 
 from inplace_abn import _core, functional, reference
 
@@ -15,7 +16,8 @@ def apply(values, dtype, alpha=1.0, isa=None):
     x = np.asarray(values, dtype_of(dtype)).reshape(-1, 1)
     zero, one = np.zeros(1, parameter_dtype(dtype)), np.ones(1, parameter_dtype(dtype))
     z, _ = _core.forward(
-        x.copy(), None, None, zero, one, training=False, eps=1e-300, activation="elu", activation_param=alpha,
+        x.copy(), running_mean=zero, running_var=one, training=False, eps=1e-300, activation="elu",
+        activation_param=alpha,
         strategy="standard", isa=isa,
     )  # fmt: skip
     return x.ravel(), z.ravel()
@@ -66,8 +68,8 @@ def test_y_comes_back_from_z(alpha, dtype, isa):
     x = np.stack([y, -y]).astype(dtype)
     zero, one = np.zeros(count, dtype), np.ones(count, dtype)
     z, ctx = _core.forward(
-        x.copy(), one, zero, zero, one, training=False, eps=1e-300, activation="elu", activation_param=alpha,
-        strategy="inplace_2", isa=isa,
+        x.copy(), weight=one, bias=zero, running_mean=zero, running_var=one, training=False, eps=1e-300,
+        activation="elu", activation_param=alpha, strategy="inplace_2", isa=isa,
     )  # fmt: skip
     dz = np.stack([one, zero])
     z = z[0].astype(np.longdouble)
@@ -101,7 +103,9 @@ def test_gradients_are_those_of_the_standard_scheme(strategy, isa, layout, dtype
     batch = saturating(dtype, alpha)
     options = {"activation": "elu", "activation_param": alpha}
     work = working_type(dtype)
-    _, ctx = reference.forward(batch.x, batch.weight, batch.bias, strategy="standard", dtype=work, **options)
+    _, ctx = reference.forward(
+        batch.x, weight=batch.weight, bias=batch.bias, strategy="standard", dtype=work, **options
+    )
     want = reference.backward(ctx, batch.dz)
     got = run(batch, layout, isa=isa, strategy=strategy, **options)
     # The slope z + alpha has lost the digits that z / alpha is near 1 by, down to FLAT; y has lost as many.
@@ -122,16 +126,16 @@ def test_the_list_names_the_saturated_elements_and_their_xhat(layout, dtype):
     batch = saturating(dtype, alpha)
     x, axis = LAYOUTS[layout](batch.x)
     z, ctx = functional.forward(
-        x, batch.weight, batch.bias, activation="elu", activation_param=alpha, channel_axis=axis
+        x, weight=batch.weight, bias=batch.bias, activation="elu", activation_param=alpha, channel_axis=axis
     )
-    saved = {name: array for name, array, _ in ctx.saved}
+    saved = dict(ctx.saved)
     flat = np.moveaxis(z, axis, 1).astype(np.float64) < -alpha * (1 - FLAT[dtype])
     assert flat.size / 50 < flat.sum() < flat.size / 1.5
     guarded = 0 if "guarded_xhat" not in saved else saved["guarded_xhat"].size
     assert len(saved["escape_index"]) == len(saved["escape_xhat"])
     assert flat.sum() - guarded <= len(saved["escape_index"]) <= flat.sum()
     assert ctx.nbytes == sum(array.nbytes for array in saved.values())
-    assert ctx.nbytes == sum(size for _, _, size in ctx.saved)
+    assert ctx.nbytes == sum(array.nbytes for array in ctx.saved.values())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -147,18 +151,29 @@ def test_the_list_is_empty_for_ordinary_data(strategy, layout, dtype):
     x, axis = LAYOUTS[layout](x)
     one = np.ones(17, parameter_dtype(dtype))
     _, ctx = functional.forward(
-        x, one, one * 0, activation="elu", activation_param=1.0, strategy=strategy, channel_axis=axis
+        x,
+        weight=one,
+        bias=one * 0,
+        activation="elu",
+        activation_param=1.0,
+        strategy=strategy,
+        channel_axis=axis,
     )
-    assert [name for name, _, _ in ctx.saved] == ["z"]
+    assert list(ctx.saved) == ["z"]
 
 
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat"])
 def test_there_is_no_list_where_x_or_xhat_is_kept(strategy):
     batch = saturating("float32")
     _, ctx = functional.forward(
-        batch.x.copy(), batch.weight, batch.bias, activation="elu", activation_param=1.0, strategy=strategy
+        batch.x.copy(),
+        weight=batch.weight,
+        bias=batch.bias,
+        activation="elu",
+        activation_param=1.0,
+        strategy=strategy,
     )
-    assert [name for name, _, _ in ctx.saved] == [reference.KEEPS[strategy]]
+    assert list(ctx.saved) == [reference.KEEPS[strategy]]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -183,12 +198,12 @@ def test_reduce_and_apply_use_the_list(overwrite, layout):
     options = {"activation": "elu", "activation_param": 1.0}
     want = run(batch, layout, **options)
     x, axis = LAYOUTS[layout](batch.x)
-    _, ctx = functional.forward(x, batch.weight, batch.bias, channel_axis=axis, **options)
+    _, ctx = functional.forward(x, weight=batch.weight, bias=batch.bias, channel_axis=axis, **options)
     dz = lay_out(batch.dz, layout)
     sums = functional.backward_reduce(ctx, dz)
     np.testing.assert_allclose(sums[0], want.dbias, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(sums[1], want.dweight, rtol=1e-6, atol=1e-6)
-    dx = functional.backward_apply(ctx, dz, *sums, 4 * 9 * 7, overwrite=overwrite)
+    dx = functional.backward_apply(ctx, dz, **as_sums(sums), count=4 * 9 * 7, overwrite=overwrite)
     np.testing.assert_allclose(np.moveaxis(dx, axis, 1), want.dx, rtol=1e-5, atol=1e-7)
 
 
@@ -201,14 +216,14 @@ def test_the_list_is_the_same_for_every_number_of_threads(layout, threads):
         x, axis = LAYOUTS[layout](batch.x)
         _, ctx = functional.forward(
             x,
-            batch.weight,
-            batch.bias,
+            weight=batch.weight,
+            bias=batch.bias,
             activation="elu",
             activation_param=1.0,
             channel_axis=axis,
             threads=count,
         )
-        lists.append({name: array.copy() for name, array, _ in ctx.saved})
+        lists.append({name: array.copy() for name, array in ctx.saved.items()})
     assert lists[0].keys() == lists[1].keys() >= {"z", "escape_index", "escape_xhat"}
     for name, array in lists[0].items():
         assert np.array_equal(array, lists[1][name]), name

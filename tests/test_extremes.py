@@ -22,6 +22,7 @@ from batches import (
     sampled,
 )
 from bounds import EPS, SMALLEST, without_kinks, working_type
+from keywords import as_merged, as_parameters, as_running, as_sums
 
 from inplace_abn import _core, functional, reference
 
@@ -40,7 +41,9 @@ def with_parameters(dtype, weight, bias, shape=(8, None, 7, 9), mean=0.0):
 def expected(batch, statistics=None, **options):
     """Return float64's results; statistics: of evaluation mode."""
     options = {"strategy": "standard", "training": statistics is None, **options}
-    z, ctx = reference.forward(batch.x, batch.weight, batch.bias, *(statistics or (None, None)), **options)
+    z, ctx = reference.forward(
+        batch.x, weight=batch.weight, bias=batch.bias, **as_running(statistics or (None, None)), **options
+    )
     return z, reference.backward(ctx, batch.dz)
 
 
@@ -158,9 +161,9 @@ def test_z_that_overflows_with_given_statistics(activation, strategy, dtype, lay
     x, axis = LAYOUTS[layout](batch.x)
     got_z, ctx = _core.forward(
         x,
-        batch.weight,
-        batch.bias,
-        *statistics,
+        weight=batch.weight,
+        bias=batch.bias,
+        **as_running(statistics),
         training=False,
         channel_axis=axis,
         strategy=strategy,
@@ -190,16 +193,23 @@ def test_normalize_with_statistics_of_other_batches(strategy):
     batch = without_kinks(batch, "float16", "xhat", "leaky_relu", 0.5, statistics=statistics[:2])
     options = {"activation": "leaky_relu", "activation_param": 0.5}
     _, want_ctx = reference.normalize(
-        batch.x, *statistics, batch.weight, batch.bias, strategy="standard", **options
+        batch.x, **as_merged(statistics), weight=batch.weight, bias=batch.bias, strategy="standard", **options
     )
     _, ctx = functional.normalize(
-        batch.x.copy(), *statistics, batch.weight, batch.bias, strategy=strategy, **options
+        batch.x.copy(),
+        **as_merged(statistics),
+        weight=batch.weight,
+        bias=batch.bias,
+        strategy=strategy,
+        **options,
     )
     want_sums, sums = reference.backward_reduce(want_ctx, batch.dz), functional.backward_reduce(ctx, batch.dz)
     for want, got in zip(want_sums, sums, strict=True):
         np.testing.assert_allclose(got, want, rtol=4e-3, atol=0.5)
-    want = reference.backward_apply(want_ctx, batch.dz, *want_sums, 1e6)
-    assert_channels(functional.backward_apply(ctx, batch.dz, *sums, 1e6), want, "float16", 4e-3)
+    want = reference.backward_apply(want_ctx, batch.dz, **as_sums(want_sums), count=1e6)
+    assert_channels(
+        functional.backward_apply(ctx, batch.dz, **as_sums(sums), count=1e6), want, "float16", 4e-3
+    )
 
 
 # ---- numbers beyond float32 on the way ---------------------------------------------------------------------
@@ -290,7 +300,7 @@ def test_recompute_gives_the_same_bits(strategy, activation, dtype, layout, isa)
     x, axis = LAYOUTS[layout](batch.x)
     z, ctx = _core.forward(
         x,
-        *parameters,
+        **as_parameters(parameters),
         activation=activation,
         activation_param=0.3,
         strategy=strategy,
@@ -317,9 +327,16 @@ def test_guarded_channels_are_on_the_side_of_zero_that_z_is_on(strategy, dtype, 
     weight, bias = weight.astype(parameter), bias.astype(parameter)
     given = np.full(4, 0.3, parameter), np.full(4, 1.7, parameter)
     z, ctx = _core.forward(
-        x, weight, bias, *given, training=False, activation_param=0.25, strategy=strategy, channel_axis=axis
+        x,
+        weight=weight,
+        bias=bias,
+        **as_running(given),
+        training=False,
+        activation_param=0.25,
+        strategy=strategy,
+        channel_axis=axis,
     )
-    assert "guarded_xhat" in [name for name, _, _ in ctx.saved]
+    assert "guarded_xhat" in list(ctx.saved)
     z = np.moveaxis(z, axis, 1).astype(np.float64)
     dx, *_ = _core.backward(ctx, lay_out(np.ones(z.shape, dtype_of(dtype)), layout))
     steep = np.moveaxis(dx, axis, 1).astype(np.float64) / weight.reshape(each) > 0.5

@@ -19,6 +19,7 @@ from batches import (
     sampled,
 )
 from bounds import EPS, assert_forward, assert_within, eps_of_compute, expected
+from keywords import as_merged, as_running
 
 from inplace_abn import _core, functional, reference
 
@@ -43,7 +44,7 @@ def test_evaluation_normalizes_with_the_running_statistics(layout, dtype, strate
 
 def test_evaluation_takes_one_value_per_channel():
     x, one, zero = np.array([[3.0, 5.0]], np.float32), np.ones(2, np.float32), np.zeros(2, np.float32)
-    z, _ = functional.forward(x, None, None, zero, one, training=False, eps=1e-12)
+    z, _ = functional.forward(x, running_mean=zero, running_var=one, training=False, eps=1e-12)
     assert z.tolist() == [[3.0, 5.0]]
 
 
@@ -56,7 +57,7 @@ def test_running_statistics_move_by_momentum(dtype, layout, momentum):
     old = batch.weight.copy(), np.abs(batch.bias)
     running = old[0].copy(), old[1].copy()
     x, axis = LAYOUTS[layout](batch.x)
-    functional.forward(x, None, None, *running, momentum=momentum, channel_axis=axis)
+    functional.forward(x, **as_running(running), momentum=momentum, channel_axis=axis)
     mean, var, count = reference.statistics(batch.x.astype(np.float64))
     want = reference.update_running(*(a.astype(np.float64) for a in old), mean, var, count, momentum)
     scale = np.abs(old[0]) + np.abs(mean) + np.sqrt(var), old[1] + var
@@ -69,8 +70,8 @@ def test_running_statistics_may_be_strided():
     batch = random_batch((3, 5, 7), "float32")
     both = np.zeros((5, 2), np.float32)
     plain = np.zeros(5, np.float32), np.zeros(5, np.float32)
-    functional.forward(batch.x.copy(), None, None, both[:, 0], both[:, 1])
-    functional.forward(batch.x.copy(), None, None, *plain)
+    functional.forward(batch.x.copy(), running_mean=both[:, 0], running_var=both[:, 1])
+    functional.forward(batch.x.copy(), **as_running(plain))
     assert np.array_equal(both.T, plain)
 
 
@@ -78,8 +79,8 @@ def test_parameters_may_be_strided_and_read_only():
     batch = random_batch((3, 5, 7), "float32")
     both = np.stack([batch.weight, batch.bias], axis=1)
     both.flags.writeable = False
-    got, _ = functional.forward(batch.x.copy(), both[:, 0], both[:, 1])
-    want, _ = functional.forward(batch.x.copy(), batch.weight, batch.bias)
+    got, _ = functional.forward(batch.x.copy(), weight=both[:, 0], bias=both[:, 1])
+    want, _ = functional.forward(batch.x.copy(), weight=batch.weight, bias=batch.bias)
     assert np.array_equal(got, want)
 
 
@@ -90,10 +91,10 @@ def test_weight_and_bias_are_each_optional(weight, bias, dtype):
     batch = random_batch((3, 5, 7), dtype)
     one, zero = np.ones_like(batch.weight), np.zeros_like(batch.bias)
     got, _ = functional.forward(
-        batch.x.copy(), batch.weight if weight else None, batch.bias if bias else None
+        batch.x.copy(), weight=batch.weight if weight else None, bias=batch.bias if bias else None
     )
     want, _ = functional.forward(
-        batch.x.copy(), batch.weight if weight else one, batch.bias if bias else zero
+        batch.x.copy(), weight=batch.weight if weight else one, bias=batch.bias if bias else zero
     )
     assert np.array_equal(got, want)
 
@@ -104,7 +105,7 @@ def test_where_z_goes(strategy, layout):
     """Over x for the in-place strategies. x stays as it is where it is kept, and becomes xhat for (c)."""
     batch = random_batch((3, 5, 4, 4), "float32")
     x, axis = LAYOUTS[layout](batch.x)
-    z, _ = functional.forward(x, batch.weight, batch.bias, strategy=strategy, channel_axis=axis)
+    z, _ = functional.forward(x, weight=batch.weight, bias=batch.bias, strategy=strategy, channel_axis=axis)
     keeps = reference.KEEPS[strategy]
     assert (z is x) == (keeps == "z")
     assert np.shares_memory(z, x) == (keeps == "z")
@@ -122,7 +123,7 @@ def test_where_z_goes(strategy, layout):
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint"])
 def test_a_kept_x_may_be_read_only(strategy):
     batch = random_batch((3, 5, 7), "float32")
-    z, ctx = functional.forward(batch.x, batch.weight, batch.bias, strategy=strategy)
+    z, ctx = functional.forward(batch.x, weight=batch.weight, bias=batch.bias, strategy=strategy)
     functional.backward(ctx, np.ones_like(z))
     assert not batch.x.flags.writeable
 
@@ -155,7 +156,9 @@ def test_an_empty_batch(shape, strategy, layout):
     x, axis = LAYOUTS[layout](np.zeros(shape, np.float32))
     running = np.full(channels, 3, np.float32), np.full(channels, 4, np.float32)
     one = np.ones(channels, np.float32)
-    z, ctx = functional.forward(x, one, one, *running, strategy=strategy, channel_axis=axis)
+    z, ctx = functional.forward(
+        x, weight=one, bias=one, **as_running(running), strategy=strategy, channel_axis=axis
+    )
     assert z.shape == x.shape
     assert (running[0] == 3).all()
     assert (running[1] == 4).all()
@@ -180,8 +183,10 @@ def test_a_constant_channel_has_xhat_zero(layout, value, dtype):
 
 def test_normalize_with_the_batch_own_statistics_is_forward():
     batch = random_batch((3, 17, 49), "float64")
-    want, _ = functional.forward(batch.x.copy(), batch.weight, batch.bias)
-    got, _ = functional.normalize(batch.x.copy(), *functional.statistics(batch.x), batch.weight, batch.bias)
+    want, _ = functional.forward(batch.x.copy(), weight=batch.weight, bias=batch.bias)
+    got, _ = functional.normalize(
+        batch.x.copy(), **as_merged(functional.statistics(batch.x)), weight=batch.weight, bias=batch.bias
+    )
     np.testing.assert_allclose(got, want, rtol=1e-14, atol=1e-14)
 
 
@@ -195,7 +200,16 @@ def test_normalize_takes_statistics_from_elsewhere(dtype, layout, isa):
     x, axis = LAYOUTS[layout](batch.x)
     running = np.zeros_like(batch.weight), np.zeros_like(batch.weight)
     z, ctx = _core.normalize(
-        x, mean, var, 1000, batch.weight, batch.bias, *running, momentum=0.5, channel_axis=axis, isa=isa
+        x,
+        mean=mean,
+        var=var,
+        count=1000,
+        weight=batch.weight,
+        bias=batch.bias,
+        **as_running(running),
+        momentum=0.5,
+        channel_axis=axis,
+        isa=isa,
     )
     want = expected(batch, dtype, "z", "leaky_relu", statistics=(mean, var))
     assert z is x
@@ -211,7 +225,7 @@ def test_the_default_is_the_paper_second_scheme_with_leaky_relu():
     x, _ = channels_first(batch.x)
     z, ctx = functional.forward(x)
     want, _ = functional.forward(
-        channels_first(batch.x)[0], None, None, None, None, training=True, momentum=0.1, eps=1e-5,
+        channels_first(batch.x)[0], training=True, momentum=0.1, eps=1e-5,
         activation="leaky_relu", activation_param=0.01, strategy="inplace_2", channel_axis=1, threads=None,
     )  # fmt: skip
     assert z is x

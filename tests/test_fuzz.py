@@ -11,6 +11,7 @@ from batches import Batch
 from bounds import EPS, Terms, assert_within, expected, without_kinks
 from fuzz import DTYPES, PLACES, any_calls, fitting_calls
 from hypothesis import HealthCheck, event, given, settings
+from keywords import as_merged, as_parameters
 
 from inplace_abn import functional, reference
 
@@ -212,13 +213,15 @@ def forward(trial):
     arrays = dict(zip(("residual", "slope"), trial.given("residual", "slope"), strict=True))
     (x,) = trial.given("x")
     if not trial.call.parts or options["training"] is not True:
-        return trial.attempt(functional.forward, x, *parameters, **options, **arrays)
+        return trial.attempt(functional.forward, x, **as_parameters(parameters), **options, **arrays)
     machine = {name: options[name] for name in ("channel_axis", "threads")}
     statistics = trial.attempt(functional.statistics, x, **machine)
     if statistics is None:
         return None
     options.pop("training")
-    return trial.attempt(functional.normalize, x, *statistics, *parameters, **options, **arrays)
+    return trial.attempt(
+        functional.normalize, x, **as_merged(statistics), **as_parameters(parameters), **options, **arrays
+    )
 
 
 def backward(trial, ctx, count):
@@ -231,7 +234,7 @@ def backward(trial, ctx, count):
     sums = trial.attempt(functional.backward_reduce, ctx, dz, **options)
     if sums is None:
         return None
-    dx = trial.attempt(functional.backward_apply, ctx, dz, *sums, count, **writing)
+    dx = trial.attempt(functional.backward_apply, ctx, dz, **sums._asdict(), count=count, **writing)
     return None if dx is None else functional.Gradients(dx, sums[1], sums[0], sums.dslope, added)
 
 

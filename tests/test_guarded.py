@@ -16,6 +16,7 @@ from batches import (
     run,
 )
 from bounds import EPS, FLAT, SMALLEST, without_kinks, working_type
+from keywords import as_sums
 
 from inplace_abn import functional, reference
 
@@ -36,7 +37,12 @@ def most(dtype, activation):
 def gradients(batch, dtype, **options):
     """The reference's results for a batch."""
     z, ctx = reference.forward(
-        batch.x, batch.weight, batch.bias, strategy="standard", dtype=working_type(dtype), **options
+        batch.x,
+        weight=batch.weight,
+        bias=batch.bias,
+        strategy="standard",
+        dtype=working_type(dtype),
+        **options,
     )
     return z, reference.backward(ctx, batch.dz)
 
@@ -107,8 +113,8 @@ def test_only_channels_that_need_it_are_guarded(strategy, dtype):
     """Beside z, x-hat of those channels alone; nothing with the strategies that keep x or xhat."""
     batch = with_weights(dtype, [1, 0, 0.5, -1, 1e-30, -2], [0, 1, 0.5, -1, 1, 2], (4, None, 5, 5))
     x = batch.x.copy()
-    _, ctx = functional.forward(x, batch.weight, batch.bias, strategy=strategy)
-    saved = {name: (array, size) for name, array, size in ctx.saved}
+    _, ctx = functional.forward(x, weight=batch.weight, bias=batch.bias, strategy=strategy)
+    saved = {name: (array, array.nbytes) for name, array in ctx.saved.items()}
     if strategy not in INPLACE:
         assert list(saved) == [reference.KEEPS[strategy]]
         return
@@ -174,7 +180,7 @@ def test_gamma_may_cross_zero_from_step_to_step(strategy):
         weight, bias = np.array([0.5, 0.25, -0.5], np.float32), np.array([0.1, -0.2, 0.3], np.float32)
         course = []
         for _ in range(9):
-            _, ctx = functional.forward(batch.x.copy(), weight, bias, strategy=scheme)
+            _, ctx = functional.forward(batch.x.copy(), weight=weight, bias=bias, strategy=scheme)
             step = functional.backward(ctx, batch.dz)
             course.append(np.concatenate([step.dx.ravel(), step.dweight, step.dbias]))
             weight = weight - np.array([0.125, 0.125, -0.125], np.float32)
@@ -189,9 +195,9 @@ def test_reduce_and_apply_use_the_guarded_channels(layout):
     batch = with_weights("float32", [1, 0, 1e-12, -2, 0.5], [0, 1, 1, -1, 0.1], (4, None, 5, 5))
     want = run(batch, layout)
     x, axis = LAYOUTS[layout](batch.x)
-    _, ctx = functional.forward(x, batch.weight, batch.bias, channel_axis=axis)
+    _, ctx = functional.forward(x, weight=batch.weight, bias=batch.bias, channel_axis=axis)
     dz = lay_out(batch.dz, layout)
     sums = functional.backward_reduce(ctx, dz)
     np.testing.assert_allclose(sums[1], want.dweight, rtol=1e-6)
-    dx = functional.backward_apply(ctx, dz, *sums, 100)
+    dx = functional.backward_apply(ctx, dz, **as_sums(sums), count=100)
     np.testing.assert_allclose(np.moveaxis(dx, axis, 1), want.dx, rtol=1e-5, atol=1e-7)

@@ -101,15 +101,14 @@ def test_backward_looks_at_arrays_after_all_numbers(name, victim, scalar, what):
     z, ctx = functional.forward(batch())
     dz, sums = np.ones_like(z), np.zeros(3)
     number = Springs(1 if scalar == "threads" else 200, spoil(z if victim == "z" else dz)[what])
-    arguments = (ctx, dz, sums, sums, number if scalar == "count" else 200)
-    options = {"threads": number} if scalar == "threads" else {}
-    arguments = arguments if name == "backward_apply" else arguments[:2]
+    options = {"sum_dy": sums, "sum_dy_xhat": sums, "count": 200} if name == "backward_apply" else {}
+    options[scalar] = number
     call = getattr(functional, name)
     if victim == "z" and what in ("lock", "reshape"):
-        call(*arguments, **options)  # the same memory
+        call(ctx, dz, **options)  # the same memory
     else:
         with pytest.raises(REFUSED, match=r"the array that ctx keeps|dz must"):
-            call(*arguments, **options)
+            call(ctx, dz, **options)
 
 
 @pytest.mark.parametrize("free", ["release", "backward"])
@@ -122,7 +121,9 @@ def test_a_context_freed_by_an_argument_is_freed(name, free):
     calls = {
         "backward": lambda: functional.backward(ctx, dz, threads=threads),
         "backward_reduce": lambda: functional.backward_reduce(ctx, dz, threads=threads),
-        "backward_apply": lambda: functional.backward_apply(ctx, dz, sums, sums, 200, threads=threads),
+        "backward_apply": lambda: functional.backward_apply(
+            ctx, dz, sum_dy=sums, sum_dy_xhat=sums, count=200, threads=threads
+        ),
         "recompute": lambda: ctx.recompute(threads=threads),
     }
     with pytest.raises(RuntimeError, match=f"freed by {free}"):
@@ -136,7 +137,7 @@ def test_stream_and_statistics_look_at_arrays_after_all_numbers(scalar, what):
     b = np.ones(60000, np.float32)
     number = Springs(1, spoil(b)[what])
     with pytest.raises(REFUSED, match="b must"):
-        _core.stream(a, b, **{scalar: number})
+        _core.stream(a, b=b, **{scalar: number})
     x = batch()
     with pytest.raises(REFUSED, match="x must"):
         functional.statistics(x, threads=Springs(1, spoil(x)[what]))
@@ -195,7 +196,7 @@ def step_with_collection(arrays, victim, offset):
     Falls(victim)
     gc.set_threshold(gc.get_count()[0] + 1 + offset, 1, 1)
     try:
-        _, ctx = functional.forward(arrays["x"], weight)
+        _, ctx = functional.forward(arrays["x"], weight=weight)
         return functional.backward(ctx, arrays["dz"], overwrite=True).dx
     except (ValueError, RuntimeError) as error:
         return str(error)

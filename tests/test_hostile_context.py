@@ -24,7 +24,7 @@ def calls(ctx, dz):
     return {
         "backward": lambda: functional.backward(ctx, dz),
         "backward_reduce": lambda: functional.backward_reduce(ctx, dz),
-        "backward_apply": lambda: functional.backward_apply(ctx, dz, sums, sums, 20),
+        "backward_apply": lambda: functional.backward_apply(ctx, dz, sum_dy=sums, sum_dy_xhat=sums, count=20),
         "recompute": ctx.recompute,
     }
 
@@ -87,8 +87,8 @@ def with_side_arrays():
     x = np.linspace(-1, 1, 2 * 3 * 50).reshape(2, 3, 50).astype(np.float32)
     x[0, 1, 7] = x[1, 2, 11] = -50
     weight = np.array([0, 4, 4], np.float32)
-    _, ctx = functional.forward(x, weight, activation="elu", activation_param=1.0)
-    return ctx, {name: array for name, array, _ in ctx.saved}
+    _, ctx = functional.forward(x, weight=weight, activation="elu", activation_param=1.0)
+    return ctx, dict(ctx.saved)
 
 
 SIDE = ["guarded_xhat", "escape_index", "escape_xhat"]
@@ -101,7 +101,7 @@ def test_side_arrays_stay_what_they_are(name):
     ctx, saved = with_side_arrays()
     assert set(saved) == {"z", *SIDE}
     array = saved[name]
-    sizes = {name: nbytes for name, _, nbytes in ctx.saved}
+    nbytes = ctx.nbytes
     assert not isinstance(array.base, np.ndarray)
     assert not array.flags.owndata
     with pytest.raises(ValueError, match="does not own its data"):
@@ -116,7 +116,7 @@ def test_side_arrays_stay_what_they_are(name):
     array.__setstate__((1, (3,), np.dtype(np.uint8), False, b"abc"))
     del array, saved
     gc.collect()
-    assert {name: nbytes for name, _, nbytes in ctx.saved} == sizes
+    assert ctx.nbytes == nbytes
     for got, expected in zip(functional.backward(ctx, dz), want, strict=True):
         assert (got is None and expected is None) or np.array_equal(got, expected)
 
@@ -196,25 +196,42 @@ def test_gradients_statistics_and_outputs_do_not_overwrite_what_is_kept():
     before = base.copy()
     for call, name in [
         (lambda: functional.backward(ctx, view, overwrite=True), "dz"),
-        (lambda: functional.backward_apply(ctx, view, sums, sums, 20, overwrite=True), "dz"),
-        (lambda: ctx.recompute(view), "out"),
-        (lambda: functional.forward(batch(), None, None, flat, one), "running_mean"),
-        (lambda: functional.forward(batch(), None, None, one, flat, strategy="standard"), "running_var"),
-        (lambda: functional.normalize(batch(), sums, sums + 1, 20, None, None, one, flat), "running_var"),
+        (
+            lambda: functional.backward_apply(
+                ctx, view, sum_dy=sums, sum_dy_xhat=sums, count=20, overwrite=True
+            ),
+            "dz",
+        ),
+        (lambda: ctx.recompute(out=view), "out"),
+        (lambda: functional.forward(batch(), running_mean=flat, running_var=one), "running_mean"),
+        (
+            lambda: functional.forward(batch(), running_mean=one, running_var=flat, strategy="standard"),
+            "running_var",
+        ),
+        (
+            lambda: functional.normalize(
+                batch(), mean=sums, var=sums + 1, count=20, running_mean=one, running_var=flat
+            ),
+            "running_var",
+        ),
         (lambda: _core.stream(view.reshape(-1)), "a"),
-        (lambda: _core.stream(np.ones(120, np.float32), view.reshape(-1)), "b"),
+        (lambda: _core.stream(np.ones(120, np.float32), b=view.reshape(-1)), "b"),
     ]:
         with pytest.raises(ValueError, match=KEPT.format(name, "z")):
             call()
         assert np.array_equal(base, before)
-    functional.forward(batch(), flat, flat, np.abs(flat), np.abs(flat), training=False)  # reads
+    functional.forward(
+        batch(), weight=flat, bias=flat, running_mean=np.abs(flat), running_var=np.abs(flat), training=False
+    )  # reads
     functional.backward(ctx, view)
     keeps.release()
 
 
 def evaluate(x, channel_axis):
     ones = np.ones(x.shape[channel_axis], np.float32)
-    return functional.forward(x, None, None, ones, ones, training=False, channel_axis=channel_axis)
+    return functional.forward(
+        x, running_mean=ones, running_var=ones, training=False, channel_axis=channel_axis
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -330,7 +347,7 @@ def test_a_context_at_work_cannot_be_freed_by_who_finds_it_through_the_collector
             for found in [
                 o for o in gc.get_objects() if type(o) is functional.Context and o.shape == x.shape
             ]:
-                seen.append((repr(found), found.dtype, found.shape, found.nbytes, len(found.saved)))
+                seen.append((repr(found), found.dtype, found.shape, found.nbytes))
                 with contextlib.suppress(RuntimeError):
                     found.release()
 
@@ -338,7 +355,7 @@ def test_a_context_at_work_cannot_be_freed_by_who_finds_it_through_the_collector
     thread.start()
     try:
         for strategy in ("inplace", "standard", "checkpoint_xhat") * 3:
-            z, _ = functional.forward(x.copy(), np.zeros(8, np.float32), strategy=strategy)
+            z, _ = functional.forward(x.copy(), weight=np.zeros(8, np.float32), strategy=strategy)
             assert not z.any()
     finally:
         stop.set()

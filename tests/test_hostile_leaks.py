@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from keywords import as_running, as_sums
 from references import counts
 
 from inplace_abn import Context, _core, functional
@@ -39,7 +40,11 @@ class Arguments:
 
     def forward(self, **changes):
         return functional.forward(
-            self.x, self.weight, self.bias, *self.statistics, **{**self.options, **changes}
+            self.x,
+            weight=self.weight,
+            bias=self.bias,
+            **as_running(self.statistics),
+            **{**self.options, **changes},
         )
 
 
@@ -53,12 +58,12 @@ def accepted(a):
 
     def apply():
         ctx = whole("inplace")
-        functional.backward_apply(ctx, a.dz, *functional.backward_reduce(ctx, a.dz), 16)
+        functional.backward_apply(ctx, a.dz, **as_sums(functional.backward_reduce(ctx, a.dz)), count=16)
 
     return {
         "forward": a.forward,
         "forward standard": lambda: whole("standard"),
-        "normalize": lambda: functional.normalize(a.x, sums, sums, 16, a.weight),
+        "normalize": lambda: functional.normalize(a.x, mean=sums, var=sums, count=16, weight=a.weight),
         "backward": lambda: functional.backward(whole("inplace"), a.dz),
         "backward of more": lambda: functional.backward(whole("inplace", **a.prelu), a.dz),
         "backward into": lambda: functional.backward(
@@ -69,7 +74,7 @@ def accepted(a):
         "backward_reduce": lambda: functional.backward_reduce(whole("inplace"), a.dz),
         "backward_apply": apply,
         "recompute": lambda: whole("checkpoint").recompute(),
-        "recompute out": lambda: whole("checkpoint_xhat").recompute(np.empty_like(a.dz)),
+        "recompute out": lambda: whole("checkpoint_xhat").recompute(out=np.empty_like(a.dz)),
         "attributes": lambda: (repr(ctx := whole("inplace")), ctx.saved, ctx.nbytes, ctx.shape),
         "release": lambda: whole("inplace").release(),
         "statistics": lambda: functional.statistics(a.x),
@@ -88,7 +93,7 @@ def refusals(a):
     keeps = functional.forward(a.dz)[1]
     sums = a.sums
     return {
-        "forward": lambda: functional.forward(a.x, a.bias, a.short[0, 0]),
+        "forward": lambda: functional.forward(a.x, weight=a.bias, bias=a.short[0, 0]),
         "forward name": lambda: functional.forward(a.short, strategy="none"),
         "forward keyword": lambda: _core.forward(a.short, wieght=a.bias),
         "forward dtype": lambda: functional.forward(a.short.astype(np.int32)),
@@ -100,21 +105,23 @@ def refusals(a):
         "forward statistics": lambda: functional.forward(a.short, training=False),
         "forward number": lambda: functional.forward(a.short, momentum="half"),
         "forward isa": lambda: _core.forward(a.short, isa="none"),
-        "forward overlap": lambda: functional.forward(a.short, a.short[0, :, 0]),
+        "forward overlap": lambda: functional.forward(a.short, weight=a.short[0, :, 0]),
         "forward residual": lambda: functional.forward(a.x, residual=a.short),
         "forward slope": lambda: functional.forward(
             a.x, activation="prelu", slope=np.float32([np.nan]), residual=a.residual
         ),
         "backward residual": lambda: functional.backward(ctx, a.dz, residual_grad=a.added),
         "forward kept": lambda: (functional.forward(kept), keeps),
-        "normalize": lambda: functional.normalize(a.short, sums, sums, 1),
+        "normalize": lambda: functional.normalize(a.short, mean=sums, var=sums, count=1),
         "backward": lambda: functional.backward(ctx, a.short),
         "backward kept": lambda: (functional.backward(ctx, kept, overwrite=True), keeps),
         "backward freed": lambda: functional.backward(freed, a.dz),
         "backward dtype": lambda: functional.backward(ctx, a.short.astype(float)),
         "backward_reduce": lambda: functional.backward_reduce(None, a.short),
-        "backward_apply": lambda: functional.backward_apply(ctx, kept, sums, sums, 17),
-        "recompute": lambda: ctx.recompute(a.short),
+        "backward_apply": lambda: functional.backward_apply(
+            ctx, kept, sum_dy=sums, sum_dy_xhat=sums, count=17
+        ),
+        "recompute": lambda: ctx.recompute(out=a.short),
         "statistics": lambda: functional.statistics(a.short, channel_axis=0),
         "merge_statistics": lambda: functional.merge_statistics([sums], [sums], [-1]),
         "stream": lambda: _core.stream(a.short),

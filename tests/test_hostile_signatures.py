@@ -21,7 +21,9 @@ def definitions(path):
 
 
 STUB = definitions(Path(functional.__file__).with_name("_core.pyi"))
-SOURCE = {name: definitions(inspect.getsourcefile(getattr(functional, name)))[name] for name in OWN}
+SOURCE = {
+    name: definitions(inspect.getsourcefile(inspect.unwrap(getattr(functional, name))))[name] for name in OWN
+}
 
 
 def annotations(node):

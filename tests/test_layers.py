@@ -316,13 +316,13 @@ def test_copies_have_names_and_no_contexts(duplicate):
 
 def test_what_a_call_keeps_is_not_copied():
     """A copy unlocked what the original relies on."""
-    x, ctx = np.ones(3), layers.Context("op")
+    x, ctx = np.ones(3), layers.LayerContext("op")
     ctx.save_for_backward(input=x)
     for refuse in (copy.copy, copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match=r"^op: a Context cannot be pickled or copied"):
+        with pytest.raises(TypeError, match=r"^op: a LayerContext cannot be pickled or copied"):
             refuse(ctx)
     assert not x.flags.writeable
-    ctx.free()
+    ctx.release()
     assert x.flags.writeable
 
 

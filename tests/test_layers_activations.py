@@ -150,6 +150,6 @@ def test_activations_with_a_minimum_keep_a_bit_per_element_in_place(activation):
         layer(x)
         kept = {row.role: row.nbytes for row in ledger.table()}
     assert kept.pop("z") == x.nbytes
-    assert kept.pop("sides") == x.size // 8
+    assert kept.pop("branch_mask") == x.size // 8
     assert sum(kept.values()) < x.nbytes / 100  # single elements at the minimum
     assert "on which side of the activation's minimum" in ledger.explain()

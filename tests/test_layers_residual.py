@@ -59,7 +59,7 @@ def test_gradients_of_layer_and_residual_against_finite_differences(strategy):
 def test_gradients_of_functions_with_residual_and_slope(strategy):
     def forward(x, weight, bias, residual, slope):
         arrays = {"residual": residual, "slope": slope, "activation": "prelu"}
-        return functional.forward(x, weight, bias, strategy=strategy, **arrays)
+        return functional.forward(x, weight=weight, bias=bias, strategy=strategy, **arrays)
 
     def backward(ctx, dz, *, overwrite=False):
         found = functional.backward(ctx, dz, overwrite=overwrite)

@@ -43,7 +43,7 @@ def test_memory_between_the_slices_is_left_alone(layout, strategy, dtype):
     x, axis = LAYOUTS[layout](batch.x)
     dz = lay_out(batch.dz, layout)
     around = [(view.base, view.base == 77) for view in (x, dz)]
-    _, ctx = functional.forward(x, batch.weight, batch.bias, strategy=strategy, channel_axis=axis)
+    _, ctx = functional.forward(x, weight=batch.weight, bias=batch.bias, strategy=strategy, channel_axis=axis)
     functional.backward(ctx, dz, overwrite=True)
     for base, outside in around:
         assert outside.sum() == base.size - batch.x.size
@@ -81,7 +81,7 @@ def test_single_positions_between_strides_of_both_kinds(shape, sliced, strategy)
     batch = want.batch
     x = lay_out(batch.x, "first" if sliced == "dz" else "first_sliced")
     dz = lay_out(batch.dz, "first" if sliced == "x" else "first_sliced")
-    z, ctx = functional.forward(x, batch.weight, batch.bias, strategy=strategy)
+    z, ctx = functional.forward(x, weight=batch.weight, bias=batch.bias, strategy=strategy)
     got = Run(z.copy(), *functional.backward(ctx, dz))
     assert_forward(got, want)
     assert_backward(got, want)
@@ -137,7 +137,7 @@ def test_any_slice_along_samples_and_channels(shape, steps, starts, dtype, strat
     keeps = reference.KEEPS[strategy]
     batch = without_kinks(batch, dtype, keeps)
     x, dz = sliced(batch.x), sliced(batch.dz)
-    z, ctx = functional.forward(x, batch.weight, batch.bias, strategy=strategy)
+    z, ctx = functional.forward(x, weight=batch.weight, bias=batch.bias, strategy=strategy)
     got = Run(z.copy(), *functional.backward(ctx, dz))
     want = expected(batch, dtype, keeps, "leaky_relu")
     assert_forward(got, want)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from inplace_abn import functional, memory, reference
-from inplace_abn.layers import ABN, Context, InPlaceABN, Layer, Parameter, Sequential, no_grad
+from inplace_abn.layers import ABN, InPlaceABN, Layer, LayerContext, Parameter, Sequential, no_grad
 from inplace_abn.memory import events
 
 STRATEGIES = list(reference.KEEPS)
@@ -234,7 +234,7 @@ def test_a_ledger_keeps_no_array_alive():
 
 def test_contexts_that_are_dropped_let_go():
     with memory.ledger() as ledger:
-        ctx = Context("mine")
+        ctx = LayerContext("mine")
         ctx.save_for_backward(input=np.zeros(10))
         assert ledger.live == 80
         del ctx
@@ -274,7 +274,7 @@ def test_contexts_of_functional_can_be_entered():
     with memory.ledger() as ledger:
         x = images()
         _, ctx = functional.forward(x)
-        for role, array, _ in ctx.saved:
+        for role, array in ctx.saved.items():
             ledger.saved(ctx, "functional", role, array)
         assert ledger.live == ctx.nbytes == x.nbytes
         functional.backward(ctx, np.ones_like(x))

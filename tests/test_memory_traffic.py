@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from batches import LAYOUTS, STRATEGIES, lay_out, random_batch
+from keywords import as_sums
 
 from inplace_abn import functional, reference
 
@@ -39,7 +40,7 @@ def test_forward_and_backward_allocate_nothing_full_size(strategy, layout, dtype
     options = {"strategy": strategy, "activation": activation, "channel_axis": axis}
     fresh = 0 if reference.KEEPS[strategy] == "z" else x.nbytes
     weight = np.abs(batch.weight).clip(0, 0.7)  # elu does not saturate
-    peak, (_, ctx) = peak_during(lambda: functional.forward(x, weight, weight, **options))
+    peak, (_, ctx) = peak_during(lambda: functional.forward(x, weight=weight, bias=weight, **options))
     assert fresh <= peak < fresh + SMALL_SHARE * x.nbytes
     peak, gradients = peak_during(lambda: functional.backward(ctx, dz, overwrite=True))
     assert peak < SMALL_SHARE * x.nbytes
@@ -63,11 +64,15 @@ def test_statistics_and_the_two_steps_of_backward_allocate_nothing_full_size(lay
     dz = lay_out(batch.dz, layout)
     peak, (mean, var, count) = peak_during(lambda: functional.statistics(x, channel_axis=axis))
     assert peak < SMALL_SHARE * x.nbytes
-    peak, (_, ctx) = peak_during(lambda: functional.normalize(x, mean, var, count, channel_axis=axis))
+    peak, (_, ctx) = peak_during(
+        lambda: functional.normalize(x, mean=mean, var=var, count=count, channel_axis=axis)
+    )
     assert peak < SMALL_SHARE * x.nbytes
     peak, sums = peak_during(lambda: functional.backward_reduce(ctx, dz))
     assert peak < SMALL_SHARE * x.nbytes
-    peak, _ = peak_during(lambda: functional.backward_apply(ctx, dz, *sums, count, overwrite=True))
+    peak, _ = peak_during(
+        lambda: functional.backward_apply(ctx, dz, **as_sums(sums), count=count, overwrite=True)
+    )
     assert peak < SMALL_SHARE * x.nbytes
 
 
@@ -89,7 +94,7 @@ def test_a_freed_context_lets_go_of_everything():
 
     def train():
         x = batch.x.copy()
-        _, ctx = functional.forward(x, weight, batch.bias, activation="elu", activation_param=1.0)
+        _, ctx = functional.forward(x, weight=weight, bias=batch.bias, activation="elu", activation_param=1.0)
         functional.backward(ctx, batch.dz)
 
     train()

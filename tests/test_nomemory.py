@@ -8,6 +8,7 @@ from itertools import count
 
 import numpy as np
 import pytest
+from keywords import as_running
 from references import counts
 
 from inplace_abn import _core
@@ -29,7 +30,7 @@ def batch():
 
 def forward(x, **options):
     statistics = np.zeros(3, np.float32), np.ones(3, np.float32)
-    return _core.forward(x, WEIGHT, BIAS, *statistics, **OPTIONS, **options)
+    return _core.forward(x, weight=WEIGHT, bias=BIAS, **as_running(statistics), **OPTIONS, **options)
 
 
 def fails(function, nth):
@@ -97,7 +98,7 @@ def test_the_others():
         "statistics": lambda ctx: _core.statistics(DZ),
         "recompute": lambda ctx: ctx.recompute(),
         "backward_reduce": lambda ctx: _core.backward_reduce(ctx, DZ),
-        "backward_apply": lambda ctx: _core.backward_apply(ctx, DZ, ones, ones, 200),
+        "backward_apply": lambda ctx: _core.backward_apply(ctx, DZ, sum_dy=ones, sum_dy_xhat=ones, count=200),
         "attributes": lambda ctx: (repr(ctx), ctx.saved, ctx.shape, ctx.nbytes),
         "info": lambda ctx: _core.info(),
     }

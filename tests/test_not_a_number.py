@@ -37,7 +37,7 @@ def drawn(dtype, where):
 
 def expected(batch, activation, **options):
     z, ctx = reference.forward(
-        batch.x, batch.weight, batch.bias, activation=activation, residual=batch.residual,
+        batch.x, weight=batch.weight, bias=batch.bias, activation=activation, residual=batch.residual,
         slope=batch.slope_of(activation), strategy="standard", **options,
     )  # fmt: skip
     gradients = reference.backward(ctx, batch.dz)
@@ -87,7 +87,9 @@ def test_backward_apply_has_nan_where_backward_has(activation, strategy, dtype, 
         _, ctx = forward(batch, layout, isa=isa, **options)
         sum_dy, sum_dy_xhat, *_ = _core.backward_reduce(ctx, dz, isa=isa)
         to = {"residual_grad": np.zeros_like(dz), "isa": isa}
-        halves = _core.backward_apply(ctx, dz, sum_dy, sum_dy_xhat, batch.x.size // 4, **to)
+        halves = _core.backward_apply(
+            ctx, dz, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=batch.x.size // 4, **to
+        )
         assert np.array_equal(np.isnan(halves.astype(float)), np.isnan(whole.astype(float))), (
             where,
             layout,

@@ -63,7 +63,7 @@ def test_statistics_are_those_of_exact_arithmetic(shape, channel_axis):
 
 def test_forward_written_out_for_one_value():
     x = [[1.0, 0.0], [2.0, 4.0], [6.0, -4.0]]
-    z, _ = reference.forward(x, [2.0, 3.0], [-5.0, 1.0], eps=0.5, activation_param=0.25)
+    z, _ = reference.forward(x, weight=[2.0, 3.0], bias=[-5.0, 1.0], eps=0.5, activation_param=0.25)
     xhat = (2 - 3) / np.sqrt((4 + 1 + 9) / 3 + 0.5)
     assert z[1, 0] == pytest.approx(0.25 * (2 * xhat - 5))
     assert z[1, 1] == pytest.approx(3 * 4 / np.sqrt(32 / 3 + 0.5) + 1)
@@ -117,8 +117,8 @@ def test_the_schemes_of_the_paper_equal_standard_batch_norm(scheme, literally, a
     arguments = {**options(activation, 5), "residual": x[::-1]}
     if activation == "prelu":
         arguments["slope"] = [0.5]  # below 0, z does not tell
-    z, ctx = reference.forward(x, weight, bias, strategy=scheme, **arguments)
-    want_z, standard = reference.forward(x, weight, bias, strategy="standard", **arguments)
+    z, ctx = reference.forward(x, weight=weight, bias=bias, strategy=scheme, **arguments)
+    want_z, standard = reference.forward(x, weight=weight, bias=bias, strategy="standard", **arguments)
     assert np.array_equal(z, want_z)
     assert ctx.x is None
     assert ctx.xhat is None
@@ -138,8 +138,8 @@ def test_what_z_forgets_is_kept_beside_it(strategy):
     weight[:3], bias[:3] = (0, 1e-17, 30), (0.5, 3, -20)
     for activation in INVERTIBLE:
         arguments = options(activation, 5)
-        _, ctx = reference.forward(x, weight, bias, strategy=strategy, **arguments)
-        _, standard = reference.forward(x, weight, bias, strategy="standard", **arguments)
+        _, ctx = reference.forward(x, weight=weight, bias=bias, strategy=strategy, **arguments)
+        _, standard = reference.forward(x, weight=weight, bias=bias, strategy="standard", **arguments)
         assert ctx.lost[..., :2].all()
         assert ctx.lost.any(axis=(0, 1))[3:].tolist() == [False, False]
         flat = ("elu", "celu", "selu", "sigmoid", "tanh", "gelu", "gelu_tanh")
@@ -152,8 +152,8 @@ def test_what_z_forgets_is_kept_beside_it(strategy):
 def test_what_a_large_residual_drowns_is_kept_beside_z(activation):
     x, dz, weight, bias = (array.astype(float) for array in batch((4, 5, 7), 3))
     arguments = {**options(activation, 5), "residual": np.where(x > 2, 1e14, x / 10)}
-    _, ctx = reference.forward(x, weight, bias, strategy="inplace", **arguments)
-    _, standard = reference.forward(x, weight, bias, strategy="standard", **arguments)
+    _, ctx = reference.forward(x, weight=weight, bias=bias, strategy="inplace", **arguments)
+    _, standard = reference.forward(x, weight=weight, bias=bias, strategy="standard", **arguments)
     assert ctx.lost[np.moveaxis(x, 1, -1) > 2].all()
     got, want = reference.backward(ctx, dz), reference.backward(standard, dz)
     for one, other in zip((*got, got.dresidual), (*want, want.dresidual), strict=True):
@@ -167,8 +167,10 @@ def test_z_at_the_minimum_and_sides_of_it(activation):
     y = minimum + np.array([[-1.0, -1e-3, -1e-9, 1e-9, 1e-3, 1, 30]]).T
     dz = np.arange(1.0, 8)[:, None]
     arguments = {"activation": activation, "training": False, "eps": 1e-300}
-    _, ctx = reference.forward(y, None, None, [0.0], [1.0], strategy="inplace", **arguments)
-    _, standard = reference.forward(y, None, None, [0.0], [1.0], strategy="standard", **arguments)
+    _, ctx = reference.forward(y, running_mean=[0.0], running_var=[1.0], strategy="inplace", **arguments)
+    _, standard = reference.forward(
+        y, running_mean=[0.0], running_var=[1.0], strategy="standard", **arguments
+    )
     assert ctx.sides.dtype == bool
     assert ctx.sides.ravel().tolist() == [True] * 3 + [False] * 4
     assert ctx.lost.ravel()[2:4].all()
@@ -179,8 +181,8 @@ def test_z_at_the_minimum_and_sides_of_it(activation):
 
 def test_one_slope_for_all_channels_has_the_sum_of_the_gradients():
     x, dz, weight, bias = batch((4, 3, 5), 12)
-    each = reference.forward(x, weight, bias, activation="prelu", slope=[0.3] * 3)
-    one = reference.forward(x, weight, bias, activation="prelu", slope=[0.3])
+    each = reference.forward(x, weight=weight, bias=bias, activation="prelu", slope=[0.3] * 3)
+    one = reference.forward(x, weight=weight, bias=bias, activation="prelu", slope=[0.3])
     assert np.array_equal(each[0], one[0])
     got = reference.backward(one[1], dz).dslope
     assert got.shape == (1,)
@@ -192,32 +194,37 @@ def test_one_slope_for_all_channels_has_the_sum_of_the_gradients():
 def test_recompute_gives_z_back(strategy, activation):
     x, _, weight, bias = batch((4, 5, 7), 4)
     arguments = {**options(activation, 5), "residual": x / 2}
-    z, ctx = reference.forward(x, weight, bias, strategy=strategy, **arguments)
+    z, ctx = reference.forward(x, weight=weight, bias=bias, strategy=strategy, **arguments)
     assert np.array_equal(reference.recompute(ctx), z)
 
 
 def test_parts_of_a_batch_with_merged_statistics_are_the_batch():
     x, dz, weight, bias = batch((9, 3, 4), 5)
-    z, ctx = reference.forward(x, weight, bias)
+    z, ctx = reference.forward(x, weight=weight, bias=bias)
     want = reference.backward(ctx, dz)
     cuts = [slice(0, 2), slice(2, 3), slice(3, 3), slice(3, 9)]
     mean, var, count = reference.merge_statistics(
         *zip(*(reference.statistics(x[cut]) for cut in cuts), strict=True)
     )
-    parts = [reference.normalize(x[cut], mean, var, count, weight, bias) for cut in cuts]
+    parts = [
+        reference.normalize(x[cut], mean=mean, var=var, count=count, weight=weight, bias=bias) for cut in cuts
+    ]
     close(np.concatenate([z for z, _ in parts]), z)
     sums = [reference.backward_reduce(part, dz[cut]) for (_, part), cut in zip(parts, cuts, strict=True)]
     sum_dy, sum_dy_xhat = (sum(s) for s in zip(*sums, strict=True))
     close(sum_dy, want.dbias)
     close(sum_dy_xhat, want.dweight)
     for (_, part), cut in zip(parts, cuts, strict=True):
-        close(reference.backward_apply(part, dz[cut], sum_dy, sum_dy_xhat, count), want.dx[cut])
+        close(
+            reference.backward_apply(part, dz[cut], sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=count),
+            want.dx[cut],
+        )
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (2, 0, 4)])
 def test_an_empty_batch_has_an_empty_z_and_gradients_of_zero(shape):
     weight = np.ones(shape[1])
-    z, ctx = reference.forward(np.zeros(shape), weight, weight)
+    z, ctx = reference.forward(np.zeros(shape), weight=weight, bias=weight)
     dx, dweight, dbias = reference.backward(ctx, np.zeros(shape))
     assert z.shape == dx.shape == shape
     assert not dweight.any()
@@ -226,10 +233,10 @@ def test_an_empty_batch_has_an_empty_z_and_gradients_of_zero(shape):
 
 def test_nan_and_infinity_stay_in_their_channel():
     x, dz, weight, bias = batch((4, 3, 5), 6)
-    z, ctx = reference.forward(x, weight, bias)
+    z, ctx = reference.forward(x, weight=weight, bias=bias)
     dx = reference.backward(ctx, dz).dx
     x[1, 0, 2], x[3, 2, 0] = np.nan, np.inf
-    spoiled_z, ctx = reference.forward(x, weight, bias)
+    spoiled_z, ctx = reference.forward(x, weight=weight, bias=bias)
     spoiled_dx = reference.backward(ctx, dz).dx
     assert np.isnan(spoiled_z[:, [0, 2]]).all()
     assert np.isnan(spoiled_dx[:, [0, 2]]).all()
@@ -245,8 +252,10 @@ def test_running_statistics_and_evaluation():
         running = reference.update_running(weight, bias, mean, var, count, momentum)
         close(running[0], (1 - momentum) * weight + momentum * mean)
         close(running[1], (1 - momentum) * bias + momentum * x.var(axis=(0, 2), ddof=1))
-    z, ctx = reference.forward(x, weight, bias, mean, var, training=False)
-    close(z, reference.forward(x, weight, bias)[0])
+    z, ctx = reference.forward(
+        x, weight=weight, bias=bias, running_mean=mean, running_var=var, training=False
+    )
+    close(z, reference.forward(x, weight=weight, bias=bias)[0])
     slope = np.where(z >= 0, 1, 0.01)
     close(reference.backward(ctx, dz).dx, dz * slope * (ctx.weight * ctx.inv_std)[:, None])
 
@@ -257,7 +266,7 @@ def test_arguments_are_left_alone_and_contexts_share_nothing():
         before = [a.copy() for a in (x, dz, weight, bias)]
         residual, slope = x + 1, weight.copy()
         z, ctx = reference.forward(
-            x, weight, bias, strategy=strategy, activation="prelu", slope=slope, residual=residual
+            x, weight=weight, bias=bias, strategy=strategy, activation="prelu", slope=slope, residual=residual
         )
         want = reference.backward(ctx, dz)
         for now, then in zip((x, dz, weight, bias), before, strict=True):
@@ -274,7 +283,7 @@ def test_arguments_are_left_alone_and_contexts_share_nothing():
 @pytest.mark.parametrize("dtype", [np.float64, np.longdouble])
 def test_results_have_the_type_that_was_computed_in(dtype):
     x, dz, weight, bias = (a.astype(np.float16) for a in batch((4, 3, 5), 9))
-    z, ctx = reference.forward(x, weight, bias, dtype=dtype)
+    z, ctx = reference.forward(x, weight=weight, bias=bias, dtype=dtype)
     assert {a.dtype for a in (z, *reference.backward(ctx, dz))} == {np.dtype(dtype)}
 
 
@@ -296,4 +305,4 @@ def test_refusals_say_what_would_do(arguments, message):
 
 def test_statistics_of_one_value_do_not_normalize():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        reference.normalize(np.ones((1, 3)), np.ones(3), np.zeros(3), 1)
+        reference.normalize(np.ones((1, 3)), mean=np.ones(3), var=np.zeros(3), count=1)

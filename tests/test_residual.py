@@ -32,6 +32,7 @@ from bounds import (
     working_type,
 )
 from finite_differences import numerical_gradient
+from keywords import as_sums
 
 from inplace_abn import functional, reference
 
@@ -45,14 +46,15 @@ def options_of(activation, **more):
 def gradients(batch, dtype, activation, **options):
     """z and gradients of the reference."""
     z, ctx = reference.forward(
-        batch.x, batch.weight, batch.bias, residual=batch.residual, slope=batch.slope_of(activation),
+        batch.x, weight=batch.weight, bias=batch.bias, residual=batch.residual,
+        slope=batch.slope_of(activation),
         strategy="standard", dtype=working_type(dtype), **options_of(activation), **options,
     )  # fmt: skip
     return z, reference.backward(ctx, batch.dz)
 
 
 def saved(ctx):
-    return {name: array for name, array, _ in ctx.saved}
+    return dict(ctx.saved)
 
 
 @sampled(isa=ISAS, layout=LAYOUTS, dtype=DTYPES, activation=ACTIVATIONS, strategy=STRATEGIES)
@@ -249,7 +251,7 @@ def test_reduce_and_apply_are_backward_in_two_steps(activation, layout):
     dz = lay_out(batch.dz, layout)
     sums = functional.backward_reduce(ctx, dz)
     residual_grad = np.zeros_like(dz)
-    dx = functional.backward_apply(ctx, dz, *sums, 105, residual_grad=residual_grad)
+    dx = functional.backward_apply(ctx, dz, **as_sums(sums), count=105, residual_grad=residual_grad)
     axis = LAYOUTS[layout](batch.x)[1]
     assert_within(np.moveaxis(dx, axis, 1), want.dx, want.dx_error, "dx")
     assert_within(np.moveaxis(residual_grad, axis, 1), want.dresidual, want.dresidual_error, "dresidual")

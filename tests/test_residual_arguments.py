@@ -7,6 +7,7 @@ import typing
 import numpy as np
 import pytest
 from batches import DTYPES, LAYOUTS, dtype_of, random_batch
+from keywords import as_sums
 from refusals import (
     SHAPE,
     Subclass,
@@ -108,7 +109,7 @@ def test_a_residual_of_every_dtype_and_layout(dtype, layout):
     x, axis = LAYOUTS[layout](drawn.x)
     residual = LAYOUTS[layout](drawn.dz)[0]
     z, ctx = functional.forward(x, residual=residual, channel_axis=axis)
-    assert ctx.saved[1][1] is residual
+    assert ctx.saved["residual"] is residual
     gradients = functional.backward(ctx, z)
     assert gradients.dresidual.shape == x.shape
     assert gradients.dresidual.dtype == dtype_of(dtype)
@@ -140,10 +141,7 @@ def test_running_statistics_share_no_memory_with_the_residual(name, strategy):
 def test_x_that_is_read_may_be_the_residual(strategy):
     x = batch()
     z, ctx = functional.forward(x, residual=x, strategy=strategy, activation="identity")
-    assert [(name, array is x, size) for name, array, size in ctx.saved] == [
-        ("x", True, x.nbytes),
-        ("residual", True, x.nbytes),
-    ]
+    assert [(role, array is x) for role, array in ctx.saved.items()] == [("x", True), ("residual", True)]
     assert ctx.nbytes == x.nbytes  # one array
     assert not x.flags.writeable
     dz = np.ones_like(z)
@@ -301,7 +299,9 @@ def test_backward_apply_needs_a_residual_grad():
         _, (function, arguments) = backwards(ctx, dz, **options)
         refused(function, arguments, ValueError, message)
     gradient = np.ones_like(dz)
-    functional.backward_apply(ctx, dz, *functional.backward_reduce(ctx, dz), 40, residual_grad=gradient)
+    functional.backward_apply(
+        ctx, dz, **as_sums(functional.backward_reduce(ctx, dz)), count=40, residual_grad=gradient
+    )
     assert ctx.freed
 
 
@@ -339,7 +339,9 @@ def test_the_parts_of_backward_add_the_gradient_of_a_residual():
     dz, added = batch(1), np.ones(SHAPE, np.float32)
     want = functional.backward(with_residual(batch(2))[1], dz)
     _, ctx = with_residual(batch(2))
-    dx = functional.backward_apply(ctx, dz, *functional.backward_reduce(ctx, dz), 40, residual_grad=added)
+    dx = functional.backward_apply(
+        ctx, dz, **as_sums(functional.backward_reduce(ctx, dz)), count=40, residual_grad=added
+    )
     assert np.allclose(dx, want.dx, atol=1e-6)
     assert np.allclose(added, want.dresidual + 1, atol=1e-6)
 

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from keywords import as_sums
 from references import counts
 from refusals import SHAPE, forward_arguments, read_only
 from test_hostile_arguments import REFUSED, SCALARS, SPOILS, Springs, spoil
@@ -21,7 +22,7 @@ FREES = {
     "backward": lambda ctx, dz: functional.backward(ctx, dz),
     "backward into": lambda ctx, dz: functional.backward(ctx, dz, residual_grad=np.ones_like(dz)),
     "backward_apply": lambda ctx, dz: functional.backward_apply(
-        ctx, dz, *functional.backward_reduce(ctx, dz), 40, residual_grad=np.ones_like(dz)
+        ctx, dz, **as_sums(functional.backward_reduce(ctx, dz)), count=40, residual_grad=np.ones_like(dz)
     ),
     "release": lambda ctx, dz: ctx.release(),
     "dropping": lambda ctx, dz: None,
@@ -107,11 +108,21 @@ def test_the_residual_is_written_by_nothing(strategy):
     for call, name in [
         (lambda: functional.forward(view), "x"),
         (lambda: functional.forward(view[1:]), "x"),
-        (lambda: functional.forward(batch(), None, None, vector, one), "running_mean"),
-        (lambda: functional.normalize(batch(), sums, sums + 1, 20, None, None, one, vector), "running_var"),
+        (lambda: functional.forward(batch(), running_mean=vector, running_var=one), "running_mean"),
+        (
+            lambda: functional.normalize(
+                batch(), mean=sums, var=sums + 1, count=20, running_mean=one, running_var=vector
+            ),
+            "running_var",
+        ),
         (lambda: functional.backward(other, view, overwrite=True), "dz"),
-        (lambda: functional.backward_apply(other, view, sums, sums, 40, overwrite=True), "dz"),
-        (lambda: other.recompute(view), "out"),
+        (
+            lambda: functional.backward_apply(
+                other, view, sum_dy=sums, sum_dy_xhat=sums, count=40, overwrite=True
+            ),
+            "dz",
+        ),
+        (lambda: other.recompute(out=view), "out"),
         (lambda: _core.stream(view.reshape(-1)), "a"),
     ]:
         with pytest.raises(ValueError, match=f"{name} is written in place, {kept}") as caught:
@@ -134,14 +145,14 @@ def test_the_residual_is_written_by_nothing(strategy):
 def test_saved_lists_the_residual(strategy):
     residual = batch(2)
     _, ctx = with_residual(residual, strategy=strategy)
-    listed = [(name, size) for name, _, size in ctx.saved][:2]
-    assert listed == [(reference.KEEPS[strategy], residual.nbytes), ("residual", residual.nbytes)]
-    assert ctx.saved[1][1] is residual
-    assert ctx.nbytes == sum(size for _, _, size in ctx.saved)
+    assert list(ctx.saved)[:2] == [reference.KEEPS[strategy], "residual"]
+    assert ctx.saved["residual"] is residual
+    assert ctx.nbytes == sum(array.nbytes for array in ctx.saved.values())
     assert f"keeps {reference.KEEPS[strategy]} and residual" in repr(ctx)
     assert any(seen is residual for seen in gc.get_referents(ctx))
     ctx.release()
-    assert ctx.saved == []
+    with pytest.raises(RuntimeError, match=r"this context was freed by release\(\)"):
+        _ = ctx.saved
     assert ctx.nbytes == 0
 
 
@@ -167,7 +178,9 @@ def test_a_residual_that_was_changed(change, strategy):
     for call in (
         lambda: functional.backward(ctx, dz),
         lambda: functional.backward_reduce(ctx, dz),
-        lambda: functional.backward_apply(ctx, dz, sums, sums, 40, residual_grad=batch(3)),
+        lambda: functional.backward_apply(
+            ctx, dz, sum_dy=sums, sum_dy_xhat=sums, count=40, residual_grad=batch(3)
+        ),
         ctx.recompute,
     ):
         with pytest.raises(RuntimeError, match=f"the residual that ctx keeps was .*{message}"):
@@ -183,9 +196,9 @@ SIDED = ["silu", "gelu", "gelu_tanh", "mish"]
 def test_sides_are_a_bit_per_element(activation):
     x = batch()
     _, ctx = functional.forward(x, activation=activation)
-    ((_, sides, size),) = [row for row in ctx.saved if row[0] == "sides"]
+    sides = ctx.saved["branch_mask"]
     assert sides.dtype == np.uint8
-    assert sides.nbytes == size == (x.size + 7) // 8
+    assert sides.nbytes == (x.size + 7) // 8
     assert not sides.flags.writeable
     with pytest.raises(ValueError, match="does not own its data"):
         sides.resize(1 << 20, refcheck=False)
@@ -256,13 +269,17 @@ def test_references_come_back_after_refusals():
         lambda: functional.forward(x, residual=residual, activation="prelu"),
         lambda: functional.forward(x, residual=residual, activation="prelu", slope=nan),
         lambda: functional.forward(x, residual=residual, activation="prelu", slope=slope[:2]),
-        lambda: functional.forward(x, None, None, slope, residual[0, :, 0, 0], residual=residual),
-        lambda: functional.normalize(x, slope, slope, 20, residual=residual),
+        lambda: functional.forward(
+            x, running_mean=slope, running_var=residual[0, :, 0, 0], residual=residual
+        ),
+        lambda: functional.normalize(x, mean=slope, var=slope, count=20, residual=residual),
         lambda: functional.backward(ctx, dz, residual_grad=bad),
         lambda: functional.backward(ctx, dz, residual_grad=dz),
         lambda: functional.backward(plain, dz, residual_grad=added),
-        lambda: functional.backward_apply(ctx, dz, slope, slope, 40, residual_grad=added),
-        lambda: functional.backward_apply(ctx, dz, slope, slope, 40),
+        lambda: functional.backward_apply(
+            ctx, dz, sum_dy=slope, sum_dy_xhat=slope, count=40, residual_grad=added
+        ),
+        lambda: functional.backward_apply(ctx, dz, sum_dy=slope, sum_dy_xhat=slope, count=40),
     ):
         for _ in range(10):
             with pytest.raises((TypeError, ValueError)):

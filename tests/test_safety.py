@@ -11,10 +11,10 @@ from networks import OVERWRITING, STRATEGIES, abn, assert_close, blocks, chain, 
 from inplace_abn.layers import (
     Activation,
     AvgPool2d,
-    Context,
     Dropout,
     InPlaceABN,
     Layer,
+    LayerContext,
     Residual,
     Sequential,
     kept,
@@ -340,9 +340,9 @@ def test_backward_without_forward():
 
 
 def test_a_freed_context_names_its_operation():
-    ctx = Context("square")
+    ctx = LayerContext("square")
     ctx.save_for_backward(input=normal((2, 2)))
-    ctx.free()
+    ctx.release()
     with pytest.raises(
         RuntimeError, match=r"square: the context of this call is freed.*run the forward again$"
     ):
@@ -351,7 +351,7 @@ def test_a_freed_context_names_its_operation():
 
 def test_a_context_of_no_grad_says_where_to_run_the_forward():
     with no_grad():
-        ctx = Context("square")
+        ctx = LayerContext("square")
         ctx.save_for_backward(input=normal((2, 2)))
     with pytest.raises(RuntimeError, match=r"square: this call was made inside no_grad\(\).* outside of it$"):
         _ = ctx.saved

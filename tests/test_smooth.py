@@ -44,7 +44,7 @@ def ordinary(shape, dtype, seed=0):
 def gradients(batch, dtype, activation):
     """Those of the reference."""
     _, ctx = reference.forward(
-        batch.x, batch.weight, batch.bias, strategy="standard", dtype=working_type(dtype),
+        batch.x, weight=batch.weight, bias=batch.bias, strategy="standard", dtype=working_type(dtype),
         **options_of(activation),
     )  # fmt: skip
     return reference.backward(ctx, batch.dz)
@@ -52,12 +52,12 @@ def gradients(batch, dtype, activation):
 
 def kept_beside(ctx):
     """Copies of what is kept beside z, by name."""
-    return {name: array.copy() for name, array, _ in ctx.saved if name != "z"}
+    return {name: array.copy() for name, array in ctx.saved.items() if name != "z"}
 
 
 def left_of_minimum(ctx, layout, shape):
     """The sides that the context keeps, as (N, C, ...)."""
-    (sides,) = (array for name, array, _ in ctx.saved if name == "sides")
+    sides = ctx.saved["branch_mask"]
     count = int(np.prod(shape))
     bits = np.unpackbits(sides, bitorder="little")
     assert sides.size == (count + 7) // 8
@@ -116,7 +116,7 @@ def test_few_elements_escape(activation, dtype):
     most = 0.01 if activation in TWO_SIDED else 0.06 if half else 0.02
     assert escaped <= most * batch.x.size
     assert "guarded_xhat" not in beside or (half and activation == "sigmoid")
-    assert ("sides" in beside) == (activation in TWO_SIDED)
+    assert ("branch_mask" in beside) == (activation in TWO_SIDED)
 
 
 # ---- sides and escapes -------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_far_out_nothing_is_lost_or_not_a_number(activation, dtype, strategy):
     bias = np.concatenate([sizes, -sizes]).astype(parameter_dtype(dtype))
     batch = with_residual(batch._replace(weight=np.ones_like(bias), bias=bias), 0.5)
     want = reference.forward(
-        batch.x, batch.weight, batch.bias, residual=batch.residual, dtype=working_type(dtype),
+        batch.x, weight=batch.weight, bias=batch.bias, residual=batch.residual, dtype=working_type(dtype),
         strategy="standard", **options_of(activation),
     )[1]  # fmt: skip
     want = reference.backward(want, batch.dz)
@@ -224,7 +224,8 @@ def test_values_are_right_to_a_few_units_in_the_last_place(activation, isa, dtyp
     y = np.concatenate([sizes, -sizes]).astype(dtype_of(dtype)).reshape(-1, 1)
     zero, one = np.zeros(1, dtype), np.ones(1, dtype)
     z, _ = _core.forward(
-        y.copy(), None, None, zero, one, training=False, eps=1e-300, strategy="standard", isa=isa,
+        y.copy(), running_mean=zero, running_var=one, training=False, eps=1e-300, strategy="standard",
+        isa=isa,
         **options_of(activation),
     )  # fmt: skip
     phi, derivative, *_ = reference.ACTIVATIONS[activation]

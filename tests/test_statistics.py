@@ -7,6 +7,7 @@ from bounds import SUMMING, assert_within, eps_of_compute
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from keywords import as_running, as_sums
 
 from inplace_abn import _core, functional, reference
 
@@ -87,7 +88,7 @@ def test_forward_has_the_same_statistics(layout, data):
     mean, var, count = functional.statistics(x)
     running = np.zeros(3), np.zeros(3)
     array, axis = LAYOUTS[layout](x)
-    functional.forward(array, None, None, *running, momentum=1, channel_axis=axis)
+    functional.forward(array, **as_running(running), momentum=1, channel_axis=axis)
     np.testing.assert_allclose(running[0], mean, rtol=1e-13, atol=1e-13 * np.sqrt(var).max())
     np.testing.assert_allclose(running[1], var * count / (count - 1), rtol=1e-13, atol=1e-25)
 
@@ -186,7 +187,9 @@ def test_three_ranks_are_one_batch(dtype, layout, activation, strategy):
     running = [(np.zeros_like(batch.weight), np.ones_like(batch.weight)) for _ in range(4)]
     whole, axis = LAYOUTS[layout](batch.x)
     options["channel_axis"] = axis
-    want_z, ctx = functional.forward(whole, batch.weight, batch.bias, *running[3], **options)
+    want_z, ctx = functional.forward(
+        whole, weight=batch.weight, bias=batch.bias, **as_running(running[3]), **options
+    )
     want_z = want_z.copy()
     want = functional.backward(ctx, lay_out(batch.dz, layout))
 
@@ -197,7 +200,16 @@ def test_three_ranks_are_one_batch(dtype, layout, activation, strategy):
     )
     assert count == 8 * 5 * 3
     forwards = [
-        functional.normalize(x, mean, var, count, batch.weight, batch.bias, *r, **options)
+        functional.normalize(
+            x,
+            mean=mean,
+            var=var,
+            count=count,
+            weight=batch.weight,
+            bias=batch.bias,
+            **as_running(r),
+            **options,
+        )
         for (x, _), r in zip(ranks, running[:3], strict=True)
     ]
     rtol = 64 * eps_of_compute(dtype)
@@ -207,7 +219,7 @@ def test_three_ranks_are_one_batch(dtype, layout, activation, strategy):
     np.testing.assert_allclose(sum_dy, want.dbias, rtol=rtol, atol=10 * rtol)
     np.testing.assert_allclose(sum_dy_xhat, want.dweight, rtol=rtol, atol=10 * rtol)
     dx = [
-        functional.backward_apply(c, dz, sum_dy, sum_dy_xhat, count, overwrite=True)
+        functional.backward_apply(c, dz, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=count, overwrite=True)
         for (_, c), (_, dz) in zip(forwards, ranks, strict=True)
     ]
     np.testing.assert_allclose(np.concatenate(dx), want.dx, rtol=rtol, atol=rtol)
@@ -223,17 +235,21 @@ def test_a_rank_without_values_takes_part():
     assert count == 20
     assert np.isfinite(mean).all()
     empty = np.zeros((0, 3, 5), np.float32)
-    z, ctx = functional.normalize(empty, mean, var, count, batch.weight, batch.bias)
+    z, ctx = functional.normalize(
+        empty, mean=mean, var=var, count=count, weight=batch.weight, bias=batch.bias
+    )
     sums = functional.backward_reduce(ctx, np.zeros_like(empty))
     assert not np.any(sums)
-    assert functional.backward_apply(ctx, np.zeros_like(empty), *sums, count).shape == z.shape
+    assert functional.backward_apply(ctx, np.zeros_like(empty), **as_sums(sums), count=count).shape == z.shape
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_normalize_writes_unbiased_running_statistics_of_the_whole(dtype):
     x = random_batch((4, 3, 5), dtype).x.copy()
     running = [np.zeros(3, parameter_dtype(dtype)) for _ in range(2)]
-    functional.normalize(x, np.full(3, 2.0), np.full(3, 3.0), 4, None, None, *running, momentum=1)
+    functional.normalize(
+        x, mean=np.full(3, 2.0), var=np.full(3, 3.0), count=4, **as_running(running), momentum=1
+    )
     assert running[0].tolist() == [2] * 3
     assert running[1].tolist() == [4] * 3
     assert x.dtype == dtype_of(dtype)

@@ -19,6 +19,7 @@ from batches import (
     sampled,
 )
 from bounds import EPS, assert_within, expected, without_kinks
+from keywords import as_running
 
 from inplace_abn import functional, reference
 
@@ -58,11 +59,13 @@ def test_what_is_kept(dtype, strategy):
     """One full-size buffer, by name; nothing else for ordinary weights and leaky_relu."""
     batch = random_batch((4, 17, 5), dtype)
     x = batch.x.copy()
-    z, ctx = functional.forward(x, batch.weight, np.zeros(17, parameter_dtype(dtype)), strategy=strategy)
-    ((name, array, size),) = ctx.saved
+    z, ctx = functional.forward(
+        x, weight=batch.weight, bias=np.zeros(17, parameter_dtype(dtype)), strategy=strategy
+    )
+    ((name, array),) = ctx.saved.items()
     assert name == reference.KEEPS[strategy]
     assert array is x
-    assert size == ctx.nbytes == x.nbytes
+    assert ctx.nbytes == x.nbytes
     assert np.shares_memory(z, array) == (name == "z")
 
 
@@ -78,7 +81,7 @@ def test_recompute_gives_z_back(strategy, activation, layout, dtype, out):
     assert out == (again is buffer)
     assert again.shape == z.shape
     assert again.dtype == z.dtype
-    assert not np.shares_memory(again, ctx.saved[0][1])
+    assert not np.shares_memory(again, ctx.saved[reference.KEEPS[strategy]])
     if strategy == "checkpoint":
         assert np.array_equal(again, z)
     want = expected(batch, dtype, reference.KEEPS[strategy], activation)
@@ -91,7 +94,12 @@ def test_recompute_in_evaluation():
     batch = random_batch((4, 5, 7), "float32")
     running = batch.bias, np.abs(batch.weight)
     z, ctx = functional.forward(
-        batch.x.copy(), batch.weight, batch.bias, *running, training=False, strategy="checkpoint"
+        batch.x.copy(),
+        weight=batch.weight,
+        bias=batch.bias,
+        **as_running(running),
+        training=False,
+        strategy="checkpoint",
     )
     assert np.array_equal(ctx.recompute(), z)
 
@@ -106,8 +114,8 @@ def test_a_chain_of_layers_has_the_same_gradients_for_every_strategy(dtype):
     bias = rng.normal(size=(2, 6)).astype(dtype)
     results = {}
     for strategy in STRATEGIES:
-        first, ctx_1 = functional.forward(x.copy(), weight[0], bias[0], strategy=strategy)
-        second, ctx_2 = functional.forward(first @ matrix, weight[1], bias[1], strategy=strategy)
+        first, ctx_1 = functional.forward(x.copy(), weight=weight[0], bias=bias[0], strategy=strategy)
+        second, ctx_2 = functional.forward(first @ matrix, weight=weight[1], bias=bias[1], strategy=strategy)
         back = functional.backward(ctx_2, second**2, overwrite=True)
         z = ctx_1.recompute() if strategy.startswith("checkpoint") else first
         dmatrix = z.T @ back.dx

@@ -75,12 +75,14 @@ def test_the_binder_takes_what_the_signature_says(name):
     listed = re.search(r"it takes (.*)", str(caught.value))[1].split(", ")
     assert listed == [parameter for parameter, _, _ in parameters(function)]
     positional = [p for p, kind, _ in parameters(function) if kind == "POSITIONAL_OR_KEYWORD"]
-    with pytest.raises(TypeError, match=f"at most {len(positional)} positional arguments"):
+    keywords = [p for p, kind, _ in parameters(function) if kind == "KEYWORD_ONLY"]
+    message = rf"{name}\(\) takes {' and '.join(positional)} only by position, got {len(positional) + 1} .*"
+    with pytest.raises(TypeError, match=message + ", ".join(f"{keyword}=" for keyword in keywords)):
         function(*[None] * (len(positional) + 1))
     required = [p for p, _, default in parameters(function) if default is inspect.Parameter.empty]
     for i in range(len(required)):
         with pytest.raises(TypeError, match=rf"{name}\(\) needs '{required[i]}'"):
-            function(*[None] * i)
+            function(**dict.fromkeys(required[:i]))
 
 
 @pytest.mark.parametrize("name", sorted(public(dir(_core)) & set(functional.__all__)))

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from batches import ISAS, LAYOUTS, PARAM, STRATEGIES, random_batch, run
+from keywords import as_sums
 
 from inplace_abn import functional
 
@@ -51,10 +52,10 @@ def test_statistics_and_the_two_steps_of_backward_are_equal_to_the_bit(layout):
     for threads in (1, 2, 7):
         x, axis = LAYOUTS[layout](batch.x)
         mean, var, count = functional.statistics(x, channel_axis=axis, threads=threads)
-        _, ctx = functional.normalize(x, mean, var, count, channel_axis=axis, threads=threads)
+        _, ctx = functional.normalize(x, mean=mean, var=var, count=count, channel_axis=axis, threads=threads)
         dz = LAYOUTS[layout](batch.dz)[0]
         sums = functional.backward_reduce(ctx, dz, threads=threads)
-        dx = functional.backward_apply(ctx, dz, *sums, count, threads=threads)
+        dx = functional.backward_apply(ctx, dz, **as_sums(sums), count=count, threads=threads)
         results.append([a.tobytes() for a in (mean, var, *sums, dx)])
     assert results[0] == results[1] == results[2]
 
@@ -62,7 +63,7 @@ def test_statistics_and_the_two_steps_of_backward_are_equal_to_the_bit(layout):
 @pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
 def test_recompute_is_equal_to_the_bit(strategy):
     batch = random_batch((3, 37, 61, 67), "float32")
-    _, ctx = functional.forward(batch.x.copy(), batch.weight, batch.bias, strategy=strategy)
+    _, ctx = functional.forward(batch.x.copy(), weight=batch.weight, bias=batch.bias, strategy=strategy)
     one = ctx.recompute(threads=1)
     for threads in (2, 7):
         assert np.array_equal(ctx.recompute(threads=threads), one)

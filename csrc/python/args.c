@@ -29,16 +29,30 @@ static int distance(const char *a, const char *b) {
     return row[length_b] < 3 ? row[length_b] : 3;
 }
 
-/* "x, weight, bias, ...": a new string. */
-static PyObject *list_names(const binding_state *state, const signature *sig) {
-    PyObject *names = PyTuple_New(sig->count), *comma = PyUnicode_FromString(", "), *text = NULL;
-    if (!names || !comma) goto done;
-    for (int i = 0; i < sig->count; i++) PyTuple_SET_ITEM(names, i, Py_NewRef(state->names[sig->names[i]]));
-    text = PyUnicode_Join(comma, names);
-done:
-    Py_XDECREF(names);
-    Py_XDECREF(comma);
+/* The names from `first` to `end`, each followed by `suffix`, with `separator` in between: a new string. */
+static PyObject *list_names(const binding_state *state, const signature *sig, int first, int end, const char *separator,
+                            const char *suffix) {
+    PyObject *text = PyUnicode_FromString("");
+    for (int i = first; text && i < end; i++) {
+        PyObject *longer =
+            PyUnicode_FromFormat("%U%s%U%s", text, i > first ? separator : "", state->names[sig->names[i]], suffix);
+        Py_DECREF(text);
+        text = longer;
+    }
     return text;
+}
+
+/* -1 with a TypeError that lists the keywords. */
+static int too_many_positionals(const binding_state *state, const signature *sig, Py_ssize_t positionals) {
+    PyObject *allowed = list_names(state, sig, 0, sig->positional, " and ", "");
+    PyObject *keywords = list_names(state, sig, sig->positional, sig->count, ", ", "=");
+    if (allowed && keywords)
+        PyErr_Format(PyExc_TypeError, "%s() takes %U%s by position, got %zd positional argument%s%s%U", sig->function,
+                     allowed, sig->positional ? " only" : "nothing", positionals, positionals == 1 ? "" : "s",
+                     sig->positional < sig->count ? "; pass the others by keyword: " : "", keywords);
+    Py_XDECREF(allowed);
+    Py_XDECREF(keywords);
+    return -1;
 }
 
 static int unexpected(const binding_state *state, const signature *sig, PyObject *keyword) {
@@ -58,7 +72,7 @@ static int unexpected(const binding_state *state, const signature *sig, PyObject
                      keyword, closest);
         return -1;
     }
-    names = list_names(state, sig);
+    names = list_names(state, sig, 0, sig->count, ", ", "");
     if (names) {
         PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument %R; it takes %U", sig->function, keyword,
                      names);
@@ -98,16 +112,12 @@ static int bind_keywords(const binding_state *state, const signature *sig, PyObj
 
 int bind_args(const binding_state *state, const signature *sig, PyObject *const *args, Py_ssize_t positionals,
               PyObject *kwnames, PyObject **got) {
-    if (positionals > sig->positional) {
-        PyErr_Format(PyExc_TypeError, "%s() takes at most %d positional arguments, got %zd%s", sig->function,
-                     sig->positional, positionals, sig->positional < sig->count ? "; give the others by name" : "");
-        return -1;
-    }
+    if (positionals > sig->positional) return too_many_positionals(state, sig, positionals);
     for (Py_ssize_t i = 0; i < positionals; i++) got[sig->names[i]] = args[i];
     if (kwnames && bind_keywords(state, sig, args + positionals, kwnames, (int)positionals, got) < 0) return -1;
     for (int i = (int)positionals; i < sig->required; i++) {
         if (got[sig->names[i]]) continue;
-        PyErr_Format(PyExc_TypeError, "%s() needs '%s' (argument %d)", sig->function, name_texts[sig->names[i]], i + 1);
+        PyErr_Format(PyExc_TypeError, "%s() needs '%s'", sig->function, name_texts[sig->names[i]]);
         return -1;
     }
     return 0;

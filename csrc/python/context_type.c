@@ -5,7 +5,7 @@
 #include <structmember.h>
 
 static const char *const kept_names[] = {[ABN_KEEP_Z] = "z", [ABN_KEEP_X] = "x", [ABN_KEEP_XHAT] = "xhat"};
-static const char *const side_names[SIDE_ARRAYS] = {[SIDE_BITS] = "sides",
+static const char *const side_names[SIDE_ARRAYS] = {[SIDE_BITS] = "branch_mask",
                                                     [SIDE_GUARDED] = "guarded_xhat",
                                                     [SIDE_ESCAPE_INDEX] = "escape_index",
                                                     [SIDE_ESCAPE_XHAT] = "escape_xhat"};
@@ -68,17 +68,24 @@ static void kept_parts(const context *ctx, kept_part *parts) {
 }
 
 static PyObject *get_saved(PyObject *self, void *Py_UNUSED(closure)) {
+    const context *ctx = (context *)self;
     kept_part parts[KEPT_PARTS];
-    PyObject *list = PyList_New(0);
-    kept_parts((context *)self, parts);
-    for (int i = 0; list && i < KEPT_PARTS; i++) {
-        PyObject *row;
-        if (!parts[i].array) continue;
-        row = Py_BuildValue("(sOn)", parts[i].name, (PyObject *)parts[i].array, (Py_ssize_t)parts[i].nbytes);
-        if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
-        Py_XDECREF(row);
+    PyObject *roles, *proxy = NULL;
+    if (ctx->freed_by) {
+        PyErr_Format(PyExc_RuntimeError,
+                     "this context was freed by %s, nothing is left of what it kept; every backward needs a forward of "
+                     "its own, so run the forward again",
+                     ctx->freed_by);
+        return NULL;
     }
-    return list;
+    kept_parts(ctx, parts);
+    roles = PyDict_New();
+    for (int i = 0; roles && i < KEPT_PARTS; i++)
+        if (parts[i].array && PyDict_SetItemString(roles, parts[i].name, (PyObject *)parts[i].array) < 0)
+            Py_CLEAR(roles);
+    if (roles) proxy = PyDictProxy_New(roles);
+    Py_XDECREF(roles);
+    return proxy;
 }
 
 static PyObject *get_nbytes(PyObject *self, void *Py_UNUSED(closure)) {
@@ -214,7 +221,8 @@ static PyGetSetDef attributes[] = {
     {"shape", get_shape, NULL, "The shape of x, z and their gradients.", NULL},
     {"dtype", get_dtype, NULL, "Their dtype.", NULL},
     {"channel_axis", get_channel_axis, NULL, "1 or -1.", NULL},
-    {"saved", get_saved, NULL, "List of (name, array, bytes): all that is kept for the backward.", NULL},
+    {"saved", get_saved, NULL,
+     "Everything kept for the backward, by role, as a read-only mapping. RuntimeError once freed.", NULL},
     {"nbytes", get_nbytes, NULL, "The bytes of `saved`, each array once; 0 once freed.", NULL},
     {"freed", get_freed, NULL, "True after the backward or release().", NULL},
     {NULL, NULL, NULL, NULL, NULL},

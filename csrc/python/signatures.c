@@ -12,19 +12,19 @@
     static const unsigned char function##_names[] = {__VA_ARGS__}; \
     const signature function##_signature = {#function, required, positional, sizeof function##_names, function##_names}
 
-SIGNATURE(forward, 1, 5, NAME_X, NAME_WEIGHT, NAME_BIAS, NAME_RUNNING_MEAN, NAME_RUNNING_VAR, NAME_TRAINING, NORM_NAMES,
+SIGNATURE(forward, 1, 1, NAME_X, NAME_WEIGHT, NAME_BIAS, NAME_RUNNING_MEAN, NAME_RUNNING_VAR, NAME_TRAINING, NORM_NAMES,
           MORE_NAMES, MACHINE_NAMES);
 const char forward_doc[] =
-    "forward($module, /, x, weight=None, bias=None, running_mean=None, running_var=None, *, training=True, " NORM_TEXT
+    "forward($module, /, x, *, weight=None, bias=None, running_mean=None, running_var=None, training=True, " NORM_TEXT
     ", " MORE_TEXT ", " MACHINE_TEXT ")\n--\n\n"
     "(z, ctx): batch norm of x, plus residual, and activation, over x itself for the in-place strategies.\n\n"
     "inplace_abn.functional.forward documents it; isa= forces an instruction set for this call.";
 
-SIGNATURE(normalize, 4, 8, NAME_X, NAME_MEAN, NAME_VAR, NAME_COUNT, NAME_WEIGHT, NAME_BIAS, NAME_RUNNING_MEAN,
+SIGNATURE(normalize, 4, 1, NAME_X, NAME_MEAN, NAME_VAR, NAME_COUNT, NAME_WEIGHT, NAME_BIAS, NAME_RUNNING_MEAN,
           NAME_RUNNING_VAR, NORM_NAMES, MORE_NAMES, MACHINE_NAMES);
 const char normalize_doc[] =
-    "normalize($module, /, x, mean, var, count, weight=None, bias=None, running_mean=None, running_var=None, "
-    "*, " NORM_TEXT ", " MORE_TEXT ", " MACHINE_TEXT ")\n--\n\n"
+    "normalize($module, /, x, *, mean, var, count, weight=None, bias=None, running_mean=None, "
+    "running_var=None, " NORM_TEXT ", " MORE_TEXT ", " MACHINE_TEXT ")\n--\n\n"
     "(z, ctx): forward in training mode, with statistics from elsewhere over count elements per channel.";
 
 SIGNATURE(backward, 2, 2, NAME_CTX, NAME_DZ, NAME_OVERWRITE, NAME_RESIDUAL_GRAD, MACHINE_NAMES);
@@ -38,10 +38,10 @@ const char backward_reduce_doc[] =
     "backward_reduce($module, /, ctx, dz, *, " MACHINE_TEXT ")\n--\n\n"
     "(sum_dy, sum_dy_xhat, dslope), float64 per channel: the first half of backward. ctx stays usable.";
 
-SIGNATURE(backward_apply, 5, 5, NAME_CTX, NAME_DZ, NAME_SUM_DY, NAME_SUM_DY_XHAT, NAME_COUNT, NAME_OVERWRITE,
+SIGNATURE(backward_apply, 5, 2, NAME_CTX, NAME_DZ, NAME_SUM_DY, NAME_SUM_DY_XHAT, NAME_COUNT, NAME_OVERWRITE,
           NAME_RESIDUAL_GRAD, MACHINE_NAMES);
 const char backward_apply_doc[] =
-    "backward_apply($module, /, ctx, dz, sum_dy, sum_dy_xhat, count, *, overwrite=False, "
+    "backward_apply($module, /, ctx, dz, *, sum_dy, sum_dy_xhat, count, overwrite=False, "
     "residual_grad=None, " MACHINE_TEXT ")\n--\n\n"
     "dx: the second half of backward, with sums over count elements per channel; frees ctx.\n\n"
     "The gradient of the residual is added to residual_grad.";
@@ -51,8 +51,8 @@ const char statistics_doc[] =
     "statistics($module, /, x, *, channel_axis=1, " MACHINE_TEXT ")\n--\n\n"
     "(mean, var, count): float64 mean and biased variance of every channel, and elements per channel.";
 
-SIGNATURE(stream, 1, 4, NAME_A, NAME_B, NAME_C, NAME_D, MACHINE_NAMES);
-const char stream_doc[] = "stream($module, /, a, b=None, c=1.0, d=0.0, *, " MACHINE_TEXT ")\n--\n\n"
+SIGNATURE(stream, 1, 1, NAME_A, NAME_B, NAME_C, NAME_D, MACHINE_NAMES);
+const char stream_doc[] = "stream($module, /, a, *, b=None, c=1.0, d=0.0, " MACHINE_TEXT ")\n--\n\n"
                           "a = a*c + d, or with b: b = b*c + a*d, in place. The yardstick of the benchmarks.";
 
 SIGNATURE(set_num_threads, 1, 1, NAME_N);
@@ -65,8 +65,8 @@ const char get_num_threads_doc[] = "get_num_threads($module, /)\n--\n\n"
 const char info_doc[] = "info($module, /)\n--\n\n"
                         "A dict that says how this module was built and what it uses.";
 
-SIGNATURE(recompute, 0, 1, NAME_OUT, MACHINE_NAMES);
-const char recompute_doc[] = "recompute($self, /, out=None, *, " MACHINE_TEXT ")\n--\n\n"
+SIGNATURE(recompute, 0, 0, NAME_OUT, MACHINE_NAMES);
+const char recompute_doc[] = "recompute($self, /, *, out=None, " MACHINE_TEXT ")\n--\n\n"
                              "z again, into out or a fresh array, for the strategies that keep x or xhat.";
 
 const char release_doc[] =

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from ..layers.base import Layer, Parameter
-from ..layers.context import Context, no_grad
+from ..layers.context import LayerContext, no_grad
 
 MODES = ("train", "eval")
 
@@ -173,7 +173,7 @@ class OfPair(OfFunction):
     def _call(self):
         self._state.put_back()
         if self._takes_context:
-            ctx = Context("operation")
+            ctx = LayerContext("operation")
             z = self._function(ctx, *self._fresh())
         else:
             result = self._function(*self._fresh())

@@ -19,7 +19,7 @@ without one. Networks of these layers are in `inplace_abn.models`, writing a lay
 
 from .abn import ABN, InPlaceABN
 from .activation import Activation
-from .base import Context, Layer, Parameter
+from .base import Layer, LayerContext, Parameter
 from .containers import Residual, Sequential
 from .context import is_grad_enabled, no_grad
 from .convolution import Conv2d
@@ -32,7 +32,6 @@ __all__ = [
     "ABN",
     "Activation",
     "AvgPool2d",
-    "Context",
     "Conv2d",
     "CrossEntropy",
     "Dropout",
@@ -40,6 +39,7 @@ __all__ = [
     "GlobalAvgPool2d",
     "InPlaceABN",
     "Layer",
+    "LayerContext",
     "Linear",
     "MaxPool2d",
     "Parameter",

@@ -149,14 +149,14 @@ class ABN(Layer):
         if not isinstance(chosen, (ABN, Activation)):
             raise TypeError(f"activation must be a layer, an Activation for one, or None, got {activation!r}")
         arrays = {"residual": residual, "slope": None if chosen.slope is None else chosen.slope.data}
-        goes_with(x, *self._arrays(), arrays["slope"])
+        goes_with(x, *self._arrays().values(), arrays["slope"])
         if self.overwrites_input:
             claim(x, f"strategy {self.strategy!r}")
         writeable = {KEEPS[self.strategy]: x.flags.writeable}
         if isinstance(residual, np.ndarray):
             writeable["residual"] = residual.flags.writeable
         z, kept = functional.forward(
-            x, *self._arrays(), training=self._normalizes_by_batch,
+            x, **self._arrays(), training=self._normalizes_by_batch,
             momentum=self._momentum(), eps=self.eps, activation=chosen.activation,
             activation_param=chosen.activation_param, strategy=self.strategy, channel_axis=self.channel_axis,
             **arrays,
@@ -170,7 +170,7 @@ class ABN(Layer):
 
     def _keep(self, ctx, kept, z, writeable):
         ctx.kept = kept
-        for role, array, _ in kept.saved:
+        for role, array in kept.saved.items():
             ctx.keep(role, array, writeable.get(role), kept.activation)
         if self.strategy in ("checkpoint", "checkpoint_xhat"):
             ctx.offer(z, kept.recompute, KEEPS[self.strategy])
@@ -193,10 +193,12 @@ class ABN(Layer):
         return self.training and self.track_running_stats and not is_once_more()
 
     def _arrays(self):
-        weight, bias = (self.weight.data, self.bias.data) if self.affine else (None, None)
+        arrays = {}
+        if self.affine:
+            arrays |= {"weight": self.weight.data, "bias": self.bias.data}
         if self._updates or not self.training:
-            return weight, bias, self.running_mean, self.running_var
-        return weight, bias, None, None
+            arrays |= {"running_mean": self.running_mean, "running_var": self.running_var}
+        return arrays
 
     def _momentum(self):
         if self.momentum is not None:

@@ -32,10 +32,10 @@ import numpy as np
 
 from .. import memory
 from . import text, watch
-from .context import AGAIN, OUTSIDE, Context
+from .context import AGAIN, OUTSIDE, LayerContext
 from .state import StateMixin
 
-__all__ = ["Context", "Layer", "OperationLayer", "Parameter"]
+__all__ = ["Layer", "LayerContext", "OperationLayer", "Parameter"]
 
 
 class _Named:
@@ -165,12 +165,12 @@ class Layer(_Named, StateMixin):
 
         An error leaves nothing behind of what the layers inside have kept, and names the layer.
         """
-        ctx = Context(self)
+        ctx = LayerContext(self)
         try:
             forward = self.forward if memory.recorder is None else self._watched
             z = forward(ctx, *inputs, **options)
         except BaseException as error:
-            ctx.free()
+            ctx.release()
             self._drop("its forward failed", ctx)
             raise text.with_name(error, self) from error.__cause__
         if not ctx.recording:
@@ -256,7 +256,7 @@ class Layer(_Named, StateMixin):
     def _forget(self, ctx, why):
         with suppress(ValueError):  # another thread has released it
             self._contexts.remove(ctx)
-        ctx.free()
+        ctx.release()
         self._last = f"{why}; {AGAIN}"
 
     # ---- the layers and parameters inside ----------------------------------------------------------------

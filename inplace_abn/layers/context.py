@@ -1,6 +1,6 @@
 """What a forward keeps for its backward: contexts, the lock on what they keep, arrays recomputed instead.
 
-An operation is a pair of functions, and a `Context` is all that they share. Here is one, with its gradient:
+An operation is a pair of functions, and a `LayerContext` is all that they share:
 
 >>> import numpy as np
 >>> def forward(ctx, x):
@@ -8,13 +8,13 @@ An operation is a pair of functions, and a `Context` is all that they share. Her
 ...     return x * x
 >>> def backward(ctx, dz, *, overwrite=False):
 ...     return 2 * ctx.saved["input"] * dz
->>> ctx, x = Context("square"), np.array([1.0, 3.0])
+>>> ctx, x = LayerContext("square"), np.array([1.0, 3.0])
 >>> z = forward(ctx, x)
 >>> x.flags.writeable  # x is needed as it is until the backward has run
 False
 >>> backward(ctx, np.ones(2))
 array([2., 6.])
->>> ctx.free()
+>>> ctx.release()
 >>> x.flags.writeable
 True
 """
@@ -103,7 +103,7 @@ def _name_of(layer):
 # ---- the context -------------------------------------------------------------------------------------------
 
 
-class Context:
+class LayerContext:
     """What one forward call of one operation keeps for its backward.
 
     Operations may set attributes of their own on it, for numbers and other small things.
@@ -146,8 +146,8 @@ class Context:
 
     def __reduce_ex__(self, protocol):
         raise TypeError(
-            f"{self.name}: a Context cannot be pickled or copied: it holds locks on the arrays that it keeps "
-            "for the backward; run the backward first, or forward again where it is needed"
+            f"{self.name}: a LayerContext cannot be pickled or copied: it holds locks on the arrays that it "
+            "keeps for the backward; run the backward first, or forward again where it is needed"
         )
 
     # ---- in the forward --------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class Context:
 
     @property
     def saved(self):
-        """What was saved, by role, as a read-only mapping. Recomputed arrays last until `free`."""
+        """What was saved, by role, as a read-only mapping. Recomputed arrays last until `release`."""
         if self.freed:
             raise RuntimeError(
                 f"{self.name}: the context of this call is freed, nothing is left of what it kept; {AGAIN}"
@@ -235,8 +235,8 @@ class Context:
                 self.temporary(self._saved[role].nbytes)
         return MappingProxyType(self._saved)
 
-    def free(self):
-        """Let go of everything kept, and unlock it."""
+    def release(self):
+        """Unlock everything kept, and drop it. Harmless if that has happened already."""
         if self.freed:
             return
         self.freed = True
@@ -251,4 +251,4 @@ class Context:
             memory.recorder.freed(self.id)
 
     def __del__(self):
-        self.free()
+        self.release()

@@ -52,7 +52,7 @@ class CrossEntropy(OperationLayer):
 
         Parameters
         ----------
-        ctx : Context
+        ctx : LayerContext
         scores : ndarray of shape (N, C, ...)
         target : ndarray of integers of shape (N, ...)
         """

@@ -28,7 +28,7 @@ from .book import Ledger
 
 __all__ = ["Ledger", "ledger", "recorder"]
 
-#: The ledger that is on, or None. `inplace_abn.layers.Context` tells it what it keeps and lets go.
+#: The ledger that is on, or None. `inplace_abn.layers.LayerContext` tells it what it keeps and lets go.
 recorder = None
 
 

@@ -51,7 +51,7 @@ class Ledger:
         >>> from inplace_abn import functional, memory
         >>> with memory.ledger() as ledger:
         ...     z, ctx = functional.forward(np.eye(3))
-        ...     for role, array, nbytes in ctx.saved:
+        ...     for role, array in ctx.saved.items():
         ...         ledger.saved(ctx, "my normalization", role, array)
         ...     gradients = functional.backward(ctx, np.ones((3, 3)))
         ...     ledger.freed(ctx)

@@ -13,7 +13,7 @@ _ROLES = {
         "what a normalization adds before it activates, needed to tell its input from its result",
         "a shortcut that is kept anyway: what a convolution takes in, or a normalization has made in place",
     ),
-    "sides": (
+    "branch_mask": (
         "on which side of the activation's minimum each value lies, in one bit",
         "an activation without a minimum, such as leaky_relu, elu or softplus",
     ),

@@ -11,7 +11,7 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=Tr
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
     x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
         float32 or float64; read only, and not kept.
     kernel_size : int or (int, int)
@@ -36,8 +36,8 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=Tr
     Examples
     --------
     >>> import numpy as np
-    >>> from inplace_abn.layers import Context
-    >>> ctx = Context()
+    >>> from inplace_abn.layers import LayerContext
+    >>> ctx = LayerContext()
     >>> forward(ctx, np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), 2)
     array([[[[2.5]]]])
     >>> backward(ctx, np.ones((1, 1, 1, 1)))
@@ -61,7 +61,7 @@ def backward(ctx, dz, *, overwrite=False):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         From `forward`.
     dz : ndarray
         Of z's shape and dtype.

@@ -31,7 +31,7 @@ def forward(ctx, x, weight, bias=None, *, stride=1, padding=0, dilation=1, group
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
     x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
         float32 or float64; read only, and kept for the backward.
     weight : ndarray of shape (O, C / groups, kernel height, kernel width)
@@ -56,8 +56,8 @@ def forward(ctx, x, weight, bias=None, *, stride=1, padding=0, dilation=1, group
     Examples
     --------
     >>> import numpy as np
-    >>> from inplace_abn.layers import Context
-    >>> ctx, x = Context(), np.arange(9.0).reshape(1, 1, 3, 3)
+    >>> from inplace_abn.layers import LayerContext
+    >>> ctx, x = LayerContext(), np.arange(9.0).reshape(1, 1, 3, 3)
     >>> forward(ctx, x, np.ones((1, 1, 2, 2)))
     array([[[[ 8., 12.],
              [20., 24.]]]])
@@ -91,7 +91,7 @@ def backward(ctx, dz, *, overwrite=False):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         From `forward`.
     dz : ndarray
         Of z's shape and dtype; read only.

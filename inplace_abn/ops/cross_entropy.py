@@ -17,7 +17,7 @@ def forward(ctx, x, target, *, ignore_index=-100, channel_axis=1):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
     x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
         Scores of C classes, float32 or float64; read only, and kept for the backward.
     target : ndarray of shape (N, ...)
@@ -39,8 +39,8 @@ def forward(ctx, x, target, *, ignore_index=-100, channel_axis=1):
     Examples
     --------
     >>> import numpy as np
-    >>> from inplace_abn.layers import Context
-    >>> ctx = Context()
+    >>> from inplace_abn.layers import LayerContext
+    >>> ctx = LayerContext()
     >>> loss = forward(ctx, np.log([[1.0, 3.0], [1.0, 1.0]]), np.array([1, -100]))
     >>> bool(np.isclose(loss, -np.log(0.75)))
     True
@@ -70,7 +70,7 @@ def backward(ctx, dz=1.0, *, overwrite=False):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         From `forward`.
     dz : float
         Gradient of the loss.

@@ -15,7 +15,7 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
     x : ndarray of shape (N, ...)
         float32 or float64; read only.
     p : float in [0, 1]
@@ -37,8 +37,8 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
     Examples
     --------
     >>> import numpy as np
-    >>> from inplace_abn.layers import Context
-    >>> ctx = Context()
+    >>> from inplace_abn.layers import LayerContext
+    >>> ctx = LayerContext()
     >>> z = forward(ctx, np.ones((1, 8)), 0.5, rng=np.random.default_rng(0))
     >>> z
     array([[2., 2., 2., 0., 0., 0., 0., 0.]])
@@ -69,7 +69,7 @@ def backward(ctx, dz, *, overwrite=False):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         From `forward`.
     dz : ndarray
         Of z's shape and dtype.

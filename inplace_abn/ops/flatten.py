@@ -10,7 +10,7 @@ def forward(ctx, x):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
     x : ndarray of shape (N, ...)
         float32 or float64.
 
@@ -27,8 +27,8 @@ def forward(ctx, x):
     Examples
     --------
     >>> import numpy as np
-    >>> from inplace_abn.layers import Context
-    >>> ctx, x = Context(), np.zeros((2, 3, 4))
+    >>> from inplace_abn.layers import LayerContext
+    >>> ctx, x = LayerContext(), np.zeros((2, 3, 4))
     >>> z = forward(ctx, x)
     >>> z.shape, np.shares_memory(z, x)
     ((2, 12), True)
@@ -46,7 +46,7 @@ def backward(ctx, dz, *, overwrite=False):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         From `forward`.
     dz : ndarray of shape (N, F)
     overwrite : bool

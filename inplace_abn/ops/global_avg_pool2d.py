@@ -10,7 +10,7 @@ def forward(ctx, x, *, keepdims=False, channel_axis=1):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
     x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
         float32 or float64; read only, and not kept.
     keepdims : bool
@@ -29,8 +29,8 @@ def forward(ctx, x, *, keepdims=False, channel_axis=1):
     Examples
     --------
     >>> import numpy as np
-    >>> from inplace_abn.layers import Context
-    >>> ctx = Context()
+    >>> from inplace_abn.layers import LayerContext
+    >>> ctx = LayerContext()
     >>> forward(ctx, np.array([[[[1.0, 2.0], [3.0, 4.0]]]]))
     array([[2.5]])
     >>> backward(ctx, np.ones((1, 1)))
@@ -53,7 +53,7 @@ def backward(ctx, dz, *, overwrite=False):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         From `forward`.
     dz : ndarray
         Of z's shape and dtype; read only.

@@ -10,7 +10,7 @@ def forward(ctx, x, weight, bias=None):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
     x : ndarray of shape (N, ..., features)
         float32 or float64; read only, and kept for the backward.
     weight : ndarray of shape (outputs, features)
@@ -29,8 +29,8 @@ def forward(ctx, x, weight, bias=None):
     Examples
     --------
     >>> import numpy as np
-    >>> from inplace_abn.layers import Context
-    >>> ctx = Context()
+    >>> from inplace_abn.layers import LayerContext
+    >>> ctx = LayerContext()
     >>> forward(ctx, np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]), np.array([0.5]))
     array([[11.5]])
     >>> backward(ctx, np.array([[1.0]]))
@@ -59,7 +59,7 @@ def backward(ctx, dz, *, overwrite=False):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         From `forward`.
     dz : ndarray
         Of z's shape and dtype; read only.

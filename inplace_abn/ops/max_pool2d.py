@@ -12,7 +12,7 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
     x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
         float32 or float64; read only, and not kept: the backward needs one byte per value of z, which says
         where in the window it came from.
@@ -38,8 +38,8 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_
     Examples
     --------
     >>> import numpy as np
-    >>> from inplace_abn.layers import Context
-    >>> ctx = Context()
+    >>> from inplace_abn.layers import LayerContext
+    >>> ctx = LayerContext()
     >>> forward(ctx, np.array([[[[1.0, 2.0], [4.0, 3.0]]]]), 2)
     array([[[[4.]]]])
     >>> ctx.saved["indices"]
@@ -68,7 +68,7 @@ def backward(ctx, dz, *, overwrite=False):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         From `forward`.
     dz : ndarray
         Of z's shape and dtype; read only.

@@ -5,6 +5,8 @@ Inside of the reference the channels are the last axis, where NumPy broadcasts a
 
 import numpy as np
 
+from .._keyword_only import lists_keywords
+
 #: NaN and infinity pass through their channel without a warning.
 quiet = np.errstate(all="ignore")
 
@@ -30,6 +32,7 @@ def values_per_channel(array):
 
 
 @quiet
+@lists_keywords
 def statistics(x, *, channel_axis=1, dtype=np.float64):
     """Mean and biased variance of every channel, and the number m of values behind them (section 3.1).
 

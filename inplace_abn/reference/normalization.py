@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .._keyword_only import lists_keywords
 from .._results import ChannelSums, Gradients
 from .activations import ACTIVATIONS
 from .moments import as_given, channels_last, quiet, statistics, sum_per_channel, values_per_channel
@@ -79,8 +80,9 @@ class Context:
 # ---- forward ----------------------------------------------------------------------------------------------
 
 
+@lists_keywords
 def forward(
-    x, weight=None, bias=None, running_mean=None, running_var=None, *, training=True, eps=1e-5,
+    x, *, weight=None, bias=None, running_mean=None, running_var=None, training=True, eps=1e-5,
     activation="leaky_relu", activation_param=0.01, strategy="inplace", channel_axis=1, residual=None,
     slope=None, dtype=np.float64,
 ):  # fmt: skip
@@ -128,14 +130,15 @@ def forward(
     return _normalize(x, mean, var, weight, bias, residual, training, eps, *chosen, channel_axis, dtype)
 
 
+@lists_keywords
 def normalize(
-    x, mean, var, count, weight=None, bias=None, *, eps=1e-5, activation="leaky_relu", activation_param=0.01,
+    x, *, mean, var, count, weight=None, bias=None, eps=1e-5, activation="leaky_relu", activation_param=0.01,
     strategy="inplace", channel_axis=1, residual=None, slope=None, dtype=np.float64,
 ):  # fmt: skip
     """`forward` in training, with the statistics of `count` values per channel, x among them (section 4).
 
-    >>> x = np.array([[1.0], [3.0]])
-    >>> z, ctx = normalize(x, *statistics(x), eps=1e-300, activation="identity")
+    >>> x, names = np.array([[1.0], [3.0]]), ("mean", "var", "count")
+    >>> z, ctx = normalize(x, **dict(zip(names, statistics(x))), eps=1e-300, activation="identity")
     >>> z.ravel()
     array([-1.,  1.])
     """
@@ -274,7 +277,8 @@ def backward_reduce(ctx, dz):
 
 
 @quiet
-def backward_apply(ctx, dz, sum_dy, sum_dy_xhat, count):
+@lists_keywords
+def backward_apply(ctx, dz, *, sum_dy, sum_dy_xhat, count):
     """Gradient by x (section 3.1), given the sums over all `count` values of a channel, wherever they are.
 
     The two terms with sums are there because the statistics of the batch depend on x.
@@ -298,7 +302,7 @@ def backward(ctx, dz):
     """
     sums = backward_reduce(ctx, dz)
     count = values_per_channel(channels_last(dz, ctx.channel_axis))
-    dx = backward_apply(ctx, dz, *sums, count)
+    dx = backward_apply(ctx, dz, **sums._asdict(), count=count)
     return _gradients(ctx, dz, dx, sums.sum_dy_xhat, sums.sum_dy)
 
 

@@ -1,0 +1,21 @@
+"""Sequences of arrays as the keyword arguments of `functional`, `_core` and `reference`."""
+
+
+def as_parameters(values):
+    """Return weight and bias, and the running statistics where there are four values."""
+    return dict(zip(("weight", "bias", "running_mean", "running_var"), values, strict=False))
+
+
+def as_running(values):
+    """Return running_mean and running_var."""
+    return dict(zip(("running_mean", "running_var"), values, strict=True))
+
+
+def as_merged(values):
+    """Return mean, var and count, as `statistics` and `merge_statistics` return them."""
+    return dict(zip(("mean", "var", "count"), values, strict=True))
+
+
+def as_sums(values):
+    """Return the first two that `backward_reduce` returns."""
+    return dict(zip(("sum_dy", "sum_dy_xhat"), values, strict=False))
