@@ -1,15 +1,17 @@
 """The limit and the peers as a picture; needs matplotlib."""
 
-import numpy as np
-
+from benchmarks import machine
 from benchmarks.peers import PEERS
-from benchmarks.tables import GROUPS, shape_name
+from benchmarks.tables import shape_name
 
-_COLOURS = {"forward": "#4878a8", "backward": "#e49444"}
+# Okabe and Ito's palette, which stays distinct for colour-blind readers.
+_PASSES = {"forward": "#0072B2", "backward": "#D55E00"}
+_PEERS = ("#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#0072B2", "#D55E00", "#999999", "#F0E442")
+_INK, _GREY = "#222222", "#999999"
 
 
 def draw(summary, path):
-    """Write a PNG to `path`: shares of the limit with their targets, and below them the peers.
+    """Write a picture to `path`, in the format of its suffix: shares of the limit, and below them the peers.
 
     Without figures of either kind nothing is written.
 
@@ -24,71 +26,94 @@ def draw(summary, path):
     charts = [(chart, entries) for chart, entries in charts if entries]
     if not charts:
         return
-    figure = Figure(figsize=(13, 5 * len(charts)), layout="constrained")
-    for position, (chart, entries) in enumerate(charts, 1):
-        chart(figure.add_subplot(len(charts), 1, position), entries)
-    machine = summary["machine"]
-    figure.suptitle(
-        f"{machine['cpu']}, {machine['threads']} threads, float32, leaky_relu, cold caches", fontsize=10
+    heights = [1.2 + 0.42 * len(_places(entries)) for _, entries in charts]
+    figure = Figure(figsize=(9, sum(heights) + 0.4), layout="constrained")
+    panels = figure.subplots(len(charts), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (chart, entries) in zip(panels, charts, strict=True):
+        chart(axes, entries)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    figure.supxlabel(
+        f"float32, leaky_relu, cold caches. {machine.short(summary['machine'])}", fontsize=8, color=_GREY
     )
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=150)
 
 
-def _label(axes, entries):
-    names = list(dict.fromkeys((entry["shape"], entry["layout"]) for entry in entries))
-    axes.set_xticks(
-        range(len(names)), [f"{shape_name(shape)}\n{layout}" for shape, layout in names], fontsize=7
-    )
-    return {name: place for place, name in enumerate(names)}
+def _places(entries):
+    """Return a row number for each shape and layout, in the order of the table."""
+    names = dict.fromkeys((tuple(entry["shape"]), entry["layout"]) for entry in entries)
+    return {name: row for row, name in enumerate(names)}
 
 
-def _legend(axes):
-    axes.legend(fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+def _label_rows(axes, places):
+    axes.set_yticks(list(places.values()), [f"{shape_name(shape)}, {layout}" for shape, layout in places])
+    axes.set_ylim(len(places) - 0.5, -0.5)
 
 
-def _targets(axes, left, figures, width):
-    """Draw a black line across the bar of each figure that has a target."""
-    goals = [(x, figure.target) for x, figure in zip(left, figures, strict=True) if figure.target is not None]
-    if goals:
-        x, y = np.array(goals).T
-        axes.hlines(y, x, x + width, color="k", linewidth=1.5)
+def _row(places, entry):
+    return places[tuple(entry["shape"]), entry["layout"]]
 
 
 def _draw_limit(axes, entries):
-    """Two bars for each state of the memory; the faster state's are hatched. A black line is a target."""
-    places = _label(axes, entries)
-    states = list(dict.fromkeys(entry["state"] for entry in entries))
-    width = 0.8 / (2 * len(states))
-    for column, (state, name) in enumerate((state, name) for state in states for name in _COLOURS):
-        members = [entry for entry in entries if entry["state"] == state]
-        left = np.array([places[entry["shape"], entry["layout"]] for entry in members]) - 0.4 + column * width
-        figures = [entry[name]["of_limit"] for entry in members]
-        label = name if len(states) == 1 else f"{name}, group {GROUPS[state]}"
-        hatch = "//" if state == "faster" else None
-        heights = [figure.value for figure in figures]
-        axes.bar(
-            left, heights, width, align="edge", color=_COLOURS[name], hatch=hatch, edgecolor="w", label=label
-        )
-        _targets(axes, left, figures, width)
-    axes.axhline(1, color="0.6", linewidth=0.8)
-    axes.set_ylabel("share of the in-place stream's speed\n(black: target)")
-    _legend(axes)
+    """Draw a bar for each pass, of the processes where memory is the limit."""
+    entries = [entry for entry in entries if entry["state"] != "faster"]
+    places = _places(entries)
+    found = {name: [entry[name]["of_limit"].value for entry in entries] for name in _PASSES}
+    for slot, (name, values) in enumerate(found.items()):
+        rows = [_row(places, entry) - 0.2 + 0.4 * slot for entry in entries]
+        bars = axes.barh(rows, values, 0.36, color=_PASSES[name])
+        axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=2, fontsize=7, color=_INK)
+        axes.annotate(
+            name, (values[0], rows[0]), xytext=(26, 0), textcoords="offset points", va="center", fontsize=8,
+            color=_PASSES[name], fontweight="bold",
+        )  # fmt: skip
+    _label_rows(axes, places)
+    axes.axvline(1, color=_INK, linewidth=1)
+    axes.text(1.01, len(places) - 0.6, "1.0 = the memory's limit", fontsize=8, color=_INK, va="bottom")
+    axes.set_xlim(0, 1.3)
+    axes.set_xlabel("share of the speed of an in-place stream over the same arrays")
+    least, most = ({name: extreme(values) for name, values in found.items()} for extreme in (min, max))
+    axes.set_title(
+        f"Forward runs at {least['forward']:.2f} to {most['forward']:.2f} of the memory's limit, "
+        f"backward at {least['backward']:.2f} to {most['backward']:.2f}",
+        loc="left", fontsize=10, fontweight="bold",
+    )  # fmt: skip
 
 
 def _draw_peers(axes, entries):
-    """One bar for each peer, up from 1 where inplace_abn is faster, down where the peer is."""
-    places = _label(axes, entries)
+    """Draw a dot for each peer: right of 1 where inplace_abn is faster."""
+    places = _places(entries)
     columns = list(dict.fromkeys((entry["environment"], entry["peer"]) for entry in entries))
-    width = 0.8 / len(columns)
-    for column, (environment, peer) in enumerate(columns):
+    for color, (environment, peer) in zip(_PEERS * len(columns), columns, strict=False):
         members = [entry for entry in entries if (entry["environment"], entry["peer"]) == (environment, peer)]
-        left = [places[entry["shape"], entry["layout"]] - 0.4 + column * width for entry in members]
-        figures = [entry["times"] for entry in members]
-        heights = [figure.value - 1 for figure in figures]
-        label = f"{PEERS[peer][1]}, {environment}"
-        axes.bar(left, heights, width, bottom=1, align="edge", edgecolor="w", label=label)
-        _targets(axes, left, figures, width)
-    axes.axhline(1, color="k", linewidth=1)
-    axes.set_yscale("log")
-    axes.set_ylabel("times as fast, forward + backward\n(black: target)")
-    _legend(axes)
+        rows = [_row(places, entry) for entry in members]
+        values = [entry["times"].value for entry in members]
+        axes.scatter(values, rows, s=36, color=color, zorder=3)
+        for value, row in zip(values, rows, strict=True):
+            axes.annotate(
+                f"{value:.1f}", (value, row), xytext=(0, -11), textcoords="offset points", ha="center",
+                fontsize=7, color=_INK,
+            )  # fmt: skip
+        axes.annotate(
+            f"{PEERS[peer][1]}, {environment}", (values[0], rows[0]), xytext=(0, 8),
+            textcoords="offset points", ha="center", fontsize=8, color=color, fontweight="bold",
+        )  # fmt: skip
+    _label_rows(axes, places)
+    axes.set_ylim(len(places) - 0.4, -0.9)
+    axes.axvline(1, color=_INK, linewidth=1)
+    axes.set_xscale("log")
+    ticks = [tick for tick in (0.25, 0.5, 1, 2, 5, 10, 20, 50) if _within(tick, entries)]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(axis="x", color="#E5E5E5", zorder=0)
+    axes.set_xlabel("their time / ours, forward + backward; 1 = the same")
+    times = [entry["times"].value for entry in entries]
+    axes.set_title(
+        f"The others take {min(times):.1f} to {max(times):.1f} times as long", loc="left", fontsize=10,
+        fontweight="bold",
+    )  # fmt: skip
+
+
+def _within(tick, entries):
+    times = [entry["times"].value for entry in entries]
+    return min(1, *times) / 1.3 <= tick <= max(1, *times) * 1.3
