@@ -7,10 +7,11 @@
 >>> z = layer(x)  # batch norm and leaky ReLU, written over x
 >>> dx = layer.backward(np.ones_like(z))
 
-`inplace_abn.layers` has the layers, `inplace_abn.models` networks of them, `inplace_abn.optim` what trains
-them, `inplace_abn.memory` the ledger of what they keep; `inplace_abn.gradcheck` checks gradients. Beneath are
-`inplace_abn.functional`, functions on arrays, and `inplace_abn.reference`, the same in plain NumPy, as a
-specification to read. ``python -m inplace_abn demo`` trains networks with all strategies and compares.
+`inplace_abn.layers` has the layers, `inplace_abn.models` networks of them, `inplace_abn.optim` optimizers,
+`inplace_abn.checkpoint` saves and loads, `inplace_abn.memory` is the ledger of the memory that layers keep,
+`inplace_abn.gradcheck` checks gradients. Beneath are `inplace_abn.functional`, functions on arrays, and
+`inplace_abn.reference`, the same in plain NumPy, as a specification to read. ``python -m inplace_abn demo``
+trains networks with all strategies and compares.
 """
 
 import importlib
@@ -21,7 +22,7 @@ from ._core import __version__
 from .functional import Context, Gradients, get_num_threads, info, set_num_threads
 
 if TYPE_CHECKING:
-    from . import layers, memory, models, ops, optim, reference
+    from . import checkpoint, layers, memory, models, ops, optim, reference
     from ._gradcheck import gradcheck
     from .layers import ABN, InPlaceABN
 
@@ -30,7 +31,7 @@ _LATER = {
     "ABN": "layers",
     "InPlaceABN": "layers",
     "gradcheck": "_gradcheck",
-    **{name: name for name in ("layers", "memory", "models", "ops", "optim", "reference")},
+    **{name: name for name in ("checkpoint", "layers", "memory", "models", "ops", "optim", "reference")},
 }
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Gradients",
     "InPlaceABN",
     "__version__",
+    "checkpoint",
     "functional",
     "get_num_threads",
     "gradcheck",

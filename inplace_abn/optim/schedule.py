@@ -107,7 +107,7 @@ class CosineSchedule:
         check_mapping("state", state)
         missing, unexpected = sorted(_STATE.keys() - state.keys()), sorted(state.keys() - _STATE.keys())
         if missing or unexpected:
-            raise ValueError(f"state has {missing=} and {unexpected=} names")
+            raise ValueError(f"state has {missing=} and {unexpected=} names for {type(self).__name__}")
         found = {name: check(name, stored(state[name]).tolist()) for name, check in _STATE.items()}
         expected = len(self.optimizer.param_groups)
         if len(found["base_lrs"]) != expected:

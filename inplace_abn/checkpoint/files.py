@@ -1,0 +1,97 @@
+"""Flat dictionaries of arrays in .npz and .safetensors files."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from .._state import stored
+
+
+def read(path):
+    """Return the arrays of a file by name.
+
+    Parameters
+    ----------
+    path : str or path
+        Ends in .npz or .safetensors.
+
+    Returns
+    -------
+    dict of str to ndarray
+        bfloat16 arrays have the dtype of `ml_dtypes`.
+
+    Raises
+    ------
+    ValueError
+        For another ending, and for a .npz file with pickled objects.
+    ImportError
+        If the library for .safetensors is not installed.
+    """
+    path, suffix = Path(path), _suffix(path)
+    if suffix == ".safetensors":
+        return {name: stored(array) for name, array in _safetensors().load_file(path).items()}
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: stored(arrays[name]) for name in arrays}
+
+
+def write(path, arrays):
+    """Write arrays into a file, which is replaced in one step once all is written.
+
+    Parameters
+    ----------
+    path : str or path
+        Ends in .npz or .safetensors.
+    arrays : dict of str to ndarray
+
+    Raises
+    ------
+    TypeError
+        For arrays of Python objects, and in .safetensors for other things than numbers. No file is written.
+    """
+    path, suffix = Path(path), _suffix(path)
+    kinds = "biuf" if suffix == ".safetensors" else "biufcSU"
+    for name, array in arrays.items():
+        if array.dtype.kind not in kinds and array.dtype.name != "bfloat16":
+            raise TypeError(f"{name}: an array of {array.dtype} cannot be written into a {suffix} file")
+    write_into = _write_safetensors if suffix == ".safetensors" else _write_npz
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_into(unfinished, arrays)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_npz(path, arrays):
+    # Not numpy.savez, which takes names as keywords: "file" is one of its own.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _write_safetensors(path, arrays):
+    _safetensors().save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
+
+
+def _suffix(path):
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".npz", ".safetensors"):
+        raise ValueError(
+            f"path must end in .npz or .safetensors, got {str(path)!r}; to convert a file of PyTorch: "
+            'numpy.savez("file.npz", **{name: value.float().numpy() for name, value in '
+            'torch.load("file.pth").items()})'
+        )
+    return suffix
+
+
+def _safetensors():
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            ".safetensors files need the library safetensors: pip install 'inplace-abn-numpy[safetensors]'"
+        ) from error
+    return safetensors.numpy

@@ -1,0 +1,66 @@
+"""Pairs of parameters and buffers by their order."""
+
+from itertools import groupby, zip_longest
+
+from .._state import mismatch
+
+#: The last parts of PyTorch's names, which must agree at each position. Other names may be anything.
+_KNOWN = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+
+
+def pair_by_position(own, state, excluded):
+    """Return the names of a checkpoint by the names of a network, in the order of PyTorch's modules.
+
+    Parameters
+    ----------
+    own : dict of str to ndarray
+        All parameters and buffers of the network, in order.
+    state : dict of str to ndarray
+        Of the checkpoint, in order. It may lack all of the buffers called num_batches_tracked.
+    excluded : collection of str
+        Names in the network whose shapes need not fit.
+
+    Returns
+    -------
+    dict of str to str
+
+    Raises
+    ------
+    RuntimeError
+        At the first position where shapes or names do not fit, or where one side has no more entries.
+    """
+    ours, theirs = _in_order(own), list(state)
+    if not any(_leaf(name) == "num_batches_tracked" for name in theirs):
+        ours = [name for name in ours if _leaf(name) != "num_batches_tracked"]
+    for position, (one, other) in enumerate(zip_longest(ours, theirs)):
+        if not _fit(one, other, own, state, excluded):
+            raise RuntimeError(
+                f"position {position}: the network has {_described(one, own)}, the checkpoint has "
+                f"{_described(other, state)}"
+            )
+    return dict(zip(ours, theirs, strict=True))
+
+
+def _in_order(own):
+    """Return the names with slopes after the buffers of their layer: PReLU is a module of its own there."""
+    found = []
+    for _, names in groupby(own, lambda name: name.rpartition(".")[0]):
+        found += sorted(names, key=lambda name: _leaf(name) == "slope")
+    return found
+
+
+def _fit(one, other, own, state, excluded):
+    if one is None or other is None:
+        return False
+    ours = "weight" if _leaf(one) == "slope" else _leaf(one)
+    if _leaf(other) in _KNOWN and _leaf(other) != ours:
+        return False
+    return one in excluded or mismatch(state[other], own[one].shape, own[one].dtype) is None
+
+
+def _described(name, arrays):
+    return "no more entries" if name is None else f"{name} of shape {arrays[name].shape}"
+
+
+def _leaf(name):
+    return name.rpartition(".")[2]
