@@ -79,14 +79,14 @@ def test_the_convolution_does_not_hold_z(strategy):
     z_was, gone = z.copy(), weakref.ref(z)
     del z
     assert gone() is None
-    np.testing.assert_allclose(second._contexts[-1].saved["input"], z_was, rtol=1e-12)
+    np.testing.assert_allclose(second.last_call.saved["input"], z_was, rtol=1e-12)
 
 
 @pytest.mark.parametrize("strategy", CHECKPOINTS)
 def test_what_was_recomputed_is_let_go_by_the_convolution(strategy):
     net = chain(strategy)
     net(normal((2, 4, 3, 3)))
-    ctx = net[1]._contexts[-1]
+    ctx = net[1].last_call
     recomputed = weakref.ref(ctx.saved["input"])
     assert recomputed() is not None
     net[1].backward(normal((2, 4, 3, 3)))

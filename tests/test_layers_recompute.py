@@ -153,7 +153,7 @@ def test_an_error_in_the_backward_leaves_nothing_behind():
         net.backward(np.ones_like(z))
     assert x.flags.writeable
     assert dropout.rng.bit_generator.state == state
-    assert not any(layer._contexts for _, layer in net.named_layers())
+    assert not any(layer.last_call for _, layer in net.named_layers())
     assert np.array_equal(net[2].num_batches_tracked, 1)
 
 

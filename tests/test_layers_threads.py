@@ -26,7 +26,7 @@ def test_a_backward_through_the_call_of_another_thread_is_refused():
     want = net.backward(ones)
     net(x)
     elsewhere(net, y)
-    with pytest.raises(RuntimeError, match=r"^Sequential: another thread has called it .* copy\.deepcopy"):
+    with pytest.raises(RuntimeError, match=r"^Sequential: another thread has .* copy\.deepcopy"):
         net.backward(ones)
     elsewhere(net.release(), y)
     assert np.array_equal(net.backward(ones), want)  # a call of one thread, gone through by another

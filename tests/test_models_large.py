@@ -77,14 +77,14 @@ def test_in_place_they_keep_what_convolutions_take_in_and_hardly_more(name):
     total, rows, net = kept(FULL[name], strategy="inplace")
     nbytes = {key: sum(row.nbytes for row in found) for key, found in rows.items()}
     convolutions = [layer for _, layer in net.named_layers() if isinstance(layer, layers.Conv2d)]
-    arrays = [layer._contexts[-1].saved["input"] for layer in convolutions]
+    arrays = [layer.last_call.saved["input"] for layer in convolutions]
     inputs = sum({id(array): array.nbytes for array in arrays}.values())
     ends = [layer for path, layer in net.named_layers() if path.endswith("shortcut.abn")]
     assert len(ends) == {"ResNet-50": 4, "ResNet-34": 3, "MobileNetV2": 0}[name]
     # What no convolution takes in: results that are pooled, and those of the projections.
     last = net.head_abn if name == "MobileNetV2" else net[-3][-1].branch[-1]
     pooled = [last] if name == "MobileNetV2" else [net.stem.abn, last]
-    others = sum(layer._contexts[-1].saved["z"].nbytes for layer in [*pooled, *ends])
+    others = sum(layer.last_call.saved["z"].nbytes for layer in [*pooled, *ends])
     offsets = nbytes.get(("MaxPool2d", "indices"), 0)
     assert inputs + others + offsets <= total < 1.01 * (inputs + others + offsets)
     assert nbytes.get(("ABN", "residual"), 0) == 0

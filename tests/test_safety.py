@@ -228,7 +228,7 @@ def test_a_branch_whose_result_is_kept_under_another_name():
 
     block, x = Residual(Doubles()), normal(SHAPE)
     assert np.array_equal(block(x), 3 * x)
-    assert np.array_equal(block.branch._contexts[-1].saved["result"], 2 * x)
+    assert np.array_equal(block.branch.last_call.saved["result"], 2 * x)
 
 
 class PassesOn(Layer):

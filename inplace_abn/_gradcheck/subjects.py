@@ -78,14 +78,20 @@ class Subject:
         return {self._name(i): self._inputs[i] for i in wanted if _floats(self._inputs[i])}
 
     def evaluate(self):
-        """Return the result for the arrays as they are, as an array of its own."""
+        """Return the result for the arrays as they are, as an array of its own; several end to end."""
         with no_grad():
-            return np.array(self._call()[0])
+            z = self._call()[0]
+        return np.concatenate([np.ravel(part) for part in z]) if isinstance(z, tuple) else np.array(z)
 
     def gradients(self, dz, overwrite=False):
-        """Return the gradients for the arrays as they are, by name."""
+        """Return the gradients for the arrays as they are, by name; dz is as `evaluate` returns z."""
         z, backward = self._call()
-        dz = dz if isinstance(z, np.ndarray) else float(dz)
+        if isinstance(z, tuple):
+            ends = np.cumsum([np.size(part) for part in z])
+            parts = zip(np.split(dz, ends[:-1]), z, strict=True)
+            dz = tuple(part.reshape(np.shape(like)) for part, like in parts)
+        else:
+            dz = dz if isinstance(z, np.ndarray) else float(dz)
         found = backward(dz, overwrite=True) if overwrite else backward(dz)
         return self._match(found if isinstance(found, (tuple, list)) else (found,))
 
@@ -197,7 +203,7 @@ class OfLayer(Subject):
     def __init__(self, layer, inputs, wrt):
         super().__init__(inputs, wrt)
         self._layer = layer
-        self._names = _names(layer.forward, bound=("ctx",))
+        self._names = _names(layer.forward, bound=("ctx",)) or ["x"] * (len(inputs) == 1)
 
     def modes(self, modes):
         """Go through the modes, switching to each."""

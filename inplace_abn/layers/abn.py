@@ -176,13 +176,13 @@ class ABN(Layer):
             ctx.offer(z, kept.recompute, KEEPS[self.strategy])
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Gradients of x, weight, bias and slope; that of the residual is left on ctx."""
+        """Gradients of x, of the residual if there was one, and of weight, bias and slope."""
         found = functional.backward(ctx.kept, dz, overwrite=overwrite)
         if ctx.slope is not None:
             ctx.slope.accumulate(found.dslope)
-        ctx.residual_gradient = found.dresidual
-        dx, *others = found if self.affine else found[:1]
-        return (dx, *others) if self.slope is None else (dx, *others, None)  # accumulated already
+        inputs = (found.dx,) if found.dresidual is None else (found.dx, found.dresidual)
+        others = (found.dweight, found.dbias) if self.affine else ()
+        return (*inputs, *others) if self.slope is None else (*inputs, *others, None)  # accumulated already
 
     @property
     def _normalizes_by_batch(self):

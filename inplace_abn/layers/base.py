@@ -24,18 +24,17 @@ A layer made of layers calls them in ``forward``, and their ``backward`` in ``gr
 alone.
 """
 
-import threading
 import weakref
-from contextlib import suppress
 
 import numpy as np
 
 from .. import memory
-from . import text, watch
+from . import calls, text, watch
+from .calls import Call, here
 from .context import AGAIN, OUTSIDE, LayerContext
 from .state import StateMixin
 
-__all__ = ["Layer", "LayerContext", "OperationLayer", "Parameter"]
+__all__ = ["Call", "Layer", "LayerContext", "OperationLayer", "Parameter"]
 
 
 class _Named:
@@ -60,7 +59,7 @@ class _Named:
 
     def __getstate__(self):
         # The place is found anew by the parent: see Layer.__setstate__.
-        left = ("_parent", "_contexts", "_last")
+        left = ("_parent", "_calls", "_last", "_dropped", "_warned")
         return {name: value for name, value in vars(self).items() if name not in left}
 
 
@@ -122,10 +121,11 @@ class Layer(_Named, StateMixin):
     training = True
     overwrites_input = False
     returns_input = False
+    _dropped = ""  # the end of the message of a backward without a call
 
     def __new__(cls, *args, **kwargs):  # noqa: D102
         self = super().__new__(cls)
-        vars(self)["_contexts"] = []
+        vars(self)["_calls"] = []
         vars(self)["_last"] = "the layer was not called; call it before its backward"
         return self
 
@@ -161,23 +161,29 @@ class Layer(_Named, StateMixin):
     # ---- forward and backward ----------------------------------------------------------------------------
 
     def __call__(self, *inputs, **options):
-        """Return ``forward(ctx, *inputs, **options)`` with a context that is kept for the backward.
+        """Return ``forward(ctx, *inputs, **options)``, with a context that is kept for the backward.
 
-        An error leaves nothing behind of what the layers inside have kept, and names the layer.
+        Floating arrays among inputs and options are inputs that have a gradient. An error releases what the
+        layers inside have kept, and names the layer.
         """
-        ctx = LayerContext(self)
+        call, outer = Call(self, inputs, options), here.call
+        here.call = call
+        if outer is None:
+            here.inputs = inputs, options
         try:
             forward = self.forward if memory.recorder is None else self._watched
-            z = forward(ctx, *inputs, **options)
+            z = forward(call, *inputs, **options)
         except BaseException as error:
-            ctx.release()
-            self._drop("its forward failed", ctx)
+            call.release(f"its forward failed; {AGAIN}")
             raise text.with_name(error, self) from error.__cause__
-        if not ctx.recording:
+        finally:
+            here.call = outer
+            if outer is None:
+                here.inputs = ()
+        if call.recording:
+            call.finish(self, inputs, options, z, outer)
+        else:
             self._last = f"it was called {OUTSIDE}"
-            return z
-        ctx.expect_gradient_of(z)
-        self._contexts.append(ctx)
         return z
 
     def _watched(self, ctx, *inputs, **options):
@@ -189,80 +195,76 @@ class Layer(_Named, StateMixin):
             watch.end(self, z)
         return z
 
-    def backward(self, dz, *, overwrite=False):
-        """Gradient of the input of the last call; those of the parameters are added to their ``grad``.
+    @property
+    def last_call(self):
+        """The last `Call` whose backward has not run, or None: for ``backward(dz, call=...)``."""
+        return self._calls[-1] if self._calls else None
+
+    def backward(self, dz, *, call=None, overwrite=False):
+        """Gradient of the input of a call; those of the parameters are added to their ``grad``.
+
+        Without `call`, a dz that another layer's backward has returned goes through the call whose result
+        that layer took; any other dz goes through the last call whose backward has not run. So several calls
+        are gone through in reverse order, or in any order where `call` says which one is meant.
 
         Parameters
         ----------
-        dz : ndarray
-            Gradient of the result, of its shape and dtype.
+        dz : ndarray, or tuple of ndarray
+            Gradient of the result, of its shape and dtype; a tuple after a forward that returned a tuple,
+            with None for a result that has no influence.
+        call : Call, optional
+            `last_call` as it was right after the forward that is meant.
         overwrite : bool
             True allows that dx is written over dz.
 
         Returns
         -------
-        dx : ndarray
-            ``(dx, dresidual)`` after a call with ``residual=``, as `ABN` takes it.
+        dx : ndarray, or tuple of ndarray
+            A tuple after a call with several floating arrays as inputs, keyword arguments such as
+            ``residual=`` included: one gradient for each, in their order.
 
         Raises
         ------
         RuntimeError
-            If the last call's backward has run, or there was no call; if another thread has called the layer
-            since this one has.
+            If no call is pending, or the backward of `call` has run; without `call`, if another thread has
+            called the layer since this thread has.
         TypeError, ValueError
-            For a dz of another dtype or shape. The backward of a single layer can be run once more then,
-            that of a container cannot.
+            For a dz of another dtype or shape, and for a number of gradients that does not fit inputs and
+            parameters. The backward of a single layer can be repeated then, that of a container cannot.
         """
-        ctx = self._last_call()
         try:
-            ctx.check_gradient(dz)
-            result = self.gradients(ctx, dz, overwrite=overwrite)
+            call = calls.find(self, dz) if call is None else calls.check(self, call)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise text.with_name(error, self) from None
+        outer, here.call = here.call, call
+        try:
+            found = self.gradients(call, call.check_gradient(dz), overwrite=overwrite)
+            dx, others = call.split(found, self._own(Parameter))
+            for parameter, gradient in others:
+                if gradient is not None:
+                    parameter.accumulate(gradient)
         except BaseException as error:
             if any(True for _ in self.children()):
-                self._drop("its backward failed", ctx)
+                call.release(f"its backward failed; {AGAIN}")
             raise text.with_name(error, self) from error.__cause__
-        dx, *gradients = result if isinstance(result, tuple) else (result,)
-        for parameter, gradient in zip(self._own(Parameter), gradients, strict=True) if gradients else ():
-            if gradient is not None:
-                parameter.accumulate(gradient)
-        self._forget(ctx, "the backward has run already and has freed what was kept")
-        return dx if ctx.residual_gradient is None else (dx, ctx.residual_gradient)
-
-    def _last_call(self):
-        """Return the last call's context; refuse another thread's where this thread has made a call too."""
-        calls = list(self._contexts)
-        if not calls:
-            raise RuntimeError(f"{self.label}: there is nothing to go back through: {self._last}")
-        own = threading.get_ident()
-        if calls[-1].thread != own and own in (call.thread for call in calls):
-            raise RuntimeError(
-                f"{self.label}: another thread has called it since this one has, and backward goes through "
-                "the last call; train by one thread at a time, or give each a copy.deepcopy of the network"
-            )
-        return calls[-1]
+        finally:
+            here.call = outer
+        if outer is None:
+            call.note_gradients(dx)
+        call.release(f"the backward has run already and has freed what was kept; {AGAIN}")
+        return dx[0] if len(dx) == 1 else dx
 
     def release(self):
-        """Let go of all that was kept for backwards that will not run. Returns the layer."""
-        self._drop("what it kept was released")
-        return self
-
-    def _drop(self, why, first=None):
-        """Free the contexts of this layer and of those inside: all, or its thread's from `first` on."""
+        """Drop all that was kept for backwards that will not run. Returns the layer."""
         for _, layer in self.named_layers():
-            for ctx in list(layer._contexts):
-                if first is None or (ctx.id >= first.id and ctx.thread == first.thread):
-                    layer._forget(ctx, why)
-
-    def _forget(self, ctx, why):
-        with suppress(ValueError):  # another thread has released it
-            self._contexts.remove(ctx)
-        ctx.release()
-        self._last = f"{why}; {AGAIN}"
+            for call in list(layer._calls):
+                call.release(f"what it kept was released; {AGAIN}")
+        return self
 
     # ---- the layers and parameters inside ----------------------------------------------------------------
 
     def _own(self, kind):
-        return [value for value in vars(self).values() if isinstance(value, kind)]
+        return {key: value for key, value in vars(self).items() if isinstance(value, kind)}
 
     def children(self):
         """Go through the layers right inside, as (name, layer)."""

@@ -80,22 +80,37 @@ class Sequential(Layer):
         """Return whether the last layer does: see `ABN.takes_residual`."""
         return _takes_residual(self[-1], activation) if len(self) else False
 
-    def forward(self, ctx, x, **options):
-        """One layer after the other; options, such as a residual, are for the last one."""
+    def forward(self, ctx, *inputs, **options):
+        """One layer after the other; options, such as a residual, are for the last one.
+
+        A layer that returns a tuple passes its elements on as the inputs of the next one.
+        """
         layers = list(self)
         for i, layer in enumerate(layers, 1):
-            x = layer(x, **(options if i == len(layers) else {}))
-        return x
+            result = layer(*inputs, **(options if i == len(layers) else {}))
+            inputs = result if isinstance(result, tuple) else (result,)
+        return inputs[0] if len(inputs) == 1 else inputs
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """One layer after the other, from the last to the first."""
-        given, own = dz, overwrite
-        for layer in reversed(list(self)):
-            dz = layer.backward(dz, overwrite=own and dz.flags.writeable)
-            if isinstance(dz, tuple):
-                dz, ctx.residual_gradient = dz
-            own = own or not np.may_share_memory(dz, given)
-        return dz
+        given, own, options = _arrays(dz), overwrite, ()
+        named = sum(isinstance(name, str) for name in ctx.inputs)
+        for i, layer in enumerate(reversed(list(self))):
+            writeable = all(array.flags.writeable for array in _arrays(dz))
+            dz = layer.backward(dz, overwrite=own and writeable)
+            if i == 0 and named:
+                dz, options = dz[:-named], dz[-named:]
+                dz = dz[0] if len(dz) == 1 else dz
+            own = own or not any(np.may_share_memory(a, b) for a in _arrays(dz) for b in given)
+        return (*_tuple(dz), *options)
+
+
+def _tuple(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _arrays(value):
+    return [array for array in _tuple(value) if isinstance(array, np.ndarray)]
 
 
 class Residual(Layer):

@@ -8,7 +8,7 @@ import numpy as np
 
 class _Seen(threading.local):
     depth = 0  # of calls inside of calls
-    last = None  # weak reference to the result of the last outermost call
+    last = ()  # weak references to the results of the last outermost call
     first = None  # where the first value appeared that is not finite
 
 
@@ -18,8 +18,8 @@ _seen = _Seen()
 def begin(layer, inputs):
     """Note that a layer is called. An outermost call starts anew, unless it goes on with the last result."""
     _seen.depth += 1
-    last = _seen.last and _seen.last()
-    if _seen.depth > 1 or (last is not None and any(array is last for array in inputs)):
+    last = {id(array) for array in (reference() for reference in _seen.last) if array is not None}
+    if _seen.depth > 1 or any(id(array) in last for array in inputs):
         return
     _seen.first = None
     if not all(map(_is_finite, inputs)):
@@ -29,9 +29,10 @@ def begin(layer, inputs):
 def end(layer, result):
     """Note the result of the call; None if it failed."""
     _seen.depth -= 1
-    if _seen.first is None and not _is_finite(result):
+    results = result if isinstance(result, tuple) else (result,)
+    if _seen.first is None and not all(map(_is_finite, results)):
         _seen.first = f"the result of {layer.label}"
-    _seen.last = weakref.ref(result) if isinstance(result, np.ndarray) else None
+    _seen.last = [weakref.ref(array) for array in results if isinstance(array, np.ndarray)]
 
 
 def report():

@@ -1,0 +1,378 @@
+"""Calls of layers: several inputs and outputs, the call that a backward goes through, calls without one."""
+
+import gc
+import warnings
+import weakref
+
+import numpy as np
+import pytest
+from networks import STRATEGIES, abn, chain, conv, normal, run
+
+from inplace_abn import gradcheck, memory
+from inplace_abn.layers import (
+    CrossEntropy,
+    Layer,
+    Linear,
+    Parameter,
+    Recompute,
+    Residual,
+    Sequential,
+    no_grad,
+)
+
+
+class Bilinear(Layer):
+    """z = sum over i and j of x_i weight_ij y_j, + bias."""
+
+    def __init__(self, first=3, second=2):
+        self.weight, self.bias = Parameter(normal((first, second))), Parameter(np.array(0.5))
+
+    def forward(self, ctx, x, y):
+        ctx.save_for_backward(x=x, y=y)
+        return np.einsum("ni,ij,nj->n", x, self.weight.data, y) + self.bias.data
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        x, y = ctx.saved["x"], ctx.saved["y"]
+        dz = dz[:, None]
+        weight = self.weight.data
+        return dz * (y @ weight.T), dz * (x @ weight), (dz * x).T @ y, dz.sum()
+
+
+class Split(Layer):
+    """The first columns and the others."""
+
+    def forward(self, ctx, x):
+        return x[:, :3].copy(), x[:, 3:].copy()
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        return np.concatenate(dz, axis=1)
+
+
+class Both(Layer):
+    """Sum and product: two inputs, two outputs."""
+
+    def forward(self, ctx, x, y):
+        ctx.save_for_backward(x=x, y=y)
+        return x + y, x * y
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        dsum, dproduct = dz
+        return dsum + dproduct * ctx.saved["y"], dsum + dproduct * ctx.saved["x"]
+
+
+# ---- several inputs and outputs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "shapes"),
+    [
+        (Bilinear, [(4, 3), (4, 2)]),
+        (Both, [(4, 3), (4, 3)]),
+        (Split, [(4, 5)]),
+        (lambda: Sequential(Split(), Bilinear()), [(4, 5)]),
+        (lambda: Sequential(Both(), Both(), Bilinear(3, 3)), [(4, 3), (4, 3)]),
+        (lambda: Sequential(Linear(4, 5, dtype=np.float64), Sequential(Split(), Bilinear())), [(2, 4)]),
+        (lambda: Sequential(Linear(4, 5, dtype=np.float64), Split()), [(2, 4)]),
+    ],
+)
+def test_gradients_of_several_inputs_and_outputs(make, shapes):
+    inputs = [normal(shape, seed) for seed, shape in enumerate(shapes)]
+    report = gradcheck(make(), inputs)
+    assert report.ok, report
+    assert len({row.name for row in report.rows}) >= len(inputs)
+
+
+def test_a_wrong_gradient_of_a_second_output_is_found():
+    class Wrong(Both):
+        def gradients(self, ctx, dz, *, overwrite=False):
+            dx, dy = super().gradients(ctx, dz)
+            return dx, dy + dz[1]
+
+    report = gradcheck(Wrong(), [normal((2, 3)), normal((2, 3), 1)])
+    assert not report.ok
+    assert {row.name for row in report.rows if row.wrong} == {"y"}
+
+
+def test_the_backward_of_several_inputs_returns_a_tuple():
+    layer, x, y = Bilinear(), normal((4, 3)), normal((4, 2), 1)
+    layer(x, y)
+    dx, dy = layer.backward(np.ones(4))
+    assert (dx.shape, dy.shape) == (x.shape, y.shape)
+    assert layer.weight.grad.shape == (3, 2)
+    assert layer.bias.grad == 4
+
+
+def test_a_result_without_influence_has_the_gradient_none():
+    layer, x, y = Both(), normal((4, 3)), normal((4, 3), 1)
+    layer(x, y)
+    dx, dy = layer.backward((None, np.ones((4, 3))))
+    np.testing.assert_array_equal(dx, y)
+    np.testing.assert_array_equal(dy, x)
+
+
+@pytest.mark.parametrize(
+    ("dz", "error", "message"),
+    [
+        (np.ones((4, 3)), TypeError, "dz: expected a tuple of 2 gradients, .* got ndarray"),
+        ((np.ones((4, 3)),), TypeError, "dz: expected a tuple of 2 gradients, .* got 1 of them"),
+        ((None, np.ones((3, 4))), ValueError, r"^net \(Both\): dz\[1\] must be of shape \(4, 3\)"),
+        ((np.ones((4, 3)), np.ones((4, 3), np.float32)), TypeError, r"dz\[1\] must be float64"),
+    ],
+)
+def test_gradients_of_several_outputs_that_do_not_fit(dz, error, message):
+    net = Sequential({"net": Both()})
+    net(normal((4, 3)), normal((4, 3)))
+    with pytest.raises(error, match=message):
+        net.net.backward(dz)
+    assert len(net.net.backward((None, None))) == 2  # a single layer's backward can be repeated
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda dx, dy, dw, db: (dx, dw), "2 arrays, expected 4: for inputs 0 and 1, parameters weight and"),
+        (lambda dx, dy, dw, db: dx, "1 array, expected 4: for inputs 0 and 1, parameters weight and bias"),
+        (lambda dx, dy, dw, db: (dx, dw, db), "3 arrays, expected 4: for inputs 0 and 1, parameters w"),
+        (lambda dx, dy, dw, db: (dx, dy, dw, db, db), "5 arrays, expected 4"),
+    ],
+)  # fmt: skip
+def test_a_wrong_number_of_gradients(returned, message):
+    class Wrong(Bilinear):
+        def gradients(self, ctx, dz, *, overwrite=False):
+            return returned(*super().gradients(ctx, dz))
+
+    net = Sequential({"my": Wrong(2, 2)})
+    net(normal((4, 2)), normal((4, 2)))  # of one shape: gradients cannot be told apart
+    with pytest.raises(ValueError, match=rf"^my \(Wrong\): gradients returned {message}"):
+        net.backward(np.ones(4))
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_a_layer_with_parameters_that_returns_dx_alone():
+    class Scale(Layer):
+        def __init__(self):
+            self.weight = Parameter(np.ones(3))
+
+        def forward(self, ctx, x):
+            return x * self.weight.data
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            return dz * self.weight.data
+
+    layer = Scale()
+    layer(normal((2, 3)))
+    message = "Scale: gradients returned 1 array, expected 2: for input 0, parameter weight"
+    with pytest.raises(ValueError, match=message):
+        layer.backward(np.ones((2, 3)))
+
+
+def test_what_has_no_gradient_is_no_input():
+    class Picks(Layer):
+        def __init__(self, returned):
+            self.returned = returned
+
+        def forward(self, ctx, x, index, *, factor=2.0):
+            return factor * x[index]
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            return self.returned(dz)
+
+    x, index = normal((4, 3)), np.array([2, 0, 1, 3])
+    for returned in (lambda dz: dz, lambda dz: (dz,), lambda dz: (dz, None)):
+        layer = Picks(returned)
+        layer(x, index, factor=3.0)
+        assert layer.backward(np.ones((4, 3))).shape == x.shape
+    layer = Picks(lambda dz: (dz, dz))
+    layer(x, index)
+    with pytest.raises(ValueError, match=r"2 arrays, expected 1: for input 0$"):
+        layer.backward(np.ones((4, 3)))
+
+
+def test_a_residual_by_position_or_by_name():
+    layer, x, r = abn(), normal((2, 4, 3)), normal((2, 4, 3), 1)
+    layer(x, residual=r)
+    want = layer.backward(np.ones_like(x))
+    layer(x, r)
+    for got, gradient in zip(layer.backward(np.ones_like(x)), want, strict=True):
+        np.testing.assert_array_equal(got, gradient)
+
+
+# ---- which call a backward goes through --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("wrap", [Sequential, Recompute, Residual], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 1, 0)])
+def test_calls_in_any_order(strategy, wrap, order):
+    net, batches = wrap(chain(strategy)), [normal((2, 4, 3, 3), seed) for seed in range(3)]
+    dz = normal((2, 4, 3, 3), 9)
+    want = [run(net, x, dz) for x in batches]
+    net.zero_grad()
+    calls = []
+    for x in batches:
+        net(x.copy())
+        calls.append(net.last_call)
+    for i in order:
+        np.testing.assert_array_equal(net.backward(dz.copy(), call=calls[i]), want[i]["dx"])
+    np.testing.assert_allclose(
+        net.parameters()[0].grad, sum(result[net.parameters()[0].name] for result in want)
+    )
+    assert not any(layer.last_call for _, layer in net.named_layers())
+
+
+def test_the_gradient_of_a_loss_finds_its_call():
+    net, criterion = Sequential(chain("inplace"), conv(4, 3)), CrossEntropy()
+    other, target = CrossEntropy(), np.zeros((2, 3, 3), int)
+    xs = [normal((2, 4, 3, 3), seed) for seed in range(2)]
+    want = []
+    for x in xs:
+        criterion(net(x.copy()), target)
+        want.append(net.backward(criterion.backward()))
+    criterion(net(xs[0].copy()), target)
+    other(net(xs[1].copy()), target)
+    np.testing.assert_array_equal(net.backward(criterion.backward()), want[0])  # the first call first
+    np.testing.assert_array_equal(net.backward(other.backward()), want[1])
+
+
+def test_a_shared_layer_inside_a_network_and_by_itself():
+    """The network's backward takes its own call, although the layer was called again since."""
+    shared, x, y = Linear(4, 4, dtype=np.float64, rng=0), normal((3, 4)), normal((3, 4), 1)
+    net, dz = Sequential(shared), normal((3, 4), 2)
+    net(x)
+    shared(y)
+    net.backward(dz)
+    np.testing.assert_allclose(shared.weight.grad, dz.T @ x)
+    shared.zero_grad()
+    shared.backward(dz)
+    np.testing.assert_allclose(shared.weight.grad, dz.T @ y)
+
+
+def test_buffers_that_are_used_again_do_not_mix_up_calls():
+    layer, dz = abn(strategy="inplace"), np.empty((2, 4, 3))
+    buffers = [np.empty_like(dz) for _ in range(2)]
+    for repetition in range(3):
+        for seed, x in enumerate(buffers):
+            x[...] = normal(x.shape, 10 * repetition + seed)
+            layer(x)
+        for seed in (1, 0):
+            dz[...] = normal(dz.shape, seed)
+            got = layer.backward(dz, overwrite=True).copy()
+            fresh = abn(strategy="inplace")
+            want = run(fresh, normal(dz.shape, 10 * repetition + seed), normal(dz.shape, seed))
+            np.testing.assert_array_equal(got, want["dx"])
+
+
+def test_a_call_that_does_not_fit():
+    net, x = Sequential({"a": Linear(4, 4, dtype=np.float64)}), normal((3, 4))
+    net(x)
+    call = net.last_call
+    with pytest.raises(ValueError, match=r"^a \(Linear\): call: expected a call of this layer, got one of"):
+        net.a.backward(x, call=call)
+    with pytest.raises(TypeError, match=r"^Sequential: call: expected a Call, such as .*, got int"):
+        net.backward(x, call=1)
+    net.backward(x, call=call)
+    with pytest.raises(RuntimeError, match=r"^Sequential: call: its backward has run already"):
+        net.backward(x, call=call)
+    assert net.last_call is None
+
+
+def test_a_failing_call_releases_its_own_and_no_others():
+    class Fails(Layer):
+        def forward(self, ctx, x):
+            raise ValueError("too bad")
+
+    first, x = chain("inplace"), normal((2, 4, 3, 3))
+    want = run(first, x, x)["dx"]
+    first(x.copy())
+    with pytest.raises(ValueError, match="too bad"):
+        Sequential(first, Fails())(x.copy())
+    np.testing.assert_array_equal(first.backward(x.copy()), want)
+    assert not any(layer.last_call for _, layer in first.named_layers())
+
+
+# ---- calls without a backward ------------------------------------------------------------------------------
+
+
+def kept_after(net, calls, results=None):
+    with memory.ledger() as ledger:
+        for seed in range(calls):
+            z = net(normal((2, 4, 3, 3), seed))
+            if results is not None:
+                results.append(z)
+    return ledger.live
+
+
+def test_a_validation_loop_keeps_one_set_of_contexts():
+    net = Sequential(chain("inplace"), conv()).eval()
+    once = kept_after(net, 1)
+    net.release()
+    assert kept_after(net, 20) == 2 * once  # of the last call, and of the one before: its z was alive
+    net(normal((2, 4, 3, 3)))
+    net.train()(normal((2, 4, 3, 3)))
+    gc.collect()
+    net.release()
+
+
+def test_a_call_in_evaluation_lives_as_long_as_its_result_or_its_call():
+    net, xs = Sequential(chain("standard"), conv()).eval(), [normal((2, 4, 3, 3), seed) for seed in range(3)]
+    want = [run(net, x, x)["dx"] for x in xs]
+    z = net(xs[0])
+    net(xs[1])
+    call = net.last_call
+    net(xs[2])
+    np.testing.assert_array_equal(net.backward(xs[2]), want[2])
+    np.testing.assert_array_equal(net.backward(xs[1], call=call), want[1])
+    np.testing.assert_array_equal(net.backward(xs[0]), want[0])
+    del z
+    for x in xs:
+        net(x)
+    net.backward(xs[2])
+    with pytest.raises(RuntimeError, match=r"earlier calls in eval\(\) were dropped because"):
+        [net.backward(x) for x in xs]
+
+
+def test_calls_that_pile_up_are_reported_once():
+    net, results = Sequential(chain("inplace"), conv()).eval(), []
+    with pytest.warns(UserWarning, match=r"Sequential: 8 calls wait for their backward .* KiB; .*no_grad"):
+        live = kept_after(net, 8, results)
+    assert live > 0
+    net.release()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kept_after(net, 20, results)
+    criterion, scores = CrossEntropy(), normal((2, 3))
+    target = np.array([0, 1])
+    with pytest.warns(UserWarning, match=r"CrossEntropy: 8 calls .*release\(\)"):
+        assert len({criterion(scores, target) for _ in range(10)}) == 1
+
+
+def test_the_bytes_of_a_call():
+    net, x = Sequential(chain("inplace"), conv()), normal((2, 4, 3, 3))
+    with memory.ledger() as ledger:
+        net(x)
+    assert net.last_call.nbytes == ledger.live
+
+
+def test_weights_shared_through_time_are_no_reason_to_warn():
+    cell = Linear(3, 3, dtype=np.float64, rng=0)
+    for _ in range(50):
+        cell(normal((2, 3)))
+    for _ in range(50):
+        cell.backward(np.ones((2, 3)))
+
+
+def test_calls_leave_nothing_behind():
+    net, x = chain("inplace"), normal((2, 4, 3, 3))
+    net(x)
+    gone = weakref.ref(net.last_call)
+    net.backward(normal((2, 4, 3, 3)))
+    assert gone() is None
+    net(x)
+    gone = weakref.ref(net.last_call)
+    del net
+    assert gone() is None
+    assert x.flags.writeable
+    with no_grad():
+        net = chain("inplace")
+        net(x)
+    assert net.last_call is None
