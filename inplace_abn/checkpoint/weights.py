@@ -22,8 +22,8 @@ def load_weights(
 ):  # fmt: skip
     """Load weights that were trained elsewhere.
 
-    The names are those of `network`, unless `source` or `mapping` translate them or `by_position` ignores
-    them. Weights of ResNet and MobileNetV2 were trained with relu as a rule: build the network with
+    The names are those of `network`, unless `source` or `mapping` translates them or `by_position` ignores
+    them. The networks of torchvision and timm were trained with relu: build the network with
     ``activation="relu"`` and a strategy that keeps x or xhat for the same results, or fine-tune it with an
     invertible activation.
 
