@@ -10,7 +10,7 @@ import pytest
 from operations import EPS, Context, assert_gradients, laid_out, normal, run, strided
 
 from inplace_abn import ops
-from inplace_abn.ops import cross_entropy, dropout, flatten, linear
+from inplace_abn.ops import cross_entropy, dropout, flatten, linear, mean_squared_error
 
 MODULES = [f"{ops.__name__}.{module.name}" for module in pkgutil.iter_modules(ops.__path__)]
 
@@ -181,6 +181,48 @@ def test_cross_entropy_against_torch(shape, ignore_index, channel_axis, dtype):
     assert dx.dtype == dtype
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize(("weighted", "smoothing"), [(True, 0.0), (False, 0.1), (True, 0.3), (False, 1.0)])
+@pytest.mark.parametrize("shape", SHAPES[::2], ids=str)
+def test_class_weights_and_smoothing_against_torch(shape, weighted, smoothing, channel_axis, dtype):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x, target = 5 * normal(shape, dtype), labels(shape)
+    weight = np.linspace(0, 2, shape[1]).astype(dtype) if weighted else None
+    tensor = torch.tensor(x.astype(np.float64), requires_grad=True)
+    criterion = torch.nn.CrossEntropyLoss(
+        torch.tensor(weight.astype(np.float64)) if weighted else None, label_smoothing=smoothing
+    )
+    result = criterion(tensor, torch.tensor(target))
+    (3 * result).backward()
+    loss, (dx,), _ = run(
+        cross_entropy, laid_out(x, channel_axis), target, dz=3.0, weight=weight, label_smoothing=smoothing,
+        channel_axis=channel_axis,
+    )  # fmt: skip
+    # As without them, and a loss is a sum over all classes, each with a weight of up to 2.
+    assert abs(loss - result.item()) <= 160 * EPS[dtype] * max(1, result.item())
+    total = float((np.ones(shape[1]) if weight is None else weight)[target[target != -100]].sum())
+    error = np.abs(np.moveaxis(dx, channel_axis, 1) - tensor.grad.numpy())
+    assert error.max() <= 160 * EPS[dtype] * 3 / total
+
+
+@pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_gradients_with_class_weights_and_smoothing(weighted, channel_axis):
+    x = laid_out(normal((2, 4, 3)), channel_axis)
+    weight = np.array([0.5, 2.0, 0.0, 1.0]) if weighted else None
+    options = {"weight": weight, "label_smoothing": 0.3, "channel_axis": channel_axis}
+    assert_gradients(cross_entropy, [x], labels((2, 4, 3)), **options)
+
+
+def test_weights_of_the_labels_that_are_all_zero_leave_no_loss():
+    x, target = normal((3, 2)), np.array([0, 0, 0])
+    loss, (dx,), _ = run(cross_entropy, x, target, dz=1.0, weight=np.array([0.0, 1.0]))
+    assert loss == 0
+    assert not dx.any()
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.int32, np.uint64])
 def test_labels_of_any_integer_dtype(kind):
     x, target = normal((6, 4)), np.array([0, 1, 2, 3, 3, 3])
@@ -221,7 +263,7 @@ def test_what_is_not_finite_stays_in_sight(value):
 @pytest.mark.parametrize("shape", [(2, 3), (0, 3)], ids=str)
 def test_nothing_that_counts(shape):
     loss, (dx,), _ = run(cross_entropy, np.zeros(shape), np.full(shape[:1], -100), dz=1.0)
-    assert math.isnan(loss)
+    assert loss == 0
     assert not dx.any()
 
 
@@ -260,6 +302,42 @@ def test_a_gradient_of_the_loss_that_is_not_finite_is_passed_on():
     x, target = np.zeros((2, 3)), np.array([0, 1])
     _, (dx,), _ = run(cross_entropy, x, target, dz=np.nan)
     assert np.isnan(dx).all()
+
+
+# ---- mean squared error ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 200, 90)], ids=str)
+def test_mean_squared_error(shape):
+    x, target = normal(shape), normal(shape, seed=1)
+    loss, (dx,), _ = run(mean_squared_error, x, target, dz=3.0)
+    assert type(loss) is float
+    assert abs(loss - np.square(x - target).mean()) <= 1e-15 * loss
+    np.testing.assert_allclose(dx, 6 * (x - target) / x.size, rtol=1e-15)
+    if x.size < 10:
+        assert_gradients(mean_squared_error, [x], target)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", EPS)
+def test_mean_squared_error_against_torch(dtype):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    x, target = normal((3, 4, 5), dtype), normal((3, 4, 5), dtype, 1)
+    tensor = torch.tensor(x, requires_grad=True)
+    result = torch.nn.functional.mse_loss(tensor, torch.tensor(target))
+    result.backward()
+    loss, (dx,), _ = run(mean_squared_error, x, strided(target), dz=1.0)
+    assert abs(loss - result.item()) <= 8 * EPS[dtype] * loss
+    np.testing.assert_allclose(dx, tensor.grad.numpy(), rtol=4 * EPS[dtype])
+
+
+def test_mean_squared_error_of_nothing_is_zero():
+    loss, (dx,), _ = run(mean_squared_error, np.zeros((0, 3)), np.zeros((0, 3)), dz=1.0)
+    assert loss == 0
+    assert dx.shape == (0, 3)
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""Bilinear upsampling: by hand, against finite differences and PyTorch; refusals."""
+"""Bilinear and nearest upsampling: by hand, against finite differences and PyTorch; refusals."""
 
 import numpy as np
 import pytest
 from operations import EPS, Context, assert_gradients, laid_out, normal, run, strided
 
-from inplace_abn.ops import upsample_bilinear2d
+from inplace_abn.ops import upsample_bilinear2d, upsample_nearest2d
 
 TARGETS = [
     {"scale_factor": 2},
@@ -16,27 +16,39 @@ TARGETS = [
 ]
 
 
+#: The operations with their options, and PyTorch's.
+MODES = {
+    "bilinear": (upsample_bilinear2d, {}, {"mode": "bilinear", "align_corners": False}),
+    "corners": (upsample_bilinear2d, {"align_corners": True}, {"mode": "bilinear", "align_corners": True}),
+    "nearest": (upsample_nearest2d, {}, {"mode": "nearest"}),
+}
+
+
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_gradients_are_those_of_finite_differences(target, channel_axis):
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_are_those_of_finite_differences(mode, target, channel_axis):
+    operation, options, _ = MODES[mode]
     x = laid_out(normal((2, 2, 4, 5)), channel_axis)
-    assert_gradients(upsample_bilinear2d, [x], channel_axis=channel_axis, **target)
+    assert_gradients(operation, [x], channel_axis=channel_axis, **options, **target)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", EPS)
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_against_torch(target, channel_axis, dtype):
+@pytest.mark.parametrize("mode", MODES)
+def test_against_torch(mode, target, channel_axis, dtype):
+    operation, options, theirs = MODES[mode]
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     x = np.abs(normal((3, 4, 6, 5), dtype))
     tensor = torch.tensor(x.astype(np.float64), requires_grad=True)
-    result = torch.nn.functional.interpolate(tensor, mode="bilinear", align_corners=False, **target)
+    result = torch.nn.functional.interpolate(tensor, **theirs, **target)
     dz = np.abs(normal(tuple(result.shape), dtype, 2))
     result.backward(torch.tensor(dz.astype(np.float64)))
     z, (dx,), _ = run(
-        upsample_bilinear2d, laid_out(x, channel_axis), dz=laid_out(dz, channel_axis),
-        channel_axis=channel_axis, **target,
+        operation, laid_out(x, channel_axis), dz=laid_out(dz, channel_axis), channel_axis=channel_axis,
+        **options, **target,
     )  # fmt: skip
     # Nothing cancels. An output sums 2 x 2 products, a gradient up to 7 x 7; a weight may have come out of a
     # difference, so that it is off by some units of 1.
@@ -47,12 +59,11 @@ def test_against_torch(target, channel_axis, dtype):
 
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
-def test_memory_of_any_strides(channel_axis):
+@pytest.mark.parametrize("operation", [upsample_bilinear2d, upsample_nearest2d], ids=["bilinear", "nearest"])
+def test_memory_of_any_strides(operation, channel_axis):
     x = laid_out(normal((3, 4, 6, 5)), channel_axis)
-    z, (dx,), dz = run(upsample_bilinear2d, x, scale_factor=2, channel_axis=channel_axis)
-    z2, (dx2,), _ = run(
-        upsample_bilinear2d, strided(x), dz=strided(dz), scale_factor=2, channel_axis=channel_axis
-    )
+    z, (dx,), dz = run(operation, x, scale_factor=2, channel_axis=channel_axis)
+    z2, (dx2,), _ = run(operation, strided(x), dz=strided(dz), scale_factor=2, channel_axis=channel_axis)
     np.testing.assert_allclose(z2, z, rtol=0, atol=1e-14)
     np.testing.assert_allclose(dx2, dx, rtol=0, atol=1e-14)
 
@@ -70,8 +81,29 @@ def test_it_keeps_no_array_and_needs_scratch_for_one_sample():
     assert ctx.scratch == 3 * 8 * 4 * 8
 
 
-def test_an_empty_batch():
-    z, (dx,), _ = run(upsample_bilinear2d, np.zeros((0, 3, 4, 4)), scale_factor=2)
+@pytest.mark.parametrize("scale_factor", [2, 3, (1, 2)])
+def test_the_nearest_pixel_is_repeated_and_what_is_not_finite_stays_in_its_place(scale_factor):
+    x = normal((2, 3, 4, 5))
+    x[0, 0, 1, 1], x[1, 1, 2, 2] = np.nan, np.inf
+    z, (dx,), _ = run(upsample_nearest2d, x, scale_factor=scale_factor)
+    down, across = scale_factor if isinstance(scale_factor, tuple) else (scale_factor, scale_factor)
+    np.testing.assert_array_equal(z, x.repeat(down, axis=2).repeat(across, axis=3))
+    assert (dx == down * across).all()
+
+
+@pytest.mark.parametrize("before", range(1, 40))
+def test_every_source_of_nearest_is_inside_of_the_image(before):
+    for after in range(1, 3 * before):
+        z = upsample_nearest2d.forward(
+            Context(), np.arange(float(before)).reshape(1, 1, 1, -1), size=(1, after)
+        )
+        want = np.minimum(np.floor(np.arange(after, dtype="f4") * np.float32(before / after)), before - 1)
+        np.testing.assert_array_equal(z[0, 0, 0], want)
+
+
+@pytest.mark.parametrize("operation", [upsample_bilinear2d, upsample_nearest2d], ids=["bilinear", "nearest"])
+def test_an_empty_batch(operation):
+    z, (dx,), _ = run(operation, np.zeros((0, 3, 4, 4)), scale_factor=2)
     assert z.shape == (0, 3, 8, 8)
     assert dx.shape == (0, 3, 4, 4)
 
@@ -92,8 +124,9 @@ def test_an_empty_batch():
     ],
 )
 def test_refusals(keywords, kind, words):
-    with pytest.raises(kind, match=words):
-        upsample_bilinear2d.forward(Context(), **{"x": np.zeros((1, 1, 4, 4))} | keywords)
+    for operation in (upsample_bilinear2d, upsample_nearest2d):
+        with pytest.raises(kind, match=words):
+            operation.forward(Context(), **{"x": np.zeros((1, 1, 4, 4))} | keywords)
 
 
 def test_a_gradient_that_does_not_fit_is_refused():

@@ -23,8 +23,9 @@ from .base import Layer, LayerContext, Parameter
 from .containers import Residual, Sequential
 from .context import is_grad_enabled, no_grad
 from .convolution import Conv2d
+from .group_norm import GroupNorm
 from .linear import Dropout, Flatten, Linear
-from .loss import CrossEntropy
+from .loss import CrossEntropy, MSELoss
 from .pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d, Upsample
 from .recompute import Recompute
 
@@ -37,10 +38,12 @@ __all__ = [
     "Dropout",
     "Flatten",
     "GlobalAvgPool2d",
+    "GroupNorm",
     "InPlaceABN",
     "Layer",
     "LayerContext",
     "Linear",
+    "MSELoss",
     "MaxPool2d",
     "Parameter",
     "Recompute",

@@ -27,27 +27,30 @@ def _meant(value, valid, aliases):
     return f"; did you mean {aliases.get(near[0], near[0])!r}?" if near else ""
 
 
-def precision(dtype):
-    """Return a layer's dtype, float32 or float64, as a numpy.dtype."""
+def precision(dtype, *, half=False):
+    """Return a layer's dtype as a numpy.dtype: float32 or float64, with `half` also float16 or bfloat16."""
     try:
         found = None if dtype is None else np.dtype(dtype)
     except TypeError:
         found = None
-    if found is None or found not in arguments.DTYPES:  # float64 == None, to NumPy
-        raise ValueError(f"dtype must be one of 'float32', 'float64', got {dtype!r}")
+    # NumPy takes None for float64.
+    if found is None or not (found in arguments.DTYPES or (half and arguments.is_half(found))):
+        more = ", 'float16', ml_dtypes.bfloat16" if half else ""
+        raise ValueError(f"dtype must be one of 'float32', 'float64'{more}, got {dtype!r}")
     return found
 
 
-def goes_with(x, *arrays):
-    """Refuse an x of another precision than a layer's own arrays: float64 goes with float64 alone.
+def goes_with(x, *arrays, half=False):
+    """Refuse an x that does not go with the dtype of the layer's parameters.
 
-    What the layer is made of would refuse the array instead, which its user has not passed.
+    float64 goes with float64, all others with float32 or, with `half`, half types with themselves. The
+    functions below the layer would name the parameter instead of x, which is what the user has passed.
     """
     if not isinstance(x, np.ndarray) or x.dtype.name not in _FLOATS:
-        return  # what the layer is made of says what x must be
+        return  # refused by the functions below the layer
     needed = np.float64 if x.dtype.itemsize == 8 else np.float32
     for array in arrays:
-        if array is None:
+        if array is None or (half and array.dtype == x.dtype):
             continue
         if array.dtype not in arguments.DTYPES:
             raise TypeError(

@@ -96,4 +96,4 @@ class Conv2d(OperationLayer):
 
 def uniform(rng, bound, shape, dtype):
     """Return a Parameter with numbers from [-bound, bound)."""
-    return Parameter(rng.uniform(-bound, bound, shape).astype(precision(dtype)))
+    return Parameter(rng.uniform(-bound, bound, shape).astype(precision(dtype, half=True)))

@@ -1,4 +1,4 @@
-"""Fully connected layers, and what leads up to them."""
+"""Fully connected layers, flatten and dropout."""
 
 import math
 
@@ -18,7 +18,8 @@ class Linear(OperationLayer):
     ----------
     in_features, out_features : int
     bias : bool
-    dtype : {float32, float64}
+    dtype : {float32, float64, float16, bfloat16}
+        Of the parameters. Half-precision inputs take float32 or their own dtype.
     rng : numpy.random.Generator or int, optional
         Draws the first weight and bias, uniformly within 1 / sqrt(in_features).
 
@@ -45,8 +46,9 @@ class Linear(OperationLayer):
 
     def forward(self, ctx, x):
         """Multiply by the weight and add the bias."""
-        goes_with(x, self.weight.data)
-        return linear.forward(ctx, x, self.weight.data, None if self.bias is None else self.bias.data)
+        goes_with(x, self.weight.data, half=True)
+        bias = None if self.bias is None else self.bias.data
+        return linear.forward(ctx, x, self.weight.data, bias)
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Gradients of x, weight and, if there is one, bias."""
@@ -61,7 +63,7 @@ class Linear(OperationLayer):
 
 
 class Flatten(OperationLayer):
-    """All axes but the first in one, as a view where memory allows."""
+    """All axes but the first in one: a view of a C-contiguous input, else a copy."""
 
     operation = flatten
     returns_input = True
@@ -72,16 +74,16 @@ class Flatten(OperationLayer):
 
 
 class Dropout(OperationLayer):
-    """Elements left out at random in training, the others divided by 1 - p.
+    """Elements set to zero at random in training, the others divided by 1 - p.
 
     One bit per element is kept for the backward.
 
     Parameters
     ----------
     p : float in [0, 1]
-        The probability of each element to be left out.
+        The probability that an element is set to zero.
     rng : numpy.random.Generator or int, optional
-        Draws them.
+        Draws the random numbers.
     """
 
     operation = dropout
@@ -96,7 +98,7 @@ class Dropout(OperationLayer):
         return not self.training or self.p == 0
 
     def forward(self, ctx, x):
-        """Leave out, or in evaluation pass on."""
+        """Set elements to zero, or in evaluation return x."""
         return dropout.forward(ctx, x, self.p, training=self.training, rng=self.rng)
 
     def extra_repr(self):

@@ -1,24 +1,51 @@
-"""The loss of classification."""
+"""Losses: cross entropy and mean squared error."""
 
 import math
 
+import numpy as np
+
 from .. import memory
-from .._numbers import integer
-from ..ops import cross_entropy
+from .._numbers import fraction, integer
+from ..ops import cross_entropy, mean_squared_error
+from ..ops._arguments import arithmetic
 from . import watch
 from .base import OperationLayer
 from .checks import choice
 
 
-class CrossEntropy(OperationLayer):
-    """Mean over all labels of -log(softmax of the scores at the label), for images or for every pixel.
+class _Loss(OperationLayer):
+    """Base of the losses: a call returns a float, and refuses to return one that is not finite."""
 
-    ``loss = criterion(scores, target)`` and ``dscores = criterion.backward()``.
+    def backward(self, dz=1.0, *, overwrite=False):
+        """Gradient of the scores, for a gradient dz of the loss; otherwise as `Layer.backward`."""
+        return super().backward(dz, overwrite=overwrite)
+
+    def _finite(self, loss):
+        """Return the loss, or raise an error that says where the first value appeared that is not finite."""
+        if math.isfinite(loss):
+            return loss
+        if memory.recorder is None:
+            advice = "run this step inside inplace_abn.memory.ledger() to learn where from"
+        else:
+            advice = watch.report()
+        raise FloatingPointError(f"the loss is {loss}; {advice}")
+
+
+class CrossEntropy(_Loss):
+    """Cross entropy of scores and labels, as `torch.nn.CrossEntropyLoss`, for images or for every pixel.
+
+    The mean over all labels of -log(softmax of the scores at the label). ``loss = criterion(scores, target)``
+    and ``dscores = criterion.backward()``. Unlike in PyTorch, loss and gradients are 0 if no label counts,
+    as in a frame of ignored labels only.
 
     Parameters
     ----------
     ignore_index : int
-        Label of what does not count.
+        Label of samples or pixels that do not count.
+    weight : ndarray of shape (C,), optional
+        Of the classes, at least 0: every label counts as much as the weight of its class.
+    label_smoothing : float in [0, 1]
+        Share of the target that is spread evenly over all classes.
     channel_axis : {1, -1}
         Of the classes; -1 for scores (N, ..., C).
 
@@ -26,7 +53,7 @@ class CrossEntropy(OperationLayer):
     ------
     FloatingPointError
         In a call, if the loss is not finite. While an `inplace_abn.memory.ledger` is on, the message names
-        the layer in whose result the first value appeared that is not.
+        the layer whose result had the first value that is not finite.
     TypeError, ValueError
         For labels out of range, and shapes that do not fit together.
 
@@ -43,8 +70,10 @@ class CrossEntropy(OperationLayer):
 
     operation = cross_entropy
 
-    def __init__(self, ignore_index=-100, *, channel_axis=1):
+    def __init__(self, ignore_index=-100, *, weight=None, label_smoothing=0.0, channel_axis=1):
         self.ignore_index = integer("ignore_index", ignore_index, least=-(1 << 62))
+        self.weight = None if weight is None else np.array(weight)
+        self.label_smoothing = fraction("label_smoothing", label_smoothing)
         self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
 
     def forward(self, ctx, scores, target):
@@ -56,24 +85,49 @@ class CrossEntropy(OperationLayer):
         scores : ndarray of shape (N, C, ...)
         target : ndarray of integers of shape (N, ...)
         """
-        loss = cross_entropy.forward(
-            ctx, scores, target, ignore_index=self.ignore_index, channel_axis=self.channel_axis
-        )
-        if not math.isfinite(loss):
-            raise FloatingPointError(self._why(loss, target))
-        return loss
-
-    def backward(self, dz=1.0, *, overwrite=False):
-        """Gradient of the scores, for a gradient dz of the loss; otherwise as `Layer.backward`."""
-        return super().backward(dz, overwrite=overwrite)
-
-    def _why(self, loss, target):
-        if (target == self.ignore_index).all():
-            return f"the loss is {loss}: no label counts, all {target.size} are {self.ignore_index}"
-        if memory.recorder is None:
-            return f"the loss is {loss}; run this step inside inplace_abn.memory.ledger() to learn where from"
-        return f"the loss is {loss}; {watch.report()}"
+        weight = self.weight
+        if weight is not None and isinstance(scores, np.ndarray):
+            weight = weight.astype(arithmetic(scores.dtype))
+        return self._finite(
+            cross_entropy.forward(
+                ctx, scores, target, weight=weight, ignore_index=self.ignore_index,
+                label_smoothing=self.label_smoothing, channel_axis=self.channel_axis,
+            )
+        )  # fmt: skip
 
     def extra_repr(self):
         """Return the arguments."""
-        return f"ignore_index={self.ignore_index}"
+        weight = "" if self.weight is None else f", weight of shape {self.weight.shape}"
+        smoothing = f", label_smoothing={self.label_smoothing}" if self.label_smoothing else ""
+        return f"ignore_index={self.ignore_index}{weight}{smoothing}"
+
+
+class MSELoss(_Loss):
+    """Mean squared error, ``mean((x - target)**2)`` over all elements, as `torch.nn.MSELoss`.
+
+    Raises
+    ------
+    FloatingPointError
+        In a call, if the loss is not finite: see `CrossEntropy`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> criterion = MSELoss()
+    >>> criterion(np.array([1.0, 4.0]), np.array([1.0, 2.0]))
+    2.0
+    >>> criterion.backward()
+    array([0., 2.])
+    """
+
+    operation = mean_squared_error
+
+    def forward(self, ctx, x, target):
+        """Return the loss, a float.
+
+        Parameters
+        ----------
+        ctx : Context
+        x, target : ndarray of one shape
+        """
+        return self._finite(mean_squared_error.forward(ctx, x, target))

@@ -1,13 +1,13 @@
 """Layers that change the size of images: pooling and interpolation."""
 
 from .._numbers import integer, pair, positive
-from ..ops import avg_pool2d, global_avg_pool2d, max_pool2d, upsample_bilinear2d
+from ..ops import avg_pool2d, global_avg_pool2d, max_pool2d, upsample_bilinear2d, upsample_nearest2d
 from .base import OperationLayer
 from .checks import choice
 
 
 class _Pool2d(OperationLayer):
-    """What both kinds of windows have in common."""
+    """Base of the poolings with windows."""
 
     def __init__(self, kernel_size, stride=None, padding=0, *, channel_axis=1):
         self.kernel_size = pair("kernel_size", kernel_size, least=1)
@@ -98,19 +98,28 @@ class GlobalAvgPool2d(OperationLayer):
         return global_avg_pool2d.forward(ctx, x, keepdims=self.keepdims, channel_axis=self.channel_axis)
 
     def extra_repr(self):
-        """Return the arguments, without those that are as usual."""
+        """Return the arguments that are not the default."""
         return "keepdims=True" if self.keepdims else ""
 
 
+_MODES = {"bilinear": upsample_bilinear2d, "nearest": upsample_nearest2d}
+
+
 class Upsample(OperationLayer):
-    """Bilinear interpolation, as `torch.nn.Upsample` in mode "bilinear". Keeps no array for the backward.
+    """Interpolation to another size, as `torch.nn.Upsample`, but bilinear by default.
+
+    Keeps no array for the backward.
 
     Parameters
     ----------
     size : int or (int, int), optional
         Of the result. Either this or `scale_factor`.
     scale_factor : float or (float, float), optional
-        Size of the result by size of the input, rounded down.
+        Size of the result divided by the size of the input; the result is rounded down.
+    mode : {"bilinear", "nearest"}
+    align_corners : bool, optional
+        Of bilinear: True aligns the centers of the corner pixels, False (the default) the corners of the
+        images.
     channel_axis : {1, -1}
 
     Examples
@@ -120,23 +129,32 @@ class Upsample(OperationLayer):
     array([0., 1., 3., 4.])
     """
 
-    operation = upsample_bilinear2d
-
-    def __init__(self, size=None, scale_factor=None, *, channel_axis=1):
+    def __init__(self, size=None, scale_factor=None, mode="bilinear", align_corners=None, *, channel_axis=1):
         if (size is None) == (scale_factor is None):
             raise ValueError(f"give either size or scale_factor, got {size=} and {scale_factor=}")
         self.size = size if size is None or isinstance(size, tuple) else integer("size", size, least=1)
         self.scale_factor = scale_factor
         if scale_factor is not None and not isinstance(scale_factor, tuple):
             positive("scale_factor", scale_factor)
+        self.mode = choice("mode", mode, tuple(_MODES))
+        if align_corners is not None and mode != "bilinear":
+            raise ValueError(f"align_corners goes with mode 'bilinear', got {align_corners!r} with {mode!r}")
+        self.align_corners = bool(align_corners)
         self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
+
+    @property
+    def operation(self):
+        """The module of `inplace_abn.ops` for the mode."""
+        return _MODES[self.mode]
 
     def forward(self, ctx, x):
         """Interpolate."""
-        return upsample_bilinear2d.forward(
-            ctx, x, size=self.size, scale_factor=self.scale_factor, channel_axis=self.channel_axis
+        options = {"align_corners": self.align_corners} if self.mode == "bilinear" else {}
+        return self.operation.forward(
+            ctx, x, size=self.size, scale_factor=self.scale_factor, channel_axis=self.channel_axis, **options
         )
 
     def extra_repr(self):
         """Return the arguments."""
-        return f"scale_factor={self.scale_factor}" if self.size is None else f"size={self.size}"
+        size = f"scale_factor={self.scale_factor}" if self.size is None else f"size={self.size}"
+        return f"{size}, mode={self.mode!r}{', align_corners=True' if self.align_corners else ''}"

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .._numbers import number
+
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -111,6 +113,15 @@ def gradient(name, dz, shape, dtype):
             f"pass {cast(name, dtype)}"
         )
     same_shape(name, dz, tuple(shape), "as the result of the forward was")
+
+
+def loss_gradient(name, dz):
+    """Return the gradient of a loss as a float."""
+    if isinstance(dz, np.ndarray):
+        plain(name, dz)
+    if np.ndim(dz) != 0 or isinstance(dz, (str, bytes, type(None))):
+        raise TypeError(f"{name} must be a number, the gradient of the loss, got {dz!r}")
+    return number(name, dz)
 
 
 def channel_axis_of(channel_axis):

@@ -1,6 +1,7 @@
 """Blocks of arrays: temporaries of the size of a block stay in the cache, whatever the size of the batch."""
 
 import math
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -35,3 +36,26 @@ def element_blocks(shape, most=BLOCK):
 def wide(array):
     """Return `array`, or a float32 copy if it is of a half type."""
     return array.astype(np.float32) if arguments.is_half(array.dtype) else array
+
+
+@contextmanager
+def rounded_into(ctx, out):
+    """Give an array to compute in: `out`, or for half types float32 scratch, rounded into `out` at the end.
+
+    >>> class Operation:
+    ...     def temporary(self, nbytes):
+    ...         print("scratch:", nbytes, "bytes")
+    >>> out = np.zeros(2, np.float16)
+    >>> with rounded_into(Operation(), out) as sums:
+    ...     sums[...] = 1 / 3
+    scratch: 8 bytes
+    >>> out
+    array([0.3333, 0.3333], dtype=float16)
+    """
+    if not arguments.is_half(out.dtype):
+        yield out
+        return
+    scratch = np.empty_like(out, np.float32)
+    ctx.temporary(scratch.nbytes)
+    yield scratch
+    out[...] = scratch

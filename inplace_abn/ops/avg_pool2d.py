@@ -3,6 +3,8 @@
 import numpy as np
 
 from . import _arguments as arguments
+from ._blocks import rounded_into, wide
+from ._layout import layout_of
 from ._windows import Block, make_pooling_axes, pooled_shape, some_samples, taps
 
 
@@ -13,20 +15,20 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=Tr
     ----------
     ctx : LayerContext
     x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
-        float32 or float64; read only, and not kept.
+        float32, float64, float16 or bfloat16; read only, and not kept.
     kernel_size : int or (int, int)
     stride : int or (int, int), optional
         `kernel_size` by default.
     padding : int or (int, int)
         By zeros; at most half of the kernel.
     count_include_pad : bool
-        False divides by the number of pixels in the window instead of by its size.
+        False divides by the number of pixels of the image in the window, True by the size of the window.
     channel_axis : {1, -1}
 
     Returns
     -------
     z : ndarray of shape (N, C, Ho, Wo), or (N, Ho, Wo, C)
-        Fresh.
+        Fresh, in the memory layout of x. Half types are summed in float32 and rounded once.
 
     Raises
     ------
@@ -46,18 +48,23 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=Tr
     """
     axes = make_pooling_axes(x, kernel_size, stride, padding, 1, channel_axis)
     ctx.axes, ctx.channel_axis, ctx.input_shape, ctx.dtype = axes, channel_axis, x.shape, x.dtype
-    ctx.counts = _counts(axes, count_include_pad).astype(x.dtype)
-    z = np.zeros(pooled_shape(ctx), x.dtype)
+    ctx.layout = layout_of(x, channel_axis)
+    ctx.counts = _counts(axes, count_include_pad).astype(arguments.arithmetic(x.dtype))
+    z = ctx.layout.empty(pooled_shape(ctx), x.dtype)
     images, means = (np.moveaxis(array, channel_axis, 1) for array in (x, z))
-    for _, _, rows, columns in taps(axes, Block(slice(1), 0, axes[0].windows)):
-        inside = means[..., rows.first : rows.last, columns.first : columns.last]
-        inside += images[..., rows.source, columns.source]
-    means /= ctx.counts
+    for some in some_samples(z.shape):
+        source = wide(images[some])
+        with rounded_into(ctx, means[some]) as sums:
+            sums[...] = 0
+            for _, _, rows, columns in taps(axes, Block(slice(1), 0, axes[0].windows)):
+                inside = sums[..., rows.first : rows.last, columns.first : columns.last]
+                inside += source[..., rows.source, columns.source]
+            sums /= ctx.counts
     return z
 
 
 def backward(ctx, dz, *, overwrite=False):
-    """Gradient of x: its share of dz, from every window that it is in.
+    """Gradient of x: the sum of ``dz / count`` over the windows that a pixel is in.
 
     Parameters
     ----------
@@ -71,7 +78,7 @@ def backward(ctx, dz, *, overwrite=False):
     Returns
     -------
     tuple of ndarray
-        dx alone, fresh.
+        dx alone, fresh, in the memory layout of x.
 
     Raises
     ------
@@ -79,18 +86,22 @@ def backward(ctx, dz, *, overwrite=False):
         For a dz that does not fit the result of the forward.
     """
     arguments.gradient("dz", dz, pooled_shape(ctx), ctx.dtype)
-    dx = np.zeros(ctx.input_shape, ctx.dtype)
+    dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
     images, gradients = (np.moveaxis(array, ctx.channel_axis, 1) for array in (dx, dz))
     for some in some_samples(dz.shape):
-        share = np.divide(gradients[some], ctx.counts, out=gradients[some] if overwrite else None)
-        for _, _, rows, columns in taps(ctx.axes, Block(slice(1), 0, ctx.axes[0].windows)):
-            inside = share[..., rows.first : rows.last, columns.first : columns.last]
-            images[some, :, rows.source, columns.source] += inside
+        gradient = wide(gradients[some])
+        own = overwrite or gradient.dtype != dz.dtype
+        share = np.divide(gradient, ctx.counts, out=gradient if own else None)
+        with rounded_into(ctx, images[some]) as sums:
+            sums[...] = 0
+            for _, _, rows, columns in taps(ctx.axes, Block(slice(1), 0, ctx.axes[0].windows)):
+                inside = share[..., rows.first : rows.last, columns.first : columns.last]
+                sums[..., rows.source, columns.source] += inside
     return (dx,)
 
 
 def _counts(axes, count_include_pad):
-    """By what the sum of each window is divided, of shape (Ho, Wo)."""
+    """Return the divisor of the sum of each window, of shape (Ho, Wo)."""
     lengths = []
     for axis in axes:
         starts = np.arange(axis.windows) * axis.stride - axis.padding

@@ -1,35 +1,41 @@
-"""How far scores are from labels, per sample or per pixel."""
-
-import math
+"""Cross entropy of scores and labels, per sample or per pixel."""
 
 import numpy as np
 
-from .._numbers import integer, number
+from .._numbers import fraction, integer
 from . import _arguments as arguments
+from ._blocks import rounded_into, wide
+from ._layout import layout_of
 from ._select import select
 from ._windows import some_samples
 
 
-def forward(ctx, x, target, *, ignore_index=-100, channel_axis=1):
-    """Mean of ``log(sum over c of exp(x[c])) - x[label]`` over all labels.
+def forward(ctx, x, target, *, weight=None, ignore_index=-100, label_smoothing=0.0, channel_axis=1):
+    """Mean of ``-log(softmax(x)[label])`` over all labels.
 
-    As `torch.nn.functional.cross_entropy`.
+    As `torch.nn.functional.cross_entropy` with ``reduction="mean"``, but 0 where no label counts. With
+    ``q[c] = (1 - label_smoothing) * (c == label) + label_smoothing / C``, by default 1 at the label alone, it
+    is ``sum(weight[c] * q[c] * -log(softmax(x)[c])) / sum(weight[label])``: the first sum over all labels and
+    classes, the second one over all labels.
 
     Parameters
     ----------
     ctx : LayerContext
     x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
-        Scores of C classes, float32 or float64; read only, and kept for the backward.
+        Scores of C classes, float32, float64, float16 or bfloat16; read only, and kept for the backward.
     target : ndarray of shape (N, ...)
         A label from 0 to C - 1 for each sample or pixel, of any integer dtype. Kept for the backward.
+    weight : ndarray of shape (C,), optional
+        Of the classes, at least 0; of x's dtype, or float32 for an x of a half type. None is 1 for all.
     ignore_index : int
-        Label of what does not count, neither for the mean nor for the gradient.
+        Label of samples or pixels that do not count, neither for the mean nor for the gradient.
+    label_smoothing : float in [0, 1]
     channel_axis : {1, -1}
 
     Returns
     -------
     loss : float
-        NaN if nothing counts.
+        Half types are computed in float32. 0 if no label counts, or all that do have the weight 0.
 
     Raises
     ------
@@ -49,24 +55,29 @@ def forward(ctx, x, target, *, ignore_index=-100, channel_axis=1):
            [ 0.  ,  0.  ]])
     """
     arguments.channel_axis_of(channel_axis)
-    arguments.floats("x", x, "(N, C, ...)" if channel_axis == 1 else "(N, ..., C)", leading=True)
+    arguments.batch("x", x, "(N, C, ...)" if channel_axis == 1 else "(N, ..., C)", leading=True)
     scores = np.moveaxis(x, channel_axis, 1)
+    ctx.ignore_index = integer("ignore_index", ignore_index, -(1 << 62))
+    ctx.smoothing = fraction("label_smoothing", label_smoothing)
+    ctx.class_weight = _class_weight(weight, scores, x.dtype)
     counted = _check(x, scores, target, ignore_index, channel_axis)
-    ctx.count, ctx.ignore_index, ctx.channel_axis = int(counted.sum()), ignore_index, channel_axis
-    logs = np.empty(target.shape, x.dtype)
-    total = 0.0
+    ctx.channel_axis, ctx.layout = channel_axis, layout_of(x, channel_axis)
+    logs = np.empty(target.shape, arguments.arithmetic(x.dtype))
+    total = ctx.divisor = 0.0
     for some in some_samples(x.shape):
-        labels = np.where(counted[some], target[some], 0)[:, None].astype(np.intp)
-        logs[some] = _log_sum_exp(scores[some])
-        chosen = np.take_along_axis(scores[some], labels, 1)[:, 0]
-        total += float(np.subtract(logs[some], chosen).sum(where=counted[some], dtype=np.float64))
-        ctx.temporary(scores[some].nbytes)
+        here = counted[some]
+        values, labels = wide(scores[some]), np.where(here, target[some], 0)[:, None].astype(np.intp)
+        logs[some] = _log_sum_exp(values)
+        loss, weights = _losses(ctx, values, logs[some], labels)
+        total += float(loss.sum(where=here, dtype=np.float64))
+        ctx.divisor += float(np.broadcast_to(weights, here.shape).sum(where=here, dtype=np.float64))
+        ctx.temporary(values.nbytes)
     ctx.save_for_backward(input=x, target=target, log_sum_exp=logs)
-    return total / ctx.count if ctx.count else math.nan
+    return total / ctx.divisor if ctx.divisor else 0.0
 
 
 def backward(ctx, dz=1.0, *, overwrite=False):
-    """Gradient of the scores: probabilities less the labels', divided by how many labels count.
+    """Gradient of the scores: for one label, ``weight[label] * (softmax(x) - onehot) / sum of weights``.
 
     Parameters
     ----------
@@ -75,35 +86,78 @@ def backward(ctx, dz=1.0, *, overwrite=False):
     dz : float
         Gradient of the loss.
     overwrite : bool
-        Makes no difference.
+        No effect.
 
     Returns
     -------
     tuple of ndarray
-        dx alone, fresh: the scores are left alone.
+        dx alone, fresh, in the memory layout and dtype of x. 0 for labels that do not count.
 
     Raises
     ------
     TypeError
         For a dz that is no number.
     """
-    if isinstance(dz, np.ndarray):
-        arguments.plain("dz", dz)
-    if np.ndim(dz) != 0 or isinstance(dz, (str, bytes, type(None))):
-        raise TypeError(f"dz must be a number, the gradient of the loss, got {dz!r}")
+    scale = arguments.loss_gradient("dz", dz)
     saved = ctx.saved
     x, target, logs = saved["input"], saved["target"], saved["log_sum_exp"]
-    dx = np.empty_like(x)
+    dx = ctx.layout.empty(x.shape, x.dtype)
     scores, gradients = np.moveaxis(x, ctx.channel_axis, 1), np.moveaxis(dx, ctx.channel_axis, 1)
-    scale = number("dz", dz) / max(1, ctx.count)
+    scale = scale / ctx.divisor if ctx.divisor else 0 * scale
     for some in some_samples(x.shape):
-        gradient, counted = gradients[some], (target[some] != ctx.ignore_index)[:, None]
+        counted = (target[some] != ctx.ignore_index)[:, None]
         labels = np.where(counted, target[some][:, None], 0).astype(np.intp)
-        np.exp(np.subtract(scores[some], logs[some][:, None], out=gradient), out=gradient)
-        np.put_along_axis(gradient, labels, np.take_along_axis(gradient, labels, 1) - 1, 1)
-        gradient *= scale
-        select(gradient, counted, gradient)
+        with rounded_into(ctx, gradients[some]) as gradient:
+            np.exp(np.subtract(wide(scores[some]), logs[some][:, None], out=gradient), out=gradient)
+            _subtract_targets(ctx, gradient, labels)
+            gradient *= scale
+            select(gradient, counted, gradient)
     return (dx,)
+
+
+def _losses(ctx, scores, logs, labels):
+    """Return the loss of each label, and its weight."""
+    chosen = np.take_along_axis(scores, labels, 1)[:, 0]
+    weights = 1.0 if ctx.class_weight is None else ctx.class_weight[labels[:, 0]]
+    losses = np.subtract(logs, chosen) * weights
+    if ctx.smoothing:
+        by_class = _along_classes(ctx, scores)
+        classes = scores.shape[1]
+        total = classes if by_class is None else float(ctx.class_weight.sum(dtype=np.float64))
+        weighted = scores.sum(axis=1) if by_class is None else (scores * by_class).sum(axis=1)
+        losses = (1 - ctx.smoothing) * losses + ctx.smoothing / classes * (total * logs - weighted)
+    return losses, weights
+
+
+def _subtract_targets(ctx, gradient, labels):
+    """Make the gradient of each label of probabilities: ``sum(weight * q) * p[c] - weight[c] * q[c]``."""
+    by_class, rest = _along_classes(ctx, gradient), 1 - ctx.smoothing
+    weights = 1.0 if by_class is None else ctx.class_weight[labels]
+    if ctx.smoothing:
+        classes = gradient.shape[1]
+        share = ctx.smoothing / classes
+        total = classes if by_class is None else float(ctx.class_weight.sum(dtype=np.float64))
+        gradient *= rest * weights + share * total
+        gradient -= share if by_class is None else share * by_class
+    elif by_class is not None:
+        gradient *= weights
+    np.put_along_axis(gradient, labels, np.take_along_axis(gradient, labels, 1) - rest * weights, 1)
+
+
+def _along_classes(ctx, like):
+    """Return the class weights in a shape that broadcasts along axis 1, or None."""
+    return None if ctx.class_weight is None else ctx.class_weight.reshape(-1, *[1] * (like.ndim - 2))
+
+
+def _class_weight(weight, scores, dtype):
+    """Refuse class weights that do not fit; return a copy, for the backward."""
+    if weight is None:
+        return None
+    arguments.parameter("weight", weight, "(C,)", dtype)
+    arguments.same_shape("weight", weight, scores.shape[1:2], "one per class of x")
+    if not (weight >= 0).all():
+        raise ValueError(f"weight must be at least 0 for every class, got {weight.min()}")
+    return weight.astype(arguments.arithmetic(dtype))
 
 
 def _check(x, scores, target, ignore_index, channel_axis):
@@ -119,7 +173,7 @@ def _check(x, scores, target, ignore_index, channel_axis):
     arguments.plain("target", target)
     shape = scores.shape[:1] + scores.shape[2:]
     arguments.same_shape("target", target, shape, f"a label for x of shape {x.shape} with {channel_axis=}")
-    counted = target != integer("ignore_index", ignore_index, -(1 << 62))
+    counted = target != ignore_index
     wrong = counted & ((target < 0) | (target >= scores.shape[1]))
     if wrong.any():
         index = tuple(int(i) for i in np.argwhere(wrong)[0])
@@ -131,9 +185,9 @@ def _check(x, scores, target, ignore_index, channel_axis):
 
 
 def _log_sum_exp(scores):
-    """Return log(sum(exp(scores))) over the classes, safe for scores of any size."""
+    """Return log(sum(exp(scores))) over the classes, without overflow for scores of any size."""
     most = scores.max(axis=1)
-    # Where the largest score is infinite, the difference would be NaN; there the sum is as infinite.
+    # An infinite maximum must not be subtracted, which gives NaN; the sum is infinite then in any case.
     shift = np.where(np.isfinite(most), most, 0)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         terms = np.subtract(scores, shift[:, None])

@@ -6,6 +6,8 @@ import numpy as np
 
 from .._numbers import fraction
 from . import _arguments as arguments
+from ._blocks import rounded_into, wide
+from ._layout import order_of
 from ._select import select
 from ._windows import some_samples
 
@@ -17,7 +19,7 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
     ----------
     ctx : LayerContext
     x : ndarray of shape (N, ...)
-        float32 or float64; read only.
+        float32, float64, float16 or bfloat16; read only.
     p : float in [0, 1]
     training : bool
         False leaves x alone.
@@ -27,7 +29,8 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
     Returns
     -------
     z : ndarray
-        Fresh, or x itself if not in training. One bit per element is kept for the backward.
+        Fresh, in the memory layout of x, or x itself if not in training. One bit per element is kept for the
+        backward. The generator's numbers are used in memory order.
 
     Raises
     ------
@@ -47,19 +50,21 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
     >>> bool((backward(ctx, np.ones((1, 8)))[0] == z).all())
     True
     """
-    arguments.floats("x", x, "(N, ...)", leading=True)
+    arguments.batch("x", x, "(N, ...)", leading=True)
     p = fraction("p", p)
-    ctx.input_shape, ctx.dtype, ctx.kept = x.shape, x.dtype, None if not training or p == 0 else 1 - p
+    ctx.input_shape, ctx.dtype, ctx.layout = x.shape, x.dtype, order_of(x)
+    ctx.kept = None if not training or p == 0 else 1 - p
     if ctx.kept is None:
         return x
     rng = np.random.default_rng() if rng is None else rng
-    each = math.prod(x.shape[1:])
-    mask = np.empty((len(x), -(-each // 8)), np.uint8)
-    z = np.empty_like(x)
-    for some in some_samples(x.shape):
-        keep = rng.random((len(x[some]), each), np.float32) >= p
+    z = ctx.layout.empty(x.shape, x.dtype)
+    source, result = ctx.layout.in_memory_order(x), ctx.layout.in_memory_order(z)
+    each = math.prod(source.shape[1:])
+    mask = np.empty((len(source), -(-each // 8)), np.uint8)
+    for some in some_samples(source.shape):
+        keep = rng.random((len(source[some]), each), np.float32) >= p
         mask[some] = np.packbits(keep, axis=1)
-        _apply(x[some], keep, ctx.kept, z[some])
+        _apply(ctx, source[some], keep, result[some])
     ctx.save_for_backward(mask=mask)
     return z
 
@@ -74,12 +79,12 @@ def backward(ctx, dz, *, overwrite=False):
     dz : ndarray
         Of z's shape and dtype.
     overwrite : bool
-        True writes dx over dz.
+        True writes dx over dz, if that has the memory layout of x.
 
     Returns
     -------
     tuple of ndarray
-        dx alone: fresh, or dz itself.
+        dx alone, in the memory layout of x: fresh, or dz itself.
 
     Raises
     ------
@@ -87,18 +92,24 @@ def backward(ctx, dz, *, overwrite=False):
         For a dz that does not fit the result of the forward.
     """
     arguments.gradient("dz", dz, ctx.input_shape, ctx.dtype)
+    dx = dz if overwrite and ctx.layout.has(dz) else ctx.layout.empty(dz.shape, dz.dtype)
     if ctx.kept is None:
-        return (dz if overwrite else dz.copy(),)
-    mask, each = ctx.saved["mask"], math.prod(ctx.input_shape[1:])
-    dx = dz if overwrite else np.empty_like(dz)
-    for some in some_samples(dz.shape):
+        if dx is not dz:
+            dx[...] = dz
+        return (dx,)
+    source, result = ctx.layout.in_memory_order(dz), ctx.layout.in_memory_order(dx)
+    mask, each = ctx.saved["mask"], math.prod(source.shape[1:])
+    for some in some_samples(source.shape):
         keep = np.unpackbits(mask[some], axis=1, count=each).view(bool)
-        _apply(dz[some], keep, ctx.kept, dx[some])
+        _apply(ctx, source[some], keep, result[some])
     return (dx,)
 
 
-def _apply(source, keep, kept, out):
-    if kept == 0:
+def _apply(ctx, source, keep, out):
+    """Write source / kept where `keep` is true and 0 elsewhere."""
+    if ctx.kept == 0:
         out[...] = 0
         return
-    select(np.divide(source, kept, out=out), keep.reshape(source.shape), out)
+    with rounded_into(ctx, out) as scaled:
+        np.divide(wide(source), ctx.kept, out=scaled)
+        select(scaled, keep.reshape(source.shape), scaled)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from . import _arguments as arguments
+from ._layout import order_of
 
 
 def forward(ctx, x):
@@ -12,12 +13,12 @@ def forward(ctx, x):
     ----------
     ctx : LayerContext
     x : ndarray of shape (N, ...)
-        float32 or float64.
+        float32, float64, float16 or bfloat16.
 
     Returns
     -------
     z : ndarray of shape (N, F)
-        A view of x where its memory is in order, else a copy.
+        A view of x if it is C-contiguous, else a copy: the features are in the order of x's axes.
 
     Raises
     ------
@@ -36,8 +37,8 @@ def forward(ctx, x):
     >>> dx.shape
     (2, 3, 4)
     """
-    arguments.floats("x", x, "(N, ...)", leading=True)
-    ctx.input_shape, ctx.dtype = x.shape, x.dtype
+    arguments.batch("x", x, "(N, ...)", leading=True)
+    ctx.input_shape, ctx.dtype, ctx.layout = x.shape, x.dtype, order_of(x)
     return x.reshape(_flat(x.shape))
 
 
@@ -50,12 +51,12 @@ def backward(ctx, dz, *, overwrite=False):
         From `forward`.
     dz : ndarray of shape (N, F)
     overwrite : bool
-        True gives a view of dz, False a copy.
+        True allows that dx is a view of dz.
 
     Returns
     -------
     tuple of ndarray
-        dx alone.
+        dx alone, in the memory layout of x.
 
     Raises
     ------
@@ -63,7 +64,12 @@ def backward(ctx, dz, *, overwrite=False):
         For a dz that does not fit the result of the forward.
     """
     arguments.gradient("dz", dz, _flat(ctx.input_shape), ctx.dtype)
-    return ((dz if overwrite else dz.copy()).reshape(ctx.input_shape),)
+    dx = dz.reshape(ctx.input_shape)
+    if ctx.layout.has(dx) and (overwrite or not np.may_share_memory(dx, dz)):
+        return (dx,)
+    fresh = ctx.layout.empty(ctx.input_shape, ctx.dtype)
+    fresh[...] = dx
+    return (fresh,)
 
 
 def _flat(shape):

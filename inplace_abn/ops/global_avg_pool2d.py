@@ -3,6 +3,8 @@
 import numpy as np
 
 from . import _arguments as arguments
+from ._blocks import wide
+from ._layout import layout_of
 
 
 def forward(ctx, x, *, keepdims=False, channel_axis=1):
@@ -12,7 +14,7 @@ def forward(ctx, x, *, keepdims=False, channel_axis=1):
     ----------
     ctx : LayerContext
     x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
-        float32 or float64; read only, and not kept.
+        float32, float64, float16 or bfloat16; read only, and not kept.
     keepdims : bool
         True leaves the axes of H and W, of length 1, as `torch.nn.AdaptiveAvgPool2d(1)` does.
     channel_axis : {1, -1}
@@ -20,6 +22,7 @@ def forward(ctx, x, *, keepdims=False, channel_axis=1):
     Returns
     -------
     z : ndarray of shape (N, C), or with `keepdims` (N, C, 1, 1) or (N, 1, 1, C)
+        Fresh. Half types are summed in float32 and rounded once.
 
     Raises
     ------
@@ -38,18 +41,23 @@ def forward(ctx, x, *, keepdims=False, channel_axis=1):
              [0.25, 0.25]]]]),)
     """
     arguments.channel_axis_of(channel_axis)
-    arguments.floats("x", x, arguments.images(channel_axis))
-    spatial = (2, 3) if channel_axis == 1 else (1, 2)
-    count = x.shape[spatial[0]] * x.shape[spatial[1]]
-    if count == 0:
+    arguments.batch("x", x, arguments.images(channel_axis))
+    layout = layout_of(x, channel_axis)
+    images = layout.in_memory_order(x)
+    ctx.spatial = (2, 3) if layout.memory_axis == 1 else (1, 2)
+    ctx.count = images.shape[ctx.spatial[0]] * images.shape[ctx.spatial[1]]
+    if ctx.count == 0:
         raise ValueError(f"x must have at least one pixel, got shape {x.shape}")
-    ctx.input_shape, ctx.dtype = x.shape, x.dtype
-    ctx.spatial, ctx.count, ctx.keepdims = spatial, count, keepdims
-    return x.mean(axis=spatial, keepdims=keepdims)
+    ctx.input_shape, ctx.dtype, ctx.layout, ctx.channel_axis = x.shape, x.dtype, layout, channel_axis
+    ctx.keepdims = keepdims
+    means = images.mean(axis=ctx.spatial, dtype=arguments.arithmetic(x.dtype))
+    z = layout.empty(_shape(ctx), x.dtype) if keepdims else np.empty(means.shape, x.dtype)
+    z.reshape(means.shape)[...] = means
+    return z
 
 
 def backward(ctx, dz, *, overwrite=False):
-    """Gradient of x: every pixel's share of dz.
+    """Gradient of x: ``dz / (H * W)`` for every pixel.
 
     Parameters
     ----------
@@ -58,24 +66,28 @@ def backward(ctx, dz, *, overwrite=False):
     dz : ndarray
         Of z's shape and dtype; read only.
     overwrite : bool
-        Makes no difference: dx is of another shape than dz.
+        No effect: dx has another shape than dz.
 
     Returns
     -------
     tuple of ndarray
-        dx alone, fresh.
+        dx alone, fresh, in the memory layout of x.
 
     Raises
     ------
     TypeError, ValueError
         For a dz that does not fit the result of the forward.
     """
-    kept = enumerate(ctx.input_shape)
-    if ctx.keepdims:
-        shape = tuple(1 if axis in ctx.spatial else length for axis, length in kept)
-    else:
-        shape = tuple(length for axis, length in kept if axis not in ctx.spatial)
-    arguments.gradient("dz", dz, shape, ctx.dtype)
-    dx = np.empty(ctx.input_shape, ctx.dtype)
-    dx[...] = (dz if ctx.keepdims else np.expand_dims(dz, ctx.spatial)) / ctx.count
+    arguments.gradient("dz", dz, _shape(ctx), ctx.dtype)
+    dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
+    shares = wide(dz.reshape(_shape(ctx, keepdims=False))) / ctx.count
+    ctx.layout.in_memory_order(dx)[...] = np.expand_dims(shares, ctx.spatial)
     return (dx,)
+
+
+def _shape(ctx, keepdims=None):
+    """Return the shape of the result."""
+    samples, channels = ctx.input_shape[0], ctx.input_shape[ctx.channel_axis]
+    if not (ctx.keepdims if keepdims is None else keepdims):
+        return samples, channels
+    return (samples, channels, 1, 1) if ctx.channel_axis == 1 else (samples, 1, 1, channels)

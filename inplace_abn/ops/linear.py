@@ -1,25 +1,36 @@
-"""A matrix product: every output a weighted sum of all features."""
+"""A matrix product: every output is a weighted sum of all features."""
+
+import math
 
 import numpy as np
 
 from . import _arguments as arguments
+from ._blocks import wide
+from ._layout import order_of
+
+#: Elements of a block of rows of a half type that is computed in float32.
+BLOCK = 1 << 17
 
 
-def forward(ctx, x, weight, bias=None):
+def forward(ctx, x, weight, bias=None, *, weight_gradient=True):
     """Weighted sums of features: ``z = x @ weight.T + bias``.
 
     Parameters
     ----------
     ctx : LayerContext
     x : ndarray of shape (N, ..., features)
-        float32 or float64; read only, and kept for the backward.
+        float32, float64, float16 or bfloat16; read only, and kept for the gradient of the weight.
     weight : ndarray of shape (outputs, features)
-        Of x's dtype. Read again by the backward.
+        Of x's dtype, or float32 for an x of a half type. Read again by the backward.
     bias : ndarray of shape (outputs,), optional
+        As the weight.
+    weight_gradient : bool
+        False: the backward gives no gradient of the weight, and x is not kept.
 
     Returns
     -------
     z : ndarray of shape (N, ..., outputs)
+        Of x's dtype, in the memory layout of x. Half types are computed in float32 and rounded once.
 
     Raises
     ------
@@ -36,22 +47,23 @@ def forward(ctx, x, weight, bias=None):
     >>> backward(ctx, np.array([[1.0]]))
     (array([[3., 4.]]), array([[1., 2.]]), array([1.]))
     """
-    arguments.floats("x", x, "(N, ..., features)", leading=True)
-    arguments.floats("weight", weight, "(outputs, features)", x.dtype)
+    arguments.batch("x", x, "(N, ..., features)", leading=True)
+    arguments.parameter("weight", weight, "(outputs, features)", x.dtype)
     if weight.shape[1] != x.shape[-1]:
         raise ValueError(
             f"weight of shape {weight.shape} is for {weight.shape[1]} features; x of shape {x.shape} has "
             f"{x.shape[-1]}"
         )
     if bias is not None:
-        arguments.floats("bias", bias, "(outputs,)", x.dtype)
+        arguments.parameter("bias", bias, "(outputs,)", x.dtype)
         arguments.same_shape("bias", bias, weight.shape[:1], f"one per output of weight {weight.shape}")
-    ctx.save_for_backward(input=x)
-    ctx.weight, ctx.has_bias, ctx.input_shape = weight, bias is not None, x.shape
-    z = np.matmul(_rows(x), weight.T).reshape(*x.shape[:-1], len(weight))
-    if bias is not None:
-        z += bias
-    return z
+    if weight_gradient:
+        ctx.save_for_backward(input=x)
+    ctx.weight, ctx.bias_dtype = weight, None if bias is None else bias.dtype
+    ctx.input_shape, ctx.dtype, ctx.layout = x.shape, x.dtype, order_of(x)
+    ctx.weight_gradient = weight_gradient
+    z = _product(ctx, _rows(x), wide(weight).T, None if bias is None else wide(bias))
+    return _in_layout(ctx, z, (*x.shape[:-1], len(weight)))
 
 
 def backward(ctx, dz, *, overwrite=False):
@@ -64,24 +76,72 @@ def backward(ctx, dz, *, overwrite=False):
     dz : ndarray
         Of z's shape and dtype; read only.
     overwrite : bool
-        Makes no difference: dx is of another shape than dz.
+        No effect: dx has another shape than dz.
 
     Returns
     -------
-    dx, dweight, dbias : ndarray
-        Fresh; dbias is None where there was no bias.
+    dx : ndarray
+        Fresh, in the memory layout of x.
+    dweight, dbias : ndarray
+        Fresh, of the parameters' dtypes. None with ``weight_gradient=False``, and without a bias.
 
     Raises
     ------
     TypeError, ValueError
         For a dz that does not fit the result of the forward.
     """
-    arguments.gradient("dz", dz, (*ctx.input_shape[:-1], len(ctx.weight)), ctx.weight.dtype)
+    arguments.gradient("dz", dz, (*ctx.input_shape[:-1], len(ctx.weight)), ctx.dtype)
     gradient = _rows(dz)
-    dweight = np.matmul(gradient.T, _rows(ctx.saved["input"]))
-    dx = np.matmul(gradient, ctx.weight).reshape(ctx.input_shape)
-    return dx, dweight, gradient.sum(axis=0) if ctx.has_bias else None
+    dx = _in_layout(ctx, _product(ctx, gradient, wide(ctx.weight)), ctx.input_shape)
+    dweight = dbias = None
+    if ctx.weight_gradient:
+        dweight = _weight_gradient(gradient, _rows(ctx.saved["input"])).astype(ctx.weight.dtype, copy=False)
+    if ctx.bias_dtype is not None:
+        dbias = gradient.sum(axis=0, dtype=arguments.arithmetic(dz.dtype)).astype(ctx.bias_dtype, copy=False)
+    return dx, dweight, dbias
+
+
+def _product(ctx, rows, matrix, bias=None):
+    """Return ``rows @ matrix + bias``, rounded to the dtype of the rows."""
+    out = np.empty((len(rows), matrix.shape[1]), rows.dtype)
+    for some in _row_blocks(rows, matrix.shape[1]):
+        product = np.matmul(wide(rows[some]), matrix, out=out[some] if matrix.dtype == out.dtype else None)
+        if bias is not None:
+            product += bias
+        if product.dtype != out.dtype:
+            out[some] = product
+            ctx.temporary(product.nbytes + matrix.nbytes)
+    return out
+
+
+def _weight_gradient(gradient, rows):
+    """Return ``gradient.T @ rows``, in float32 for half types."""
+    blocks = _row_blocks(rows, gradient.shape[1])
+    if len(blocks) == 1:
+        return np.matmul(wide(gradient).T, wide(rows))
+    total = np.zeros((gradient.shape[1], rows.shape[1]), arguments.arithmetic(rows.dtype))
+    for some in blocks:
+        total += np.matmul(wide(gradient[some]).T, wide(rows[some]))
+    return total
+
+
+def _row_blocks(rows, others):
+    """Return slices of rows: one for all, or for half types blocks of about `BLOCK` elements."""
+    if not arguments.is_half(rows.dtype):
+        return [slice(0, len(rows))]
+    step = max(64, BLOCK // max(1, rows.shape[1], others))
+    return [slice(first, first + step) for first in range(0, len(rows), step)]
 
 
 def _rows(array):
-    return array.reshape(-1 if array.size else int(np.prod(array.shape[:-1])), array.shape[-1])
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+
+
+def _in_layout(ctx, rows, shape):
+    """Return rows in `shape`, in the memory layout of x."""
+    found = rows.reshape(shape)
+    if ctx.layout.has(found):
+        return found
+    fresh = ctx.layout.empty(shape, rows.dtype)
+    fresh[...] = found
+    return fresh

@@ -3,6 +3,8 @@
 import numpy as np
 
 from . import _arguments as arguments
+from ._blocks import rounded_into, wide
+from ._layout import layout_of
 from ._select import select
 from ._windows import Block, make_pooling_axes, pooled_shape, some_samples, taps
 
@@ -14,8 +16,7 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_
     ----------
     ctx : LayerContext
     x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
-        float32 or float64; read only, and not kept: the backward needs one byte per value of z, which says
-        where in the window it came from.
+        float32, float64, float16 or bfloat16; read only, and not kept.
     kernel_size : int or (int, int)
         Of at most 256 values.
     stride : int or (int, int), optional
@@ -28,7 +29,7 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_
     Returns
     -------
     z : ndarray of shape (N, C, Ho, Wo), or (N, Ho, Wo, C)
-        Fresh. Of equal values the first one counts; a window with a NaN gives NaN.
+        Fresh, in the memory layout of x. Of equal values the first one counts; a window with a NaN gives NaN.
 
     Raises
     ------
@@ -52,19 +53,22 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_
     if axes[0].kernel * axes[1].kernel > 256:
         raise ValueError(f"kernel_size must have at most 256 values, got {axes[0].kernel} x {axes[1].kernel}")
     ctx.axes, ctx.channel_axis, ctx.input_shape, ctx.dtype = axes, channel_axis, x.shape, x.dtype
-    z = np.full(pooled_shape(ctx), -np.inf, x.dtype)
-    indices = np.empty(z.shape, np.uint8)
+    ctx.layout = layout_of(x, channel_axis)
+    z = ctx.layout.empty(pooled_shape(ctx), x.dtype)
+    indices = ctx.layout.empty(z.shape, np.uint8)
     first = [np.array([_first_tap(axis, o) for o in range(axis.windows)]) for axis in axes]
-    np.moveaxis(indices, channel_axis, 1)[...] = first[0][:, None] * axes[1].kernel + first[1]
     images, maxima, offsets = (np.moveaxis(array, channel_axis, 1) for array in (x, z, indices))
+    offsets[...] = first[0][:, None] * axes[1].kernel + first[1]
     for some in some_samples(z.shape):
-        _forward(images[some], maxima[some], offsets[some], axes)
+        with rounded_into(ctx, maxima[some]) as result:
+            result[...] = -np.inf
+            _forward(wide(images[some]), result, offsets[some], axes)
     ctx.save_for_backward(indices=indices)
     return z
 
 
 def backward(ctx, dz, *, overwrite=False):
-    """Gradient of x: every value of dz where the largest value came from.
+    """Gradient of x: the sum of dz over the windows whose largest value is there.
 
     Parameters
     ----------
@@ -73,12 +77,12 @@ def backward(ctx, dz, *, overwrite=False):
     dz : ndarray
         Of z's shape and dtype; read only.
     overwrite : bool
-        Makes no difference: dx is of another shape than dz.
+        No effect: dx has another shape than dz.
 
     Returns
     -------
     tuple of ndarray
-        dx alone, fresh.
+        dx alone, fresh, in the memory layout of x. Half types are summed in float32 and rounded once.
 
     Raises
     ------
@@ -86,11 +90,13 @@ def backward(ctx, dz, *, overwrite=False):
         For a dz that does not fit the result of the forward.
     """
     arguments.gradient("dz", dz, pooled_shape(ctx), ctx.dtype)
-    dx = np.zeros(ctx.input_shape, ctx.dtype)
-    arrays = (dx, dz, ctx.saved["indices"])
+    dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
+    arrays = dx, dz, ctx.saved["indices"]
     images, gradients, offsets = (np.moveaxis(array, ctx.channel_axis, 1) for array in arrays)
     for some in some_samples(dz.shape):
-        _backward(images[some], gradients[some], offsets[some], ctx.axes)
+        with rounded_into(ctx, images[some]) as result:
+            result[...] = 0
+            _backward(result, wide(gradients[some]), offsets[some], ctx.axes)
     return (dx,)
 
 
@@ -105,7 +111,7 @@ def _forward(images, maxima, offsets, axes):
     for i, j, rows, columns in taps(axes, Block(slice(1), 0, axes[0].windows)):
         inside = ..., slice(rows.first, rows.last), slice(columns.first, columns.last)
         values, most = images[..., rows.source, columns.source], maxima[inside]
-        # Taps come in order: the last one that was larger than all before is the largest of these numbers.
+        # Taps have increasing numbers: the last one that exceeds all before it is the largest number.
         tap = np.greater(values, most, out=larger[inside]).view(np.uint8)
         tap *= np.uint8(i * axes[1].kernel + j)
         np.maximum(offsets[inside], tap, out=offsets[inside])

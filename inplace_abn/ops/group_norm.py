@@ -1,0 +1,193 @@
+"""Normalization of every sample by the mean and variance of its groups of channels.
+
+Wu, He 2018, https://arxiv.org/abs/1803.08494.
+"""
+
+import math
+
+import numpy as np
+
+from .._numbers import integer, positive
+from . import _arguments as arguments
+from ._blocks import rounded_into, wide
+from ._layout import layout_of
+from ._windows import some_samples
+
+
+def forward(ctx, x, weight=None, bias=None, *, num_groups, eps=1e-5, channel_axis=1):
+    """Group normalization: ``z = (x - mean) * inv_std * weight + bias``.
+
+    As `torch.nn.functional.group_norm`: mean and biased variance of each sample and group of channels,
+    ``inv_std = 1 / sqrt(var + eps)``.
+
+    Parameters
+    ----------
+    ctx : Context
+    x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
+        float32, float64, float16 or bfloat16; read only, and kept for the backward.
+    weight, bias : ndarray of shape (C,), optional
+        Of x's dtype, or float32 for an x of a half type. None is 1 and 0. The weight is read again by the
+        backward.
+    num_groups : int
+        Divides C. C of them: instance normalization.
+    eps : float > 0
+    channel_axis : {1, -1}
+
+    Returns
+    -------
+    z : ndarray
+        Fresh, of the shape, dtype and memory layout of x. Half types are computed in float32, rounded once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arrays of other dtypes, shapes that do not fit together, a num_groups that does not divide C.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn.layers import Context
+    >>> ctx = Context()
+    >>> forward(ctx, np.array([[1.0, 3.0, 10.0, 30.0]]), num_groups=2).round(3)
+    array([[-1.,  1., -1.,  1.]])
+    >>> dx, dweight, dbias = backward(ctx, np.array([[1.0, 1.0, 0.0, 1.0]]))
+    >>> bool(np.abs(dx).max() < 1e-5)
+    True
+    """
+    arguments.channel_axis_of(channel_axis)
+    arguments.batch("x", x, "(N, C, ...)" if channel_axis == 1 else "(N, ..., C)", leading=True)
+    if x.ndim < 2:
+        raise ValueError(f"x must have at least the axes N and C, got shape {x.shape}")
+    channels, groups = x.shape[channel_axis], integer("num_groups", num_groups, 1)
+    if channels % groups:
+        raise ValueError(
+            f"num_groups must divide the {channels} channels of x with {channel_axis=}, got {groups}"
+        )
+    for name, array in (("weight", weight), ("bias", bias)):
+        if array is not None:
+            arguments.parameter(name, array, "(C,)", x.dtype)
+            arguments.same_shape(name, array, (channels,), "one per channel of x")
+    if x.size == 0 and len(x):
+        raise ValueError(f"x must have at least one value per group, got shape {x.shape}")
+    ctx.layout, ctx.groups, ctx.channels = layout_of(x, channel_axis), groups, channels
+    ctx.weight, ctx.bias_dtype = weight, None if bias is None else bias.dtype
+    z = ctx.layout.empty(x.shape, x.dtype)
+    mean, inv_std = np.empty((2, len(x), groups))
+    shape = _Shape(ctx, x)
+    scale, shift = shape.per_channel(weight), shape.per_channel(bias)
+    for some in some_samples(x.shape):
+        centered = shape.grouped(x, some)
+        mean[some] = centered.mean(axis=shape.axes, dtype=np.float64)
+        centered = _centered(centered, shape.per_group(mean[some]))
+        # The mean of the centered values is the rounding error of the mean.
+        error = centered.mean(axis=shape.axes, dtype=np.float64)
+        variance = np.square(centered).mean(axis=shape.axes, dtype=np.float64) - error**2
+        inv_std[some] = 1 / np.sqrt(variance + positive("eps", eps))
+        with rounded_into(ctx, shape.view(z, some)) as result:
+            np.multiply(centered, shape.per_group(inv_std[some]).astype(centered.dtype), out=result)
+            if scale is not None:
+                result *= scale
+            if shift is not None:
+                result += shift
+        ctx.temporary(2 * centered.nbytes)
+    ctx.save_for_backward(input=x, mean=mean, inv_std=inv_std)
+    return z
+
+
+def backward(ctx, dz, *, overwrite=False):
+    """Gradients of x, weight and bias.
+
+    With ``xhat = (x - mean) * inv_std`` and ``dy = dz * weight``:
+    ``dx = inv_std * (dy - mean(dy) - xhat * mean(dy * xhat))``, the means over each sample and group,
+    ``dweight = sum(dz * xhat)`` and ``dbias = sum(dz)``.
+
+    Parameters
+    ----------
+    ctx : Context
+        From `forward`.
+    dz : ndarray
+        Of z's shape and dtype; read only.
+    overwrite : bool
+        No effect.
+
+    Returns
+    -------
+    dx : ndarray
+        Fresh, in the memory layout of x.
+    dweight, dbias : ndarray of shape (C,) or None
+        Of the parameters' dtypes; None where there was none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dz that does not fit the result of the forward.
+    """
+    x, mean, inv_std = (ctx.saved[role] for role in ("input", "mean", "inv_std"))
+    arguments.gradient("dz", dz, x.shape, x.dtype)
+    dx, shape = ctx.layout.empty(x.shape, x.dtype), _Shape(ctx, x)
+    sums = np.zeros((2, ctx.channels))
+    scale = shape.per_channel(ctx.weight)
+    for some in some_samples(x.shape):
+        xhat = _centered(shape.grouped(x, some), shape.per_group(mean[some]))
+        xhat *= shape.per_group(inv_std[some]).astype(xhat.dtype)
+        dy = shape.grouped(dz, some)
+        sums += shape.sums(dy * xhat), shape.sums(dy)
+        with rounded_into(ctx, shape.view(dx, some)) as result:
+            if scale is not None:
+                dy = dy * scale
+            first = dy.mean(axis=shape.axes, dtype=np.float64)
+            second = np.multiply(dy, xhat, out=result).mean(axis=shape.axes, dtype=np.float64)
+            xhat *= shape.per_group(second).astype(xhat.dtype)
+            np.subtract(dy, shape.per_group(first).astype(dy.dtype), out=result)
+            result -= xhat
+            result *= shape.per_group(inv_std[some]).astype(xhat.dtype)
+        ctx.temporary(3 * xhat.nbytes)
+    dweight, dbias = sums
+    return (
+        dx,
+        None if ctx.weight is None else dweight.astype(ctx.weight.dtype),
+        None if ctx.bias_dtype is None else dbias.astype(ctx.bias_dtype),
+    )
+
+
+def _centered(values, mean):
+    """Return ``values - mean`` for a float64 mean, without rounding the mean to the dtype of the values."""
+    rounded = mean.astype(values.dtype)
+    values = np.subtract(values, rounded)
+    values -= (mean - rounded).astype(values.dtype)
+    return values
+
+
+class _Shape:
+    """Batches in memory order with an axis for the groups: (N, G, C/G, S) or (N, S, G, C/G)."""
+
+    def __init__(self, ctx, x):
+        self.layout, each = ctx.layout, ctx.channels // ctx.groups
+        positions = math.prod(x.shape[1:]) // ctx.channels if ctx.channels else 0
+        self.first = ctx.layout.memory_axis == 1
+        self.inner = (ctx.groups, each, positions) if self.first else (positions, ctx.groups, each)
+        self.axes = (2, 3) if self.first else (1, 3)  # of what belongs to one group
+        self.channels = ctx.channels
+
+    def view(self, array, some):
+        """Return samples of a batch without gaps, grouped."""
+        return self.layout.in_memory_order(array)[some].reshape(-1, *self.inner)
+
+    def grouped(self, array, some):
+        """Return samples, grouped, in the dtype of the arithmetic; a copy if they cannot be viewed so."""
+        return wide(self.view(array, some))
+
+    def per_channel(self, parameter):
+        """Return a parameter in a shape that broadcasts, or None."""
+        if parameter is None:
+            return None
+        groups, each = (self.inner[:2]) if self.first else self.inner[1:]
+        return wide(parameter).reshape((groups, each, 1) if self.first else (groups, each))
+
+    def per_group(self, values):
+        """Return (n, G) values in a shape that broadcasts."""
+        return values[:, :, None, None] if self.first else values[:, None, :, None]
+
+    def sums(self, array):
+        """Return the sum of each channel, in float64."""
+        return array.sum(axis=(0, 3) if self.first else (0, 1), dtype=np.float64).reshape(self.channels)
