@@ -16,9 +16,10 @@ from .checks import choice
 class _Loss(OperationLayer):
     """Base of the losses: a call returns a float, and refuses to return one that is not finite."""
 
-    def backward(self, dz=1.0, *, overwrite=False):
-        """Gradient of the scores, for a gradient dz of the loss; otherwise as `Layer.backward`."""
-        return super().backward(dz, overwrite=overwrite)
+    def backward(self, dz=1.0, *, call=None, overwrite=False):
+        """Gradient of the first input, for a gradient dz of the loss; otherwise as `Layer.backward`."""
+        found = super().backward(dz, call=call, overwrite=overwrite)
+        return found[0] if isinstance(found, tuple) else found
 
     def _finite(self, loss):
         """Return the loss, or raise an error that says where the first value appeared that is not finite."""
@@ -105,6 +106,8 @@ class CrossEntropy(_Loss):
 class MSELoss(_Loss):
     """Mean squared error, ``mean((x - target)**2)`` over all elements, as `torch.nn.MSELoss`.
 
+    The target gets no gradient.
+
     Raises
     ------
     FloatingPointError
@@ -127,7 +130,11 @@ class MSELoss(_Loss):
 
         Parameters
         ----------
-        ctx : Context
+        ctx : LayerContext
         x, target : ndarray of one shape
         """
         return self._finite(mean_squared_error.forward(ctx, x, target))
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        """Gradient of x; the target has none."""
+        return (*mean_squared_error.backward(ctx, dz, overwrite=overwrite), None)

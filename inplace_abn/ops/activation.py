@@ -23,7 +23,7 @@ def forward(ctx, x, *, activation, param=None, channel_axis=1, overwrite=False):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
     x : ndarray of any shape
         float32, float64, float16 or bfloat16.
     activation : str
@@ -48,8 +48,8 @@ def forward(ctx, x, *, activation, param=None, channel_axis=1, overwrite=False):
     Examples
     --------
     >>> import numpy as np
-    >>> from inplace_abn.layers import Context
-    >>> ctx = Context()
+    >>> from inplace_abn.layers import LayerContext
+    >>> ctx = LayerContext()
     >>> forward(ctx, np.array([[-1.0, 2.0]]), activation="leaky_relu", param=0.5)
     array([[-0.5,  2. ]])
     >>> backward(ctx, np.ones((1, 2)))
@@ -77,7 +77,7 @@ def backward(ctx, dz, *, overwrite=False):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         From `forward`.
     dz : ndarray
         Of z's shape and dtype.

@@ -22,7 +22,7 @@ def forward(ctx, x, weight=None, bias=None, *, num_groups, eps=1e-5, channel_axi
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
     x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
         float32, float64, float16 or bfloat16; read only, and kept for the backward.
     weight, bias : ndarray of shape (C,), optional
@@ -46,8 +46,8 @@ def forward(ctx, x, weight=None, bias=None, *, num_groups, eps=1e-5, channel_axi
     Examples
     --------
     >>> import numpy as np
-    >>> from inplace_abn.layers import Context
-    >>> ctx = Context()
+    >>> from inplace_abn.layers import LayerContext
+    >>> ctx = LayerContext()
     >>> forward(ctx, np.array([[1.0, 3.0, 10.0, 30.0]]), num_groups=2).round(3)
     array([[-1.,  1., -1.,  1.]])
     >>> dx, dweight, dbias = backward(ctx, np.array([[1.0, 1.0, 0.0, 1.0]]))
@@ -103,7 +103,7 @@ def backward(ctx, dz, *, overwrite=False):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         From `forward`.
     dz : ndarray
         Of z's shape and dtype; read only.

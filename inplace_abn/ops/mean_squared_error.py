@@ -12,7 +12,7 @@ def forward(ctx, x, target):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
     x : ndarray of shape (N, ...)
         float32, float64, float16 or bfloat16; read only, and kept for the backward.
     target : ndarray
@@ -31,8 +31,8 @@ def forward(ctx, x, target):
     Examples
     --------
     >>> import numpy as np
-    >>> from inplace_abn.layers import Context
-    >>> ctx = Context()
+    >>> from inplace_abn.layers import LayerContext
+    >>> ctx = LayerContext()
     >>> forward(ctx, np.array([1.0, 4.0]), np.array([1.0, 2.0]))
     2.0
     >>> backward(ctx)
@@ -55,7 +55,7 @@ def backward(ctx, dz=1.0, *, overwrite=False):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         From `forward`.
     dz : float
         Gradient of the loss.

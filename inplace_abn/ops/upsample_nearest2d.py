@@ -15,7 +15,7 @@ def forward(ctx, x, *, size=None, scale_factor=None, channel_axis=1):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
     x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
         float32, float64, float16 or bfloat16; read only, and not kept.
     size : int or (int, int), optional
@@ -37,8 +37,8 @@ def forward(ctx, x, *, size=None, scale_factor=None, channel_axis=1):
     Examples
     --------
     >>> import numpy as np
-    >>> from inplace_abn.layers import Context
-    >>> ctx = Context()
+    >>> from inplace_abn.layers import LayerContext
+    >>> ctx = LayerContext()
     >>> forward(ctx, np.array([[[[1.0, 4.0]]]]), scale_factor=2)
     array([[[[1., 1., 4., 4.],
              [1., 1., 4., 4.]]]])
@@ -60,7 +60,7 @@ def backward(ctx, dz, *, overwrite=False):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         From `forward`.
     dz : ndarray
         Of z's shape and dtype; read only.
