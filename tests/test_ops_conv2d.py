@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from operations import EPS, Context, assert_gradients, laid_out, normal, run, strided
 
-from inplace_abn.ops import conv2d
+from inplace_abn.ops import _convolve, _depthwise, conv2d
 from inplace_abn.ops._windows import blocks
 
 # kernel, stride, padding, dilation, groups, inputs, outputs
@@ -129,10 +129,10 @@ def test_the_cut_into_blocks_does_not_show(case, budget, channel_axis, monkeypat
     x, weight, bias, settings = arrays_of(case, shape=(5, 11, 9))
     arrays = laid_out(x, channel_axis), weight, bias
     want, wanted, dz = run(conv2d, *arrays, channel_axis=channel_axis, **settings)
-    monkeypatch.setattr(conv2d, "SCRATCH", budget // 8)
-    monkeypatch.setattr(conv2d, "BLOCK", budget // 8)
-    monkeypatch.setattr(conv2d, "SAMPLES", 0)
-    monkeypatch.setattr(conv2d._depthwise, "BLOCK", budget // 8)
+    monkeypatch.setattr(_convolve, "SCRATCH", budget // 8)
+    monkeypatch.setattr(_convolve, "BLOCK", budget // 8)
+    monkeypatch.setattr(_convolve, "SAMPLES", 0)
+    monkeypatch.setattr(_depthwise, "BLOCK", budget // 8)
     z, gradients, _ = run(conv2d, *arrays, dz=dz, channel_axis=channel_axis, **settings)
     np.testing.assert_allclose(z, want, rtol=0, atol=1e-12)
     for one, other in zip(gradients, wanted, strict=True):
@@ -221,7 +221,7 @@ def test_scratch_does_not_grow_with_the_batch():
         x = normal((samples, 8, 32, 32))
         conv2d.backward(ctx, conv2d.forward(ctx, x, weight, padding=1))
         found.append(ctx.scratch)
-    assert found[0] == found[1] <= 8 * conv2d.SCRATCH
+    assert found[0] == found[1] <= 8 * _convolve.SCRATCH
 
 
 X, W = (2, 4, 5, 5), (6, 4, 3, 3)
@@ -231,8 +231,8 @@ X, W = (2, 4, 5, 5), (6, 4, 3, 3)
     ("changes", "kind", "words"),
     [
         ({"x": [1.0]}, TypeError, ["x must be a numpy.ndarray", "list"]),
-        ({"x": np.zeros(X, int)}, TypeError, ["x must be float32 or", "pass x.astype(numpy.float32)"]),
-        ({"x": np.zeros(X, ">f8")}, TypeError, ["x must be float32 or float64 in native byte order"]),
+        ({"x": np.zeros(X, int)}, TypeError, ["x must be float32, float64, float16 or", "pass x.astype(numpy.float32)"]),
+        ({"x": np.zeros(X, ">f8")}, TypeError, ["x must be float32, float64, float16 or ml_dtypes.bfloat16 in native byte order"]),
         ({"x": np.zeros((2, 4, 5))}, ValueError, ["x must be of shape (N, C, H, W)", "(2, 4, 5)"]),
         ({"x": np.zeros((2, 3, 5, 5))}, ValueError, ["shape (6, 4, 3, 3)", "x of shape (2, 3, 5, 5)"]),
         ({"channel_axis": -1}, ValueError, ["weight of shape (6, 4, 3, 3)", "x of shape (2, 4, 5, 5)"]),

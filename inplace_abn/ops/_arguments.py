@@ -144,3 +144,43 @@ def elsewhere(shape, channels, channel_axis):
 def images(channel_axis):
     """Return how the shape of a batch of images is written."""
     return "(N, C, H, W)" if channel_axis == 1 else "(N, H, W, C)"
+
+
+def shape_of_images(samples, channels, size, channel_axis):
+    """Return the shape of a batch of images with `size` = (H, W)."""
+    return (samples, channels, *size) if channel_axis == 1 else (samples, *size, channels)
+
+
+def result(name, out, shape, dtype, inputs):
+    """Check that `out` may be written as a result of `shape` and `dtype`; `inputs` by name, which it must not overlap.
+
+    Memory that a live context keeps is read-only, or is refused by the layer that passes it.
+    """
+    plain(name, out)
+    if out.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype} as x is, got {out.dtype}; pass {cast(name, dtype)}")
+    same_shape(name, out, tuple(shape), "as the result has")
+    if not out.flags.writeable:
+        raise ValueError(f"{name} must be writeable: it is read-only, or a live context keeps its memory")
+    if _overlaps_itself(out):
+        raise ValueError(f"{name} overlaps itself, as a broadcast array does; pass an array of its own")
+    for other, array in inputs.items():
+        if array is not None and _share_memory(out, array):
+            raise ValueError(f"{name} overlaps {other}; pass an array of its own")
+
+
+def _share_memory(array, other):
+    try:
+        return np.shares_memory(array, other, max_work=10**6)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _overlaps_itself(array):
+    """Return whether two elements may share memory: a stride does not exceed what the smaller ones span."""
+    span = array.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True)):
+        if length > 1 and stride < span:
+            return True
+        span += stride * (length - 1)
+    return False

@@ -1,66 +1,124 @@
-"""Depthwise convolution of images with the channels last: every channel by itself.
+"""Depthwise convolution of images with the channels last in memory: every channel by itself.
 
-BLAS has next to nothing to do there, and unfolding would move single values about. Instead every tap of the
-window is one multiplication of pixels by a value per channel, a block of rows at a time, so that results and
-products stay in the cache.
+BLAS has next to nothing to do there, and unfolding would move single values. Instead every tap of the window is
+one multiplication of pixels by a value per channel, a block of rows at a time, so that results and products stay
+in the cache. The functions are those of `_convolve`, for one channel per group.
 """
 
 import numpy as np
 
+from ._rows import BlockResult, RowReader, RowSums
 from ._windows import blocks, taps
 
 #: Values of a block of products.
 BLOCK = 1 << 16
 
 
-def forward(ctx, images, weight, axes, z):
-    """Fill z with the convolution of images, both (N, H, W, C), and weight, (C, 1, height, width)."""
-    products = _Products(ctx, axes, z)
-    tiles = products.tiles(weight)
-    for block in products.blocks:
-        out = z[block.samples, block.begin : block.end]
-        out[...] = 0
-        for i, j, inside, source in products.taps(block):
-            out[inside] += products.of(images[block.samples][source], tiles[i, j])
+def convolve(ctx, plan, images, weight, out, *, bias=None, other=None):
+    """Write the convolution of images, plus bias, into `out`; return the gradient of weight for `other`."""
+    reader = RowReader(images, plan.axes[0], plan.dtype, plan.last)
+    result = BlockResult(out, plan.dtype, plan.last, out.dtype == plan.dtype)
+    products = _Products(plan, weight, out)
+    total = _zeros(weight, plan) if other is not None else None
+    extra = result.row_bytes + products.reading(other)
+    for block in products.blocks(ctx, reader.row_bytes + extra, reader.sample_bytes):
+        rows, written = reader.of(block), _channels_last(result.of(block))
+        pixels = _channels_last(rows.images)
+        written[...] = 0 if bias is None else bias
+        gradient = None if other is None else products.read(other, block)
+        for tap, inside, source in products.taps(rows):
+            written[inside] += products.of(pixels[source], products.tiles[tap])
+            if other is not None:
+                total[tap] += products.sum(pixels[source], gradient[inside])
+        result.done(block)
+    return _gradient(total, weight)
 
 
-def backward(ctx, images, weight, axes, dz, dx):
-    """Fill dx and return the gradient of weight."""
-    products = _Products(ctx, axes, dz)
-    tiles = products.tiles(weight)
-    dweight = np.zeros_like(weight, order="C")
-    dx[...] = 0
-    for block in products.blocks:
-        gradient = dz[block.samples, block.begin : block.end]
-        for i, j, inside, source in products.taps(block):
-            dx[block.samples][source] += products.of(gradient[inside], tiles[i, j])
-            dweight[:, 0, i, j] += products.sum(images[block.samples][source], gradient[inside])
-    return dweight
+def convolve_transposed(ctx, plan, images, weight, out, *, bias=None, other=None):
+    """Write the transposed convolution of images, plus bias, into `out`; return the gradient as `convolve`."""
+    sums = RowSums(out, plan.axes[0], plan.dtype, plan.last, 0 if bias is None else bias[:, None, None])
+    reader = None if other is None else RowReader(other, plan.axes[0], plan.dtype, plan.last)
+    products = _Products(plan, weight, images)
+    total = _zeros(weight, plan) if other is not None else None
+    users = [user for user in (sums, reader) if user is not None]
+    row_bytes = products.reading(images) + sum(user.row_bytes for user in users)
+    for block in products.blocks(ctx, row_bytes, sum(user.sample_bytes for user in users)):
+        gradient, rows = products.read(images, block), sums.of(block)
+        pixels = _channels_last(rows.images)
+        for tap, inside, source in products.taps(rows):
+            pixels[source] += products.of(gradient[inside], products.tiles[tap])
+        sums.done(block)
+        if other is not None:
+            rows = reader.of(block)
+            pixels = _channels_last(rows.images)
+            for tap, inside, source in products.taps(rows):
+                total[tap] += products.sum(pixels[source], gradient[inside])
+    return _gradient(total, weight)
+
+
+def _channels_last(images):
+    return images.transpose(0, 2, 3, 1)
+
+
+def _zeros(weight, plan):
+    """Return zeros for the gradient of the weight, (height, width, C)."""
+    return np.zeros((*weight.shape[2:], len(weight)), plan.dtype)
+
+
+def _gradient(total, weight):
+    if total is None:
+        return None
+    return np.ascontiguousarray(total.transpose(2, 0, 1)[:, None], weight.dtype)
 
 
 class _Products:
-    """Products of the pixels of a block and something else, in one buffer."""
+    """Products of the pixels of a block with values per channel or with other pixels, in one buffer.
 
-    def __init__(self, ctx, axes, like):
-        samples, rows, self.columns, self.channels = like.shape
-        self.axes, row = axes, self.channels * self.columns
-        self.blocks = list(blocks(samples, rows, row, BLOCK))
-        most = max(((b.samples.stop - b.samples.start) * (b.end - b.begin) for b in self.blocks), default=0)
-        self.buffer = np.empty(most * row, like.dtype)
-        self.ones = np.ones(most * self.columns, like.dtype)
-        ctx.temporary(self.buffer.nbytes + self.ones.nbytes)
+    `like` has as many pixels as there are windows. `tiles` has the values of the taps, [i, j], repeated for
+    every column: the longer a run of memory, the faster.
+    """
 
-    def tiles(self, weight):
-        """Return the values of the taps, [i, j], for every column: the longer a run of memory, the faster."""
-        return np.repeat(weight[:, 0].transpose(1, 2, 0)[:, :, None], self.columns, axis=2)
+    def __init__(self, plan, weight, like):
+        self.plan = plan
+        self.samples, self.channels, self.rows, self.columns = like.shape
+        taps_ = weight[:, 0].transpose(1, 2, 0)[:, :, None].astype(plan.dtype, copy=False)
+        self.tiles = np.repeat(taps_, self.columns, axis=2)
 
-    def taps(self, block):
-        """Go through the taps: i, j, where in the block, and which pixels of the images."""
-        for i, j, rows, columns in taps(self.axes, block):
-            first, last = rows.first - block.begin, rows.last - block.begin
+    def blocks(self, ctx, row_bytes, sample_bytes):
+        """Return the blocks; the caller needs these bytes for a row of windows and for a sample."""
+        row, item = self.channels * self.columns, self.plan.dtype.itemsize
+        budget = BLOCK * item
+        row_bytes += row * item
+        found = list(blocks(self.samples, self.rows, row_bytes, budget, sample_bytes))
+        sizes = [(b.samples.stop - b.samples.start, b.end - b.begin) for b in found]
+        most = max((samples * rows for samples, rows in sizes), default=0)
+        self.buffer = np.empty(most * row, self.plan.dtype)
+        self.ones = np.ones(most * self.columns, self.plan.dtype)
+        scratch = max((n * (r * row_bytes + sample_bytes) for n, r in sizes), default=0)
+        ctx.temporary(scratch + self.ones.nbytes)
+        return found
+
+    def taps(self, rows):
+        """Iterate over the taps: [i, j], where in the block, and which pixels of `rows.images`."""
+        _, down, block = rows
+        for i, j, inner, columns in taps((down, self.plan.axes[1]), block):
+            first, last = inner.first - block.begin, inner.last - block.begin
             if last > first and columns.last > columns.first:
                 inside = slice(None), slice(first, last), slice(columns.first, columns.last)
-                yield i, j, inside, (slice(None), rows.source, columns.source)
+                yield (i, j), inside, (block.samples, inner.source, columns.source)
+
+    def reading(self, images):
+        """Return the bytes for a row of images that `read` converts."""
+        if images is None or images.dtype == self.plan.dtype:
+            return 0
+        return self.channels * self.columns * self.plan.dtype.itemsize
+
+    def read(self, images, block):
+        """Return the pixels of a block, (samples, rows, columns, C), in the dtype of the arithmetic."""
+        part = _channels_last(images[block.samples, :, block.begin : block.end])
+        if part.dtype == self.plan.dtype and part.strides[-1] == part.itemsize:
+            return part
+        return part.astype(self.plan.dtype, order="C")
 
     def of(self, images, other):
         """Return the product of (samples, rows, columns, C) and something of that shape, or a tile."""

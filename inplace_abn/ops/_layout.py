@@ -73,8 +73,9 @@ def layout_of(x, channel_axis):
     """
     channel = channel_axis % x.ndim
     spatial = tuple(axis for axis in range(1, x.ndim) if axis != channel)
-    if x.shape[channel] == 1 and all(x.shape[axis] == 1 for axis in spatial):
-        return Layout(tuple(range(x.ndim)), channel_axis)  # both orders at once
+    if x.flags.c_contiguous or all(x.shape[axis] == 1 for axis in (channel, *spatial)):
+        # One channel or one position has both orders at once: choose that of the axes.
+        return Layout(tuple(range(x.ndim)), channel_axis)
     reach = max((abs(x.strides[axis]) * x.shape[axis] for axis in spatial), default=0)
     if abs(x.strides[channel]) < reach:
         return Layout((0, *spatial, channel), -1)

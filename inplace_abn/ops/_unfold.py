@@ -1,13 +1,15 @@
-"""Blocks of images as matrices: of their channels and pixels, and of all that a convolution's windows see.
+"""Blocks of images as matrices: channels by pixels, and the elements of each window by windows.
 
-Images are (N, C, H, W) views here, of memory in that order or, `last`, with the channels last. Matrices are
-(samples, groups, rows, pixels), and a convolution is ``sum over i of weights[i] @ columns[i]``. Either there
-is one i, and a column holds all of a window. Or, `by_row`, every i is a row of the window: windows one below
-the other share most of their rows, so that one matrix serves every i, from a row of pixels more for each on.
-That takes a third of the memory and of the copying where the window has three rows.
+Images are (N, C, H, W) views, with memory in that order or, if `last`, with the channels last. Matrices are
+(samples, groups, rows, pixels), and a convolution is ``sum over i of weights[i] @ columns[i]``.
 
-All matrices are views that BLAS can take: no copy is made but of images whose memory is in neither order, a
-block at a time.
+By default there is one i, and a column holds all elements of a window. With `by_row`, each i is a row of the
+window. Windows one below the other share most of their rows, so one matrix serves every i: the columns of
+row i start i rows of pixels later. For a window of three rows this takes a third of the memory and of the
+copying.
+
+All matrices are views that BLAS can take. Copies are made a block at a time, of images whose memory has another
+order or whose dtype is not that of the arithmetic.
 """
 
 from itertools import pairwise
@@ -15,27 +17,38 @@ from itertools import pairwise
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ._windows import Axis, blocks, taps
+from ._rows import RowReader
+from ._windows import Axis, Block, blocks, taps
 
 
-def pixels(images, block, groups, last, merged=False):
-    """Return a block of images as matrices of (C / groups, pixels); `merged`: all samples in one.
+def pixels(images, groups, last, merged=False):
+    """Return images as matrices of (C / groups, pixels).
 
-    That takes channels that are `last`.
+    With `merged` the pixels of all samples are in one matrix. This needs channels that are `last`.
     """
-    part = images[block.samples, :, block.begin : block.end]
-    samples, channels, rows, columns = part.shape
+    samples, channels, rows, columns = images.shape
     if not last:
-        return part.reshape(samples, groups, channels // groups, rows * columns)
+        return images.reshape(samples, groups, channels // groups, rows * columns)
     samples, rows = (1, samples * rows) if merged else (samples, rows)
-    flat = np.moveaxis(part, 1, -1).reshape(samples, rows * columns, groups, channels // groups)
+    flat = images.transpose(0, 2, 3, 1).reshape(samples, rows * columns, groups, channels // groups)
     return flat.transpose(0, 2, 3, 1)
+
+
+def pixels_are_views(images, last, merged=False):
+    """Return whether `pixels` gives views, of every block too, that BLAS can write to."""
+    samples, _, rows, columns = images.shape
+    outer, channel, along, across = images.strides
+    return (
+        (channel if last else across) == images.itemsize
+        and (rows == 1 or along == across * columns)
+        and (not merged or samples == 1 or outer == along * rows)
+    )
 
 
 def weight_matrices(weight, last, by_row):
     """Return (groups, O, C, kernel height, kernel width) as (i, groups, O, taps and channels).
 
-    A view if possible. The order of taps and channels is that of the columns.
+    It is a view if possible. Taps and channels have the order of the columns.
     """
     groups, outputs, channels, height, width = weight.shape
     count = height if by_row else 1
@@ -45,7 +58,7 @@ def weight_matrices(weight, last, by_row):
 
 
 def weight_from_matrices(matrices, shape, last):
-    """Undo `weight_matrices`; `shape` is of its argument."""
+    """Return the inverse of `weight_matrices`, of `shape`."""
     groups, outputs, channels, height, width = shape
     count = len(matrices)
     if last:
@@ -56,7 +69,7 @@ def weight_from_matrices(matrices, shape, last):
 
 
 class Columns:
-    """What the windows see of images, a block at a time, in one buffer.
+    """The elements of each window of images, a block at a time, in one buffer.
 
     Parameters
     ----------
@@ -64,75 +77,99 @@ class Columns:
     groups : int
     axes : (Axis, Axis)
     last, by_row : bool
-        See the top of this page. `by_row` needs a stride of 1 along H.
+        See the top of this file. `by_row` needs a stride of 1 along H.
+    dtype : dtype
+        Of the columns.
 
     Attributes
     ----------
     direct : bool
-        The windows are of one pixel: the images themselves are their columns.
+        True if the windows have one pixel each: the images themselves are the columns.
     row_bytes, halo_bytes : int
-        What the columns of a sample take, for a row of windows and beside.
+        Bytes of scratch for a row of windows, and for every sample of a block in addition.
     """
 
-    def __init__(self, images, groups, axes, last, by_row):
+    def __init__(self, images, groups, axes, last, by_row, dtype):
         self.images, self.groups, self.axes, self.last, self.by_row = images, groups, axes, last, by_row
-        self.merged = last and not by_row
+        self.dtype, self.merged = dtype, last and not by_row
         self.direct = all(axis == Axis(axis.length, 1, 1, 0, axis.dilation) for axis in axes)
         down, across = axes
         self._each = images.shape[1] // groups
-        self._down = Axis(down.length, 1, 1, down.padding, 1) if by_row else down
+        self._down = Axis(down.length, 1, 1, down.padding, 1, down.uneven) if by_row else down
         self._step = down.dilation if by_row else 0
         self._halo = (down.kernel - 1) * down.dilation if by_row else 0
         self._count = down.kernel if by_row else 1
         taps_ = self._down.kernel * across.kernel
-        self.row_bytes = images.shape[1] * taps_ * across.windows * images.itemsize
-        if self.direct and images.transpose((0, 2, 3, 1) if last else (0, 1, 2, 3)).flags.c_contiguous:
+        self.row_bytes = images.shape[1] * taps_ * across.windows * dtype.itemsize
+        if self.direct and images.dtype == dtype and pixels_are_views(images, last, self.merged):
             self.row_bytes = 0  # neither unfolded nor copied
         self.halo_bytes = self._halo * self.row_bytes
-        split = images.reshape(images.shape[0], groups, self._each, *images.shape[2:])
-        self._source = _Source(split, self._down, across, last)
-        self._buffer = np.empty(0, images.dtype)
+        self._reader = RowReader(images, self._down, dtype, last)
+        if not self.direct:
+            self.row_bytes += self._reader.row_bytes
+            self.halo_bytes += self._reader.sample_bytes
+        self._source = self._source_of(images, self._down) if self._reader.in_place else None
+        self._buffer = np.empty(0, dtype)
         self._views = None, None, None, None
 
-    def blocks(self, budget, beside):
-        """Cut the batch, for `budget` bytes of columns with `beside` bytes more for every row of windows."""
-        rows = self.axes[0].windows
-        found = list(blocks(len(self.images), rows, self.row_bytes + beside, budget, self.halo_bytes))
+    def blocks(self, budget, row_bytes, sample_bytes=0):
+        """Cut the batch into blocks that take at most `budget` bytes.
+
+        `row_bytes` for every row of windows and `sample_bytes` for every sample are added to those of the
+        columns. Returns the blocks, and the most bytes that one takes.
+        """
+        row_bytes, sample_bytes = row_bytes + self.row_bytes, sample_bytes + self.halo_bytes
+        found = list(blocks(len(self.images), self.axes[0].windows, row_bytes, budget, sample_bytes))
         sizes = ((b.samples.stop - b.samples.start, b.end - b.begin) for b in found)
-        most = max((n * (r * (self.row_bytes + beside) + self.halo_bytes) for n, r in sizes), default=0)
-        return found, most
+        return found, max((n * (r * row_bytes + sample_bytes) for n, r in sizes), default=0)
+
+    def pixels(self, images):
+        """Return the pixels of other images, as matrices that fit the columns of their block."""
+        found = pixels(images, self.groups, self.last, self.merged)
+        return found.astype(self.dtype, copy=False)
 
     def of(self, block):
-        """Return the columns of a block, a list of matrices of (K, windows), good until the next call."""
+        """Return the columns of a block, a list of matrices of (K, windows), valid until the next call."""
         if self.direct:
-            return [pixels(self.images, block, self.groups, self.last, self.merged)]
+            return [self.pixels(self.images[block.samples, :, block.begin : block.end])]
         _, view, _, columns = self._room(block)
-        self._source.copy(view, block.samples, block.begin, block.end + self._halo)
+        samples, begin, end = block.samples, block.begin, block.end + self._halo
+        if not self._reader.in_place:
+            images, down, (samples, begin, end) = self._reader.of(Block(samples, begin, end))
+            if self._source is None or not self._source.fits(images, down):
+                self._source = self._source_of(images, down)
+        self._source.copy(view, samples, begin, end)
         return columns
 
+    def _source_of(self, images, down):
+        split = images.reshape(len(images), self.groups, self._each, *images.shape[2:])
+        return _Source(split, down, self.axes[1], self.last)
+
     def room(self, block):
-        """Return the matrices of a block, to be filled by the caller; not `by_row`."""
+        """Return the matrices of a block, uninitialized; not `by_row`."""
         return self._room(block)[2]
 
-    def fold(self, images, block):
-        """Add what the matrices of a block hold to what the windows see of images; not `by_row`."""
+    def fold(self, rows):
+        """Add the matrices of a block to the pixels that its windows see of `rows`; not `by_row`."""
         view = self._views[1]
-        self._views = None, None, None, None  # what is left and right of the images is not zero any more
-        images = images[block.samples].reshape(view.shape[:3] + images.shape[2:])
-        for i, j, rows, columns in taps(self.axes, block):
-            tap = view[:, :, :, i, j, rows.first - block.begin : rows.last - block.begin]
-            images[..., rows.source, columns.source] += tap[..., columns.first : columns.last]
+        self._views = None, None, None, None  # the border of the buffer is overwritten
+        images, down, block = rows
+        images = images[block.samples]
+        images = images.reshape(view.shape[:3] + images.shape[2:])
+        for i, j, inside, columns in taps((down, self.axes[1]), block):
+            tap = view[:, :, :, i, j, inside.first - block.begin : inside.last - block.begin]
+            images[..., inside.source, columns.source] += tap[..., columns.first : columns.last]
 
     def _room(self, block):
         """Return a block's shape, its buffer as (samples, groups, C, i, j, rows, columns), and as matrices.
 
-        The last of the four is the matrices as `of` returns them. Left and right of the images is zero.
+        The last of the four is the list that `of` returns. Elements left and right of the images are zero.
         """
         shape = block.samples.stop - block.samples.start, block.end - block.begin
         if shape == self._views[0]:
             return self._views
         view, matrix = self._reshaped(shape[0], shape[1] + self._halo)
-        self._source.clear(view)
+        clear_borders(view, self.axes[1])
         width = self.axes[1].windows
         starts = [i * self._step * width for i in range(self._count)]
         count = matrix.shape[3] - self._halo * width
@@ -158,10 +195,10 @@ class Columns:
 
 
 class _Source:
-    """Images (N, groups, C, H, W), and what every tap of the windows sees of them.
+    """Images (N, groups, C, H, W), and the pixels that meet each tap of the windows.
 
-    Views of the images with axes for the taps do most of the copying in one go. With the channels last, the
-    taps along W are one run of memory with the channels.
+    Views of the images with axes for the taps allow to copy most of a block by one assignment. With the channels
+    last, the taps along W are contiguous in memory with the channels.
     """
 
     def __init__(self, images, down, across, last):
@@ -175,11 +212,14 @@ class _Source:
         edges = [(j, across.span(j, *bounds)) for j in range(across.kernel) for bounds in ends]
         self.edges = [(j, span) for j, span in edges if span.first < span.last]
 
-    def clear(self, view):
-        """Write the zeros left and right of the images, where `copy` does not write."""
-        for j, (first, last, _) in enumerate(self.columns):
-            view[:, :, :, :, j, :, :first] = 0
-            view[:, :, :, :, j, :, last:] = 0
+    def fits(self, images, down):
+        """Return whether this is the source of `images`, the same memory with the same windows."""
+        own = self.images
+        return (
+            down == self.down
+            and images.shape[:1] + images.shape[2:] == own.shape[:1] + own.shape[3:]
+            and images.ctypes.data == own.ctypes.data
+        )
 
     def copy(self, view, samples, begin, end):
         """Copy rows of windows into a view (samples, groups, C, i, j, rows, columns)."""
@@ -196,7 +236,7 @@ class _Source:
                 part[:, :, :, :, j, :, one:other] = self.below[samples, ..., rows, columns]
 
     def _copy_border(self, view, samples, begin, end):
-        """Do the same where taps are above or below the images."""
+        """Copy rows of windows some of whose taps are above or below the images."""
         for i in range(self.down.kernel):
             tap = view[:, :, :, i]
             top, bottom, rows = self.down.span(i, begin, end)
@@ -208,8 +248,16 @@ class _Source:
                     inside[..., first:last] = self.images[samples, ..., rows, columns]
 
 
+def clear_borders(view, across):
+    """Set the elements left and right of the images, which `_Source.copy` does not write, to zero."""
+    for j in range(across.kernel):
+        first, last, _ = across.span(j, 0, across.windows)
+        view[:, :, :, :, j, :, :first] = 0
+        view[:, :, :, :, j, :, last:] = 0
+
+
 def _common(axis):
-    """Return the first window all of whose taps are inside of the images, and the first after those."""
+    """Return the bounds of the windows all of whose taps are inside of the images."""
     spans = [axis.span(tap, 0, axis.windows) for tap in range(axis.kernel)]
     first, last = max(span.first for span in spans), min(span.last for span in spans)
     return (first, last) if first < last else (0, 0)

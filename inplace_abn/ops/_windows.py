@@ -20,18 +20,30 @@ class Span(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """The windows along one axis: taps of output ``o`` meet ``o * stride + tap * dilation - padding``."""
+    """The windows along one axis: taps of output ``o`` meet ``o * stride + tap * dilation - padding``.
+
+    There is padding at both ends, and `uneven` zeros more at the second one.
+    """
 
     length: int
     kernel: int
     stride: int
     padding: int
     dilation: int
+    uneven: int = 0
 
     @property
     def windows(self):
         """How many windows there are; less than one if the input is too short."""
-        return (self.length + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+        padded = self.length + 2 * self.padding + self.uneven
+        return (padded - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+
+    def reach(self, begin, end):
+        """Return the bounds of the input that the windows in [begin, end) see."""
+        start = begin * self.stride - self.padding
+        stop = (end - 1) * self.stride - self.padding + self.dilation * (self.kernel - 1) + 1
+        start = min(max(0, start), self.length)
+        return start, min(max(start, stop), self.length)
 
     def span(self, tap, begin, end):
         """Return the `Span` of a tap among the outputs in [begin, end)."""
@@ -52,9 +64,9 @@ class Block(NamedTuple):
     end: int
 
 
-def make_axes(name, size, kernel, stride, padding, dilation):
+def make_axes(name, size, kernel, stride, padding, dilation, uneven=(0, 0)):
     """Return the `Axis` along H and along W, or refuse an image that is smaller than the window."""
-    axes = tuple(map(Axis, size, kernel, stride, padding, dilation))
+    axes = tuple(map(Axis, size, kernel, stride, padding, dilation, uneven))
     if any(axis.windows < 1 for axis in axes):
         reach = tuple(axis.dilation * (axis.kernel - 1) + 1 for axis in axes)
         raise ValueError(
