@@ -13,23 +13,27 @@ from .checks import choice, goes_with, precision
 class Conv2d(OperationLayer):
     """Convolution of images, as `torch.nn.Conv2d`.
 
-    Keeps its input for the backward; if that comes from an `ABN` with a checkpoint strategy, it is computed
-    once more instead. The weight is neither copied nor locked: change it after the backward. The work goes
-    through BLAS with scratch memory for a few samples, never for the batch.
+    Keeps its input for the backward. If that comes from an `ABN` with a checkpoint strategy, it is recomputed
+    instead; for a frozen weight it is not kept. The weight is neither copied nor locked: change it after the
+    backward. Scratch memory is for a few samples, never for the batch.
+
+    A call takes ``out=``, an array that the result is written to, as `inplace_abn.ops.conv2d.forward` does.
 
     Parameters
     ----------
     in_channels, out_channels : int
     kernel_size : int or (int, int)
         Along H and W, here and below.
-    stride, padding, dilation : int or (int, int)
-        Padding is by zeros.
+    stride, dilation : int or (int, int)
+    padding : int, (int, int), "valid" or "same"
+        Zeros around the images. "valid" is 0. "same" keeps their size and needs a stride of 1; of an odd
+        number of zeros, the end gets one more.
     groups : int
         Divides both numbers of channels; outputs of a group see only the inputs of that group.
     bias : bool
-        False where an `ABN` follows: its own bias makes this one useless.
+        False if an `ABN` follows: its own bias makes this one useless.
     channel_axis : {1, -1}
-        -1 for batches (N, H, W, C).
+        -1 for batches (N, H, W, C). Batches may have either memory layout, and results have that of x.
     dtype : {float32, float64}
     rng : numpy.random.Generator or int, optional
         Draws the first weight and bias, uniformly within 1 / sqrt(in_channels / groups * kernel area).
@@ -37,7 +41,7 @@ class Conv2d(OperationLayer):
     Attributes
     ----------
     weight : Parameter of shape (out_channels, in_channels / groups, kernel height, kernel width)
-        For both layouts.
+        For both values of `channel_axis`.
     bias : Parameter of shape (out_channels,), or None
 
     Examples
@@ -58,8 +62,9 @@ class Conv2d(OperationLayer):
         self.out_channels = integer("out_channels", out_channels, least=1)
         self.kernel_size = pair("kernel_size", kernel_size, least=1)
         self.stride = pair("stride", stride, least=1)
-        self.padding = pair("padding", padding, least=0)
         self.dilation = pair("dilation", dilation, least=1)
+        zeros, _ = conv2d.padding_of(padding, self.kernel_size, self.stride, self.dilation)
+        self.padding = padding if isinstance(padding, str) else zeros
         self.groups = integer("groups", groups, least=1)
         self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
         if in_channels % groups or out_channels % groups:
@@ -71,12 +76,13 @@ class Conv2d(OperationLayer):
         self.weight = uniform(rng, bound, shape, dtype)
         self.bias = uniform(rng, bound, shape[:1], dtype) if bias else None
 
-    def forward(self, ctx, x):
+    def forward(self, ctx, x, *, out=None):
         """Convolve."""
         goes_with(x, self.weight.data)
         return conv2d.forward(
             ctx, x, self.weight.data, None if self.bias is None else self.bias.data, stride=self.stride,
             padding=self.padding, dilation=self.dilation, groups=self.groups, channel_axis=self.channel_axis,
+            out=out, weight_gradient=getattr(self.weight, "requires_grad", True),
         )  # fmt: skip
 
     def gradients(self, ctx, dz, *, overwrite=False):
@@ -85,9 +91,12 @@ class Conv2d(OperationLayer):
         return found if self.bias is not None else found[:2]
 
     def extra_repr(self):
-        """Return the arguments, without those that are as usual."""
-        usual = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "channel_axis": 1}
-        changed = [f", {name}={getattr(self, name)}" for name in usual if getattr(self, name) != usual[name]]
+        """Return the arguments, without those that have their defaults."""
+        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "channel_axis": 1}
+        changed = [
+            f", {name}={getattr(self, name)!r}"
+            for name, default in defaults.items() if getattr(self, name) != default
+        ]  # fmt: skip
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
             f"{''.join(changed)}{'' if self.bias is not None else ', bias=False'}"

@@ -152,9 +152,9 @@ def shape_of_images(samples, channels, size, channel_axis):
 
 
 def result(name, out, shape, dtype, inputs):
-    """Check that `out` may be written as a result of `shape` and `dtype`; `inputs` by name, which it must not overlap.
+    """Check that a result of `shape` and `dtype` may be written to `out`.
 
-    Memory that a live context keeps is read-only, or is refused by the layer that passes it.
+    `inputs` are the arrays that it must not overlap, by name.
     """
     plain(name, out)
     if out.dtype != dtype:

@@ -1,9 +1,9 @@
 """Convolution and its transpose through BLAS, a block of rows at a time.
 
-A block of the batch (some rows of a sample, or some samples where they are small) is unfolded into a matrix with
-one column per output pixel, which is multiplied by the weight. The whole batch is never unfolded, so the matrix
-stays in the processor's cache. Convolutions of 1 x 1 without stride and padding need no such matrix, and
-depthwise ones with the channels last in memory no BLAS: see `_depthwise`.
+A block of the batch (some rows of a sample, or some samples where they are small) is unfolded into a matrix
+with one column per output pixel, which is multiplied by the weight. The whole batch is never unfolded, so the
+matrix stays in the processor's cache. Convolutions of 1 x 1 without stride and padding need no such matrix,
+and depthwise ones with the channels last in memory no BLAS: see `_depthwise`.
 
 Images are (N, C, H, W) views. Half types are converted to float32 a block at a time, and results are rounded
 once. Scratch is `SCRATCH` values, or the copies of a large weight and one row of windows if that is more.
@@ -53,7 +53,7 @@ def convolve(ctx, plan, images, weight, out, *, bias=None, other=None):
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         Is informed of scratch memory.
     plan : Plan
     images, out : ndarray of shape (N, C, H, W) and (N, O, Ho, Wo)
@@ -78,7 +78,7 @@ def convolve_transposed(ctx, plan, images, weight, out, *, bias=None, other=None
 
     Parameters
     ----------
-    ctx : Context
+    ctx : LayerContext
         Is informed of scratch memory.
     plan : Plan
         Of the convolution from the shape of `out` to that of `images`.
@@ -159,9 +159,7 @@ class _Product:
 
     def result(self, out):
         """Return `BlockResult` for images that products are written to."""
-        in_place = out.dtype == self.plan.dtype and pixels_are_views(
-            out, self.plan.last, self.columns.merged
-        )
+        in_place = out.dtype == self.plan.dtype and pixels_are_views(out, self.plan.last, self.columns.merged)
         return BlockResult(out, self.plan.dtype, self.plan.last, in_place)
 
     def reading(self, images):
@@ -217,9 +215,7 @@ def _convolve_rotated(ctx, plan, images, weight, out, bias, other):
     axes = []
     for axis in plan.axes:
         reach = axis.dilation * (axis.kernel - 1)
-        axes.append(
-            Axis(axis.windows, axis.kernel, 1, reach - axis.padding, axis.dilation, -axis.uneven)
-        )
+        axes.append(Axis(axis.windows, axis.kernel, 1, reach - axis.padding, axis.dilation, -axis.uneven))
     dweight = _convolve(ctx, plan._replace(axes=tuple(axes)), images, _rotated(weight), out, bias, other)
     return None if other is None else _rotated(dweight)
 

@@ -1,8 +1,8 @@
 """Depthwise convolution of images with the channels last in memory: every channel by itself.
 
-BLAS has next to nothing to do there, and unfolding would move single values. Instead every tap of the window is
-one multiplication of pixels by a value per channel, a block of rows at a time, so that results and products stay
-in the cache. The functions are those of `_convolve`, for one channel per group.
+BLAS has next to nothing to do there, and unfolding would move single values. Instead every tap of the window
+is one multiplication of pixels by a value per channel, a block of rows at a time: results and products
+stay in the cache. The functions are those of `_convolve`, for one channel per group.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ def convolve(ctx, plan, images, weight, out, *, bias=None, other=None):
 
 
 def convolve_transposed(ctx, plan, images, weight, out, *, bias=None, other=None):
-    """Write the transposed convolution of images, plus bias, into `out`; return the gradient as `convolve`."""
+    """Write the transposed convolution of images, plus bias, into `out`; return as `convolve` does."""
     sums = RowSums(out, plan.axes[0], plan.dtype, plan.last, 0 if bias is None else bias[:, None, None])
     reader = None if other is None else RowReader(other, plan.axes[0], plan.dtype, plan.last)
     products = _Products(plan, weight, images)

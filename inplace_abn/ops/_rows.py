@@ -1,6 +1,6 @@
 """Rows of images that a block of windows reads or writes, in the dtype of the arithmetic.
 
-Images are (N, C, H, W) views. Those of the arithmetic's dtype are used where they are. Those of a half type are
+Images are (N, C, H, W) views. Those of the arithmetic's dtype are used in place. Those of a half type are
 converted to float32 a block at a time, and a result is rounded once, after its last term is added.
 """
 

@@ -8,8 +8,8 @@ window. Windows one below the other share most of their rows, so one matrix serv
 row i start i rows of pixels later. For a window of three rows this takes a third of the memory and of the
 copying.
 
-All matrices are views that BLAS can take. Copies are made a block at a time, of images whose memory has another
-order or whose dtype is not that of the arithmetic.
+All matrices are views that BLAS can take. Copies are made a block at a time, of images whose memory has
+another order or whose dtype is not that of the arithmetic.
 """
 
 from itertools import pairwise
@@ -197,8 +197,8 @@ class Columns:
 class _Source:
     """Images (N, groups, C, H, W), and the pixels that meet each tap of the windows.
 
-    Views of the images with axes for the taps allow to copy most of a block by one assignment. With the channels
-    last, the taps along W are contiguous in memory with the channels.
+    Views of the images with axes for the taps allow to copy most of a block by one assignment. With the
+    channels last, the taps along W are contiguous in memory with the channels.
     """
 
     def __init__(self, images, down, across, last):

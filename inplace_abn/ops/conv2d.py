@@ -21,15 +21,15 @@ def forward(
     x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
         float32, float64, float16 or bfloat16, in memory of any strides. Read only, and kept for the backward.
     weight : ndarray of shape (O, C / groups, kernel height, kernel width)
-        Of x's dtype, or float32 for an x of a half type; in this order of axes for both layouts. Read again by the
-        backward.
+        Of x's dtype, or float32 for an x of a half type; in this order of axes for both layouts. Read again
+        by the backward.
     bias : ndarray of shape (O,), optional
         Of one of the dtypes that the weight may have.
     stride, dilation : int or (int, int)
         Along H and W, as in `torch.nn.functional.conv2d`.
     padding : int, (int, int), "valid" or "same"
-        Zeros around the images. "valid" is 0. "same" gives z the size of x, for a stride of 1; if their number is
-        odd, there is one more at the end.
+        Zeros around the images. "valid" is 0. "same" gives z the size of x and needs a stride of 1; of an odd
+        number of zeros, the end gets one more.
     groups : int
         Group g of the outputs sees only group g of the channels. C of them: depthwise.
     channel_axis : {1, -1}
@@ -47,8 +47,8 @@ def forward(
     Raises
     ------
     TypeError, ValueError
-        For arrays of other dtypes, shapes that do not fit together, images smaller than the window, an `out` that
-        cannot be written.
+        For arrays of other dtypes, shapes that do not fit together, images smaller than the window, an `out`
+        that cannot be written.
 
     Notes
     -----
