@@ -24,13 +24,14 @@ CASES = [
 NAMES = ("stride", "padding", "dilation", "groups")
 
 
-def arrays_of(case, dtype="float64", shape=(3, 11, 9)):
-    """Return x, weight, bias and keywords of a convolution."""
+def arrays_of(case, dtype="float64", shape=(3, 11, 9), transposed=False):
+    """Return x, weight, bias and keywords of a convolution, or of a transposed one."""
     kernel, *_, groups, inputs, outputs = case
     x = normal((shape[0], inputs, *shape[1:]), dtype, 1)
+    channels = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)
     return (
         x,
-        normal((outputs, inputs // groups, *kernel), dtype, 2),
+        normal((*channels, *kernel), dtype, 2),
         normal(outputs, dtype, 3),
         dict(zip(NAMES, case[1:5], strict=True)),
     )

@@ -146,11 +146,6 @@ def images(channel_axis):
     return "(N, C, H, W)" if channel_axis == 1 else "(N, H, W, C)"
 
 
-def shape_of_images(samples, channels, size, channel_axis):
-    """Return the shape of a batch of images with `size` = (H, W)."""
-    return (samples, channels, *size) if channel_axis == 1 else (samples, *size, channels)
-
-
 def result(name, out, shape, dtype, inputs):
     """Check that a result of `shape` and `dtype` may be written to `out`.
 

@@ -4,8 +4,8 @@ import numpy as np
 
 from .._numbers import integer, pair
 from . import _arguments as arguments
-from ._convolve import Plan, convolve, convolve_transposed
-from ._layout import layout_of
+from ._convolution_call import run_backward, run_forward
+from ._convolve import convolve, convolve_transposed
 from ._windows import make_axes
 
 
@@ -73,18 +73,11 @@ def forward(
     stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
     padding, uneven = padding_of(padding, weight.shape[2:], stride, dilation)
     axes = make_axes("x", images.shape[2:], weight.shape[2:], stride, padding, dilation, uneven)
-    shape = arguments.shape_of_images(len(x), len(weight), [axis.windows for axis in axes], channel_axis)
-    layout = layout_of(x, channel_axis)
-    if out is not None:
-        arguments.result("out", out, shape, x.dtype, {"x": x, "weight": weight, "bias": bias})
-    ctx.plan = Plan(axes, groups, layout.memory_axis == -1, arguments.arithmetic(x.dtype))
-    ctx.input_shape, ctx.output_shape, ctx.channel_axis, ctx.layout = x.shape, shape, channel_axis, layout
-    ctx.weight, ctx.weight_gradient, ctx.dtype = weight, weight_gradient, x.dtype
-    ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(input=x if weight_gradient else None)
-    z = layout.empty(shape, x.dtype) if out is None else out
-    convolve(ctx, ctx.plan, images, weight, np.moveaxis(z, channel_axis, 1), bias=bias)
-    return z
+    return run_forward(
+        ctx, convolve, x, weight, bias, axes=axes, groups=groups, channels=len(weight),
+        size=[axis.windows for axis in axes], channel_axis=channel_axis, out=out,
+        weight_gradient=weight_gradient,
+    )  # fmt: skip
 
 
 def backward(ctx, dz, *, overwrite=False):
@@ -111,20 +104,7 @@ def backward(ctx, dz, *, overwrite=False):
     TypeError, ValueError
         For a dz that does not fit the result of the forward.
     """
-    arguments.gradient("dz", dz, ctx.output_shape, ctx.dtype)
-    dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
-    gradient, result = (np.moveaxis(array, ctx.channel_axis, 1) for array in (dz, dx))
-    x = np.moveaxis(ctx.saved["input"], ctx.channel_axis, 1) if ctx.weight_gradient else None
-    dweight = convolve_transposed(ctx, ctx.plan, gradient, ctx.weight, result, other=x)
-    return dx, dweight, bias_gradient(ctx, dz)
-
-
-def bias_gradient(ctx, dz):
-    """Return the sums of dz over all pixels, or None if there is no bias."""
-    if ctx.bias_dtype is None:
-        return None
-    others = (0, 2, 3) if ctx.channel_axis == 1 else (0, 1, 2)
-    return dz.sum(axis=others, dtype=ctx.plan.dtype).astype(ctx.bias_dtype, copy=False)
+    return run_backward(ctx, convolve_transposed, dz)
 
 
 def padding_of(padding, kernel, stride, dilation):

@@ -1,0 +1,50 @@
+"""What the two convolutions have in common: the arrays and the context of a call."""
+
+import numpy as np
+
+from . import _arguments as arguments
+from ._convolve import Plan
+from ._layout import layout_of
+
+
+def run_forward(
+    ctx, compute, x, weight, bias, *, axes, groups, channels, size, channel_axis, out, weight_gradient
+):
+    """Check `out`, save on ctx what `run_backward` needs, and return z with `channels` images of `size`.
+
+    `compute` is `_convolve.convolve` or `_convolve.convolve_transposed`.
+    """
+    shape = (len(x), channels, *size) if channel_axis == 1 else (len(x), *size, channels)
+    layout = layout_of(x, channel_axis)
+    if out is not None:
+        arguments.result("out", out, shape, x.dtype, {"x": x, "weight": weight, "bias": bias})
+    ctx.plan = Plan(axes, groups, layout.memory_axis == -1, arguments.arithmetic(x.dtype))
+    ctx.input_shape, ctx.output_shape, ctx.channel_axis, ctx.layout = x.shape, shape, channel_axis, layout
+    ctx.weight, ctx.weight_gradient, ctx.dtype = weight, weight_gradient, x.dtype
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(input=x if weight_gradient else None)
+    z = layout.empty(shape, x.dtype) if out is None else out
+    compute(ctx, ctx.plan, _images(ctx, x), weight, _images(ctx, z), bias=bias)
+    return z
+
+
+def run_backward(ctx, compute, dz):
+    """Return dx, dweight and dbias; `compute` is the transpose of that of the forward."""
+    arguments.gradient("dz", dz, ctx.output_shape, ctx.dtype)
+    dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
+    x = _images(ctx, ctx.saved["input"]) if ctx.weight_gradient else None
+    dweight = compute(ctx, ctx.plan, _images(ctx, dz), ctx.weight, _images(ctx, dx), other=x)
+    return dx, dweight, _bias_gradient(ctx, dz)
+
+
+def _images(ctx, array):
+    """Return the view (N, C, H, W)."""
+    return np.moveaxis(array, ctx.channel_axis, 1)
+
+
+def _bias_gradient(ctx, dz):
+    """Return the sums of dz over all pixels, or None if there is no bias."""
+    if ctx.bias_dtype is None:
+        return None
+    others = (0, 2, 3) if ctx.channel_axis == 1 else (0, 1, 2)
+    return dz.sum(axis=others, dtype=ctx.plan.dtype).astype(ctx.bias_dtype, copy=False)

@@ -1,0 +1,154 @@
+"""Transposed convolution of images: the gradient of a convolution by its input, as an operation."""
+
+import numpy as np
+
+from .._numbers import integer, pair
+from . import _arguments as arguments
+from ._convolution_call import run_backward, run_forward
+from ._convolve import convolve, convolve_transposed
+from ._windows import Axis
+
+
+def forward(
+    ctx, x, weight, bias=None, *, stride=1, padding=0, output_padding=0, groups=1, dilation=1, channel_axis=1,
+    out=None, weight_gradient=True,
+):  # fmt: skip
+    """Add the weights of every pixel to z: ``z[n, o, p * stride + tap] += weight[c, o, tap] * x[n, c, p]``.
+
+    Parameters
+    ----------
+    ctx : LayerContext
+    x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
+        float32, float64, float16 or bfloat16, in memory of any strides. Read only, and kept for the backward.
+    weight : ndarray of shape (C, O / groups, kernel height, kernel width)
+        Of x's dtype, or float32 for an x of a half type; in this order of axes for both layouts. Read again
+        by the backward.
+    bias : ndarray of shape (O,), optional
+        Of one of the dtypes that the weight may have.
+    stride, dilation : int or (int, int)
+        Along H and W, as in `torch.nn.functional.conv_transpose2d`.
+    padding : int or (int, int)
+        Rows and columns that are cut off z at both ends.
+    output_padding : int or (int, int)
+        Rows and columns that z has more at the end. Less than stride or dilation.
+    groups : int
+        Group g of the outputs gets only group g of the channels.
+    channel_axis : {1, -1}
+    out : ndarray, optional
+        Where z is written: of z's shape and x's dtype, with any strides, not overlapping an argument.
+    weight_gradient : bool
+        False for a frozen weight: x is not kept, and the backward returns None for dweight.
+
+    Returns
+    -------
+    z : ndarray of shape (N, O, Ho, Wo), or (N, Ho, Wo, O)
+        `out`, or a fresh array with the memory layout of x.
+        ``Ho = (H - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arrays of other dtypes, shapes that do not fit together, results without pixels, an `out` that
+        cannot be written.
+
+    Notes
+    -----
+    Half types are computed in float32 and rounded once.
+
+    References
+    ----------
+    Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016, section 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn.layers import LayerContext
+    >>> ctx, x = LayerContext(), np.array([[[[1.0, 2.0]]]])
+    >>> forward(ctx, x, np.ones((1, 1, 1, 2)), stride=2)
+    array([[[[1., 1., 2., 2.]]]])
+    >>> dx, dweight, dbias = backward(ctx, np.arange(4.0).reshape(1, 1, 1, 4))
+    >>> dx, dweight, dbias
+    (array([[[[1., 5.]]]]), array([[[[4., 7.]]]]), None)
+    """
+    arguments.channel_axis_of(channel_axis)
+    groups = _check(x, weight, bias, groups, channel_axis)
+    size = np.moveaxis(x, channel_axis, 1).shape[2:]
+    stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
+    padding, more = pair("padding", padding, 0), output_padding_of(output_padding, stride, dilation)
+    axes = tuple(map(_axis, size, weight.shape[2:], stride, padding, dilation, more))
+    if 0 in size or any(axis.length < 1 for axis in axes):
+        raise ValueError(
+            f"x with images of {size[0]} x {size[1]} and padding {padding} gives images without pixels"
+        )
+    return run_forward(
+        ctx, convolve_transposed, x, weight, bias, axes=axes, groups=groups,
+        channels=weight.shape[1] * groups, size=[axis.length for axis in axes], channel_axis=channel_axis,
+        out=out, weight_gradient=weight_gradient,
+    )  # fmt: skip
+
+
+def backward(ctx, dz, *, overwrite=False):
+    """Gradients of images, weight and bias.
+
+    Parameters
+    ----------
+    ctx : LayerContext
+        From `forward`.
+    dz : ndarray
+        Of z's shape and dtype, in memory of any strides; read only.
+    overwrite : bool
+        Makes no difference: dx is of another shape than dz, or needs it until the end.
+
+    Returns
+    -------
+    dx : ndarray
+        Fresh, with the memory layout of x.
+    dweight, dbias : ndarray or None
+        Fresh, of the dtypes of weight and bias; None for a frozen weight and without a bias.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dz that does not fit the result of the forward.
+    """
+    return run_backward(ctx, convolve, dz)
+
+
+def output_padding_of(output_padding, stride, dilation):
+    """Return `output_padding` along H and along W, or refuse what no convolution leaves out."""
+    found = pair("output_padding", output_padding, 0)
+    if any(more >= max(steps) for more, *steps in zip(found, stride, dilation, strict=True)):
+        raise ValueError(
+            f"output_padding must be less than stride or dilation, got {found} for stride {tuple(stride)} "
+            f"and dilation {tuple(dilation)}"
+        )
+    return found
+
+
+def _axis(size, kernel, stride, padding, dilation, more):
+    """Return the `Axis` of the convolution that makes an image of `size` from one of z.
+
+    It has `size` windows, even if a stride of less than `more` would leave room for others.
+    """
+    length = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + more + 1
+    return Axis(length, kernel, stride, padding, dilation, -max(0, more - stride + 1))
+
+
+def _check(x, weight, bias, groups, channel_axis):
+    arguments.batch("x", x, arguments.images(channel_axis))
+    arguments.parameter("weight", weight, "(C, O / groups, kernel height, kernel width)", x.dtype)
+    groups = integer("groups", groups, 1)
+    channels, wanted = x.shape[channel_axis], len(weight)
+    if wanted != channels or wanted % groups or 0 in weight.shape:
+        raise ValueError(
+            f"weight of shape {weight.shape} with {groups=} is for {wanted} channels, a multiple of "
+            f"{groups}; x of shape {x.shape} with {channel_axis=} has {channels} channels"
+            f"{arguments.elsewhere(x.shape, wanted, channel_axis)}"
+        )
+    if bias is not None:
+        outputs = weight.shape[1] * groups
+        arguments.parameter("bias", bias, "(O,)", x.dtype)
+        arguments.same_shape(
+            "bias", bias, (outputs,), f"one per output of weight {weight.shape} with {groups=}"
+        )
+    return groups
