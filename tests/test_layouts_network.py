@@ -79,7 +79,7 @@ def small(name, axis, **options):
     sizes = {
         "residual_network": {"widths": (4, 8), "blocks": 1},
         "encoder_decoder": {"widths": (4, 8)},
-        "resnet": {"blocks": (1, 1), "width": 4},
+        "resnet": {"blocks": (1,), "width": 4},
         "mobilenet_v2": {"width": 0.25, "stages": ((1, 16, 1, 1), (6, 16, 2, 2))},
     }
     options = sizes[name] | {"channel_axis": axis, "rng": 0} | options
@@ -91,8 +91,12 @@ def block(name, axis, strategy, outputs=CHANNELS, stride=1):
     return getattr(models, name)(CHANNELS, outputs, stride, style=style)
 
 
-def each_strategy(make, **options):
-    return [Case(make, options={"strategy": strategy} | options) for strategy in STRATEGIES]
+def each_strategy(make, strategies=STRATEGIES, **options):
+    return [Case(make, options={"strategy": strategy} | options) for strategy in strategies]
+
+
+#: For variants of what is tested with every strategy.
+TWO = ["standard", "inplace_2"]
 
 
 LABELS = np.random.default_rng(5).integers(0, CHANNELS, (SHAPE[0], *SHAPE[2:]))
@@ -159,7 +163,7 @@ CASES = {
         name: [
             *each_strategy(lambda axis, name=name, **options: block(name, axis, **options)),
             *each_strategy(
-                lambda axis, name=name, **options: block(name, axis, **options), outputs=8, stride=2
+                lambda axis, name=name, **options: block(name, axis, **options), TWO, outputs=8, stride=2
             ),
         ]
         for name in ("preactivation_block", "postactivation_block", "inverted_residual")
@@ -170,7 +174,7 @@ CASES = {
     },
 }
 CASES["residual_network"] += each_strategy(
-    lambda axis, **options: small("residual_network", axis, **options), block="postactivation"
+    lambda axis, **options: small("residual_network", axis, **options), TWO, block="postactivation"
 )
 CASES["resnet"].append(
     Case(lambda axis, **options: small("resnet", axis, **options), options={"recompute_stem": True})
