@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from batches import DTYPES, dtype_of
-from networks import STRATEGIES
 
 from inplace_abn import memory, models
 from inplace_abn.layers import (
@@ -18,7 +17,7 @@ from inplace_abn.layers import (
 from inplace_abn.optim import SGD
 
 HALF = DTYPES[2:]
-SHAPE = (6, 3, 16, 16)
+SHAPE = (8, 3, 32, 32)
 
 
 def head(**_):
@@ -41,37 +40,40 @@ NETWORKS = {
         3, 4, width=0.25, stages=((1, 16, 1, 1), (6, 16, 2, 2)), **style
     ),
 }
+SCALE = 256.0  # of the loss, so that float16 gradients do not underflow
 
 
 def step(make, dtype, **style):
-    """Return loss and gradients of the input and all parameters, in float64, for inputs of `dtype`."""
+    """Return the loss and the gradients of the input and of all parameters, flat and in float64."""
     network, criterion = make(rng=0, **style), CrossEntropy()
     x = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float16).astype(dtype)
     scores = network(x)
-    target = np.random.default_rng(1).integers(0, 4, (SHAPE[0], *scores.shape[2:]))
-    loss = criterion(scores, target)
-    dscores = criterion.backward()
+    loss = criterion(scores, np.random.default_rng(1).integers(0, 4, (SHAPE[0], *scores.shape[2:])))
+    dscores = criterion.backward(SCALE)
     dx = network.backward(dscores, overwrite=True)
     assert scores.dtype == dscores.dtype == dx.dtype == dtype
     assert {parameter.grad.dtype for parameter in network.parameters()} == {np.dtype(np.float32)}
-    return loss, [dx, *(parameter.grad for parameter in network.parameters())]
+    gradients = [dx, *(parameter.grad for parameter in network.parameters())]
+    return loss, [np.ravel(gradient).astype(np.float64) for gradient in gradients]
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["standard", "inplace"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_those_of_float32_to_the_precision_of_the_type(name, strategy, dtype):
-    if name == "head" and strategy != "standard":
-        return
-    loss, gradients = step(NETWORKS[name], dtype_of(dtype), strategy=strategy)
-    want_loss, want = step(NETWORKS[name], np.dtype(np.float32), strategy=strategy)
-    # A unit of rounding in each of about 30 layers, amplified by normalizations over few values.
+    """With elu, whose slope is continuous: leaky_relu has another slope where rounding changes a sign."""
+    style = {"strategy": strategy, "activation": "elu", "activation_param": 1.0}
+    loss, gradients = step(NETWORKS[name], dtype_of(dtype), **style)
+    want_loss, want = step(NETWORKS[name], np.dtype(np.float32), **style)
     eps = 2.0**-8 if dtype == "bfloat16" else 2.0**-11
-    assert abs(loss - want_loss) <= 32 * eps
-    for one, other in zip(gradients, want, strict=True):
-        one, other = np.ravel(one).astype(float), np.ravel(other).astype(float)
-        norm = np.linalg.norm(other)
-        assert np.linalg.norm(one - other) <= 64 * eps * max(norm, 1e-3)
+    assert abs(loss - want_loss) <= eps
+    norms = [np.linalg.norm(gradient) for gradient in want]
+    pairs = zip(gradients, want, norms, strict=True)
+    # A gradient that is zero but for rounding, of a bias before a normalization, is compared with the others.
+    errors = [np.linalg.norm(one - two) / max(norm, 1e-3 * max(norms)) for one, two, norm in pairs]
+    # A few roundings for most; sums that cancel lose more of them.
+    assert np.median(errors) <= 8 * eps
+    assert max(errors) <= 128 * eps
 
 
 @pytest.mark.parametrize("dtype", HALF)
