@@ -31,10 +31,14 @@ import numpy as np
 from .. import memory
 from . import calls, text, watch
 from .calls import Call, here
-from .context import AGAIN, OUTSIDE, LayerContext
+from .context import AGAIN, OUTSIDE, LayerContext, name_of
 from .state import StateMixin
 
 __all__ = ["Call", "Layer", "LayerContext", "OperationLayer", "Parameter"]
+
+_NOT_COPIED = {"_parent", "_calls", "_last", "_dropped", "_warned", "_reference", "_name_function"}
+_DONE = f"the backward has run already and has freed what was kept; {AGAIN}"
+_OUTSIDE = f"it was called {OUTSIDE}"
 
 
 class _Named:
@@ -59,8 +63,7 @@ class _Named:
 
     def __getstate__(self):
         # The place is found anew by the parent: see Layer.__setstate__.
-        left = ("_parent", "_calls", "_last", "_dropped", "_warned")
-        return {name: value for name, value in vars(self).items() if name not in left}
+        return {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
 
 
 class Parameter(_Named):
@@ -125,8 +128,9 @@ class Layer(_Named, StateMixin):
 
     def __new__(cls, *args, **kwargs):  # noqa: D102
         self = super().__new__(cls)
-        vars(self)["_calls"] = []
-        vars(self)["_last"] = "the layer was not called; call it before its backward"
+        own = vars(self)
+        own["_calls"], own["_reference"], own["_name_function"] = [], weakref.ref(self), name_of(self)
+        own["_last"] = "the layer was not called; call it before its backward"
         return self
 
     def __setattr__(self, key, value):
@@ -166,10 +170,8 @@ class Layer(_Named, StateMixin):
         Floating arrays among inputs and options are inputs that have a gradient. An error releases what the
         layers inside have kept, and names the layer.
         """
-        call, outer = Call(self, inputs, options), here.call
-        here.call = call
-        if outer is None:
-            here.inputs = inputs, options
+        outer = here.call
+        call = here.call = Call(self, inputs, options, outer)
         try:
             forward = self.forward if memory.recorder is None else self._watched
             z = forward(call, *inputs, **options)
@@ -178,12 +180,10 @@ class Layer(_Named, StateMixin):
             raise text.with_name(error, self) from error.__cause__
         finally:
             here.call = outer
-            if outer is None:
-                here.inputs = ()
         if call.recording:
-            call.finish(self, inputs, options, z, outer)
+            call.finish(self, z)
         else:
-            self._last = f"it was called {OUTSIDE}"
+            vars(self)["_last"] = _OUTSIDE
         return z
 
     def _watched(self, ctx, *inputs, **options):
@@ -232,17 +232,19 @@ class Layer(_Named, StateMixin):
             For a dz of another dtype or shape, and for a number of gradients that does not fit inputs and
             parameters. The backward of a single layer can be repeated then, that of a container cannot.
         """
+        outer = here.call
         try:
-            call = calls.find(self, dz) if call is None else calls.check(self, call)
+            call = calls.find(self, dz, outer) if call is None else calls.check(self, call)
         except (RuntimeError, TypeError, ValueError) as error:
             raise text.with_name(error, self) from None
-        outer, here.call = here.call, call
+        here.call = call
         try:
             found = self.gradients(call, call.check_gradient(dz), overwrite=overwrite)
-            dx, others = call.split(found, self._own(Parameter))
-            for parameter, gradient in others:
-                if gradient is not None:
-                    parameter.accumulate(gradient)
+            own = self._own(Parameter)
+            if own or isinstance(found, (tuple, list)) or len(call.inputs) != 1:
+                dx = self._accumulate(call, found, own)
+            else:
+                dx = found
         except BaseException as error:
             if any(True for _ in self.children()):
                 call.release(f"its backward failed; {AGAIN}")
@@ -251,8 +253,16 @@ class Layer(_Named, StateMixin):
             here.call = outer
         if outer is None:
             call.note_gradients(dx)
-        call.release(f"the backward has run already and has freed what was kept; {AGAIN}")
-        return dx[0] if len(dx) == 1 else dx
+        call.release(_DONE)
+        return dx
+
+    def _accumulate(self, call, found, own):
+        """Add the gradients of the parameters to theirs; return that of the input, or a tuple for several."""
+        inputs, parameters = call.split(found, own)
+        for parameter, gradient in parameters:
+            if gradient is not None:
+                parameter.accumulate(gradient)
+        return inputs[0] if len(inputs) == 1 else inputs
 
     def release(self):
         """Drop all that was kept for backwards that will not run. Returns the layer."""

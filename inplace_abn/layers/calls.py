@@ -13,7 +13,6 @@ Which call an outermost ``layer.backward(dz)`` goes through:
 import threading
 import warnings
 import weakref
-from contextlib import suppress
 
 import numpy as np
 
@@ -32,7 +31,6 @@ DROPPED = (
 
 class _Here(threading.local):
     call = None  # the innermost call whose forward or backward runs
-    inputs = ()  # inputs and options of the outermost call, while its forward runs
 
 
 here = _Here()
@@ -51,17 +49,27 @@ class Call(LayerContext):
         The calls of other layers made by this one, in their order, whose backward has not run.
     inputs : tuple of int or str
         Position or name of each input that has a gradient: floating arrays.
+    arguments : tuple of (tuple, dict), or None
+        Of the forward, while that runs.
+    outer : Call or None
+        The call that made this one, while the forward runs.
     """
 
-    def __init__(self, layer, inputs, options):
+    outermost = training = True
+    inner = _results = _sources = ()
+    inputs, positional, outer, _several = (0,), 1, None, False
+
+    def __init__(self, layer, inputs, options, outer):
         super().__init__(layer)
-        self._layer = weakref.ref(layer)
-        self.outermost = here.call is None
-        self.training = layer.training
-        self.inner = []
-        self.positional = len(inputs)
-        self.inputs = _with_gradient(inputs, options)
-        self._results = self._sources = ()
+        self._layer = layer._reference
+        self.arguments = inputs, options
+        if outer is not None:
+            self.outermost, self.outer = False, outer
+        if not layer.training:
+            self.training = False
+        if options or len(inputs) != 1 or not _floats(inputs[0]):
+            self.positional = len(inputs)
+            self.inputs = _with_gradient(inputs, options)
 
     @property
     def layer(self):
@@ -79,50 +87,62 @@ class Call(LayerContext):
         if self.freed:
             return
         super().release()
-        self.detach(why)
-        for call in self.inner:
-            call.release(why)
-        self.inner = []
+        self._leave_list(why)
+        if self.inner:
+            for call in self.inner:
+                call.release(why)
+            self.inner = ()
 
-    def detach(self, why=None):
+    def detach(self):
         """Remove this call and those inside it from the lists of their layers.
 
         What they keep lives as long as somebody refers to this call.
         """
-        layer = self._layer()
-        if layer is not None:
-            with suppress(ValueError):  # it was detached before, or by another thread
-                layer._calls.remove(self)
-            if why is not None:
-                layer._last = why
+        self._leave_list()
         for call in self.inner:
-            call.detach(why)
+            call.detach()
+
+    def _leave_list(self, why=None):
+        layer = self._layer()
+        if layer is None:
+            return
+        calls = layer._calls
+        if calls and calls[-1] is self:
+            calls.pop()
+        elif self in calls:
+            calls.remove(self)
+        if why is not None:
+            vars(layer)["_last"] = why
 
     # ---- after the forward -----------------------------------------------------------------------------
 
-    def finish(self, layer, inputs, options, result, outer):
+    def finish(self, layer, result):
         """Note the result of the forward, and file this call where its backward will look for it."""
-        self.expect_gradient_of(result)
+        (inputs, options), outer = self.arguments, self.outer
+        self.arguments = self.outer = None
         layer._calls.append(self)
-        if outer is not None:
+        if isinstance(result, np.ndarray):
+            self._output = result.shape, result.dtype
+        elif isinstance(result, tuple):
+            self._several, self._output = True, tuple(map(_like, result))
+        if outer is None:
+            self._note_arrays(inputs, options, result)
+            if len(layer._calls) > 1 and not (self.training and self._results):
+                _tidy(layer)
+        elif outer.inner:
             outer.inner.append(self)
-            return
-        results = result if isinstance(result, tuple) else (result,)
-        self._sources = tuple(_producer_of(array) for array in (*inputs, *options.values()) if _floats(array))
-        self._results = tuple(weakref.ref(array) for array in results if isinstance(array, np.ndarray))
-        for array in results:
-            if isinstance(array, np.ndarray):
-                _note(_results, array, weakref.ref(self))
-        if len(layer._calls) > 1 and not (self.training and self._results):
-            _tidy(layer)
-
-    def expect_gradient_of(self, result):
-        """Note shape and dtype of the result, or of each of several, for `check_gradient`."""
-        if isinstance(result, tuple):
-            self._output = tuple(_like(part) for part in result)
         else:
-            self._output = _like(result)
-        self._several = isinstance(result, tuple)
+            outer.inner = [self]
+
+    def _note_arrays(self, inputs, options, result):
+        if options or len(inputs) != 1:
+            inputs = [array for array in (*inputs, *options.values()) if _floats(array)]
+        self._sources = [_producer_of(array) for array in inputs]
+        own = weakref.ref(self)
+        self._results = [
+            _note(_results, array, own)
+            for array in (result if self._several else (result,)) if isinstance(array, np.ndarray)
+        ]  # fmt: skip
 
     # ---- in the backward -------------------------------------------------------------------------------
 
@@ -166,7 +186,7 @@ class Call(LayerContext):
                 f"gradients returned {_count(len(gradients))}, expected {wanted}: for "
                 + ", ".join(_listed("input", self.inputs) + _listed("parameter", own))
             )
-        return gradients[:inputs], list(zip(own.values(), gradients[inputs:], strict=True))
+        return gradients[:inputs], zip(own.values(), gradients[inputs:], strict=True)
 
     def _nothing_for_the_rest(self, gradients, extra):
         """Return whether all inputs are positional, and those without a gradient have None."""
@@ -176,11 +196,13 @@ class Call(LayerContext):
 
     def note_gradients(self, gradients):
         """Remember which calls made the inputs that these gradients belong to."""
+        if not isinstance(gradients, tuple):
+            gradients = (gradients,)
         for gradient, source in zip(gradients, self._sources, strict=False):
             if isinstance(gradient, np.ndarray):
                 if source is not None:
                     _note(_gradients, gradient, source)
-                else:
+                elif _gradients:
                     _gradients.pop(id(gradient), None)
 
     @property
@@ -229,42 +251,62 @@ def _listed(kind, names):
 
 # ---- which call made an array --------------------------------------------------------------------------
 
-_results = {}  # id of an array -> (weak reference to it, weak reference to the outermost call that made it)
-_gradients = {}  # id of a gradient -> (weak reference to it, the same of what it is the gradient of)
+_results = {}  # id of an array -> its _Noted, with a weak reference to the outermost call that made it
+_gradients = {}  # id of a gradient -> its _Noted, the same for the array that it is the gradient of
+
+
+class _Noted(weakref.ref):
+    """Weak reference to an array, and the call that it belongs to."""
+
+    __slots__ = ("call", "key")
+
+
+def _forget_result(reference):
+    _results.pop(reference.key, None)
+
+
+def _forget_gradient(reference):
+    _gradients.pop(reference.key, None)
 
 
 def _note(table, array, call):
-    key = id(array)
-    table[key] = weakref.ref(array, lambda _: table.pop(key, None)), call
-
-
-def _noted(table, array):
-    found = table.get(id(array))
-    return found[1] if found is not None and found[0]() is array else None
+    reference = _Noted(array, _forget_result if table is _results else _forget_gradient)
+    reference.key, reference.call = id(array), call
+    table[reference.key] = reference
+    return reference
 
 
 def _producer_of(array):
-    return _noted(_results, array)
+    found = _results.get(id(array))
+    return found.call if found is not None and found() is array else None
+
+
+def _producer_of_input(gradient):
+    """Return the call that made the array that `gradient` was returned for, or None."""
+    if isinstance(gradient, tuple):
+        gradient = next((part for part in gradient if part is not None), None)
+    found = _gradients.get(id(gradient))
+    return found.call() if found is not None and found() is gradient else None
 
 
 # ---- which call a backward goes through ----------------------------------------------------------------
 
 
-def find(layer, dz):
-    """Return the call of `layer` that ``layer.backward(dz)`` goes through."""
-    outer = here.call
+def find(layer, dz, outer):
+    """Return the call of `layer` that ``layer.backward(dz)`` goes through, one inside the call `outer`."""
     if outer is not None:
         found = _last_inside(outer, layer)
         if found is not None:
             return found
     pending = list(layer._calls)
+    if len(pending) == 1:
+        return pending[0]
     pending = [call for call in pending if call.outermost] or pending
     if not pending:
         raise RuntimeError(f"backward() was called without a pending forward: {layer._last}{layer._dropped}")
-    made = _noted(_gradients, dz[0] if isinstance(dz, tuple) and dz else dz)
-    made = made and made()
-    if made is not None and made in pending:
-        return made
+    producer = _producer_of_input(dz)
+    if producer in pending:
+        return producer
     own = threading.get_ident()
     if pending[-1].thread != own and own in (call.thread for call in pending):
         raise RuntimeError(
@@ -279,8 +321,9 @@ def _last_inside(outer, layer):
     inner = outer.inner
     while inner and inner[-1].freed:
         inner.pop()
+    reference = layer._reference
     for call in reversed(inner):
-        if call.layer is layer and not call.freed:
+        if call._layer is reference and not call.freed:
             return call
     return None
 

@@ -85,32 +85,41 @@ class Sequential(Layer):
 
         A layer that returns a tuple passes its elements on as the inputs of the next one.
         """
-        layers = list(self)
-        for i, layer in enumerate(layers, 1):
-            result = layer(*inputs, **(options if i == len(layers) else {}))
+        *layers, last = list(self) or [_pass_on]
+        for layer in layers:
+            result = layer(*inputs)
             inputs = result if isinstance(result, tuple) else (result,)
-        return inputs[0] if len(inputs) == 1 else inputs
+        return last(*inputs, **options)
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """One layer after the other, from the last to the first."""
-        given, own, options = _arrays(dz), overwrite, ()
+        given, own, options = dz, overwrite, ()
         named = sum(isinstance(name, str) for name in ctx.inputs)
-        for i, layer in enumerate(reversed(list(self))):
-            writeable = all(array.flags.writeable for array in _arrays(dz))
-            dz = layer.backward(dz, overwrite=own and writeable)
-            if i == 0 and named:
-                dz, options = dz[:-named], dz[-named:]
+        for layer in reversed(list(self)):
+            dz = layer.backward(dz, overwrite=own and _writeable(dz))
+            if named:
+                dz, options, named = dz[:-named], dz[-named:], 0
                 dz = dz[0] if len(dz) == 1 else dz
-            own = own or not any(np.may_share_memory(a, b) for a in _arrays(dz) for b in given)
-        return (*_tuple(dz), *options)
+            own = own or not _share_memory(dz, given)
+        return (*dz, *options) if isinstance(dz, tuple) else (dz, *options) if options else dz
 
 
-def _tuple(value):
-    return value if isinstance(value, tuple) else (value,)
+def _pass_on(*inputs):
+    return inputs[0] if len(inputs) == 1 else inputs
 
 
-def _arrays(value):
-    return [array for array in _tuple(value) if isinstance(array, np.ndarray)]
+def _writeable(gradients):
+    if isinstance(gradients, tuple):
+        return all(_writeable(gradient) for gradient in gradients if gradient is not None)
+    return gradients.flags.writeable
+
+
+def _share_memory(some, others):
+    if isinstance(some, tuple):
+        return any(_share_memory(one, others) for one in some if one is not None)
+    if isinstance(others, tuple):
+        return any(_share_memory(some, one) for one in others if one is not None)
+    return np.may_share_memory(some, others)
 
 
 class Residual(Layer):

@@ -35,13 +35,19 @@ from . import kept
 AGAIN = "every backward needs a forward of its own, so run the forward again"
 OUTSIDE = "inside no_grad(), where nothing is kept for a backward; run the forward outside of it"
 
-_mode = threading.local()
+
+class _Mode(threading.local):
+    grad = True
+    once_more = False
+
+
+_mode = _Mode()
 _ids = itertools.count()
 
 
 def is_grad_enabled():
     """Return whether calls of layers are recorded for a backward: False inside `no_grad`."""
-    return getattr(_mode, "grad", True)
+    return _mode.grad
 
 
 @contextmanager
@@ -70,7 +76,7 @@ def no_grad():
 
 def is_once_more():
     """Return whether layers are called for what they have been called for already: see `once_more`."""
-    return getattr(_mode, "once_more", False)
+    return _mode.once_more
 
 
 @contextmanager
@@ -87,7 +93,7 @@ def once_more():
         _mode.once_more, _mode.grad = before
 
 
-def _name_of(layer):
+def name_of(layer):
     """Return a function for the name: put together for messages only, and keeping no layer alive."""
     if isinstance(layer, str):
         return lambda: layer
@@ -122,22 +128,18 @@ class LayerContext:
     freed : bool
     thread : int
         The one that has made the call: `threading.get_ident`.
-    residual_gradient : ndarray or None
-        Set in the backward of a call with ``residual=``; `Layer.backward` returns it beside dx.
     """
 
-    residual_gradient = None
+    freed = False
+    _offered = _output = None
 
     def __init__(self, layer="operation"):
         self.id = next(_ids)
         self.thread = threading.get_ident()
-        self.recording = is_grad_enabled()
-        self.freed = False
-        self._name = _name_of(layer)
-        self._offered = None
+        self.recording = _mode.grad
+        self._name = name_of(layer) if isinstance(layer, str) else layer._name_function
         self._saved = {}
         self._tokens = []
-        self._output = None
 
     @property
     def name(self):
