@@ -23,11 +23,14 @@ from .base import Layer, LayerContext, Parameter
 from .containers import Residual, Sequential
 from .context import is_grad_enabled, no_grad
 from .convolution import Conv2d
+from .graph import Graph
 from .group_norm import GroupNorm
+from .joining import add, concat, mul
 from .linear import Dropout, Flatten, Linear
 from .loss import CrossEntropy, MSELoss
 from .pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d, Upsample
 from .recompute import Recompute
+from .tape import Tape, record
 
 __all__ = [
     "ABN",
@@ -38,6 +41,7 @@ __all__ = [
     "Dropout",
     "Flatten",
     "GlobalAvgPool2d",
+    "Graph",
     "GroupNorm",
     "InPlaceABN",
     "Layer",
@@ -49,7 +53,12 @@ __all__ = [
     "Recompute",
     "Residual",
     "Sequential",
+    "Tape",
     "Upsample",
+    "add",
+    "concat",
     "is_grad_enabled",
+    "mul",
     "no_grad",
+    "record",
 ]

@@ -32,6 +32,7 @@ from .. import memory
 from . import calls, text, watch
 from .calls import Call, here
 from .context import AGAIN, OUTSIDE, LayerContext, name_of
+from .recorder import active
 from .state import StateMixin
 
 __all__ = ["Call", "Layer", "LayerContext", "OperationLayer", "Parameter"]
@@ -118,12 +119,15 @@ class Layer(_Named, StateMixin):
         Does a call overwrite its input?
     returns_input : bool
         May a call return its input itself, or a view of it?
+    inputs_without_gradient : tuple of int
+        Positions of floating-point inputs that get no gradient, such as the target of a loss.
     """
 
     buffers = ()  # names of the attributes that belong into the state and are not trained
     training = True
     overwrites_input = False
     returns_input = False
+    inputs_without_gradient = ()
     _dropped = ""  # the end of the message of a backward without a call
 
     def __new__(cls, *args, **kwargs):  # noqa: D102
@@ -170,6 +174,8 @@ class Layer(_Named, StateMixin):
         Floating arrays among inputs and options are inputs that have a gradient. An error releases what the
         layers inside have kept, and names the layer.
         """
+        if active.tape is not None:
+            return active.tape.call(self, inputs, options)
         outer = here.call
         call = here.call = Call(self, inputs, options, outer)
         try:

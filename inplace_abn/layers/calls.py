@@ -225,7 +225,7 @@ class Call(LayerContext):
 def _with_gradient(inputs, options):
     found = tuple(i for i, value in enumerate(inputs) if _floats(value))
     if options:
-        found += tuple(key for key, value in options.items() if _floats(value))
+        found += tuple(key for key, value in options.items() if key != "out" and _floats(value))
     return found
 
 

@@ -153,8 +153,12 @@ def offer(array, recompute, *source):
 def withdraw(array):
     """Take back an `offer`, and unlock the array; contexts that have taken it up still can recompute."""
     found = _offers.pop(id(array), None)
-    if found is None or found.reference() is not array:
-        return
+    if found is not None and found.reference() is array:
+        unlock(array)
+
+
+def unlock(array):
+    """Make an array writeable: now, or as soon as no context keeps it."""
     if id(array) in _locks:
         _locks[id(array)].writeable = True
     else:

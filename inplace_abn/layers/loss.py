@@ -16,6 +16,8 @@ from .checks import choice
 class _Loss(OperationLayer):
     """Base of the losses: a call returns a float, and refuses to return one that is not finite."""
 
+    inputs_without_gradient = (1,)  # the target
+
     def backward(self, dz=1.0, *, call=None, overwrite=False):
         """Gradient of the first input, for a gradient dz of the loss; otherwise as `Layer.backward`."""
         found = super().backward(dz, call=call, overwrite=overwrite)

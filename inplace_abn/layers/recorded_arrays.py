@@ -1,0 +1,107 @@
+"""The arrays that a tape knows: the content they have now, who wrote it, and the lock on them.
+
+A layer that works in place returns its input array with new content. So an array object does not identify a
+result: each content has a number, its value.
+"""
+
+import weakref
+
+import numpy as np
+
+from . import kept
+
+
+class RecordedArrays:
+    """Table of the known arrays that are alive, by identity. It keeps none of them alive.
+
+    Attributes
+    ----------
+    entries : dict
+        id of an array -> (weak reference to it, value or None, layer or None). The value is None if no
+        gradient passes through the array, the layer None if it came from outside.
+    """
+
+    def __init__(self):
+        self.entries = {}
+        self._overwritten = {}  # id of an array -> (weak reference to it, layer)
+        self._bases = set()  # ids of the arrays that known views belong to
+        self._locked = {}  # id of an array -> weak reference to it
+
+    def add(self, array, value, source):
+        """Enter an array with its present content, a value that `source` made; lock it if it has a value."""
+        reference = weakref.ref(array)
+        self.entries[id(array)] = reference, value, source
+        if array.base is not None:
+            self._bases.add(id(array.base))
+        if value is not None and array.flags.writeable:
+            array.setflags(False)  # of all ways to make it read-only the one that takes least time
+            self._locked[id(array)] = reference
+
+    def find(self, array):
+        """Return the entry of an array, or None if it is not known or has been overwritten."""
+        entry = self.entries.get(id(array))
+        return entry if entry is not None and entry[0]() is array else None
+
+    def overwritten_by(self, array):
+        """Return the layer that has overwritten a known array, or None."""
+        entry = self._overwritten.get(id(array))
+        return entry[1] if entry is not None and entry[0]() is array else None
+
+    # ---- locks -----------------------------------------------------------------------------------------
+
+    def unlock(self, array):
+        """Make a known array writeable, and what it is a view of; return the arrays that were locked."""
+        found = []
+        for one in (getattr(array, "base", None), array):
+            reference = self._locked.get(id(one))
+            if reference is not None and reference() is one:
+                del self._locked[id(one)]
+                kept.unlock(one)
+                found.append(one)
+        return found
+
+    def lock(self, array):
+        """Undo `unlock`."""
+        if array.flags.writeable:
+            array.flags.writeable = False
+            self._locked[id(array)] = weakref.ref(array)
+
+    def unlock_all(self):
+        """Unlock all arrays."""
+        for reference in list(self._locked.values()):
+            array = reference()
+            if array is not None:
+                self.unlock(array)
+
+    # ---- memory ----------------------------------------------------------------------------------------
+
+    def sharing(self, array):
+        """Yield the (array, source) of all other known arrays that share memory with this one."""
+        for reference, _, source in list(self.entries.values()):
+            other = reference()
+            if other is not None and other is not array and share_memory(other, array):
+                yield other, source
+
+    def mark_overwritten(self, array, layer):
+        """Note that `layer` has written over an array; known arrays in its memory have lost their content."""
+        lost = [array] if self.find(array) is not None else []
+        if array.base is not None or id(array) in self._bases:  # else no known array is a view of that memory
+            lost += [other for other, _ in self.sharing(array)]
+        for one in lost:
+            self._overwritten[id(one)] = self.entries.pop(id(one))[0], layer
+
+
+def share_memory(array, other):
+    """Return whether two arrays have elements in common; True if that is too hard to find out."""
+    if not np.may_share_memory(array, other):
+        return False
+    try:
+        return np.shares_memory(array, other, max_work=10**6)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def describe(array, source):
+    """Return what a known array is, for messages."""
+    whose = "an array from outside" if source is None else f"the result of {source.label}"
+    return f"{whose} of shape {array.shape}"

@@ -1,0 +1,257 @@
+"""What a tape notes of calls of layers: the arrays that they took and returned, by identity and content."""
+
+import threading
+import weakref
+
+import numpy as np
+
+from ..ops import _arguments as arguments
+from .context import is_grad_enabled
+from .recorded_arrays import RecordedArrays, describe, share_memory
+
+
+class _Active(threading.local):
+    tape = None
+
+
+#: ``active.tape`` records the calls of this thread, if it is not None. It is None while a recorded call runs,
+#: so that the calls which a layer makes inside itself are not recorded as well.
+active = _Active()
+
+
+class Recorder:
+    """Records the calls of layers in a ``with`` block; base of `Tape`.
+
+    Each content of an array is a value, and has a number: a layer that works in place returns its input array
+    with a new value.
+
+    Parameters
+    ----------
+    inputs : sequence of ndarray
+        The arrays from outside that may be used; none stands for any.
+    protected : sequence of ndarray
+        Arrays that no call may overwrite.
+    """
+
+    def __init__(self, inputs=(), protected=()):
+        for i, array in enumerate(inputs):
+            arguments.plain(f"inputs[{i}]", array)
+        self._declared, self._protected = inputs, protected
+        #: Recorded calls: (layer, its Call, values of the floating-point inputs, values of the results, True
+        #: if the result is a tuple). The value of an input that is a constant is None.
+        self._calls = []
+        self._arrays = RecordedArrays()
+        self._values = 0  # the last number of a value
+        self._outside = []  # (weak reference, value, description) of each array from outside
+        self._scalars = []  # (result that is no array, value)
+        self._closed = None  # why this tape cannot be used any more
+        self._before = self._inside = self._thread = None
+
+    def __enter__(self):
+        if self._inside is not None:
+            raise RuntimeError("tape: one tape records one block; open another one with layers.record()")
+        self._inside, self._thread = True, threading.get_ident()
+        self._before, active.tape = active.tape, self
+        if is_grad_enabled():
+            for i, array in enumerate(self._declared):
+                if self._arrays.find(array) is None:
+                    self._enter_outside(array, f"inputs[{i}]")
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        active.tape, self._before, self._inside = self._before, None, False
+        self._arrays.unlock_all()
+        if kind is not None:
+            self._close("its block ended with an error")
+
+    # ---- a call --------------------------------------------------------------------------------------------
+
+    def call(self, layer, inputs, options):
+        """Call a layer and record that. `Layer.__call__` does so while this tape is `active`."""
+        if not is_grad_enabled():
+            return self._call_unrecorded(layer, inputs, options)
+        if self._closed is not None:
+            self.check_open()
+        entries, sources = self._arrays.entries, []
+        for i, array in enumerate(_with_named(inputs, options) if options else inputs):
+            entry = entries.get(id(array))
+            if entry is not None and entry[0]() is array:
+                sources.append(entry[1])
+            elif is_floating(array):
+                sources.append(self._enter(layer, i, array))
+        if layer.inputs_without_gradient:
+            self._refuse_lost_gradients(layer, inputs)
+        written, unlocked = None, ()
+        if options or layer.overwrites_input:
+            written = self._written(layer, inputs, options)
+            unlocked = self._arrays.unlock(written)
+        elif layer.returns_input:
+            unlocked = self._arrays.unlock(inputs[0])  # a view of it is writeable only if that is
+        active.tape = None
+        try:
+            z = layer(*inputs, **options)
+        finally:
+            active.tape = self
+            for array in unlocked:
+                self._arrays.lock(array)
+        if written is not None:
+            self._arrays.mark_overwritten(written, layer)
+        several = isinstance(z, tuple)
+        results = (
+            [self._enter_result(layer, result) for result in z] if several else [self._enter_result(layer, z)]
+        )
+        self._calls.append((layer, self._take_call(layer), sources, results, several))
+        return z
+
+    def _call_unrecorded(self, layer, inputs, options):
+        """Call a layer inside `no_grad`: its fresh results are constants for this tape."""
+        if layer.overwrites_input:
+            self._refuse_protected(layer, inputs[0])
+        active.tape = None
+        try:
+            z = layer(*inputs, **options)
+        finally:
+            active.tape = self
+        for result in z if isinstance(z, tuple) else (z,):
+            if is_floating(result) and self._arrays.find(result) is None:
+                self._arrays.add(result, None, layer)
+        return z
+
+    def _take_call(self, layer):
+        """Return the call that this thread has just made, which belongs to the tape from now on."""
+        call = layer._calls[-1]
+        if call.thread != self._thread:
+            call = next(call for call in reversed(layer._calls) if call.thread == self._thread)
+        call.detach()
+        return call
+
+    def _written(self, layer, inputs, options):
+        """Return the array that the call will overwrite, or None."""
+        if not layer.overwrites_input:
+            return options.get("out")
+        self._refuse_protected(layer, inputs[0])
+        return inputs[0] if isinstance(inputs[0], np.ndarray) else None
+
+    def _refuse_protected(self, layer, array):
+        if any(share_memory(array, one) for one in self._protected):
+            raise ValueError(
+                f"{layer.label} would overwrite an input of the graph, of shape {array.shape}; begin with a "
+                "layer that does not, or set overwrites_input = True in the class of the graph"
+            )
+
+    # ---- arrays ----------------------------------------------------------------------------------------
+
+    def _enter(self, layer, i, array):
+        """Return the value of an input array that is not known yet; None for a constant."""
+        by = self._arrays.overwritten_by(array)
+        if by is not None:
+            raise ValueError(
+                f"{layer.label}: input {i}, of shape {array.shape}, was overwritten by {by.label} after the "
+                "tape saw it; use it before, or let a layer overwrite a copy"
+            )
+        name = f"{layer.label}: input {i}"
+        if i not in layer.inputs_without_gradient:
+            return self._enter_outside(array, name)
+        self._refuse_sharing(array, name)
+        self._arrays.add(array, None, None)
+        return None
+
+    def _refuse_lost_gradients(self, layer, inputs):
+        for i in layer.inputs_without_gradient:
+            entry = self._arrays.find(inputs[i]) if i < len(inputs) else None
+            if entry is not None and entry[1] is not None:
+                raise ValueError(
+                    f"{layer.label}: input {i} is {describe(inputs[i], entry[2])}, and gets no gradient by "
+                    "this layer; if that is meant, make it inside no_grad(), or pass a copy"
+                )
+
+    def _enter_outside(self, array, name):
+        self._refuse_sharing(array, name)
+        if self._declared and not any(array is one for one in self._declared):
+            raise ValueError(
+                f"{name}, an array of shape {array.shape}, is neither an input of the tape nor the result of "
+                "a recorded call; pass it to layers.record(), or make it by recorded calls: layers.add, mul, "
+                "concat, or a layer"
+            )
+        value = self._next_value()
+        self._arrays.add(array, value, None)
+        self._outside.append((weakref.ref(array), value, name))
+        return value
+
+    def _refuse_sharing(self, array, name):
+        for other, source in self._arrays.sharing(array):
+            raise ValueError(
+                f"{name}, an array of shape {array.shape} that the tape does not know, shares memory with "
+                f"{describe(other, source)}; its gradient would be lost. Make it by a layer instead of "
+                "NumPy, such as layers.Flatten or one of your own; if it is another input, pass a copy"
+            )
+
+    def _next_value(self):
+        self._values += 1
+        return self._values
+
+    def _enter_result(self, layer, result):
+        value = self._values = self._values + 1
+        if is_floating(result):
+            self._arrays.add(result, value, layer)
+        elif not isinstance(result, np.ndarray):
+            self._scalars.append((result, value))
+        return value
+
+    def value_of(self, name, array, first=False):
+        """Return the value of a known array or other result.
+
+        Parameters
+        ----------
+        name : str
+            For messages.
+        array : ndarray or float
+        first : bool
+            True for what an array from outside was when it was first used.
+        """
+        if first:
+            for reference, value, _ in self._outside:
+                if reference() is array:
+                    return value
+        for result, value in self._scalars:
+            if result is array:
+                return value
+        entry = self._arrays.find(array)
+        if entry is None:
+            by = self._arrays.overwritten_by(array)
+            if by is not None:
+                raise ValueError(f"{name}: {by.label} has overwritten this array")
+            raise ValueError(f"{name}: expected an array that a recorded call took or returned, got another")
+        if entry[1] is None:
+            raise ValueError(f"{name}: this array is a constant of the tape, without a gradient")
+        return entry[1]
+
+    # ---- the end -------------------------------------------------------------------------------------------
+
+    def release(self):
+        """Release what the recorded calls keep, without a backward."""
+        self._close("what its calls kept was released")
+
+    def _close(self, why):
+        if self._closed is None:
+            self._closed = why
+        self._arrays.unlock_all()
+        while self._calls:
+            self._calls.pop()[1].release()
+
+    def check_open(self):
+        """Raise an error if the tape cannot be used any more."""
+        if self._closed is not None:
+            raise RuntimeError(
+                f"tape: {self._closed}; record the forward on another tape, with layers.record()"
+            )
+
+
+def is_floating(value):
+    """Return whether a value is an array that may have a gradient."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fcV"  # V: bfloat16
+
+
+def _with_named(inputs, options):
+    """Return the inputs by position and by name; `out` is none."""
+    return (*inputs, *(value for name, value in options.items() if name != "out"))

@@ -1,0 +1,266 @@
+"""A tape of the calls of layers: gradients of networks that are no chain.
+
+>>> import numpy as np
+>>> from inplace_abn import layers
+>>> conv, abn = layers.Conv2d(2, 2, 1), layers.InPlaceABN(2)
+>>> x = np.random.default_rng(0).normal(size=(4, 2, 3, 3)).astype(np.float32)
+>>> with layers.record() as tape:
+...     z = layers.add(abn(conv(x)), x)
+>>> dx = tape.backward(np.ones_like(z))
+>>> dx.shape
+(4, 2, 3, 3)
+"""
+
+from ..ops import _arguments as arguments
+from .gradient_sums import GradientSums, may_overwrite
+from .recorder import Recorder, active
+
+__all__ = ["Tape", "record"]
+
+
+def record(*inputs):
+    """Record the calls of layers in a ``with`` block, so that one backward runs through all of them.
+
+    A recorded call is one of a layer, or of `add`, `mul` or `concat`. Not recorded are calls that a layer
+    makes inside itself, calls inside `no_grad` (their results are constants for the tape) and calls of
+    other threads. Recorded calls belong to the tape: other calls of the same layers have their own
+    backward, at any time.
+
+    Arrays are told apart by identity and by content: an in-place layer returns its input array, and a
+    gradient goes to the content that a call took. Until the block ends, arrays that the tape knows are
+    read-only, and only recorded calls change them. Results of NumPy functions are unknown to the tape.
+
+    Parameters
+    ----------
+    *inputs : ndarray, optional
+        The arrays from outside whose gradients `Tape.backward` returns. A recorded call refuses any other
+        floating-point array that no recorded call has made, so that an operation of plain NumPy in between
+        is an error. Without them, every unknown array counts as one from outside.
+
+    Returns
+    -------
+    Tape
+        For the ``with`` statement.
+
+    Raises
+    ------
+    TypeError, ValueError
+        In a recorded call: for an unknown array that shares memory with a known one, such as a reshaped or
+        sliced result; for an array that has been overwritten; for an unknown array beside `inputs`.
+
+    Examples
+    --------
+    A gate, as in squeeze-and-excitation (Hu et al. 2018, https://arxiv.org/abs/1709.01507):
+
+    >>> import numpy as np
+    >>> from inplace_abn import layers
+    >>> pool, gate = layers.GlobalAvgPool2d(keepdims=True), layers.Activation("sigmoid")
+    >>> x = np.random.default_rng(0).normal(size=(2, 3, 4, 4))
+    >>> with layers.record() as tape:
+    ...     z = layers.mul(x, gate(pool(x)))
+    >>> tape.backward(np.ones_like(z)).shape
+    (2, 3, 4, 4)
+
+    Two inputs:
+
+    >>> y = np.ones((2, 3, 1, 1))
+    >>> with layers.record(x, y) as tape:
+    ...     z = layers.mul(x, y)
+    >>> dx, dy = tape.backward(np.ones_like(z))
+    >>> dy.shape
+    (2, 3, 1, 1)
+    """
+    return Tape(inputs)
+
+
+class Tape(Recorder):
+    """The calls of layers in a ``with`` block, and their common backward; made by `record`.
+
+    Dropping the tape, and an error in the block, release what its calls keep.
+    """
+
+    def backward(self, dz=None, *, outputs=None, inputs=None, overwrite=False):
+        """Return the gradients of the inputs, and add those of parameters to their ``grad``.
+
+        What the calls keep is released on the way. A gradient that several calls return is summed. The tape
+        may be gone back through inside its block or after it, once.
+
+        Parameters
+        ----------
+        dz : ndarray, float, or sequence of them
+            Gradient of the result; of each of `outputs`, if that is a sequence. Default: 1, for a loss.
+        outputs : ndarray, float, or sequence of them, optional
+            Results of recorded calls that dz belongs to. Default: the one that no other recorded call took.
+        inputs : ndarray or sequence of ndarray, optional
+            Arrays from outside, or results of recorded calls, whose gradients are returned. Default: those
+            passed to `record`, or else the one array from outside. An array from outside that has been
+            overwritten in place stands for what it was at first, any other array for what it holds now.
+        overwrite : bool
+            True allows that dz is overwritten.
+
+        Returns
+        -------
+        ndarray, or tuple of ndarray
+            The gradient of the input, or of each of several inputs.
+
+        Raises
+        ------
+        RuntimeError
+            If the backward has run already, or the calls were released.
+        TypeError, ValueError
+            For a dz that does not fit, for `outputs` or `inputs` that are needed or unknown, and for an
+            input that has no influence on the outputs. The tape can be gone back through once more then,
+            but not after an error in the backward of a layer.
+
+        Examples
+        --------
+        Two results, and the gradient of one in the middle:
+
+        >>> import numpy as np
+        >>> from inplace_abn import layers
+        >>> x, first = np.ones((2, 3)), layers.Linear(3, 4, dtype=float)
+        >>> second = layers.Linear(4, 1, dtype=float)
+        >>> with layers.record() as tape:
+        ...     middle = first(x)
+        ...     z = second(middle)
+        >>> gradients = [np.ones((2, 1)), np.ones((2, 4))]
+        >>> dx, dmiddle = tape.backward(gradients, outputs=[z, middle], inputs=[x, middle])
+        >>> bool(np.allclose(dmiddle, 1 + second.weight.data))
+        True
+        """
+        self.check_open()
+        seeds = self._seeds(dz, outputs)
+        wanted, single = self._wanted(inputs)
+        connected = self._influence(value for value, _ in seeds)
+        for value, name in wanted:
+            if value not in connected:
+                raise ValueError(f"{name} has no influence on the outputs by way of recorded calls")
+        gradients = self.gradients(seeds, [value for value, _ in wanted], overwrite)
+        return gradients[0] if single else gradients
+
+    def gradients(self, seeds, wanted, overwrite):
+        """Return the gradients of the values `wanted`, from those in `seeds`; None where nothing leads to."""
+        self.check_open()
+        active.tape, before = None, active.tape
+        try:
+            sums = self._run(GradientSums(seeds, overwrite), set(wanted))
+        finally:
+            active.tape = before
+            self._close("its backward has run already, or failed")
+        found = {value: sums.take(value) for value in set(wanted)}
+        return tuple(found[value] for value in wanted)
+
+    def _run(self, sums, wanted):
+        """Go back through the calls; return the sums, with the gradients of the wanted values."""
+        asked = wanted.union(*(results for _, _, _, results, _ in self._calls))
+        while self._calls:
+            layer, call, sources, results, several = self._calls.pop()
+            given = [sums.pop(value, keep=value in wanted) for value in results]
+            present = [one for one in given if one is not None]
+            if not present:
+                call.release()
+                continue
+            dz = tuple(one and one[0] for one in given) if several else given[0][0]
+            own = all(may_overwrite(*one) for one in present)
+            found = layer.backward(dz, call=call, overwrite=own)
+            gradients = found if isinstance(found, tuple) else (found,)
+            if layer.inputs_without_gradient:  # a loss returns the gradient of its first input alone
+                gradients += (None,) * (len(sources) - len(gradients))
+            if sources:
+                sums.add([one if one in asked else None for one in sources], gradients, present)
+        return sums
+
+    def _influence(self, outputs):
+        """Return the values that have an influence on some outputs."""
+        found = set(outputs)
+        for _, _, sources, results, _ in reversed(self._calls):
+            if not found.isdisjoint(results):
+                found.update(sources)
+        return found
+
+    # ---- which values the arguments of backward mean -------------------------------------------------------
+
+    def _seeds(self, dz, outputs):
+        """Return [(value, gradient)] of the outputs, having checked the gradients."""
+        makers = {
+            value: (layer, call._output[i] if several else call._output)
+            for layer, call, _, results, several in self._calls
+            for i, value in enumerate(results)
+        }
+        if outputs is None:
+            pairs = [(self._only_output(makers), dz, "dz")]
+        elif not isinstance(outputs, (tuple, list)):
+            pairs = [(self.value_of("outputs", outputs), dz, "dz")]
+        else:
+            gradients = [None] * len(outputs) if dz is None else dz
+            if not isinstance(gradients, (tuple, list)) or len(gradients) != len(outputs):
+                raise TypeError(
+                    f"dz: expected a list of {len(outputs)} gradients, one for each output, got {_kind(dz)}"
+                )
+            pairs = [
+                (self.value_of(f"outputs[{i}]", output), gradient, f"dz[{i}]")
+                for i, (output, gradient) in enumerate(zip(outputs, gradients, strict=True))
+            ]
+        for value, _, name in pairs:
+            if value not in makers:
+                raise ValueError(
+                    f"{name}: the output is an array from outside, expected the result of a recorded call"
+                )
+        return [(value, _checked(gradient, name, makers[value][1])) for value, gradient, name in pairs]
+
+    def _only_output(self, makers):
+        """Return the value of the result that no recorded call took."""
+        taken = {value for _, _, sources, _, _ in self._calls for value in sources}
+        left = [value for value in makers if value not in taken]
+        if len(left) == 1:
+            return left[0]
+        if not left:
+            raise RuntimeError(
+                "tape: no call was recorded: none was made in the block, or only inside no_grad()"
+            )
+        names = ", ".join(makers[value][0].label for value in left)
+        raise ValueError(
+            f"outputs: {len(left)} results were taken by no other recorded call, those of {names}; name the "
+            "ones that dz belongs to: backward(dz, outputs=z), or backward([dz1, dz2], outputs=[z1, z2])"
+        )
+
+    def _wanted(self, inputs):
+        """Return ([(value, name)] of the inputs, True if only one gradient is to be returned)."""
+        if inputs is None and self._declared:
+            inputs = self._declared if len(self._declared) > 1 else self._declared[0]
+        if inputs is None:
+            self._refuse_forgotten(())
+            return [(value, name) for _, value, name in self._outside], bool(self._outside)
+        single = not isinstance(inputs, (tuple, list))
+        inputs = [inputs] if single else inputs
+        values = [self.value_of(f"inputs[{i}]", array, first=True) for i, array in enumerate(inputs)]
+        self._refuse_forgotten(values)
+        return [(value, f"inputs[{i}]") for i, value in enumerate(values)], single
+
+    def _refuse_forgotten(self, named):
+        """Refuse several arrays from outside that are not all named.
+
+        One of them may be what NumPy made of a result, and its gradient would be lost.
+        """
+        if self._declared or len(self._outside) <= 1:
+            return
+        left = [name for _, value, name in self._outside if value not in named]
+        if left:
+            raise ValueError(
+                f"inputs: {len(self._outside)} arrays were not made by recorded calls, and of these "
+                f"{'; '.join(left)} {'are' if len(left) > 1 else 'is'} not named; name all inputs of the "
+                "network, inputs=[a, b], and make everything else by recorded calls: layers.add, mul, "
+                "concat, or a layer"
+            )
+
+
+def _checked(dz, name, like):
+    """Return a gradient if it has the shape and dtype `like`; by default 1 for a result that is no array."""
+    if like is None:
+        return 1.0 if dz is None else dz
+    arguments.gradient(name, dz, *like)
+    return dz
+
+
+def _kind(value):
+    return f"{len(value)} of them" if isinstance(value, (tuple, list)) else type(value).__name__
