@@ -56,12 +56,18 @@ def test_layers_in_both_modes(with_residual, strategy, activation):
     ]
 
 
+def named(*arrays):
+    """Return inputs of `functional.forward`, as a mapping: all but x are passed by keyword."""
+    names = ("x", "weight", "bias", "running_mean", "running_var")
+    return dict(zip(names, arrays, strict=False))
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_functional(layout, strategy):
     x, axis = LAYOUTS[layout](normal(4, 3, 5))
     forward = partial(functional.forward, strategy=strategy, channel_axis=axis, activation_param=0.3)
-    report = gradcheck((forward, functional.backward), (x, normal(3), normal(3)))
+    report = gradcheck((forward, functional.backward), named(x, normal(3), normal(3)))
     assert report, report
     assert [row.name for row in report.rows] == ["x", "weight", "bias"]
 
@@ -69,7 +75,7 @@ def test_functional(layout, strategy):
 def test_functional_in_evaluation():
     running = normal(3), normal(3) ** 2
     forward = partial(functional.forward, running_mean=running[0], running_var=running[1], training=False)
-    assert gradcheck((forward, functional.backward), (normal(4, 3, 5), normal(3), normal(3)))
+    assert gradcheck((forward, functional.backward), named(normal(4, 3, 5), normal(3), normal(3)))
 
 
 def test_operations_that_take_a_context():
@@ -183,7 +189,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("case", PLANTED)
 def test_planted_errors_are_found(case):
-    report = gradcheck(plant(PLANTED[case]), (normal(4, 3, 5), normal(3), normal(3)))
+    report = gradcheck(plant(PLANTED[case]), named(normal(4, 3, 5), normal(3), normal(3)))
     assert not report
     assert "WRONG" in str(report)
     wrong = {row.name for row in report.rows if row.wrong}
@@ -194,11 +200,13 @@ def test_planted_errors_are_found(case):
 
 
 def test_the_worst_element_is_located():
-    report = gradcheck(plant(PLANTED["one element of dx"]), (normal(4, 3, 5), normal(3), normal(3)))
+    report = gradcheck(plant(PLANTED["one element of dx"]), named(normal(4, 3, 5), normal(3), normal(3)))
     assert (report.worst.name, report.worst.index, report.worst.wrong) == ("x", (2, 1, 3), 1)
     assert report.worst.analytic - report.worst.numeric == pytest.approx(1e-3, rel=1e-3)
     assert "[2, 1, 3]: " in str(report)
-    report = gradcheck(plant(PLANTED["the sign in one channel"]), (normal(4, 3, 5), normal(3), normal(3)))
+    report = gradcheck(
+        plant(PLANTED["the sign in one channel"]), named(normal(4, 3, 5), normal(3), normal(3))
+    )
     assert report.worst.index == (1,)
     assert report.worst.analytic == pytest.approx(-report.worst.numeric)
 
@@ -364,7 +372,7 @@ def test_results_that_cannot_be_compared():
 
 
 def test_gradients_that_cannot_be_told_apart():
-    inputs = normal(4, 3), np.ones(3), None, np.zeros(3), np.ones(3)
+    inputs = named(normal(4, 3), np.ones(3), None, np.zeros(3), np.ones(3))
     pair = functional.forward, functional.backward
     with pytest.raises(
         ValueError, match="wrt must say which inputs the gradients belong to: the backward returned 3"

@@ -82,6 +82,13 @@ def test_gradients_of_several_inputs_and_outputs(make, shapes):
     assert len({row.name for row in report.rows}) >= len(inputs)
 
 
+@pytest.mark.parametrize("make", [lambda: abn(), lambda: Sequential(conv(), abn(4, "inplace"))])
+def test_gradients_of_an_input_by_keyword(make):
+    report = gradcheck(make(), {"x": normal((2, 4, 3, 3)), "residual": normal((2, 4, 3, 3), 1)})
+    assert report.ok, report
+    assert [row.name for row in report.rows][:2] == ["x", "residual"]
+
+
 def test_a_wrong_gradient_of_a_second_output_is_found():
     class Wrong(Both):
         def gradients(self, ctx, dz, *, overwrite=False):

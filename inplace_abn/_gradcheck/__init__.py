@@ -17,6 +17,8 @@ A gradient that is wrong, and where:
 (False, (1,), 1)
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from .._numbers import integer, not_negative, positive
@@ -47,9 +49,10 @@ def gradcheck(
           returns the gradients of the inputs. Options go in by `functools.partial`; arrays and generators
           among them are put back before each call.
         - A function that returns ``(z, backward)``, with ``backward(dz)``.
-    inputs : ndarray or sequence
-        What it is called with. Floating arrays are converted to float64, with their memory layout, and
-        checked; each call gets fresh copies, so that it may overwrite them. Anything else is passed on.
+    inputs : ndarray, sequence, or mapping of names to arrays
+        Arguments of the forward; of a mapping, the first one by position and the others by keyword. Floating
+        arrays are converted to float64, with their memory layout, and checked; each call gets fresh copies,
+        so that it may overwrite them. Anything else is passed on.
     wrt : sequence of int, optional
         Which of the inputs the returned gradients belong to. Default: all, or all floating arrays.
     modes : sequence of {"train", "eval"}
@@ -85,7 +88,8 @@ def gradcheck(
     >>> from inplace_abn import gradcheck
     >>> x, weight, bias = np.random.default_rng(0).normal(size=(3, 8, 8))
     >>> forward = partial(functional.forward, activation="elu", activation_param=1.0)
-    >>> report = gradcheck((forward, functional.backward), (x, weight[0], bias[0]))
+    >>> inputs = {"x": x, "weight": weight[0], "bias": bias[0]}
+    >>> report = gradcheck((forward, functional.backward), inputs)
     >>> report.ok, [row.name for row in report.rows]
     (True, ['x', 'weight', 'bias'])
     """
@@ -93,8 +97,9 @@ def gradcheck(
         raise RuntimeError("gradcheck needs contexts for the backward, and cannot run inside no_grad()")
     step, rtol = positive("step", step), not_negative("rtol", rtol)
     samples = None if samples is None else integer("samples", samples, least=1)
-    inputs = [_float64(array) for array in (inputs if isinstance(inputs, (tuple, list)) else (inputs,))]
-    subject = subjects.make(target, inputs, wrt)
+    names = list(inputs) if isinstance(inputs, Mapping) else ()
+    values = inputs.values() if names else inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+    subject = subjects.make(target, [_float64(array) for array in values], wrt, names)
     report = Report()
     with subject.prepared():
         for mode in subject.modes(modes):

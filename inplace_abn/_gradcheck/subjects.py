@@ -12,20 +12,26 @@ from ..layers.context import LayerContext, no_grad
 MODES = ("train", "eval")
 
 
-def make(target, inputs, wrt):
-    """Return the `Subject` that `target` is."""
+def make(target, inputs, wrt, names=()):
+    """Return the `Subject` that `target` is; `names`, if given, has one for each input."""
     if isinstance(target, Layer):
-        return OfLayer(target, inputs, wrt)
-    if isinstance(target, (tuple, list)) and len(target) == 2 and all(map(callable, target)):
-        return OfPair(*target, inputs, wrt)
-    if callable(getattr(target, "forward", None)) and callable(getattr(target, "backward", None)):
-        return OfPair(target.forward, target.backward, inputs, wrt)
-    if callable(target):
-        return OfFunction(target, inputs, wrt)
-    raise TypeError(
-        "target must be a Layer, a pair of functions (forward, backward), an object that has these, or a "
-        f"function that returns (result, backward), got {target!r}"
-    )
+        subject = OfLayer(target, inputs, wrt)
+    elif isinstance(target, (tuple, list)) and len(target) == 2 and all(map(callable, target)):
+        subject = OfPair(*target, inputs, wrt)
+    elif callable(getattr(target, "forward", None)) and callable(getattr(target, "backward", None)):
+        subject = OfPair(target.forward, target.backward, inputs, wrt)
+    elif callable(target):
+        subject = OfFunction(target, inputs, wrt)
+    else:
+        raise TypeError(_NO_TARGET.format(target))
+    subject.name_inputs(names)
+    return subject
+
+
+_NO_TARGET = (
+    "target must be a Layer, a pair of functions (forward, backward), an object that has these, or a "
+    "function that returns (result, backward), got {!r}"
+)
 
 
 class State:
@@ -55,6 +61,7 @@ class Subject:
     """
 
     can_overwrite = False
+    _keywords = ()
 
     def __init__(self, inputs, wrt):
         self._inputs, self._wrt = inputs, wrt
@@ -99,8 +106,17 @@ class Subject:
         """Return the result, and a function of dz for the gradients."""
         raise NotImplementedError
 
-    def _fresh(self):
-        return [value.copy(order="K") if isinstance(value, np.ndarray) else value for value in self._inputs]
+    def name_inputs(self, names):
+        """Give the inputs names; all but the first are passed by them."""
+        if names:
+            self._names = self._keywords = list(names)
+
+    def _call_with_copies(self, function, *first):
+        """Return the result of the function for copies of the inputs, which it may overwrite."""
+        copies = [value.copy(order="K") if isinstance(value, np.ndarray) else value for value in self._inputs]
+        if not self._keywords:
+            return function(*first, *copies)
+        return function(*first, copies[0], **dict(zip(self._keywords[1:], copies[1:], strict=True)))
 
     def _match(self, found):
         """Return gradients by the name of what they belong to."""
@@ -151,7 +167,7 @@ class OfFunction(Subject):
 
     def _call(self):
         self._state.put_back()
-        result = self._function(*self._fresh())
+        result = self._call_with_copies(self._function)
         if not isinstance(result, tuple) or len(result) != 2 or not callable(result[1]):
             raise TypeError(f"target must return (result, backward), got {result!r}")
         return result
@@ -180,9 +196,9 @@ class OfPair(OfFunction):
         self._state.put_back()
         if self._takes_context:
             ctx = LayerContext("operation")
-            z = self._function(ctx, *self._fresh())
+            z = self._call_with_copies(self._function, ctx)
         else:
-            result = self._function(*self._fresh())
+            result = self._call_with_copies(self._function)
             if not isinstance(result, tuple) or len(result) != 2:
                 raise TypeError(
                     f"forward must return (result, ctx), or take ctx first, but it returned {result!r}"
@@ -251,7 +267,8 @@ class OfLayer(Subject):
 
     def _call(self):
         self._state.put_back()
-        return self._layer(*self._fresh()), self._layer.backward
+        z = self._call_with_copies(self._layer)
+        return z, partial(self._layer.backward, call=self._layer.last_call)
 
 
 def _wide(dtype):
