@@ -43,7 +43,7 @@ class MaxPool2d(_Pool2d):
     stride : int or (int, int), optional
         `kernel_size` by default.
     padding : int or (int, int)
-        By minus infinity; at most half of the kernel.
+        With minus infinity; at most half of the kernel.
     channel_axis : {1, -1}
         -1 for batches (N, H, W, C).
 
@@ -65,7 +65,7 @@ class AvgPool2d(_Pool2d):
     Parameters
     ----------
     kernel_size, stride, padding, channel_axis
-        As for `MaxPool2d`, but padding is by zeros, which count.
+        As for `MaxPool2d`, but padding is with zeros, which count.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Layers that are run once more in the backward, instead of keeping anything between."""
+"""Layers that keep their input alone and run again in the backward."""
 
 from contextlib import contextmanager
 
@@ -10,24 +10,23 @@ from .context import no_grad, once_more
 
 
 class Recompute(Sequential):
-    """Layers one after the other, of which only the input is kept; the backward runs them once more first.
+    """Layers one after the other that keep their input alone; the backward first runs them again.
 
-    As `torch.utils.checkpoint` does it (Chen et al. 2016, https://arxiv.org/abs/1604.06174): memory for time.
-    Worth it where the layers' input is small and what is between large, as in the stem of a network for
-    photographs: the image has 3 channels, and what goes into the pooling has 64 of the same size that no
-    convolution needs.
+    As `torch.utils.checkpoint` (Chen et al. 2016, https://arxiv.org/abs/1604.06174): less memory, more time.
+    It pays where the input of the layers is small and their intermediate results are large, as in the stem of
+    a network for photographs: the image has 3 channels, and the input of the pooling has 64 of the same size,
+    which no convolution keeps.
 
-    Results and gradients are those of `Sequential`, to the bit: the layers run again in the mode they were
-    called in, running statistics are updated by the call alone, and `Dropout` drops the same, as does every
-    layer that draws from a `numpy.random.Generator` which is an attribute of it. Names and states are the
-    same as well. Weights, and in evaluation running statistics, have to be those of the call still when its
-    backward runs: step the optimizer afterwards. What the layers keep while they are gone back through is let
-    go with the backward.
+    Results, gradients, names and states are those of `Sequential`, to the bit: the layers run again in the
+    mode of the call and with the same random numbers, which they draw from a `numpy.random.Generator` that is
+    an attribute, and running statistics are updated by the call alone. Weights, and in evaluation running
+    statistics, must not change between the call and its backward: step the optimizer afterwards. Intermediate
+    results are freed after the backward.
 
     Parameters
     ----------
     *layers : Layer, or one dict of names to layers
-        If they overwrite their input, that is copied; if they pass it on, the result is a copy.
+        The input is copied if they overwrite it, and the result if it is the input itself.
 
     Examples
     --------
@@ -43,21 +42,21 @@ class Recompute(Sequential):
     """
 
     def takes_residual(self, activation=None):
-        """Return False: a residual would have to be kept as well."""
+        """Return False: a residual would be kept as well."""
         return False
 
     @property
     def overwrites_input(self):
-        """False: what the layers would overwrite is copied."""
+        """False: an input that the layers overwrite is copied."""
         return False
 
     @property
     def returns_input(self):
-        """False: what the layers pass on is copied."""
+        """False: a result that shares memory with the input is copied."""
         return False
 
     def forward(self, ctx, x):
-        """Run the layers without keeping anything but x, and what the next run has to find."""
+        """Run the layers, keeping x, their modes and the states of their generators."""
         arguments.plain("x", x)
         ctx.save_for_backward(input=x)
         ctx.modes, ctx.random = self._modes(), _states(self._generators())
@@ -66,8 +65,8 @@ class Recompute(Sequential):
         return z.copy(order="K") if np.may_share_memory(z, x) else z  # x is locked, z may be overwritten
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Run the layers as the call has, and go back through them."""
-        with once_more(), self._as_it_was(ctx):
+        """Run the layers as the call did, and then their backward."""
+        with once_more(), self._restored(ctx):
             super().forward(ctx, self._own_input(ctx, ctx.saved["input"]))
         return super().gradients(ctx, dz, overwrite=overwrite)
 
@@ -85,7 +84,8 @@ class Recompute(Sequential):
         return [value for value in found if isinstance(value, np.random.Generator)]
 
     @contextmanager
-    def _as_it_was(self, ctx):
+    def _restored(self, ctx):
+        """While the block runs, modes and generators are as they were in the call."""
         modes, states = self._modes(), _states(self._generators())
         try:
             _set(ctx.modes, ctx.random)

@@ -28,6 +28,10 @@ _ROLES = {
         "a smaller weight or bias",
     ),
     "mask": ("what was passed on", None),
+    "target": ("the target of a loss", None),
+    "log_sum_exp": ("a number for each label of a cross entropy", None),
+    "mean": ("the mean of each group of channels", None),
+    "inv_std": ("1 / standard deviation of each group of channels", None),
     "indices": ("which element of a window was passed on", None),
 }
 #: Roles of what z does not tell; of these activations it tells everything but where weights are to blame.

@@ -1,4 +1,4 @@
-"""Residual networks, small and large: for classes of images, and for classes of pixels.
+"""Residual networks, small and large, that classify images or every pixel of them.
 
 >>> import numpy as np
 >>> from inplace_abn import layers, models
@@ -12,9 +12,8 @@
 >>> sum(isinstance(layer, layers.Conv2d) for _, layer in net.named_layers())
 53
 
-All normalizations follow `strategy`; from the same `rng` the networks start with the same weights, whatever
-the strategy. The blocks to build others from are `preactivation_block`, `postactivation_block` and
-`inverted_residual`.
+All normalizations have the same `strategy`; the initial weights depend on `rng` alone. The blocks are
+`preactivation_block`, `postactivation_block` and `inverted_residual`.
 """
 
 from .blocks import Style, inverted_residual, postactivation_block, preactivation_block

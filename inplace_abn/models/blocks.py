@@ -1,4 +1,4 @@
-"""What networks are built of: a style for all their layers, and blocks."""
+"""Building blocks of networks, and the style that all their layers share."""
 
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +9,7 @@ from ..layers import ABN, Activation, Conv2d, GlobalAvgPool2d, Linear, Residual,
 
 @dataclass(frozen=True)
 class Style:
-    """What all layers of a network have in common.
+    """Options that all layers of a network share.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ class Style:
     channel_axis : {1, -1}
     dtype : {float32, float64}
     rng : numpy.random.Generator or int, optional
-        Draws the weights, one layer after the other.
+        Draws the initial weights, one layer after the other.
     """
 
     strategy: str = "inplace"
@@ -43,21 +43,21 @@ class Style:
         return replace(self, activation="identity").abn(features)
 
     def activate(self):
-        """Return the activation by itself, in place where it can be."""
+        """Return the activation as a layer, in place if it has an inverse."""
         return Activation(
             self.activation, self.activation_param, inplace=True, channel_axis=self.channel_axis,
             dtype=self.dtype,
         )  # fmt: skip
 
     def conv(self, inputs, outputs, kernel_size, stride=1, bias=False, groups=1):
-        """Return a convolution that keeps the size of the image, but for the stride."""
+        """Return a convolution whose padding keeps the size of the image at stride 1."""
         return Conv2d(
             inputs, outputs, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias,
             channel_axis=self.channel_axis, dtype=self.dtype, rng=self.rng,
         )  # fmt: skip
 
     def scores(self, channels, num_classes):
-        """Return the end of a network that classifies images, as a dict of layers."""
+        """Return the last layers of a network that classifies images, by name."""
         return {
             "pool": GlobalAvgPool2d(channel_axis=self.channel_axis),
             "scores": Linear(channels, num_classes, dtype=self.dtype, rng=self.rng),
@@ -65,10 +65,11 @@ class Style:
 
 
 def preactivation_block(inputs, outputs, stride=1, kernel_sizes=(3, 3), style=None):
-    """Return a residual block of normalizations, each before its convolution, around an identity mapping.
+    """Return a residual block in which a normalization precedes each convolution (He et al. 2016).
 
-    Per convolution it keeps two arrays with the strategy "standard", one with all others. Where the shape
-    changes, the shortcut is a convolution of 1 x 1, of what the first normalization gives.
+    See https://arxiv.org/abs/1603.05027. Per convolution it keeps two arrays with the strategy "standard",
+    one with all others. Where the shape changes, the shortcut is a 1 x 1 convolution of the first
+    normalization's result.
 
     Parameters
     ----------
@@ -97,17 +98,17 @@ def preactivation_block(inputs, outputs, stride=1, kernel_sizes=(3, 3), style=No
 
 
 def postactivation_block(inputs, outputs, stride=1, kernel_sizes=(3, 3), style=None, *, middle=None):
-    """Return a residual block of convolutions, each before its normalization, with an activation of the sum.
+    """Return a residual block in which a normalization follows each convolution; the sum is activated.
 
-    Sum and activation are done by the last normalization, in place: see `Residual`. Where the shape changes,
-    the shortcut is a convolution of 1 x 1 with a normalization.
+    In place, the last normalization adds the shortcut and activates: see `Residual`. Where the shape changes,
+    the shortcut is a 1 x 1 convolution with a normalization.
 
     Parameters
     ----------
     inputs, outputs : int
         Channels.
     stride : int
-        Of the first convolution that is larger than 1 x 1.
+        Of the first convolution larger than 1 x 1.
     kernel_sizes : tuple of int
         One for each convolution; (1, 3, 1) makes a bottleneck.
     style : Style, optional
@@ -139,18 +140,18 @@ def _first_wide(kernel_sizes):
 def inverted_residual(inputs, outputs, stride=1, expansion=6, style=None):
     """Return a block of MobileNetV2 (Sandler et al. 2018, https://arxiv.org/abs/1801.04381).
 
-    A convolution of 1 x 1 to `expansion` times the channels, one of 3 x 3 of every channel by itself, and one
-    of 1 x 1 to the outputs, whose normalization has no activation. Where the shape stays the input is added,
-    by that normalization.
+    A 1 x 1 convolution to `expansion` times the channels, a depthwise one of 3 x 3, and a 1 x 1 convolution
+    to the outputs, whose normalization has no activation. If the shape stays the same, that normalization
+    adds the input.
 
     Parameters
     ----------
     inputs, outputs : int
         Channels.
     stride : int
-        Of the convolution of 3 x 3.
+        Of the 3 x 3 convolution.
     expansion : int
-        1 does without the first convolution.
+        1 leaves out the first convolution.
     style : Style, optional
 
     Returns

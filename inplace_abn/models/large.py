@@ -1,4 +1,4 @@
-"""Networks for photographs: ResNet and MobileNetV2, in the layouts that are compared everywhere."""
+"""Networks for photographs: ResNet and MobileNetV2, as in their papers."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ from ..layers import MaxPool2d, Recompute, Sequential
 from ..layers.checks import choice
 from .blocks import Style, inverted_residual, postactivation_block
 
-#: How many times wider a block's result is than its middle, and its convolutions.
+#: By block: channels of the result by those of the middle, and the sizes of the convolutions.
 RESNET_BLOCKS = {"bottleneck": (4, (1, 3, 1)), "basic": (1, (3, 3))}
 
 #: Of MobileNetV2: expansion, channels, number of blocks and stride of the first, for each stage.
@@ -25,7 +25,7 @@ def resnet(
     ``block="basic"`` makes it ResNet-34. The stride of a block is that of its convolution of 3 x 3. With an
     in-place strategy all that is kept are the inputs of the convolutions, each once, the result of the first
     normalization, one byte per value of the pooling, and the results of the projections. `recompute_stem`
-    saves the result of the first normalization, which is the largest array of all.
+    saves the result of the first normalization, the largest array of all.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def resnet(
     width : int
         Channels of the first convolution; twice as many in each stage after the first.
     recompute_stem : bool
-        True: first convolution, normalization and pooling keep the images alone, and are run once more in the
+        True: the first convolution, normalization and pooling keep the images alone, and run again in the
         backward. See `inplace_abn.layers.Recompute`.
     **style
         See `Style`: strategy, activation, activation_param, channel_axis, dtype, rng.
@@ -81,7 +81,7 @@ def mobilenet_v2(in_channels, num_classes, *, width=1.0, stages=STAGES, **style)
     ----------
     in_channels, num_classes : int
     width : float
-        Multiplies all numbers of channels, which are then rounded to multiples of 8.
+        Factor of all numbers of channels, which are rounded to multiples of 8.
     stages : sequence of (int, int, int, int)
         Expansion, channels, number of blocks and stride of the first of them.
     **style

@@ -1,4 +1,4 @@
-"""Small residual networks: for classes of images, and for classes of pixels."""
+"""Small residual networks that classify images, or every pixel of them."""
 
 from .._numbers import integer
 from ..layers import Residual, Sequential, Upsample
@@ -13,8 +13,8 @@ def residual_network(
 ):
     """Return a residual network that classifies images.
 
-    A convolution, a stage of blocks for each width, each but the first beginning with a stride of 2, the mean
-    over the pixels, and a fully connected layer.
+    A convolution, a stage of blocks for each width, the mean over the pixels, and a fully connected layer.
+    All stages but the first begin with a stride of 2.
 
     Parameters
     ----------
@@ -50,11 +50,11 @@ def residual_network(
 
 
 def encoder_decoder(in_channels, num_classes, widths=(16, 32, 64), **style):
-    """Return a network that classifies every pixel: down to smaller images and back, with shortcuts across.
+    """Return a network that classifies every pixel: an encoder and a decoder, with shortcuts between them.
 
-    Every level is a `preactivation_block`, a way through the next smaller level with an identity shortcut
-    around it, and another block. Up again leads bilinear interpolation, after a convolution that so keeps its
-    input at the small size.
+    Every level is a `preactivation_block`, the next smaller level with an identity shortcut around it, and
+    another block. The decoder interpolates after the convolution that reduces the channels, whose input is
+    kept at the small size.
 
     Parameters
     ----------

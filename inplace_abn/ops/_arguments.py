@@ -1,4 +1,4 @@
-"""What the operations ask of their arguments, and the words in which they refuse them."""
+"""Checks of the arguments of operations, and their error messages."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def plain(name, array):
-    """Refuse what is no array, and arrays that mean more than their elements.
+    """Refuse objects that are no array, and subclasses of arrays.
 
-    Operations work on elements alone: masks and units would get lost, and a numpy.matrix multiplies in
-    another way. The compiled core takes the same types and says the same.
+    Operations read elements alone: masks and units would get lost, and a numpy.matrix multiplies differently.
+    The compiled core takes the same types and has the same messages.
     """
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
@@ -20,34 +20,6 @@ def plain(name, array):
             f"{name} must be a plain numpy.ndarray or numpy.memmap, got '{type(array).__name__}'; pass "
             f"{name}.view(numpy.ndarray) if its data alone is meant"
         )
-
-
-def floats(name, array, axes, dtype=None, leading=False):
-    """Check that `array` is a float32 or float64 array with the axes named.
-
-    Parameters
-    ----------
-    name : str
-        What the caller calls it.
-    array : object
-    axes : str
-        How its shape is written, such as "(N, C, H, W)".
-    dtype : dtype, optional
-        Of x, if `array` is to be of the same.
-    leading : bool
-        True where "..." in `axes` stands for any number of axes.
-    """
-    plain(name, array)
-    if array.dtype not in DTYPES:
-        raise TypeError(
-            f"{name} must be float32 or float64 in native byte order, got {array.dtype}; "
-            f"pass {cast(name, DTYPES[0])}"
-        )
-    if dtype is not None and array.dtype != dtype:
-        raise TypeError(
-            f"{name} is {array.dtype} and x is {dtype}: both must be of one dtype; pass {cast(name, dtype)}"
-        )
-    _axes(name, array, axes, leading)
 
 
 def _axes(name, array, axes, leading=False):
@@ -67,7 +39,18 @@ def arithmetic(dtype):
 
 
 def batch(name, array, axes, leading=False):
-    """Check as `floats` does that `array` is float32, float64, float16 or bfloat16, with the axes named."""
+    """Check that `array` is float32, float64, float16 or bfloat16, with the axes named.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    array : object
+    axes : str
+        Its shape as it is written, such as "(N, C, H, W)".
+    leading : bool
+        True if "..." in `axes` stands for any number of axes.
+    """
     plain(name, array)
     if (array.dtype not in DTYPES and not is_half(array.dtype)) or not array.dtype.isnative:
         raise TypeError(
@@ -93,13 +76,13 @@ def parameter(name, array, axes, dtype):
 
 
 def cast(name, dtype):
-    """Return how an array is written that is `name` in another dtype, which may be ml_dtypes.bfloat16."""
+    """Return the code that converts the array `name` to a dtype, which may be ml_dtypes.bfloat16."""
     kind = np.dtype(dtype).type
     return f"{name}.astype({kind.__module__}.{kind.__name__})"
 
 
 def same_shape(name, array, shape, reason):
-    """Check that `array` has `shape`; `reason` says where that comes from."""
+    """Check that `array` has `shape`; `reason` says in the message where that comes from."""
     if array.shape != shape:
         raise ValueError(f"{name} must be of shape {shape}, {reason}, got {array.shape}")
 
@@ -134,7 +117,7 @@ def channel_axis_of(channel_axis):
 
 
 def elsewhere(shape, channels, channel_axis):
-    """Return the end of a message, for a batch whose channels are on the axis that `channel_axis` is not."""
+    """Return a hint for a message if the channels of a batch are at the other channel axis, else ""."""
     other = -channel_axis
     if shape[channel_axis] == channels or shape[other] != channels:
         return ""
@@ -142,7 +125,7 @@ def elsewhere(shape, channels, channel_axis):
 
 
 def images(channel_axis):
-    """Return how the shape of a batch of images is written."""
+    """Return the names of the axes of a batch of images."""
     return "(N, C, H, W)" if channel_axis == 1 else "(N, H, W, C)"
 
 

@@ -1,4 +1,4 @@
-"""Sliding windows over an image: how many there are, which pixels a tap of them meets, and blocks of them."""
+"""Sliding windows over an image: their number, the pixels that each tap reads, and blocks of windows."""
 
 import math
 from itertools import pairwise
@@ -9,7 +9,7 @@ from . import _arguments as arguments
 
 
 class Span(NamedTuple):
-    """Along one axis, the outputs for which a tap lies inside of the input, and what it meets there.
+    """Along one axis, the outputs whose tap lies inside the input, and the inputs that it reads.
 
     ``first`` and ``last`` bound the outputs, ``source`` is the slice of the input.
     """
@@ -20,7 +20,7 @@ class Span(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """The windows along one axis: taps of output ``o`` meet ``o * stride + tap * dilation - padding``.
+    """The windows along one axis: taps of output ``o`` read ``o * stride + tap * dilation - padding``.
 
     There is padding at both ends, and `uneven` zeros more at the second one.
     """
@@ -79,8 +79,8 @@ def make_axes(name, size, kernel, stride, padding, dilation, uneven=(0, 0)):
 def blocks(samples, rows, row_bytes, budget, sample_bytes=0):
     """Cut a batch of images into blocks of at most `budget` bytes, or of one row where that is more.
 
-    A row takes `row_bytes`, and every sample in a block `sample_bytes` beside. The blocks of a batch are as
-    equal as possible.
+    A row takes `row_bytes`, and every sample in a block another `sample_bytes`. The blocks of a batch are of
+    nearly equal size.
 
     >>> [(block.samples.start, block.begin, block.end) for block in blocks(2, 5, 10, 20)]
     [(0, 0, 2), (0, 2, 4), (0, 4, 5), (1, 0, 2), (1, 2, 4), (1, 4, 5)]
@@ -109,7 +109,7 @@ def some_samples(shape, least=1 << 16):
 
 
 def _parts(total, most):
-    """Cut into parts of at most `most` that differ by one at most, the longer ones first."""
+    """Return the bounds of parts of at most `most` elements, whose lengths differ by at most one."""
     count = max(1, -(-total // most))
     bounds = [-(-total * part // count) for part in range(count + 1)]
     return list(pairwise(bounds)) if total else []
@@ -139,7 +139,7 @@ def make_pooling_axes(x, kernel_size, stride, padding, dilation, channel_axis):
 
 
 def pooled_shape(ctx):
-    """Return the shape of what a pooling gives: every channel for itself."""
+    """Return the shape of the result of a pooling."""
     size = tuple(axis.windows for axis in ctx.axes)
     if ctx.channel_axis == 1:
         return ctx.input_shape[:2] + size

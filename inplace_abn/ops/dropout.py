@@ -1,4 +1,7 @@
-"""Elements left out at random, so that a network does not lean on any of them."""
+"""Dropout: elements set to zero at random.
+
+Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html.
+"""
 
 import math
 
@@ -22,7 +25,7 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
         float32, float64, float16 or bfloat16; read only.
     p : float in [0, 1]
     training : bool
-        False leaves x alone.
+        False returns x.
     rng : numpy.random.Generator, optional
         A fresh one by default.
 
@@ -35,7 +38,7 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
     Raises
     ------
     TypeError, ValueError
-        For an x of another dtype and a p that is no probability.
+        For an x of another dtype and a p outside [0, 1].
 
     Examples
     --------
@@ -70,7 +73,7 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
 
 
 def backward(ctx, dz, *, overwrite=False):
-    """Gradient of x: dz with the same elements left out.
+    """Gradient of x: dz with the same elements set to zero, the others divided by 1 - p.
 
     Parameters
     ----------

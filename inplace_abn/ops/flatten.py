@@ -1,4 +1,4 @@
-"""All axes but the first in one."""
+"""Flatten: all axes but the first joined."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def forward(ctx, x):
     Raises
     ------
     TypeError, ValueError
-        For anything else than such an array.
+        For an x of another dtype, or without axes.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Larger images, by linear interpolation along both axes."""
+"""Bilinear interpolation to another size."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Larger images, by repeating pixels."""
+"""Nearest-neighbor interpolation to another size."""
 
 import numpy as np
 
