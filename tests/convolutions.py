@@ -37,11 +37,13 @@ def arrays_of(case, dtype="float64", shape=(3, 11, 9), transposed=False):
     )
 
 
+def pairs(*values):
+    return (value if isinstance(value, tuple) else (value, value) for value in values)
+
+
 def by_definition(x, weight, bias, stride, padding, dilation, groups):
     """Convolve by the formula, output pixel by output pixel."""
-    (sy, sx), (py, px), (dy, dx) = (
-        v if isinstance(v, tuple) else (v, v) for v in (stride, padding, dilation)
-    )
+    (sy, sx), (py, px), (dy, dx) = pairs(stride, padding, dilation)
     x = np.pad(x, ((0, 0), (0, 0), (py, py), (px, px)))
     outputs, inputs, ky, kx = weight.shape
     rows = (x.shape[2] - dy * (ky - 1) - 1) // sy + 1
@@ -52,3 +54,17 @@ def by_definition(x, weight, bias, stride, padding, dilation, groups):
         window = x[:, first : first + inputs, i * sy :: dy, j * sx :: dx][:, :, :ky, :kx]
         z[:, o, i, j] = (window * weight[o]).sum(axis=(1, 2, 3)) + bias[o]
     return z
+
+
+def transposed_by_definition(x, weight, bias, stride, padding, dilation, groups, output_padding=0):
+    """Add the window of every pixel to a result that has room for all, and cut that off."""
+    (sy, sx), (py, px), (dy, dx), (my, mx) = pairs(stride, padding, dilation, output_padding)
+    samples, inputs, rows, columns = x.shape
+    _, outputs, ky, kx = weight.shape
+    height, width = (rows - 1) * sy + dy * (ky - 1) + 1 + my, (columns - 1) * sx + dx * (kx - 1) + 1 + mx
+    z = np.zeros((samples, outputs * groups, height, width))
+    for c, i, j in np.ndindex(inputs, rows, columns):
+        first = c // (inputs // groups) * outputs
+        window = z[:, first : first + outputs, i * sy :: dy, j * sx :: dx][:, :, :ky, :kx]
+        window += x[:, c, i, j][:, None, None, None] * weight[c]
+    return z[:, :, py : height - py, px : width - px] + bias[:, None, None]

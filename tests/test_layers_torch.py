@@ -16,6 +16,15 @@ PAIRS = {
     "conv": (layers.Conv2d(4, 6, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1)),
     "conv, dilated": (layers.Conv2d(4, 6, (3, 2), 1, (2, 1), 2), nn.Conv2d(4, 6, (3, 2), 1, (2, 1), 2)),
     "conv, groups": (layers.Conv2d(4, 6, 3, groups=2, bias=False), nn.Conv2d(4, 6, 3, groups=2, bias=False)),
+    "conv, same": (
+        layers.Conv2d(4, 6, (5, 3), padding="same", dilation=2),
+        nn.Conv2d(4, 6, (5, 3), padding="same", dilation=2),
+    ),
+    "transposed": (layers.ConvTranspose2d(4, 6, 3, 2, 1, 1), nn.ConvTranspose2d(4, 6, 3, 2, 1, 1)),
+    "transposed, groups": (
+        layers.ConvTranspose2d(4, 6, (2, 3), 2, groups=2, bias=False, dilation=(1, 2)),
+        nn.ConvTranspose2d(4, 6, (2, 3), 2, groups=2, bias=False, dilation=(1, 2)),
+    ),
     "max_pool": (layers.MaxPool2d(3, 2, 1), nn.MaxPool2d(3, 2, 1)),
     "avg_pool": (layers.AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1)),
     "global": (layers.GlobalAvgPool2d(keepdims=True), nn.AdaptiveAvgPool2d(1)),
@@ -59,14 +68,16 @@ def test_layer(name):
     compare(*PAIRS[name], normal((2, 4, 7, 9)))
 
 
-@pytest.mark.parametrize("name", ["conv", "max_pool", "linear", "conv, groups"])
+@pytest.mark.parametrize("name", ["conv", "max_pool", "linear", "conv, groups", "transposed"])
 def test_repr_begins_alike(name):
     ours, theirs = PAIRS[name]
     assert repr(ours).split("(")[0] == repr(theirs).split("(")[0]
     assert repr(ours)[:-1].split(", dilation")[0] in repr(theirs)
 
 
-@pytest.mark.parametrize("name", ["Conv2d", "Linear", "MaxPool2d", "AvgPool2d", "Dropout", "CrossEntropy"])
+@pytest.mark.parametrize(
+    "name", ["Conv2d", "ConvTranspose2d", "Linear", "MaxPool2d", "AvgPool2d", "Dropout", "CrossEntropy"]
+)
 def test_arguments_have_the_defaults_of_pytorch(name):
     theirs = {"CrossEntropy": "CrossEntropyLoss"}.get(name, name)
     same_defaults(getattr(layers, name), getattr(nn, theirs))

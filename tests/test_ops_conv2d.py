@@ -23,6 +23,33 @@ def test_forward_is_the_definition(case, channel_axis):
 
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 5), (4, 3)])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_padding_same_keeps_the_size_and_has_the_odd_zero_at_the_end(groups, kernel, channel_axis):
+    x, weight, bias, settings = arrays_of((kernel, 1, 0, (1, 2), groups, 4, 4))
+    zeros = [step * (length - 1) for step, length in zip((1, 2), kernel, strict=True)]
+    padded = np.pad(x, ((0, 0), (0, 0), *((n // 2, n - n // 2) for n in zeros)))
+    ctx = Context()
+    same = settings | {"padding": "same", "channel_axis": channel_axis}
+    z = conv2d.forward(ctx, laid_out(x, channel_axis), weight, bias, **same)
+    want, (dx, *wanted), dz = run(conv2d, padded, weight, bias, dz=normal(x.shape, seed=6), **settings)
+    np.testing.assert_allclose(np.moveaxis(z, channel_axis, 1), want, rtol=0, atol=1e-12)
+    gradients = conv2d.backward(ctx, laid_out(dz, channel_axis))
+    inside = tuple(slice(n // 2, n // 2 + size) for n, size in zip(zeros, x.shape[2:], strict=True))
+    dx = dx[(..., *inside)]
+    np.testing.assert_allclose(np.moveaxis(gradients[0], channel_axis, 1), dx, rtol=0, atol=1e-12)
+    for one, other in zip(gradients[1:], wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-11)
+
+
+def test_padding_valid_is_none():
+    x, weight, bias, settings = arrays_of(CASES[1])
+    want = conv2d.forward(Context(), x, weight, bias, **settings | {"padding": 0})
+    z = conv2d.forward(Context(), x, weight, bias, **settings | {"padding": "valid"})
+    assert (z == want).all()
+
+
+@pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("case", CASES[:6] + CASES[9:10] + CASES[13:], ids=str)
 def test_gradients_are_those_of_finite_differences(case, channel_axis):
     x, weight, bias, settings = arrays_of(case, shape=(2, 6, 5))
@@ -123,6 +150,17 @@ def test_without_bias_there_is_no_gradient_of_one():
 
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_many_outputs_of_a_1x1_window_take_no_scratch(groups, channel_axis):
+    x = laid_out(normal((16, 16, 16, 16), "float32"), channel_axis)
+    weight, ctx = normal((64, 16 // groups, 1, 1), "float32"), Context()
+    scratch_of(ctx, x, weight, groups=groups, channel_axis=channel_axis)
+    _, backward = scratch_of(ctx, x, weight, groups=groups, channel_axis=channel_axis)
+    assert backward <= ctx.scratch + 50_000
+    assert ctx.scratch <= 4 * weight.nbytes
+
+
+@pytest.mark.parametrize("channel_axis", [1, -1])
 def test_an_empty_batch(channel_axis):
     x = laid_out(np.zeros((0, 4, 5, 5)), channel_axis)
     z, (dx, dweight, dbias), _ = run(
@@ -198,6 +236,8 @@ X, W = (2, 4, 5, 5), (6, 4, 3, 3)
         ({"stride": 0}, ValueError, ["stride must be at least 1, got 0"]),
         ({"stride": (1, 2, 3)}, ValueError, ["stride must be one integer or two", "(1, 2, 3)"]),
         ({"padding": -1}, ValueError, ["padding must be at least 0, got -1"]),
+        ({"padding": "full"}, ValueError, ['padding must be "valid", "same" or', "got 'full'"]),
+        ({"padding": "same", "stride": 2}, ValueError, ['"same" needs a stride of 1', "(2, 2)"]),
         ({"dilation": 1.5}, TypeError, ["dilation must be an integer, got 1.5"]),
         ({"dilation": 3}, ValueError, ["window of 7 x 7 pixels", "5 x 5"]),
     ],

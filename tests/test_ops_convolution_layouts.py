@@ -1,11 +1,14 @@
 """Convolutions, transposed ones too, in every memory layout and dtype."""
 
+import tracemalloc
+
 import ml_dtypes
 import numpy as np
 import pytest
 from convolutions import CASES, arrays_of
 from operations import Context, normal
 
+from inplace_abn import layers
 from inplace_abn.ops import _convolve, _depthwise, conv2d, conv_transpose2d
 
 OPERATIONS = {"conv2d": conv2d, "conv_transpose2d": conv_transpose2d}
@@ -71,7 +74,7 @@ def test_a_view_gives_the_bits_of_the_contiguous_array(operation, dtype, layout,
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("dz_layout", LAYOUTS)
+@pytest.mark.parametrize("dz_layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_dx_has_the_layout_of_x_whatever_that_of_dz(operation, layout, dz_layout, case):
@@ -92,8 +95,7 @@ def error_bounds(operation, case):
     return sizes, [weight.size + 1, weight.size, pixels, pixels]
 
 
-@pytest.mark.parametrize("budget", [200, 1 << 17])
-@pytest.mark.parametrize("weight_dtype", ["float32", None])
+@pytest.mark.parametrize(("budget", "weight_dtype"), [(200, "float32"), (1 << 17, None)])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc_seen_as_nchw"])
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -117,3 +119,124 @@ def test_half_types_are_rounded_once(operation, case, dtype, layout, weight_dtyp
         # All factors are rounded to a half type first, which makes them larger by that at most.
         bound = (terms + 2) * UNIT["float32"] * size * (1 + 3 * UNIT[dtype]) + UNIT[kind] * abs(other)
         assert (abs(one.astype(float) - other) <= 1.01 * bound + 2.0**-24).all()
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc_seen_as_nchw"])
+@pytest.mark.parametrize("dtype", HALF)
+def test_scratch_of_half_types_is_no_copy_of_the_batch(dtype, layout):
+    """Also where the batch is one large image."""
+    x, axis = LAYOUTS[layout](normal((1, 16, 256, 64)).astype(HALF[dtype]))
+    weight = normal((16, 16, 3, 3), "float32")
+    for operation, stride in ((conv2d, 1), (conv2d, 2), (conv_transpose2d, 2)):
+        ctx = Context()
+        z = operation.forward(ctx, x, weight, stride=stride, padding=1, channel_axis=axis)
+        tracemalloc.start()
+        results = operation.backward(ctx, z)
+        peak = tracemalloc.get_traced_memory()[1] - results[0].nbytes - results[1].nbytes
+        tracemalloc.stop()
+        # Beside what the ledger is told: small objects, and NumPy's buffers for casts and strided additions.
+        assert peak <= ctx.scratch + 50_000 + (1 << 17)
+        assert ctx.scratch <= 4 * _convolve.SCRATCH + 2**17
+
+
+# ---- out= --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [CASES[i] for i in (0, 1, 2, 3, 5)], ids=str)
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("order", ["nchw", "nhwc"])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc_seen_as_nchw"])
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+def test_out_is_written_alone(operation, layout, order, dtype, case):
+    """A slice of the channels of a joined array, in both memory orders."""
+    x, weight, bias, settings = arrays_of(case, transposed=operation is conv_transpose2d)
+    x, weight, bias = (array.astype(HALF.get(dtype, dtype)) for array in (x, weight, bias))
+    x, _ = LAYOUTS[layout](x)
+    want = operation.forward(Context(), x, weight, bias, **settings)
+    shape = len(want), want.shape[1] + 5, *want.shape[2:]
+    joined, axis = LAYOUTS[order](np.full(shape, 77, x.dtype))
+    joined = np.moveaxis(joined, axis, 1)
+    out = joined[:, 2:-3]
+    assert operation.forward(Context(), x, weight, bias, out=out, **settings) is out
+    np.testing.assert_allclose(out.astype(float), want.astype(float), rtol=0, atol=1e-12)
+    assert (joined[:, :2] == 77).all()
+    assert (joined[:, -3:] == 77).all()
+
+
+SHAPE = (2, 6, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("out", "kind", "words"),
+    [
+        ([], TypeError, "out must be a numpy.ndarray, got list"),
+        (np.ones(SHAPE, "f4"), TypeError, "out must be float64 as x is, got float32"),
+        (np.ones((2, 6, 3, 4)), ValueError, "out must be of shape (2, 6, 3, 3), .* got (2, 6, 3, 4)"),
+        (np.broadcast_to(1.0, SHAPE), ValueError, "out must be writeable"),
+        (np.lib.stride_tricks.as_strided(np.ones(99), SHAPE, (80, 8, 8, 8)), ValueError, "overlaps itself"),
+        ("x", ValueError, "out overlaps x"),
+        ("weight", ValueError, "out overlaps weight"),
+        ("bias", ValueError, "out overlaps bias"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(out, kind, words):
+    """Before the first write."""
+    memory = np.ones(1000)
+    arrays = {"x": np.ones((2, 4, 5, 5)), "weight": np.ones((6, 4, 3, 3)), "bias": np.ones(6)}
+    if isinstance(out, str):
+        size = arrays[out].size
+        arrays[out] = memory[:size].reshape(arrays[out].shape)
+        out = memory[size - 1 : size - 1 + 108].reshape(SHAPE)
+    with pytest.raises(kind, match=words.replace("(", r"\(").replace(")", r"\)")):
+        conv2d.forward(Context(), **arrays, out=out)
+    assert np.all(np.asarray(out) == 1)
+
+
+# ---- frozen parameters -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [CASES[i] for i in (0, 1, 3)], ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+def test_gradients_of_frozen_parameters_are_not_computed(operation, layout, case):
+    x, weight, bias, settings = arrays_of(case, transposed=operation is conv_transpose2d)
+    x, axis = LAYOUTS[layout](x)
+    found = {}
+    for weight_gradient, bias_gradient in ((True, True), (False, True), (True, False)):
+        ctx = Context()
+        options = {"weight_gradient": weight_gradient, "bias_gradient": bias_gradient}
+        z = operation.forward(ctx, x, weight, bias, channel_axis=axis, **settings, **options)
+        dx, dweight, dbias = found[weight_gradient, bias_gradient] = operation.backward(ctx, z)
+        assert (ctx.saved["input"] is None, dweight is None) == (not weight_gradient,) * 2
+        assert (dbias is None) == (not bias_gradient)
+        np.testing.assert_allclose(dx, found[True, True][0], rtol=0, atol=1e-12)
+
+
+# ---- beside a normalization --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 5), (4, 1), (1, 5)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("make", [layers.Conv2d, layers.ConvTranspose2d])
+def test_a_network_takes_what_it_makes(make, layout, channels, size):
+    """One channel and one pixel have both memory orders at once."""
+    x, axis = LAYOUTS[layout](normal((5, channels, *size), "float32"))
+    options = {"channel_axis": axis}
+    net = layers.Sequential(
+        layers.InPlaceABN(channels, **options), make(channels, 1, 1, rng=0, **options),
+        layers.InPlaceABN(1, **options), make(1, 4, 1, rng=1, **options), layers.InPlaceABN(4, **options),
+    )  # fmt: skip
+    z = net(x)
+    dx = net.backward(normal(z.shape, "float32", 2))
+    assert dx.shape == x.shape
+    assert is_in_order_of(layout, np.moveaxis(dx, axis, 1))
+
+
+def test_a_layer_with_half_parameters_takes_that_type_and_no_other():
+    layer = layers.ConvTranspose2d(4, 2, 2, stride=2, dtype="float16")
+    z = layer(np.ones((1, 4, 3, 3), np.float16))
+    layer.backward(z)
+    assert layer.weight.grad.dtype == z.dtype == np.float16
+    with pytest.raises(TypeError, match=r"^ConvTranspose2d: x is float32"):
+        layer(np.ones((1, 4, 3, 3), np.float32))

@@ -13,6 +13,7 @@ from inplace_abn.layers import (
     Activation,
     AvgPool2d,
     Conv2d,
+    ConvTranspose2d,
     CrossEntropy,
     Dropout,
     Flatten,
@@ -33,6 +34,7 @@ LAYERS = {
     "Activation, in place": lambda: Activation("relu", inplace=True),
     "AvgPool2d": lambda: AvgPool2d(2),
     "Conv2d": lambda: Conv2d(4, 4, 1),
+    "ConvTranspose2d": lambda: ConvTranspose2d(4, 4, 1),
     "Dropout": Dropout,
     "Dropout, eval": lambda: Dropout().eval(),
     "Flatten": Flatten,
@@ -46,6 +48,7 @@ LAYERS = {
 OPERATIONS = {
     "avg_pool2d": {"kernel_size": 2},
     "conv2d": {"weight": np.ones((4, 4, 1, 1))},
+    "conv_transpose2d": {"weight": np.ones((4, 4, 1, 1))},
     "dropout": {},
     "flatten": {},
     "global_avg_pool2d": {},

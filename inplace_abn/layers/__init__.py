@@ -22,7 +22,7 @@ from .activation import Activation
 from .base import Layer, LayerContext, Parameter
 from .containers import Residual, Sequential
 from .context import is_grad_enabled, no_grad
-from .convolution import Conv2d
+from .convolution import Conv2d, ConvTranspose2d
 from .graph import Graph
 from .group_norm import GroupNorm
 from .joining import add, concat, mul
@@ -37,6 +37,7 @@ __all__ = [
     "Activation",
     "AvgPool2d",
     "Conv2d",
+    "ConvTranspose2d",
     "CrossEntropy",
     "Dropout",
     "Flatten",

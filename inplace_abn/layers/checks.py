@@ -52,7 +52,7 @@ def goes_with(x, *arrays, half=False):
     for array in arrays:
         if array is None or (half and array.dtype == x.dtype):
             continue
-        if array.dtype not in arguments.DTYPES:
+        if array.dtype not in arguments.DTYPES and not (half and arguments.is_half(array.dtype)):
             raise TypeError(
                 f"the layer's parameters must be float32 or float64, got {array.dtype}; give it those of "
                 f"array.astype(numpy.{needed.__name__})"

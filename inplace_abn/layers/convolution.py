@@ -5,12 +5,69 @@ import math
 import numpy as np
 
 from .._numbers import integer, pair
-from ..ops import conv2d
+from ..ops import conv2d, conv_transpose2d
 from .base import OperationLayer, Parameter
 from .checks import choice, goes_with, precision
 
 
-class Conv2d(OperationLayer):
+class _Convolution(OperationLayer):
+    """What the convolutions have in common."""
+
+    def _configure(self, in_channels, out_channels, kernel_size, stride, dilation, groups, channel_axis):
+        self.in_channels = integer("in_channels", in_channels, least=1)
+        self.out_channels = integer("out_channels", out_channels, least=1)
+        self.kernel_size = pair("kernel_size", kernel_size, least=1)
+        self.stride = pair("stride", stride, least=1)
+        self.dilation = pair("dilation", dilation, least=1)
+        self.groups = integer("groups", groups, least=1)
+        self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups must divide in_channels={in_channels} and out_channels={out_channels}, got {groups}"
+            )
+
+    def _draw(self, channels, bias, dtype, rng):
+        """Make the parameters, with a weight of shape (*channels, *kernel_size)."""
+        shape = (*channels, *self.kernel_size)
+        rng, bound = np.random.default_rng(rng), 1 / math.sqrt(math.prod(shape[1:]))
+        self.weight = uniform(rng, bound, shape, dtype)
+        self.bias = uniform(rng, bound, (self.out_channels,), dtype) if bias else None
+
+    def _settings(self):
+        """Return the keywords of the operation that are attributes of the layer."""
+        names = "stride", "padding", "dilation", "groups", "channel_axis"
+        return {name: getattr(self, name) for name in names}
+
+    def forward(self, ctx, x, *, out=None):
+        """Convolve."""
+        goes_with(x, self.weight.data, half=True)
+        return self.operation.forward(
+            ctx, x, self.weight.data, None if self.bias is None else self.bias.data, out=out,
+            weight_gradient=_is_trained(self.weight), bias_gradient=_is_trained(self.bias),
+            **self._settings(),
+        )  # fmt: skip
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        """Gradients of x, weight and, if there is one, bias."""
+        found = self.operation.backward(ctx, dz, overwrite=overwrite)
+        return found if self.bias is not None else found[:2]
+
+    def extra_repr(self):
+        """Return the arguments, without those that have their defaults."""
+        defaults = {"padding": (0, 0), "output_padding": (0, 0), "dilation": (1, 1), "groups": 1}
+        defaults["channel_axis"] = 1
+        settings = self._settings()
+        changed = [
+            f", {name}={settings[name]!r}"
+            for name, default in defaults.items() if settings.get(name, default) != default
+        ]  # fmt: skip
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+            f"{''.join(changed)}{'' if self.bias is not None else ', bias=False'}"
+        )
+
+
+class Conv2d(_Convolution):
     """Convolution of images, as `torch.nn.Conv2d`.
 
     Keeps its input for the backward. If that comes from an `ABN` with a checkpoint strategy, it is recomputed
@@ -34,7 +91,8 @@ class Conv2d(OperationLayer):
         False if an `ABN` follows: its own bias makes this one useless.
     channel_axis : {1, -1}
         -1 for batches (N, H, W, C). Batches may have either memory layout, and results have that of x.
-    dtype : {float32, float64}
+    dtype : {float32, float64, float16, bfloat16}
+        Of the parameters. Half-precision inputs take float32 or their own dtype.
     rng : numpy.random.Generator or int, optional
         Draws the first weight and bias, uniformly within 1 / sqrt(in_channels / groups * kernel area).
 
@@ -58,49 +116,69 @@ class Conv2d(OperationLayer):
         self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True, *,
         channel_axis=1, dtype=np.float32, rng=None,
     ):  # fmt: skip
-        self.in_channels = integer("in_channels", in_channels, least=1)
-        self.out_channels = integer("out_channels", out_channels, least=1)
-        self.kernel_size = pair("kernel_size", kernel_size, least=1)
-        self.stride = pair("stride", stride, least=1)
-        self.dilation = pair("dilation", dilation, least=1)
+        self._configure(in_channels, out_channels, kernel_size, stride, dilation, groups, channel_axis)
         zeros, _ = conv2d.padding_of(padding, self.kernel_size, self.stride, self.dilation)
         self.padding = padding if isinstance(padding, str) else zeros
-        self.groups = integer("groups", groups, least=1)
-        self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"groups must divide in_channels={in_channels} and out_channels={out_channels}, got {groups}"
-            )
-        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-        rng, bound = np.random.default_rng(rng), 1 / math.sqrt(math.prod(shape[1:]))
-        self.weight = uniform(rng, bound, shape, dtype)
-        self.bias = uniform(rng, bound, shape[:1], dtype) if bias else None
+        self._draw((self.out_channels, self.in_channels // self.groups), bias, dtype, rng)
 
-    def forward(self, ctx, x, *, out=None):
-        """Convolve."""
-        goes_with(x, self.weight.data)
-        return conv2d.forward(
-            ctx, x, self.weight.data, None if self.bias is None else self.bias.data, stride=self.stride,
-            padding=self.padding, dilation=self.dilation, groups=self.groups, channel_axis=self.channel_axis,
-            out=out, weight_gradient=getattr(self.weight, "requires_grad", True),
-        )  # fmt: skip
 
-    def gradients(self, ctx, dz, *, overwrite=False):
-        """Gradients of x, weight and, if there is one, bias."""
-        found = conv2d.backward(ctx, dz, overwrite=overwrite)
-        return found if self.bias is not None else found[:2]
+class ConvTranspose2d(_Convolution):
+    """Transposed convolution of images, as `torch.nn.ConvTranspose2d`: enlarges them by its stride.
 
-    def extra_repr(self):
-        """Return the arguments, without those that have their defaults."""
-        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "channel_axis": 1}
-        changed = [
-            f", {name}={getattr(self, name)!r}"
-            for name, default in defaults.items() if getattr(self, name) != default
-        ]  # fmt: skip
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-            f"{''.join(changed)}{'' if self.bias is not None else ', bias=False'}"
-        )
+    It is the gradient of a convolution by its input. Memory, scratch and ``out=`` are as for `Conv2d`.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size : int or (int, int)
+        Along H and W, here and below.
+    stride, dilation : int or (int, int)
+    padding : int or (int, int)
+        Rows and columns that are cut off the result at both ends.
+    output_padding : int or (int, int)
+        Rows and columns that the result has more at the end. Less than stride or dilation.
+    groups : int
+        Divides both numbers of channels; outputs of a group see only the inputs of that group.
+    bias : bool
+        False if an `ABN` follows: its own bias makes this one useless.
+    channel_axis : {1, -1}
+        -1 for batches (N, H, W, C). Batches may have either memory layout, and results have that of x.
+    dtype : {float32, float64, float16, bfloat16}
+        Of the parameters. Half-precision inputs take float32 or their own dtype.
+    rng : numpy.random.Generator or int, optional
+        Draws the first weight and bias, uniformly within 1 / sqrt(out_channels / groups * kernel area).
+
+    Attributes
+    ----------
+    weight : Parameter of shape (in_channels, out_channels / groups, kernel height, kernel width)
+        For both values of `channel_axis`.
+    bias : Parameter of shape (out_channels,), or None
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> layer = ConvTranspose2d(8, 3, kernel_size=2, stride=2)
+    >>> layer(np.zeros((2, 8, 16, 16), np.float32)).shape
+    (2, 3, 32, 32)
+    """
+
+    operation = conv_transpose2d
+
+    def __init__(
+        self, in_channels, out_channels, kernel_size, stride=1, padding=0, output_padding=0, groups=1,
+        bias=True, dilation=1, *, channel_axis=1, dtype=np.float32, rng=None,
+    ):  # fmt: skip
+        self._configure(in_channels, out_channels, kernel_size, stride, dilation, groups, channel_axis)
+        self.padding = pair("padding", padding, least=0)
+        self.output_padding = conv_transpose2d.output_padding_of(output_padding, self.stride, self.dilation)
+        self._draw((self.in_channels, self.out_channels // self.groups), bias, dtype, rng)
+
+    def _settings(self):
+        return super()._settings() | {"output_padding": self.output_padding}
+
+
+def _is_trained(parameter):
+    return parameter is not None and getattr(parameter, "requires_grad", True)
 
 
 def uniform(rng, bound, shape, dtype):

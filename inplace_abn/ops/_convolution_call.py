@@ -8,8 +8,9 @@ from ._layout import layout_of
 
 
 def run_forward(
-    ctx, compute, x, weight, bias, *, axes, groups, channels, size, channel_axis, out, weight_gradient
-):
+    ctx, compute, x, weight, bias, *, axes, groups, channels, size, channel_axis, out,
+    weight_gradient, bias_gradient,
+):  # fmt: skip
     """Check `out`, save on ctx what `run_backward` needs, and return z with `channels` images of `size`.
 
     `compute` is `_convolve.convolve` or `_convolve.convolve_transposed`.
@@ -21,7 +22,7 @@ def run_forward(
     ctx.plan = Plan(axes, groups, layout.memory_axis == -1, arguments.arithmetic(x.dtype))
     ctx.input_shape, ctx.output_shape, ctx.channel_axis, ctx.layout = x.shape, shape, channel_axis, layout
     ctx.weight, ctx.weight_gradient, ctx.dtype = weight, weight_gradient, x.dtype
-    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.bias_dtype = bias.dtype if bias is not None and bias_gradient else None
     ctx.save_for_backward(input=x if weight_gradient else None)
     z = layout.empty(shape, x.dtype) if out is None else out
     compute(ctx, ctx.plan, _images(ctx, x), weight, _images(ctx, z), bias=bias)
@@ -43,7 +44,7 @@ def _images(ctx, array):
 
 
 def _bias_gradient(ctx, dz):
-    """Return the sums of dz over all pixels, or None if there is no bias."""
+    """Return the sums of dz over all pixels, or None if there is no bias to be trained."""
     if ctx.bias_dtype is None:
         return None
     others = (0, 2, 3) if ctx.channel_axis == 1 else (0, 1, 2)

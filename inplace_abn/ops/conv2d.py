@@ -11,7 +11,7 @@ from ._windows import make_axes
 
 def forward(
     ctx, x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, channel_axis=1, out=None,
-    weight_gradient=True,
+    weight_gradient=True, bias_gradient=True,
 ):  # fmt: skip
     """Convolve images: ``z[n, o, p] = bias[o] + sum of weight[o, c, tap] * x[n, c, p * stride + tap]``.
 
@@ -35,8 +35,9 @@ def forward(
     channel_axis : {1, -1}
     out : ndarray, optional
         Where z is written: of z's shape and x's dtype, with any strides, not overlapping an argument.
-    weight_gradient : bool
-        False for a frozen weight: x is not kept, and the backward returns None for dweight.
+    weight_gradient, bias_gradient : bool
+        False for a frozen parameter: the backward returns None for its gradient. x is kept for that of the
+        weight alone.
 
     Returns
     -------
@@ -76,7 +77,7 @@ def forward(
     return run_forward(
         ctx, convolve, x, weight, bias, axes=axes, groups=groups, channels=len(weight),
         size=[axis.windows for axis in axes], channel_axis=channel_axis, out=out,
-        weight_gradient=weight_gradient,
+        weight_gradient=weight_gradient, bias_gradient=bias_gradient,
     )  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def backward(ctx, dz, *, overwrite=False):
     dx : ndarray
         Fresh, with the memory layout of x.
     dweight, dbias : ndarray or None
-        Fresh, of the dtypes of weight and bias; None for a frozen weight and without a bias.
+        Fresh, of the dtypes of weight and bias; None for a frozen parameter, and without a bias.
 
     Raises
     ------

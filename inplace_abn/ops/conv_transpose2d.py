@@ -11,7 +11,7 @@ from ._windows import Axis
 
 def forward(
     ctx, x, weight, bias=None, *, stride=1, padding=0, output_padding=0, groups=1, dilation=1, channel_axis=1,
-    out=None, weight_gradient=True,
+    out=None, weight_gradient=True, bias_gradient=True,
 ):  # fmt: skip
     """Add the weights of every pixel to z: ``z[n, o, p * stride + tap] += weight[c, o, tap] * x[n, c, p]``.
 
@@ -36,8 +36,9 @@ def forward(
     channel_axis : {1, -1}
     out : ndarray, optional
         Where z is written: of z's shape and x's dtype, with any strides, not overlapping an argument.
-    weight_gradient : bool
-        False for a frozen weight: x is not kept, and the backward returns None for dweight.
+    weight_gradient, bias_gradient : bool
+        False for a frozen parameter: the backward returns None for its gradient. x is kept for that of the
+        weight alone.
 
     Returns
     -------
@@ -83,7 +84,7 @@ def forward(
     return run_forward(
         ctx, convolve_transposed, x, weight, bias, axes=axes, groups=groups,
         channels=weight.shape[1] * groups, size=[axis.length for axis in axes], channel_axis=channel_axis,
-        out=out, weight_gradient=weight_gradient,
+        out=out, weight_gradient=weight_gradient, bias_gradient=bias_gradient,
     )  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def backward(ctx, dz, *, overwrite=False):
     dx : ndarray
         Fresh, with the memory layout of x.
     dweight, dbias : ndarray or None
-        Fresh, of the dtypes of weight and bias; None for a frozen weight and without a bias.
+        Fresh, of the dtypes of weight and bias; None for a frozen parameter, and without a bias.
 
     Raises
     ------
