@@ -6,7 +6,7 @@ import pytest
 from optimizers import IDS, SETTINGS, groups, parameters, take
 
 from inplace_abn.layers import Linear, Parameter
-from inplace_abn.optim import SGD, Adam, CosineSchedule
+from inplace_abn.optim import SGD, Adam, CosineSchedule, GradScaler
 
 each = pytest.mark.parametrize(("kind", "settings"), SETTINGS, ids=IDS)
 
@@ -218,3 +218,62 @@ def test_schedules_that_make_no_sense_are_refused(arguments, keywords, kind, wor
         CosineSchedule(sgd, *arguments, **keywords)
     assert sgd.lr == 1.0
     assert "initial_lr" not in sgd.param_groups[0]
+
+
+# ---- the scaler --------------------------------------------------------------------------------------------
+
+
+def scaled_step(scaler, optimizer, grad):
+    (parameter,) = optimizer.parameters
+    parameter.grad = np.array([grad * scaler.scale], parameter.data.dtype)
+    return scaler.step(optimizer)
+
+
+def test_the_scale_shrinks_with_an_overflow_and_grows_after_many_steps():
+    sgd, scaler = SGD([Parameter(np.zeros(1))], 1.0), GradScaler(8.0, growth_interval=3)
+    assert scaled_step(scaler, sgd, 1.0)
+    assert sgd.parameters[0].data == -1
+    assert not scaled_step(scaler, sgd, np.inf)
+    assert not scaled_step(scaler, sgd, np.nan)
+    assert sgd.parameters[0].data == -1
+    assert (scaler.scale, scaler.good_steps) == (2.0, 0)
+    assert all(scaled_step(scaler, sgd, 1.0) for _ in range(3))
+    assert (scaler.scale, scaler.good_steps) == (4.0, 0)
+    assert sgd.parameters[0].data == -4
+
+
+def test_gradients_of_half_parameters_do_not_underflow():
+    parameter = Parameter(np.zeros(1, np.float16))
+    assert scaled_step(GradScaler(2.0**16), SGD([parameter], 1.0), 2.0**-30)
+    assert parameter.grad.dtype == np.float32
+    assert parameter.grad == 2.0**-30  # float16 has no number between 0 and 2 ** -24
+
+
+def test_the_state_of_a_scaler():
+    scaler, other = GradScaler(8.0, growth_interval=3), GradScaler()
+    scaled_step(scaler, SGD([Parameter(np.zeros(1))], 1.0), 1.0)
+    other.load_state_dict(scaler.state_dict())
+    assert vars(other) == vars(scaler)
+    with pytest.raises(ValueError, match="scale must be greater than 0, got 0"):
+        other.load_state_dict({**scaler.state_dict(), "scale": np.array(0.0), "good_steps": np.array(2)})
+    assert vars(other) == vars(scaler)
+
+
+def test_settings_of_a_scaler_out_of_range():
+    with pytest.raises(ValueError, match="backoff_factor must be in"):
+        GradScaler(backoff_factor=2)
+
+
+@pytest.mark.torch
+def test_the_scaler_is_that_of_torch():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    theirs = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=2)
+    tensor = torch.nn.Parameter(torch.zeros(1))
+    step, parameter = torch.optim.SGD([tensor], 1.0), Parameter(np.zeros(1, np.float32))
+    sgd, ours = SGD([parameter], 1.0), GradScaler(16.0, growth_interval=2)
+    for grad in (1.0, np.inf, 1.0, 1.0, 2.0, np.nan, 1.0):
+        tensor.grad = torch.tensor([grad]) * theirs.scale(torch.tensor(1.0))
+        theirs.step(step)
+        theirs.update()
+        scaled_step(ours, sgd, grad)
+        assert (ours.scale, float(parameter.data[0])) == (theirs.get_scale(), tensor.item())

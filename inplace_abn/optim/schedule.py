@@ -1,14 +1,19 @@
 """Schedules for the learning rates of an optimizer."""
 
 import math
-
-import numpy as np
+from typing import ClassVar
 
 from .._numbers import integer, not_negative
-from .._state import check_mapping, stored
+from .numbers_state import NumbersState
 
 
-class CosineSchedule:
+def _rates(name, value):
+    if not isinstance(value, list):
+        raise TypeError(f"{name} must be a list of numbers, got {value!r}")
+    return [not_negative(name, rate) for rate in value]
+
+
+class CosineSchedule(NumbersState):
     """Half a cosine from the optimizer's learning rates down to `lr_min`.
 
     After t calls of `step` the learning rate of each group is
@@ -55,6 +60,14 @@ class CosineSchedule:
     0.0
     """
 
+    state_checks: ClassVar = {
+        "base_lrs": _rates,
+        "steps": lambda name, value: integer(name, value, 1),
+        "lr_min": not_negative,
+        "warmup": lambda name, value: integer(name, value, 0),
+        "taken": lambda name, value: integer(name, value, 0),
+    }
+
     def __init__(self, optimizer, steps, lr_min=0.0, *, warmup=0):
         self.steps, self.warmup = integer("steps", steps, 1), integer("warmup", warmup, 0)
         self.lr_min = not_negative("lr_min", lr_min)
@@ -84,59 +97,18 @@ class CosineSchedule:
         factor = (1 + math.cos(math.pi * min(1.0, (step - self.warmup) / self.steps))) / 2
         return [self.lr_min + (base - self.lr_min) * factor for base in self.base_lrs]
 
-    def state_dict(self):
-        """Return settings, base rates and the number of steps taken as a flat dictionary of arrays."""
-        return {name: np.array(getattr(self, name)) for name in _STATE}
-
-    def load_state_dict(self, state):
-        """Go on from the `state_dict` of a schedule, settings included; set the optimizer's learning rates.
-
-        Parameters
-        ----------
-        state : mapping of str to array
-
-        Raises
-        ------
-        TypeError, ValueError
-            For names that are missing or unexpected, and values that do not fit; nothing is changed then.
-        """
-        self.prepare_load(state)()
-
-    def prepare_load(self, state):
-        """Check a state; return a function without arguments that loads it. See `load_state_dict`."""
-        check_mapping("state", state)
-        missing, unexpected = sorted(_STATE.keys() - state.keys()), sorted(state.keys() - _STATE.keys())
-        if missing or unexpected:
-            raise ValueError(f"state has {missing=} and {unexpected=} names for {type(self).__name__}")
-        found = {name: check(name, stored(state[name]).tolist()) for name, check in _STATE.items()}
+    def check_state(self, found):
+        """Raise for base rates of another number of groups."""
         expected = len(self.optimizer.param_groups)
         if len(found["base_lrs"]) != expected:
             raise ValueError(f"base_lrs: expected {expected} groups, got {len(found['base_lrs'])}")
 
-        def load():
-            vars(self).update(found)
-            for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-                group["initial_lr"] = base
-            self._set_rates()
-
-        return load
+    def loaded(self):
+        """Set the learning rates of the optimizer."""
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["initial_lr"] = base
+        self._set_rates()
 
     def _set_rates(self):
         for group, rate in zip(self.optimizer.param_groups, self.lr_at(self.taken), strict=True):
             group["lr"] = rate
-
-
-def _rates(name, value):
-    if not isinstance(value, list):
-        raise TypeError(f"{name} must be a list of numbers, got {value!r}")
-    return [not_negative(name, rate) for rate in value]
-
-
-#: What the state of a schedule has: name -> function(name, value) that returns the value, or raises.
-_STATE = {
-    "base_lrs": _rates,
-    "steps": lambda name, value: integer(name, value, 1),
-    "lr_min": not_negative,
-    "warmup": lambda name, value: integer(name, value, 0),
-    "taken": lambda name, value: integer(name, value, 0),
-}

@@ -1,0 +1,88 @@
+"""Scaling of the loss, so that gradients do not underflow in float16."""
+
+from typing import ClassVar
+
+import numpy as np
+
+from .._numbers import fraction, integer, positive
+from .numbers_state import NumbersState
+
+
+class GradScaler(NumbersState):
+    """Scale of the loss that adapts itself, as `torch.amp.GradScaler`.
+
+    float16 has no numbers below 6e-8, and gradients of activations are often smaller. Multiply the loss by
+    `scale`, which multiplies all gradients; `step` divides those of the parameters again. Steps with
+    gradients that are not finite are skipped, and the scale shrinks; it grows after many steps without one.
+    bfloat16 has float32's range and needs no scale.
+
+    Parameters
+    ----------
+    scale : float > 0
+        At first.
+    growth_factor : float > 0
+    backoff_factor : float in [0, 1]
+    growth_interval : int >= 1
+        Steps without an overflow before the scale grows.
+
+    Attributes
+    ----------
+    scale : float
+    good_steps : int
+        Since the scale changed, or a step was skipped.
+
+    Examples
+    --------
+    >>> from inplace_abn import layers, optim
+    >>> net, loss, scaler = layers.Linear(2, 3, rng=0), layers.CrossEntropy(), GradScaler()
+    >>> optimizer = optim.SGD(net.parameters(), lr=0.1)
+    >>> value = loss(net(np.ones((4, 2), np.float32)), np.array([0, 1, 2, 0]))
+    >>> dx = net.backward(loss.backward(scaler.scale))
+    >>> scaler.step(optimizer)
+    True
+    """
+
+    state_checks: ClassVar = {
+        "scale": positive,
+        "growth_factor": positive,
+        "backoff_factor": fraction,
+        "growth_interval": lambda name, value: integer(name, value, 1),
+        "good_steps": lambda name, value: integer(name, value, 0),
+    }
+
+    def __init__(
+        self, scale=65536.0, *, growth_factor=2.0, backoff_factor=0.5, growth_interval=2000
+    ):  # fmt: skip
+        given = {
+            "scale": scale, "growth_factor": growth_factor, "backoff_factor": backoff_factor,
+            "growth_interval": growth_interval, "good_steps": 0,
+        }  # fmt: skip
+        vars(self).update({name: self.state_checks[name](name, value) for name, value in given.items()})
+
+    def step(self, optimizer):
+        """Divide the gradients by the scale and make the optimizer's step, unless one is not finite.
+
+        Parameters
+        ----------
+        optimizer : Optimizer
+            The gradients of its parameters are replaced by float32 or float64 arrays.
+
+        Returns
+        -------
+        bool
+            True if the step was made.
+        """
+        parameters = [parameter for parameter in optimizer.parameters if parameter.grad is not None]
+        if not all(np.isfinite(parameter.grad).all() for parameter in parameters):
+            self.scale *= self.backoff_factor
+            self.good_steps = 0
+            return False
+        for parameter in parameters:
+            dtype = np.result_type(parameter.grad, np.float32)
+            parameter.grad = np.divide(parameter.grad, self.scale, dtype=dtype)
+        optimizer.step()
+        self.good_steps += 1
+        if self.good_steps == self.growth_interval:
+            self.scale *= self.growth_factor
+            self.good_steps = 0
+        return True
