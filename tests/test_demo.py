@@ -28,7 +28,7 @@ def small(task, **options):
 # ---- data --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", demo.DTYPES)
 @pytest.mark.parametrize("task", TASKS)
 def test_batches(task, dtype):
     setting = small(task, dtype=dtype)
@@ -37,7 +37,7 @@ def test_batches(task, dtype):
     assert len(batches) == data.steps == 1437 // 16
     for images, targets in [batches[0], batches[-1], data.test]:
         assert images.shape == (len(images), 1, 32, 32)
-        assert images.dtype == dtype
+        assert images.dtype == tasks.dtype_of(dtype)
         assert -1 <= images.min() < -0.8
         assert 0.8 < images.max() <= 1
         assert targets.shape == setting.task.target_shape(len(images))
@@ -116,16 +116,48 @@ def test_runs(compared):
 
 
 def test_the_networks_of_the_demo_keep_about_half():
-    """What the table is about, for the widths of the demo; a network as small as the tests' keeps more."""
+    """With the widths of the demo; smaller networks keep more."""
     for task in TASKS:
         setting = tasks.TASKS[task].setting(batch_size=2)
         kept = {}
         for strategy in demo.STRATEGIES:
-            trainer = training.Trainer(setting.network(strategy), 2)
-            run = training.Run(strategy, trainer, losses=[0] * training.WATCHED)
-            run.step(np.ones((2, 1, 32, 32), np.float32), np.zeros(setting.task.target_shape(2), int))
-            kept[strategy] = run.ledger.kept
+            kept[strategy] = training.kept(setting, strategy)
         assert all(kept[s] <= 0.55 * kept["standard"] for s in demo.STRATEGIES if s != "standard"), kept
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_half_types_in_place_keep_about_a_quarter_of_standard_float32(task):
+    """The rest are the scores and what the loss keeps, in float32 and int64."""
+    setting = tasks.TASKS[task].setting(batch_size=2)
+    standard = training.kept(setting, "standard")
+    for dtype in ("bfloat16", "float16"):
+        half = replace(setting, dtype=dtype)
+        assert 0.25 * standard <= training.kept(half, "inplace_2") <= 0.27 * standard
+        assert 0.5 * standard <= training.kept(half, "standard") <= 0.51 * standard
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_types_train_with_float32_weights(dtype):
+    """The losses of 12 steps are near those of float32, and the in-place strategy learns as standard does."""
+    found = {}
+    for name, strategy in [("float32", "standard"), (dtype, "standard"), (dtype, "inplace_2")]:
+        setting = small("classification", dtype=name)
+        trainer = training.Trainer(setting.network(strategy), 12, name)
+        batches = zip(setting.data().batches(0), range(12), strict=False)
+        found[name, strategy] = [trainer.step(images, targets) for (images, targets), _ in batches]
+        assert {parameter.data.dtype for parameter in trainer.net.parameters()} == {np.dtype(np.float32)}
+        assert np.mean(found[name, strategy][-4:]) < found[name, strategy][0] - 0.15
+    want = found.pop(("float32", "standard"))
+    for losses in found.values():
+        assert losses[0] == pytest.approx(want[0], rel=0.02)
+        assert losses == pytest.approx(want, rel=0.15)
+
+
+def test_the_table_of_a_half_type(compared):
+    setting, runs = compared
+    text = report.table(report.results(replace(setting, dtype="bfloat16"), runs))
+    assert text.splitlines()[-1].startswith("standard in float32 keeps ")
+    assert " in bfloat16: standard 100.0%, inplace_2 " in text
 
 
 def test_too_few_steps():

@@ -184,6 +184,13 @@ def test_a_new_schedule_on_a_loaded_optimizer_starts_from_the_first_rate():
     assert CosineSchedule(resumed, 10).base_lrs == [0.05, 0.05]
 
 
+def test_a_group_that_is_added_after_the_schedule_is_refused():
+    sgd, schedule = begin()
+    sgd.add_param_group({"params": [Parameter(np.ones(1))]})
+    with pytest.raises(ValueError, match="optimizer has 3 parameter groups, the schedule was built for 2"):
+        schedule.step()
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "words"),
     [

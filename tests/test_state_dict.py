@@ -99,6 +99,18 @@ def test_counts_that_do_not_fit(count, words):
         layer.load_state_dict({"num_batches_tracked": np.array(count)}, strict=False)
 
 
+def test_read_only_arrays_are_found_before_anything_is_loaded():
+    net = Sequential(Linear(2, 3), Linear(3, 2))
+    state = {name: array + 1 for name, array in net.state_dict().items()}
+    net[1].bias.data.flags.writeable = False
+    before = net.state_dict()
+    with pytest.raises(
+        RuntimeError, match=r"memory mismatch for 1\.bias: the array of the layer is read-only"
+    ):
+        net.load_state_dict(state)
+    assert_close(net.state_dict(), before)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_in_npz(dtype, tmp_path):
     state = {name: array.astype(dtype) for name, array in trained(network()).state_dict().items()}

@@ -9,6 +9,7 @@ from . import tasks
 
 #: "inplace" is another name for "inplace_2".
 STRATEGIES = [strategy for strategy in KEEPS if strategy != "inplace"]
+DTYPES = ["float32", "float64", "bfloat16", "float16"]
 NEEDED = ("sklearn", "matplotlib", "tqdm", "threadpoolctl")
 
 
@@ -25,7 +26,12 @@ def add_arguments(parser):
     parser.add_argument("--batch-size", type=_positive, metavar="N", help="default: 64, for segmentation 16")
     parser.add_argument("--strategy", nargs="+", choices=[*STRATEGIES, "inplace"], default=STRATEGIES,
                         metavar="NAME", help=f"some of {', '.join(STRATEGIES)}; default: all")  # fmt: skip
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of images and activations; the weights are float32, or float64",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and batches")
     parser.add_argument("--output", type=Path, metavar="FILE.png",
                         help="the picture; the numbers go beside it, as .json")  # fmt: skip
@@ -33,7 +39,8 @@ def add_arguments(parser):
 
 def main(options):
     """Run the demo with the options of the command line; returns what the process exits with."""
-    missing = [name for name in NEEDED if not _importable(name)]
+    needed = (*NEEDED, "ml_dtypes") if options.dtype == "bfloat16" else NEEDED
+    missing = [name for name in needed if not _importable(name)]
     if missing:
         return _refuse(
             f"The demo needs {', '.join(missing)}: pip install 'inplace-abn-numpy[demo]', or in a checkout "

@@ -1,18 +1,18 @@
-"""The highest use of memory in a step of training, in a process that does nothing else."""
+"""The peak memory of a training step, measured in a process that does nothing else."""
 
 import json
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from . import tasks
+from .trainer import Trainer
 
 
 def in_a_process_of_its_own(setting, strategy):
-    """Return the peaks of one strategy: what `measure` gives, of a new process."""
+    """Return the result of `measure` for one strategy, from a new process."""
     arguments = {
         "task": setting.task.key,
         "widths": setting.widths,
@@ -28,17 +28,14 @@ def in_a_process_of_its_own(setting, strategy):
 
 
 def measure(task, widths, batch_size, dtype, strategy):
-    """Return {"process": peak of the resident memory, "tracemalloc": peak of a step beyond what was there}.
+    """Return peaks in bytes, as {"process": ..., "tracemalloc": ...}.
 
-    In bytes; "process" is None on systems that do not tell.
+    "process" is the peak of the resident memory, or None on systems without such a number; "tracemalloc" is
+    the peak during a step above the level before it.
     """
-    setting = tasks.TASKS[task].setting(batch_size=batch_size, dtype=dtype)
-    from .training import Trainer
-
-    net = setting.task.make(tuple(widths), strategy=strategy, dtype=np.dtype(dtype), rng=0)
-    trainer, rng = Trainer(net, steps=2), np.random.default_rng(0)
-    images = rng.standard_normal((batch_size, 1, tasks.SIZE, tasks.SIZE)).astype(dtype)
-    targets = rng.integers(10, size=setting.task.target_shape(batch_size))
+    setting = replace(tasks.TASKS[task].setting(batch_size=batch_size, dtype=dtype), widths=tuple(widths))
+    trainer = Trainer(setting.network(strategy), 2, dtype)
+    images, targets = setting.noise()
     trainer.step(images, targets)
     process = resident_peak()
     tracemalloc.start()

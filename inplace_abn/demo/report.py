@@ -1,14 +1,16 @@
-"""What came out: a table, a picture, and the numbers."""
+"""The results: a table, a picture, and the numbers."""
 
 import json
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from .. import functional
 from ..memory.tables import human, plural
+from . import training
 
 COLUMNS = {
     "kept": "kept for backward",
@@ -19,8 +21,10 @@ COLUMNS = {
 
 
 def results(setting, runs):
-    """Return all numbers, as they go into the file."""
-    info = functional.info()
+    """Return all numbers as a dict for the .json file."""
+    info, standard = functional.info(), None
+    if setting.is_half:
+        standard = training.kept(replace(setting, dtype="float32"), "standard")
     strategies = {
         run.strategy: {
             "score": run.scores[-1],
@@ -39,6 +43,7 @@ def results(setting, runs):
         "batch_size": setting.batch_size,
         "dtype": setting.dtype,
         "widths": list(setting.widths),
+        "kept_by_standard_float32": standard,
         "parameters": int(sum(p.data.nbytes for p in runs[0].trainer.net.parameters())),
         "machine": f"{platform.machine()} ({info['isa_active']}), {plural(info['threads'], 'thread')}",
         "strategies": strategies,
@@ -48,7 +53,7 @@ def results(setting, runs):
 def rows(numbers):
     """Return the table as lists of cells, the head first.
 
-    Each quantity is followed by its share of that of "standard", or of the first strategy without that.
+    Each quantity is followed by its ratio to that of "standard", or of the first strategy if that is missing.
     """
     strategies = numbers["strategies"]
     base = strategies.get("standard") or next(iter(strategies.values()))
@@ -70,11 +75,23 @@ def table(numbers):
     lines = rows(numbers)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-    return "\n".join([head(numbers), "", texts[0], "-" * len(texts[0]), *texts[1:]])
+    return "\n".join(
+        [head(numbers), "", texts[0], "-" * len(texts[0]), *texts[1:], *_beside_float32(numbers)]
+    )
+
+
+def _beside_float32(numbers):
+    """Return lines that compare a half type with standard layers in float32."""
+    standard = numbers["kept_by_standard_float32"]
+    if standard is None:
+        return []
+    shares = [f"{name} {row['kept'] / standard:.1%}" for name, row in numbers["strategies"].items()]
+    dtype = numbers["dtype"]
+    return ["", f"standard in float32 keeps {human(standard)}; in {dtype}: {', '.join(shares)} of it"]
 
 
 def head(numbers):
-    """Return in a line what was measured, and on which machine."""
+    """Return one line: the settings and the machine."""
     return (
         f"{numbers['task']}: {numbers['epochs']} epochs, batches of {numbers['batch_size']}, "
         f"{numbers['dtype']}, {human(numbers['parameters'])} of parameters; {numbers['machine']}"
@@ -94,14 +111,14 @@ def write(numbers, path):
 
 
 def place(output, default):
-    """Return where the picture goes, in a folder that is made if need be; `default` names it in a folder.
+    """Return the path of the picture, and make its folder; `default` is its name in a folder.
 
-    That is found out before the training: afterwards it would be a pity.
+    Called before the training, so that a wrong path does not cost its results.
 
     Raises
     ------
     OSError, ValueError
-        If the folder cannot be made or written to, or nothing can be drawn in such a file.
+        If the folder cannot be made or written to, or the format of the file is unknown.
     """
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""What is learned: digits, and the pixels of images composed of digits.
+"""The tasks: classes of digits, and classes of the pixels of images composed of digits.
 
 The 1,797 digits are those of scikit-learn, real handwriting on 8 x 8 pixels; nothing is downloaded. They are
-enlarged, so that activations need far more memory than weights, as they do in networks for photographs.
+enlarged, so that activations need far more memory than weights, as in networks for photographs.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,11 @@ FAINT = -100
 
 @dataclass(frozen=True)
 class Setting:
-    """A task with everything that may be chosen."""
+    """A task with all options.
+
+    `dtype` is that of the images and activations. Parameters are float64 for float64, else float32: the
+    master weights of half types.
+    """
 
     task: "Task"
     widths: tuple
@@ -28,9 +32,21 @@ class Setting:
     dtype: str
     seed: int
 
+    @property
+    def is_half(self):
+        """True if images and activations have a half type."""
+        return dtype_of(self.dtype).itemsize == 2
+
     def network(self, strategy):
-        """Return the network; the same one for all strategies."""
-        return self.task.make(self.widths, strategy=strategy, dtype=np.dtype(self.dtype), rng=self.seed)
+        """Return the network, with the same weights for all strategies."""
+        dtype = np.float64 if self.dtype == "float64" else np.float32
+        return self.task.make(self.widths, strategy=strategy, dtype=dtype, rng=self.seed)
+
+    def noise(self):
+        """Return a batch of random images and labels, of the shapes and dtypes of the real ones."""
+        rng = np.random.default_rng(0)
+        images = rng.standard_normal((self.batch_size, 1, SIZE, SIZE)).astype(dtype_of(self.dtype))
+        return images, rng.integers(10, size=self.task.target_shape(self.batch_size))
 
     def data(self):
         """Return an object with ``batches(epoch)``, and ``test``, (images, targets)."""
@@ -39,11 +55,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned, and with which network.
+    """Data, network and score.
 
-    ``make(widths, **style)`` returns the network, ``data(setting)`` images, and ``score(scores, targets)``
-    what the result is worth, from 0 to 1. ``target_shape(batch)`` is that of the labels of a batch. `usual`
-    and `quick` are widths of the network, epochs and size of batches.
+    ``make(widths, **style)`` returns the network, ``data(setting)`` the images, and
+    ``score(scores, targets)`` a number from 0 to 1. ``target_shape(batch)`` is that of the labels of a
+    batch. `usual` and `quick` are widths of the network, epochs and size of batches.
     """
 
     key: str
@@ -57,7 +73,7 @@ class Task:
     quick: tuple
 
     def setting(self, quick=False, epochs=None, batch_size=None, dtype="float32", seed=0):
-        """Return the `Setting` with what is not None."""
+        """Return the `Setting`; None stands for the default."""
         widths, default_epochs, default_batch_size = self.quick if quick else self.usual
         chosen = Setting(self, widths, default_epochs, default_batch_size, dtype, seed)
         given = {"epochs": epochs, "batch_size": batch_size}
@@ -76,6 +92,15 @@ def load():
     return (train, train_labels), (test, test_labels)
 
 
+def dtype_of(name):
+    """Return the dtype of that name, with bfloat16 from `ml_dtypes`."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
 def enlarge(images, factor):
     """Return images (N, H, W) enlarged by bilinear interpolation."""
     with layers.no_grad():
@@ -84,7 +109,7 @@ def enlarge(images, factor):
 
 def as_input(images, dtype):
     """Return images (N, H, W) from 0 to 1 as input (N, 1, H, W) of a network."""
-    return np.ascontiguousarray((2 * images - 1)[:, None], dtype)
+    return np.ascontiguousarray((2 * images - 1)[:, None], dtype_of(dtype))
 
 
 class Digits:

@@ -5,41 +5,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .. import layers, memory, optim
+from .. import layers, memory
 from . import peaks
+from .trainer import Trainer
 
-#: The step during which the ledger is on: what is done only once has been done then.
+#: The number of the step that the ledger records. The steps before do work that is done only once.
 WATCHED = 2
-
-
-class Trainer:
-    """A network, a loss and an optimizer.
-
-    Parameters
-    ----------
-    net : Layer
-    steps : int
-        That will be made.
-    """
-
-    def __init__(self, net, steps):
-        self.net, self.loss = net, layers.CrossEntropy()
-        self._optimizer = optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-        self._schedule = optim.CosineSchedule(self._optimizer, steps)
-
-    def step(self, images, targets):
-        """Make a step; returns the loss."""
-        loss = self.loss(self.net(images), targets)
-        self.net.backward(self.loss.backward(), overwrite=True)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self._schedule.step()
-        return loss
 
 
 @dataclass
 class Run:
-    """Everything about one strategy."""
+    """The training with one strategy, and its measurements."""
 
     strategy: str
     trainer: Trainer
@@ -50,7 +26,7 @@ class Run:
     seconds: list = field(default_factory=list)
 
     def step(self, images, targets):
-        """Make a step of training, with the ledger or with the clock."""
+        """Make a step of training; record its memory or its time."""
         if len(self.losses) == WATCHED:
             with memory.ledger(self.trainer.net, label=self.strategy) as self.ledger:
                 loss = self.trainer.step(images, targets)
@@ -70,6 +46,15 @@ class Run:
         net.train()
 
 
+def kept(setting, strategy):
+    """Return the bytes that one step of a strategy keeps for its backward, without training."""
+    run = Run(
+        strategy, Trainer(setting.network(strategy), WATCHED + 1, setting.dtype), losses=[0.0] * WATCHED
+    )
+    run.step(*setting.noise())
+    return run.ledger.kept
+
+
 def compare(setting, strategies, progress=True):
     """Train with each of the strategies, from the same weights and on the same batches.
 
@@ -78,7 +63,7 @@ def compare(setting, strategies, progress=True):
     setting : tasks.Setting
     strategies : sequence of str
     progress : bool
-        Show how far it is.
+        Show the progress.
 
     Returns
     -------
@@ -93,8 +78,10 @@ def compare(setting, strategies, progress=True):
         raise ValueError(
             f"training must have more than {WATCHED + 1} steps, got {steps}: take a smaller batch_size"
         )
-    runs = [Run(strategy, Trainer(setting.network(strategy), steps)) for strategy in strategies]
-    # The products of these convolutions are too small to share, and threads of a BLAS spin while they wait.
+    runs = [
+        Run(strategy, Trainer(setting.network(strategy), steps, setting.dtype)) for strategy in strategies
+    ]
+    # The matrix products are too small for several threads, and waiting threads of a BLAS use the processor.
     one_thread = threadpool_limits(1, user_api="blas")
     with (
         one_thread,
@@ -107,7 +94,7 @@ def compare(setting, strategies, progress=True):
         for epoch in range(setting.epochs):
             bar.set_description(f"epoch {epoch + 1}/{setting.epochs}")
             for number, (images, targets) in enumerate(data.batches(epoch)):
-                first = number % len(runs)  # no strategy always comes after the same one
+                first = number % len(runs)  # so that no strategy always runs after the same one
                 for run in runs[first:] + runs[:first]:
                     run.step(images, targets)
                     bar.update()

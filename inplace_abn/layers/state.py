@@ -111,6 +111,8 @@ def _mismatches(own, found):
     for name, array in found.items():
         target = own[name]
         problem = mismatch(array, target.shape, target.dtype)
+        if problem is None and not target.flags.writeable:
+            problem = "memory", "the array of the layer is read-only"
         if problem:
             kind, text = problem
             problems.append(f"{kind} mismatch for {name}: {text}.")

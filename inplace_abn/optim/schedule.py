@@ -110,5 +110,11 @@ class CosineSchedule(NumbersState):
         self._set_rates()
 
     def _set_rates(self):
-        for group, rate in zip(self.optimizer.param_groups, self.lr_at(self.taken), strict=True):
+        groups, rates = self.optimizer.param_groups, self.lr_at(self.taken)
+        if len(groups) != len(rates):
+            raise ValueError(
+                f"the optimizer has {len(groups)} parameter groups, the schedule was built for {len(rates)}; "
+                "build it after add_param_group"
+            )
+        for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
