@@ -18,6 +18,7 @@ from inplace_abn.layers import (
     Activation,
     AvgPool2d,
     Conv2d,
+    ConvTranspose2d,
     CrossEntropy,
     Dropout,
     Flatten,
@@ -146,6 +147,10 @@ CASES = {
         Case(conv, options={"groups": CHANNELS}),
         Case(conv, options={"groups": 2, "stride": 2}),
         Case(lambda axis: Conv2d(CHANNELS, 5, 1, channel_axis=axis, rng=0)),
+    ],
+    "ConvTranspose2d": [
+        Case(lambda axis: ConvTranspose2d(CHANNELS, 6, 3, 2, 1, channel_axis=axis, rng=0)),
+        Case(lambda axis: ConvTranspose2d(CHANNELS, 6, 3, groups=2, channel_axis=axis, rng=0)),
     ],
     "Dropout": [Case(lambda _: Dropout(0.4, rng=0))],
     "Flatten": [Case(lambda _: Flatten(), logical=True)],
