@@ -1,8 +1,13 @@
 """The compiled module: the functions that `inplace_abn.functional` documents, and a little more.
 
-``isa`` forces an instruction set, one of ``info()["isa_usable"]``, for one call.
+``isa`` forces an instruction set, one of ``info()["isa_usable"]``, for one call. ``owner`` names the context
+in messages and in the ledger; a function is called when the name is needed.
+
+The registry of saved memory knows the exact bytes of every array that a live `Context` or `SavedArray` keeps.
+`saved_by` and `refuse_if_saved` ask it, and so does every function here before it writes in place.
 """
 
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, Final, Literal, SupportsIndex, TypeAlias, TypedDict, final
 
@@ -14,6 +19,9 @@ from ._types import Activation, Batch, ChannelAxis, Number, Strategy, Sums, Thre
 _Saved: TypeAlias = Literal[
     "x", "xhat", "z", "residual", "branch_mask", "guarded_xhat", "escape_index", "escape_xhat"
 ]
+
+_Owner: TypeAlias = str | Callable[[], str]
+_Memory: TypeAlias = NDArray[Any] | tuple[int, int]
 
 class _Info(TypedDict):
     version: str
@@ -44,6 +52,8 @@ class Context:
     @property
     def channel_axis(self) -> ChannelAxis: ...
     @property
+    def owner(self) -> str: ...
+    @property
     def saved(self) -> MappingProxyType[_Saved, NDArray[Any]]: ...
     @property
     def nbytes(self) -> int: ...
@@ -52,6 +62,16 @@ class Context:
     def recompute(
         self, *, out: Batch | None = None, threads: Threads = None, isa: str | None = None
     ) -> Batch: ...
+    def release(self) -> None: ...
+
+@final
+class SavedArray:
+    @property
+    def array(self) -> _Memory | None: ...
+    @property
+    def owner(self) -> str | None: ...
+    @property
+    def role(self) -> str | None: ...
     def release(self) -> None: ...
 
 def forward(
@@ -72,6 +92,7 @@ def forward(
     slope: Vector | None = None,
     threads: Threads = None,
     isa: str | None = None,
+    owner: _Owner | None = None,
 ) -> tuple[Batch, Context]: ...
 def normalize(
     x: Batch,
@@ -93,6 +114,7 @@ def normalize(
     slope: Vector | None = None,
     threads: Threads = None,
     isa: str | None = None,
+    owner: _Owner | None = None,
 ) -> tuple[Batch, Context]: ...
 def backward(
     ctx: Context,
@@ -134,6 +156,12 @@ def stream(
     threads: Threads = None,
     isa: str | None = None,
 ) -> None: ...
+def save(array: _Memory, *, owner: _Owner, role: str) -> SavedArray: ...
+def saved_by(array: _Memory) -> tuple[str, str] | None: ...
+def refuse_if_saved(array: _Memory, *, writer: str) -> None: ...
+def restore_writeable(array: _Memory) -> bool: ...
+def saved_count() -> int: ...
+def set_recorder(recorder: Any) -> None: ...
 def set_num_threads(n: SupportsIndex) -> None: ...
 def get_num_threads() -> int: ...
 def info() -> _Info: ...

@@ -10,7 +10,7 @@ from .activation import Activation, activation_of, parameter_of
 from .base import Layer, Parameter
 from .checks import choice, goes_with, precision
 from .context import is_once_more
-from .kept import claim
+from .saved_arrays import refuse_if_saved
 
 
 class ABN(Layer):
@@ -151,11 +151,8 @@ class ABN(Layer):
         arrays = {"residual": residual, "slope": None if chosen.slope is None else chosen.slope.data}
         goes_with(x, *self._arrays().values(), arrays["slope"])
         if self.overwrites_input:
-            claim(x, f"strategy {self.strategy!r}")
-        writeable = {KEEPS[self.strategy]: x.flags.writeable}
-        if isinstance(residual, np.ndarray):
-            writeable["residual"] = residual.flags.writeable
-        z, kept = functional.forward(
+            refuse_if_saved(x, f"strategy {self.strategy!r}")
+        z = ctx.normalize(
             x, **self._arrays(), training=self._normalizes_by_batch,
             momentum=self._momentum(), eps=self.eps, activation=chosen.activation,
             activation_param=chosen.activation_param, strategy=self.strategy, channel_axis=self.channel_axis,
@@ -165,19 +162,13 @@ class ABN(Layer):
             self.num_batches_tracked += 1
         if ctx.recording:
             ctx.slope = chosen.slope
-            self._keep(ctx, kept, z, writeable)
+            if self.strategy in ("checkpoint", "checkpoint_xhat"):
+                ctx.offer(z, ctx.normalization.recompute)
         return z
-
-    def _keep(self, ctx, kept, z, writeable):
-        ctx.kept = kept
-        for role, array in kept.saved.items():
-            ctx.keep(role, array, writeable.get(role), kept.activation)
-        if self.strategy in ("checkpoint", "checkpoint_xhat"):
-            ctx.offer(z, kept.recompute, KEEPS[self.strategy])
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Gradients of x, of the residual if there was one, and of weight, bias and slope."""
-        found = functional.backward(ctx.kept, dz, overwrite=overwrite)
+        found = functional.backward(ctx.normalization, dz, overwrite=overwrite)
         if ctx.slope is not None:
             ctx.slope.accumulate(found.dslope)
         inputs = (found.dx,) if found.dresidual is None else (found.dx, found.dresidual)

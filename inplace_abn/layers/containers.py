@@ -6,7 +6,7 @@ from ..ops import _arguments as arguments
 from .abn import ABN
 from .activation import Activation
 from .base import Layer
-from .kept import may_overwrite
+from .saved_arrays import may_overwrite
 
 
 class Sequential(Layer):

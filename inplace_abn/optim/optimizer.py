@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from .. import _core
 from ..ops._arguments import arithmetic, is_half
 from . import groups
 from .state import read_groups, read_states
@@ -94,11 +95,13 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            For a gradient or data that cannot be used; no parameter is updated then.
+            For a gradient or data that cannot be used, and data that a live context keeps; no parameter is
+            updated then.
         """
         chosen = [entry for entry in self._numbered() if _is_trained(entry[1])]
         for number, parameter, _ in chosen:
             _check(number, parameter)
+            _core.refuse_if_saved(parameter.data, writer=f"parameters[{number}]: step()")
         for number, parameter, group in chosen:
             self._update_one(parameter, self._states[number], group)
 
