@@ -3,12 +3,14 @@
 import gc
 import itertools
 import threading
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from entries import added, nothing_stays  # noqa: F401
 from networks import OVERWRITING, STRATEGIES, abn, assert_close, blocks, chain, conv, normal, run
 
+from inplace_abn import memory
 from inplace_abn.layers import (
     Activation,
     AvgPool2d,
@@ -39,6 +41,7 @@ def nothing_is_on_offer(nothing_stays):  # noqa: F811
 @pytest.mark.parametrize("strategy", OVERWRITING)
 def test_z_is_locked_until_the_backward_has_run(strategy):
     net, x = chain(strategy), normal(SHAPE)
+    net.overwrite_input = True
     net(x)
     with pytest.raises(ValueError, match="read-only"):
         x += 1
@@ -184,13 +187,63 @@ def test_an_identity_shortcut_adds_what_x_was(strategy):
     np.testing.assert_allclose(block(x.copy()), branch + x, atol=1e-13)
 
 
+class Own(Layer):
+    """A layer of layers, whose author knows nothing of copies."""
+
+    def __init__(self, strategy):
+        self.body = chain(strategy)
+
+    def forward(self, ctx, x):
+        return self.body(x)
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        return self.body.backward(dz, overwrite=overwrite)
+
+
+CONTAINERS = {
+    "Sequential": chain,
+    "nested": lambda strategy: Sequential(Dropout(), Sequential(chain(strategy))).eval(),
+    "Residual": lambda strategy: Residual(chain(strategy)),
+    "projected": lambda strategy: Residual(conv(), conv(seed=1), preactivation=abn(4, strategy)),
+    "a layer of one's own": Own,
+}
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_only_strategies_that_overwrite_take_the_callers_x(strategy):
-    x = normal(SHAPE)
-    before = x.copy()
-    with no_grad():
-        Residual(chain(strategy))(x)
-    assert np.array_equal(x, before) == (strategy not in OVERWRITING)
+@pytest.mark.parametrize("recording", [True, False], ids=["training", "prediction"])
+@pytest.mark.parametrize("make", CONTAINERS)
+def test_containers_copy_what_comes_from_outside(make, recording, strategy):
+    """A data set that is fed in slices stays what it is, unless the network may overwrite it."""
+    images = normal((4, *SHAPE[1:]))
+    before, net = images.copy(), CONTAINERS[make](strategy)
+    images.flags.writeable = False  # such as numpy.load(..., mmap_mode="r")
+    with nullcontext() if recording else no_grad():
+        z = net(images[1:3])
+    if recording:
+        net.backward(normal(z.shape))
+    assert np.array_equal(images, before)
+    if make == "a layer of one's own":
+        return
+    images.flags.writeable, net.overwrite_input = True, True
+    assert net.overwrites_input == (strategy in OVERWRITING)
+    with nullcontext() if recording else no_grad():
+        net(images[1:3])
+    assert np.array_equal(images, before) == (strategy not in OVERWRITING)
+
+
+@pytest.mark.parametrize("strategy", OVERWRITING)
+def test_a_container_copies_once(strategy, monkeypatch):
+    """Not where one container is inside another, and not where a single layer is called."""
+    x, copies = normal(SHAPE), []
+    with memory.ledger() as ledger, no_grad():
+        monkeypatch.setattr(ledger, "temporary", lambda layer, nbytes: copies.append(layer))
+        net = Sequential(Sequential(abn(4, strategy)), Sequential(abn(4, strategy), abn(4, strategy)))
+        net(x)
+        assert copies == ["Sequential"]
+        before = x.copy()
+        net[0][0](x)
+    assert not np.array_equal(x, before)
+    assert copies == ["Sequential"]
 
 
 @pytest.mark.parametrize("kind", blocks("standard"))
