@@ -1,4 +1,4 @@
-"""What all optimizers share: parameter groups, checks, float32 master copies and the state."""
+"""Base of the optimizers: parameter groups, checks, float32 master copies and the state."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -229,10 +229,10 @@ def _check(number, parameter):
 
 
 def _master(data, state):
-    """Return the float32 copy of a half-precision parameter, which keeps the bits that rounding drops.
+    """Return the float32 copy of a half-precision parameter.
 
-    Where the parameter is no longer the rounded copy, it was set by others, such as by loading a checkpoint;
-    its value counts then.
+    Elements of the parameter that differ from the rounded copy were set from outside, for example by
+    `load_state_dict`; the copy takes their values.
     """
     master = state.get("master")
     if master is None:
