@@ -3,7 +3,6 @@
 import doctest
 import gc
 import html.parser
-import importlib
 import itertools
 
 import numpy as np
@@ -12,7 +11,7 @@ from test_memory import STRATEGIES, chain, images
 
 from inplace_abn import memory
 from inplace_abn.layers import ABN, InPlaceABN
-from inplace_abn.memory import tables
+from inplace_abn.memory import book, events, tables
 
 
 def run(net, x, label=""):
@@ -21,9 +20,8 @@ def run(net, x, label=""):
     return ledger
 
 
-@pytest.mark.parametrize("module", ["memory", "memory.ledger", "memory.events", "memory.tables"])
+@pytest.mark.parametrize("module", [memory, book, events, tables], ids=lambda module: module.__name__)
 def test_examples(module):
-    module = importlib.import_module(f"inplace_abn.{module}")
     failed, tried = doctest.testmod(module)
     assert tried > 0
     assert failed == 0

@@ -1,4 +1,4 @@
-"""What a forward keeps for its backward.
+"""What a forward keeps for its backward: contexts, the lock on what they keep, arrays recomputed instead.
 
 An operation is a pair of functions, and a `LayerContext` is all that they share:
 
@@ -27,9 +27,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .. import _core, memory
+from .. import memory
 from ..ops import _arguments as arguments
-from . import saved_arrays
+from . import kept
 
 #: The ends of messages about a backward that finds nothing.
 AGAIN = "every backward needs a forward of its own, so run the forward again"
@@ -128,12 +128,10 @@ class LayerContext:
     freed : bool
     thread : int
         The one that has made the call: `threading.get_ident`.
-    normalization : inplace_abn.Context or None
-        Of a call of `normalize`.
     """
 
     freed = False
-    normalization = _offered = _output = None
+    _offered = _output = None
 
     def __init__(self, layer="operation"):
         self.id = next(_ids)
@@ -141,7 +139,7 @@ class LayerContext:
         self.recording = _mode.grad
         self._name = name_of(layer) if isinstance(layer, str) else layer._name_function
         self._saved = {}
-        self._entries = []
+        self._tokens = []
 
     @property
     def name(self):
@@ -163,45 +161,32 @@ class LayerContext:
         normalization has made is not kept at all: `saved` computes it once more.
         """
         for role, array in arrays.items():
-            found = saved_arrays.recipe(array) if isinstance(array, np.ndarray) and self.recording else None
-            if found is None:
+            recipe = kept.recipe(array) if isinstance(array, np.ndarray) and self.recording else None
+            if recipe is None:
                 self.keep(role, array)
             else:
-                self._saved[role] = found
+                self._saved[role] = recipe
 
-    def keep(self, role, array):
+    def keep(self, role, array, writeable=None, activation=None):
         """Keep an array itself, even if it could be recomputed.
 
         Parameters
         ----------
         role : str
         array : ndarray or None
+        writeable : bool, optional
+            What the array is to be when it is freed. Default: what it is now.
+        activation : str, optional
+            Of a normalization, for the ledger's advice.
         """
         if not self.recording:
             return
         self._saved[role] = array
         if array is None:
             return
-        self._entries.append(_core.save(array, owner=self._name, role=role))
+        self._tokens.append(kept.add(array, self._name, role, writeable))
         if memory.recorder is not None:
-            memory.recorder.saved(self.id, self.name, role, array)
-
-    def normalize(self, x, **arguments):
-        """Return z of `inplace_abn.functional.forward`, and keep its context as `normalization`.
-
-        What it keeps is saved under this context's name, and released with it.
-
-        Parameters
-        ----------
-        x : ndarray
-        **arguments
-            As for `inplace_abn.functional.forward`.
-        """
-        z, normalization = _core.forward(x, owner=self._name if self.recording else "", **arguments)
-        if self.recording:
-            self.normalization = normalization
-            self._saved.update(normalization.saved)
-        return z
+            memory.recorder.saved(self.id, self.name, role, array, activation)
 
     def expect_gradient_of(self, result):
         """Note shape and dtype of the result, for `check_gradient`."""
@@ -212,23 +197,23 @@ class LayerContext:
         if memory.recorder is not None:
             memory.recorder.temporary(self.name, nbytes)
 
-    def offer(self, array, recompute):
-        """Let other contexts keep ``recompute``, which returns `array` again, instead of the array.
+    def offer(self, array, recompute, role):
+        """Let other contexts keep the means to compute `array` once more, from what is kept as `role`.
 
-        The array is read-only until this context is released: after a write into it, ``recompute()`` would
-        return what was there before.
+        It is locked until this context is freed: who writes into it would get what was there before from
+        ``recompute()``.
         """
-        saved_arrays.offer(array, recompute)
+        kept.offer(array, recompute, self._saved[role], self._name, role)
         self._offered = weakref.ref(array)
 
     @contextmanager
     def holding(self, role, array):
-        """Keep `array` while the block runs: read-only, and refused to what writes in place."""
-        entry = _core.save(array, owner=self._name, role=role)
+        """Lock `array` and refuse that an in-place layer overwrites it, while the block runs."""
+        token = kept.add(array, self._name, role)
         try:
             yield
         finally:
-            entry.release()
+            kept.remove(token)
 
     # ---- in the backward -------------------------------------------------------------------------------
 
@@ -247,7 +232,7 @@ class LayerContext:
         if not self.recording:
             raise RuntimeError(f"{self.name}: this call was made {OUTSIDE}")
         for role, entry in self._saved.items():
-            if isinstance(entry, saved_arrays.Recipe):
+            if isinstance(entry, kept.Recipe):
                 self._saved[role] = entry.make()
                 self.temporary(self._saved[role].nbytes)
         return MappingProxyType(self._saved)
@@ -257,14 +242,14 @@ class LayerContext:
         if self.freed:
             return
         self.freed = True
-        entries, self._entries = self._entries, []
-        self._saved, self.normalization = {}, None
-        for entry in entries:
-            entry.release()
+        tokens, self._tokens = self._tokens, []
+        self._saved = {}
+        for token in tokens:
+            kept.remove(token)
         offered = self._offered and self._offered()
         if offered is not None:
-            saved_arrays.withdraw(offered)
-        if entries and memory.recorder is not None:
+            kept.withdraw(offered)
+        if tokens and memory.recorder is not None:
             memory.recorder.freed(self.id)
 
     def __del__(self):

@@ -8,7 +8,7 @@ import weakref
 
 import numpy as np
 
-from . import saved_arrays
+from . import kept
 
 
 class RecordedArrays:
@@ -56,7 +56,7 @@ class RecordedArrays:
             reference = self._locked.get(id(one))
             if reference is not None and reference() is one:
                 del self._locked[id(one)]
-                saved_arrays.unlock(one)
+                kept.unlock(one)
                 found.append(one)
         return found
 

@@ -24,8 +24,7 @@ it over time. While no ledger is on, all this costs a comparison with None per s
 
 from contextlib import contextmanager
 
-from .. import _core
-from .ledger import Ledger
+from .book import Ledger
 
 __all__ = ["Ledger", "ledger", "recorder"]
 
@@ -72,9 +71,7 @@ def ledger(model=None, label=""):
         raise TypeError(f"model must be a Layer or None, got {model!r}; a name goes into label=")
     before = recorder
     recorder = Ledger(model, label, outer=before)
-    _core.set_recorder(recorder)
     try:
         yield recorder
     finally:
         recorder = before
-        _core.set_recorder(before)
