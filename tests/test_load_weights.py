@@ -91,8 +91,10 @@ def test_names_of_torchvision_and_timm(name, recompute):
     own = net.state_dict()
     for ours, theirs in pairs.items():
         assert np.array_equal(own[ours], state[theirs]), ours
-    # Every array is used once: all of them are different.
-    assert sorted(map(np.ndarray.tobytes, own.values())) == sorted(map(np.ndarray.tobytes, state.values()))
+    # Names and positions pair the same arrays, and all of them are different.
+    load_weights(net, state, source="torch", by_position=True)
+    assert all(np.array_equal(array, own[name]) for name, array in net.state_dict().items())
+    assert len({array.tobytes() for array in own.values()}) == len(state)
 
 
 def test_whole_networks_of_torchvision_and_timm_fit():
