@@ -1,19 +1,27 @@
 """The compiled module: the functions that `inplace_abn.functional` documents, and a little more.
 
-``isa`` forces an instruction set, one of ``info()["isa_usable"]``, for one call.
+``isa`` forces an instruction set, one of ``info()["isa_usable"]``, for one call. ``owner`` names the context
+in messages and in the ledger; a function is called when the name is needed.
+
+The registry of saved memory knows the exact bytes of every array that a live `Context` or `SavedArray` keeps.
+`saved_by` and `refuse_if_saved` ask it, and so does every function here before it writes in place.
 """
 
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, Final, Literal, SupportsIndex, TypeAlias, TypedDict, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._types import Activation, Batch, ChannelAxis, Mask, Number, Strategy, Sums, Threads, Vector
+from ._types import Activation, Batch, ChannelAxis, Number, Strategy, Sums, Threads, Vector
 
 _Saved: TypeAlias = Literal[
-    "x", "xhat", "z", "residual", "mask", "branch_mask", "guarded_xhat", "escape_index", "escape_xhat"
+    "x", "xhat", "z", "residual", "branch_mask", "guarded_xhat", "escape_index", "escape_xhat"
 ]
+
+_Owner: TypeAlias = str | Callable[[], str]
+_Memory: TypeAlias = NDArray[Any] | tuple[int, int]
 
 class _Info(TypedDict):
     version: str
@@ -44,6 +52,8 @@ class Context:
     @property
     def channel_axis(self) -> ChannelAxis: ...
     @property
+    def owner(self) -> str: ...
+    @property
     def saved(self) -> MappingProxyType[_Saved, NDArray[Any]]: ...
     @property
     def nbytes(self) -> int: ...
@@ -52,6 +62,16 @@ class Context:
     def recompute(
         self, *, out: Batch | None = None, threads: Threads = None, isa: str | None = None
     ) -> Batch: ...
+    def release(self) -> None: ...
+
+@final
+class SavedArray:
+    @property
+    def array(self) -> _Memory | None: ...
+    @property
+    def owner(self) -> str | None: ...
+    @property
+    def role(self) -> str | None: ...
     def release(self) -> None: ...
 
 def forward(
@@ -70,9 +90,9 @@ def forward(
     channel_axis: ChannelAxis = 1,
     residual: Batch | None = None,
     slope: Vector | None = None,
-    mask: Mask | None = None,
     threads: Threads = None,
     isa: str | None = None,
+    owner: _Owner | None = None,
 ) -> tuple[Batch, Context]: ...
 def normalize(
     x: Batch,
@@ -92,9 +112,9 @@ def normalize(
     channel_axis: ChannelAxis = 1,
     residual: Batch | None = None,
     slope: Vector | None = None,
-    mask: Mask | None = None,
     threads: Threads = None,
     isa: str | None = None,
+    owner: _Owner | None = None,
 ) -> tuple[Batch, Context]: ...
 def backward(
     ctx: Context,
@@ -124,7 +144,6 @@ def statistics(
     x: Batch,
     *,
     channel_axis: ChannelAxis = 1,
-    mask: Mask | None = None,
     threads: Threads = None,
     isa: str | None = None,
 ) -> tuple[Sums, Sums, int]: ...
@@ -137,6 +156,12 @@ def stream(
     threads: Threads = None,
     isa: str | None = None,
 ) -> None: ...
+def save(array: _Memory, *, owner: _Owner, role: str) -> SavedArray: ...
+def saved_by(array: _Memory) -> tuple[str, str] | None: ...
+def refuse_if_saved(array: _Memory, *, writer: str) -> None: ...
+def restore_writeable(array: _Memory) -> bool: ...
+def saved_count() -> int: ...
+def set_recorder(recorder: Any) -> None: ...
 def set_num_threads(n: SupportsIndex) -> None: ...
 def get_num_threads() -> int: ...
 def info() -> _Info: ...

@@ -15,13 +15,14 @@ from inplace_abn import _core, _results, _synchronized, _types, functional
 STUB = Path(functional.__file__).with_name("_core.pyi")
 TREE = ast.parse(STUB.read_text(encoding="utf-8"))
 FUNCTIONS = {node.name: node for node in TREE.body if isinstance(node, ast.FunctionDef)}
-CONTEXT = next(node for node in TREE.body if isinstance(node, ast.ClassDef) and node.name == "Context")
+CLASSES = {node.name: node for node in TREE.body if isinstance(node, ast.ClassDef) and node.decorator_list}
 METHODS, PROPERTIES = {}, []
-for definition in CONTEXT.body:
-    if definition.decorator_list:
-        PROPERTIES.append(definition.name)
-    else:
-        METHODS[definition.name] = definition
+for class_name, class_node in CLASSES.items():
+    for definition in class_node.body:
+        if definition.decorator_list:
+            PROPERTIES.append((class_name, definition.name))
+        else:
+            METHODS[class_name, definition.name] = definition
 
 
 def public(names):
@@ -45,13 +46,17 @@ def stub_parameters(node):
 
 
 def test_the_stub_names_everything_in_the_module():
-    assert public(dir(_core)) == {*FUNCTIONS, "Context"}
+    assert public(dir(_core)) == {*FUNCTIONS, *CLASSES}
 
 
-def test_the_stub_names_everything_in_a_context():
-    assert public(dir(_core.Context)) == {*PROPERTIES, *METHODS}
-    for name in PROPERTIES:
-        assert inspect.isgetsetdescriptor(getattr(_core.Context, name))
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_the_stub_names_everything_in_a_class(class_name):
+    of_class = getattr(_core, class_name)
+    assert {(class_name, name) for name in public(dir(of_class))} == {
+        pair for pair in (*PROPERTIES, *METHODS) if pair[0] == class_name
+    }
+    for owner, name in PROPERTIES:
+        assert owner != class_name or inspect.isgetsetdescriptor(getattr(of_class, name))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -59,11 +64,11 @@ def test_signatures(name):
     assert stub_parameters(FUNCTIONS[name]) == parameters(getattr(_core, name))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_signatures_of_methods(name):
-    listed = parameters(getattr(_core.Context, name))
+@pytest.mark.parametrize(("class_name", "name"), METHODS)
+def test_signatures_of_methods(class_name, name):
+    listed = parameters(getattr(getattr(_core, class_name), name))
     assert listed[0][0] == "self"
-    assert stub_parameters(METHODS[name]) == listed[1:]
+    assert stub_parameters(METHODS[class_name, name]) == listed[1:]
 
 
 @pytest.mark.parametrize("name", [name for name, node in FUNCTIONS.items() if stub_parameters(node)])
@@ -87,7 +92,11 @@ def test_the_binder_takes_what_the_signature_says(name):
 
 @pytest.mark.parametrize("name", sorted(public(dir(_core)) & set(functional.__all__)))
 def test_functional_takes_the_same_arguments_but_isa(name):
-    compiled = [p for p in parameters(getattr(_core, name)) if p[0] != "isa"] if name != "Context" else None
+    compiled = (
+        [p for p in parameters(getattr(_core, name)) if p[0] not in ("isa", "owner")]
+        if name != "Context"
+        else None
+    )
     assert name == "Context" or parameters(getattr(functional, name)) == compiled
 
 
@@ -96,8 +105,8 @@ def test_everything_is_documented():
         assert getattr(functional, name).__doc__
     for name in FUNCTIONS:
         assert getattr(_core, name).__doc__
-    for name in (*METHODS, *PROPERTIES):
-        assert getattr(_core.Context, name).__doc__
+    for class_name, name in (*METHODS, *PROPERTIES):
+        assert getattr(getattr(_core, class_name), name).__doc__
 
 
 def test_the_choices_in_the_stub_are_those_of_the_module():

@@ -41,7 +41,7 @@ class Program(Graph):
             try:
                 z = self.apply(operation, a, b, j)
             except ValueError as error:
-                if "overwrite" not in str(error):
+                if "overwrite" not in str(error) and "writes in place" not in str(error):
                     raise
                 continue
             # Of an array that was overwritten, only the new content is there.
@@ -158,9 +158,7 @@ def test_an_in_place_layer_is_refused_where_another_call_keeps_the_array():
     with record() as tape:
         a = conv()(x)
         b = conv(seed=1)(a)
-        with pytest.raises(
-            ValueError, match=r"overwrites its input, but Conv2d keeps that memory as 'input'"
-        ):
+        with pytest.raises(ValueError, match=r"writes in place, but Conv2d keeps that memory as 'input'"):
             abn(strategy="inplace")(a)
         z = layers.add(a, b)
     assert tape.backward(np.ones(SHAPE)).shape == SHAPE

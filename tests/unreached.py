@@ -47,16 +47,6 @@ REASONS = [
         'raise PermissionError(f"output: nothing may be written into {path.parent.resolve()}")',
         "root may write everywhere",
     ),
-    (
-        "inplace_abn/layers/kept.py",
-        "except np.exceptions.TooHardError:",
-        "of slices that layers are given, NumPy always finds out in time",
-    ),
-    (
-        "inplace_abn/layers/kept.py",
-        "_locks[id(array)].writeable = True",
-        "only where a context is freed before that of the next layer, which keeps the result itself",
-    ),
 ]
 
 

@@ -31,15 +31,16 @@ static int sums_new(backward_call *call) {
 }
 
 /* Binds and checks; after it, backward_close is due whatever it returned. All that may run Python code is done before the
- * context is claimed, see forward_or_normalize. */
+ * context is acquired, see forward_or_normalize. */
 static int backward_open(backward_call *call, const signature *sig, PyObject *const *args, Py_ssize_t positionals,
                          PyObject *kwnames) {
     if (bind_args(call->state, sig, args, positionals, kwnames, call->got) < 0) return -1;
     if (bool_arg(call->got[NAME_OVERWRITE], NAME_OVERWRITE, &call->overwrite) < 0) return -1;
     if (double_arg(call->got[NAME_COUNT], NAME_COUNT, &call->count) < 0) return -1;
     if (machine_args(call->state, call->got, &call->machine) < 0) return -1;
-    if (!(call->ctx = context_claim(call->state, call->got[NAME_CTX]))) return -1;
-    if (context_batch(call->ctx, call->got[NAME_DZ], NAME_DZ, call->overwrite, &call->dz) < 0) return -1;
+    if (!(call->ctx = context_acquire(call->state, call->got[NAME_CTX]))) return -1;
+    if (context_batch(call->ctx, call->got[NAME_DZ], NAME_DZ, call->overwrite ? sig->function : NULL, &call->dz) < 0)
+        return -1;
     machine_settle(call->state, batch_elements(&call->dz), &call->machine);
     return sums_new(call);
 }
@@ -48,13 +49,13 @@ static void backward_close(backward_call *call) {
     PyMem_Free(call->sums.dy);
     Py_XDECREF(call->fresh_dx);
     Py_XDECREF(call->fresh_dresidual);
-    context_unclaim(call->ctx);
+    context_leave(call->ctx);
 }
 
 /* residual_grad=, that the gradient of the residual is added to. */
-static int residual_grad_open(backward_call *call) {
+static int residual_grad_open(backward_call *call, const char *writer) {
     PyObject *got = call->got[NAME_RESIDUAL_GRAD];
-    if (!given(got)) return 0;
+    if (!is_provided(got)) return 0;
     if (!call->ctx->kept[KEPT_RESIDUAL].batch.array) {
         PyErr_SetString(
             PyExc_ValueError,
@@ -62,7 +63,7 @@ static int residual_grad_open(backward_call *call) {
             "it out");
         return -1;
     }
-    if (context_batch(call->ctx, got, NAME_RESIDUAL_GRAD, 1, &call->dresidual) < 0) return -1;
+    if (context_batch(call->ctx, got, NAME_RESIDUAL_GRAD, writer, &call->dresidual) < 0) return -1;
     return refuse_overlap(&call->dresidual.bytes, call->dresidual.name, &call->dz.bytes, "dz");
 }
 
@@ -79,8 +80,9 @@ static int gradients_open(backward_call *call) {
 }
 
 static abn_gradients gradients_of(const backward_call *call) {
-    return (abn_gradients){
-        .dx = call->dx.core, .residual = call->dresidual.core, .add_to_residual = given(call->got[NAME_RESIDUAL_GRAD])};
+    return (abn_gradients){.dx = call->dx.core,
+                           .residual = call->dresidual.core,
+                           .add_to_residual = is_provided(call->got[NAME_RESIDUAL_GRAD])};
 }
 
 static PyObject *vector_or_none(const backward_call *call, int wanted, npy_intp length) {
@@ -109,12 +111,12 @@ PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t posi
 
     if (backward_open(&call, &backward_signature, args, positionals, kwnames) < 0) goto done;
     ctx = call.ctx;
-    if (ctx->training && ctx->count != (double)context_per_channel(ctx)) {
+    if (ctx->training && ctx->count != (double)batch_per_channel(&call.dz)) {
         PyErr_SetString(PyExc_ValueError, "ctx has statistics of more elements than this batch's: use backward_reduce, "
                                           "add up the sums of all batches, and backward_apply");
         goto done;
     }
-    if (residual_grad_open(&call) < 0 || gradients_open(&call) < 0) goto done;
+    if (residual_grad_open(&call, "backward") < 0 || gradients_open(&call) < 0) goto done;
     channels = call.dz.core.channels;
     if (!(dweight = vector_or_none(&call, ctx->has_weight, channels))) goto done;
     if (!(dbias = vector_or_none(&call, ctx->has_bias, channels))) goto done;
@@ -182,7 +184,7 @@ static int sums_open(backward_call *call) {
             PyErr_Format(PyExc_TypeError, "%s must be a numpy.ndarray, got None", name_texts[name]);
             return -1;
         }
-        if (vector_open(call->state, call->got[name], name, channels, NPY_DOUBLE, 0, &sums[i]) < 0) return -1;
+        if (vector_open(call->state, call->got[name], name, channels, NPY_DOUBLE, NULL, &sums[i]) < 0) return -1;
         if (call->overwrite && refuse_overlap(&call->dz.bytes, "dz", &sums[i].bytes, sums[i].name) < 0) return -1;
         if (refuse_overlap(&call->dresidual.bytes, "residual_grad", &sums[i].bytes, sums[i].name) < 0) return -1;
         vector_read(&sums[i], channels, i ? call->sums.dy_xhat : call->sums.dy);
@@ -208,14 +210,14 @@ PyObject *call_backward_apply(PyObject *module, PyObject *const *args, Py_ssize_
     npy_intp elements;
 
     if (backward_open(&call, &backward_apply_signature, args, positionals, kwnames) < 0) goto done;
-    if (call.ctx->kept[KEPT_RESIDUAL].batch.array && !given(call.got[NAME_RESIDUAL_GRAD])) {
+    if (call.ctx->kept[KEPT_RESIDUAL].batch.array && !is_provided(call.got[NAME_RESIDUAL_GRAD])) {
         PyErr_SetString(
             PyExc_ValueError,
             "residual_grad is needed by a ctx of a forward that was given residual, got None; give an array, "
             "zeros like x for one, that the residual's gradient is added to");
         goto done;
     }
-    if (residual_grad_open(&call) < 0 || sums_open(&call) < 0 || gradients_open(&call) < 0) goto done;
+    if (residual_grad_open(&call, "backward_apply") < 0 || sums_open(&call) < 0 || gradients_open(&call) < 0) goto done;
     elements = batch_elements(&call.dz);
     if (elements > 0) {
         const abn_gradients to = gradients_of(&call);

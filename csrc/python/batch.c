@@ -1,6 +1,8 @@
-#include "context.h"
+#include "batch.h"
 
 #include <string.h>
+
+#include "registry.h"
 
 /* ---- kinds: is it an array, and of what? --------------------------------------------------------------- */
 
@@ -24,7 +26,7 @@ int kind_gate(const binding_state *state, PyObject *got, const char *name, PyArr
 }
 
 /* Byte order, alignment and, if asked for, writability. */
-int memory_gate(const binding_state *state, PyArrayObject *array, const char *name, int writable) {
+int memory_gate(const binding_state *state, PyArrayObject *array, const char *name, const char *writer) {
     if (PyArray_ISBYTESWAPPED(array)) {
         PyErr_Format(PyExc_TypeError,
                      "%s must be in native byte order, got dtype %R; pass %s.astype(%s.dtype.newbyteorder('='))", name,
@@ -36,12 +38,10 @@ int memory_gate(const binding_state *state, PyArrayObject *array, const char *na
                      "%s must be aligned in memory, its elements start between boundaries; pass %s.copy()", name, name);
         return -1;
     }
-    if (writable && !PyArray_ISWRITEABLE(array)) {
-        PyErr_Format(PyExc_ValueError, "%s is written in place, but %s", name,
-                     context_keeps(state, array)
-                         ? "a live context keeps it for its backward and has locked it; run that backward or release() "
-                           "the context first, or pass a copy"
-                         : "it is read-only; pass a copy");
+    if (writer && !PyArray_ISWRITEABLE(array)) {
+        const footprint bytes = footprint_of_array(array);
+        if (registry_refuse(state, &bytes, name, writer) == 0)
+            PyErr_Format(PyExc_ValueError, "%s is written in place, but it is read-only; pass a copy", name);
         return -1;
     }
     return 0;
@@ -228,8 +228,8 @@ static int shape_gate(batch *b, const batch *like) {
     return -1;
 }
 
-int batch_open(binding_state *state, PyObject *got, name_id name, int channel_axis, const batch *like, int writable,
-               batch *b) {
+int batch_open(binding_state *state, PyObject *got, name_id name, int channel_axis, const batch *like,
+               const char *writer, batch *b) {
     b->name = name_texts[name];
     b->channel_axis = channel_axis;
     b->remedy = like ? "copy it into numpy.empty_like(x)" : "pass a contiguous copy";
@@ -242,7 +242,7 @@ int batch_open(binding_state *state, PyObject *got, name_id name, int channel_ax
         return -1;
     }
     if (shape_gate(b, like) < 0) return -1;
-    if (memory_gate(state, b->array, b->name, writable) < 0) return -1;
+    if (memory_gate(state, b->array, b->name, writer) < 0) return -1;
     if (collapse(b, PyArray_ITEMSIZE(b->array)) < 0) return -1;
     if (batch_elements(b) == 0) {
         b->layout = like ? like->layout : channel_axis == 1 ? CHANNELS_FIRST : CHANNELS_LAST;

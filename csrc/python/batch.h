@@ -29,22 +29,15 @@ typedef struct {
     footprint bytes;
 } vector;
 
-/* Which positions of a batch are valid. `array` is borrowed; NULL: all are. */
-typedef struct {
-    PyArrayObject *array;
-    npy_intp valid; /* how many */
-    footprint bytes;
-} mask;
-
 static inline npy_intp batch_elements(const batch *b) { return b->core.batch * b->core.channels * b->core.spatial; }
 
 static inline npy_intp batch_per_channel(const batch *b) { return b->core.batch * b->core.spatial; }
 
-static inline int given(PyObject *got) { return got && got != Py_None; }
+static inline int is_provided(PyObject *got) { return got && got != Py_None; }
 
 /* The two gates that every array passes; `array` is borrowed. 0, or -1 with an exception. */
 int kind_gate(const binding_state *state, PyObject *got, const char *name, PyArrayObject **array);
-int memory_gate(const binding_state *state, PyArrayObject *array, const char *name, int writable);
+int memory_gate(const binding_state *state, PyArrayObject *array, const char *name, const char *writer);
 
 /* All of these: 0, or -1 with a TypeError or ValueError that names the argument. No Python code runs where they return 0,
  * so that what they found out stays true until the interpreter lock is released. */
@@ -53,25 +46,19 @@ int memory_gate(const binding_state *state, PyArrayObject *array, const char *na
 int channel_axis_arg(PyObject *got, int *channel_axis);
 
 /* A batch of any dtype and layout that there is a kernel for; with `like`, of that one's shape, dtype and layout. */
-int batch_open(binding_state *state, PyObject *got, name_id name, int channel_axis, const batch *like, int writable,
-               batch *b);
+int batch_open(binding_state *state, PyObject *got, name_id name, int channel_axis, const batch *like,
+               const char *writer, batch *b);
 
 /* A vector of `channels` elements of this type number, NPY_FLOAT or NPY_DOUBLE. None is no vector. */
-int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int type, int writable,
+int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int type, const char *writer,
                 vector *v);
 
 /* The same, of `channels` elements or of a single one that serves all channels: then v->stride is 0. */
 int slope_open(binding_state *state, PyObject *got, npy_intp channels, int type, vector *v);
 
-/* mask= for x: a bool array of shape (N, *spatial), with any strides. None: all positions are valid. */
-int mask_open(binding_state *state, PyObject *got, const batch *x, mask *m);
-
-/* The mask of x as bits in this many words, zeros before; returns how many are set. words == NULL: counts alone. */
-npy_intp mask_words(const batch *x);
-npy_intp mask_pack(const mask *m, uint64_t *words);
-
 /* A contiguous one-dimensional float32 array; `count` other than -1 asks for that many elements. */
-int stream_open(binding_state *state, PyObject *got, name_id name, npy_intp count, int writable, PyArrayObject **array);
+int stream_open(binding_state *state, PyObject *got, name_id name, npy_intp count, const char *writer,
+                PyArrayObject **array);
 
 /* The type number of the weights beside a batch: NPY_DOUBLE for float64, else NPY_FLOAT. */
 int weight_type(abn_dtype dtype);

@@ -19,20 +19,32 @@
 #define ABN_MAX_DIMS 5
 #define ABN_MAX_KERNELS 8
 
-struct context;
+struct saved_entry;
+
+/* The index of the registry: registry.h. */
+typedef struct {
+    uintptr_t low, reach;
+    struct saved_entry *entry;
+} registry_place;
+
+typedef struct {
+    registry_place *places; /* sorted by low */
+    npy_intp count, room;
+} registry;
 
 typedef struct binding_state {
     PyObject *names[NAMES];                 /* interned keyword names */
     PyObject *activations[ABN_ACTIVATIONS]; /* interned, in the order of abn_activation_table */
     PyObject *strategies[STRATEGIES];       /* interned, in the order of strategy_table */
-    PyTypeObject *context_type;
+    PyTypeObject *context_type, *saved_array_type;
     PyObject *memmap;                           /* numpy.memmap: the one subclass that batches may have */
     PyObject *ml_dtypes;                        /* the text, to look it up among the imported modules */
     int bfloat16;                               /* its type number; -1 until the first array of that dtype */
     int threads;                                /* what threads=None means for large batches */
     const abn_kernels *usable[ABN_MAX_KERNELS]; /* best first, NULL past the end */
     const abn_kernels *kernels;                 /* what isa=None means */
-    struct context *live;                       /* every context that still keeps something */
+    registry saved;                             /* what live contexts and SavedArrays keep */
+    PyObject *recorder;                         /* the ledger that is on, or NULL */
 } binding_state;
 
 static inline binding_state *state_of(PyObject *module) { return (binding_state *)PyModule_GetState(module); }

@@ -10,6 +10,12 @@ PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t posi
 PyObject *call_backward_reduce(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
 PyObject *call_backward_apply(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
 PyObject *call_statistics(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
+PyObject *call_save(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
+PyObject *call_saved_by(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
+PyObject *call_refuse_if_saved(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
+PyObject *call_restore_writeable(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
+PyObject *call_saved_count(PyObject *module, PyObject *none);
+PyObject *call_set_recorder(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
 PyObject *call_stream(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
 
 #endif

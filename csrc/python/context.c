@@ -5,13 +5,15 @@
 
 /* ---- making ------------------------------------------------------------------------------------------- */
 
-context *context_new(PyObject *module) {
+context *context_new(PyObject *module, const char *function, PyObject *owner) {
     binding_state *state = state_of(module);
     context *ctx = (context *)state->context_type->tp_alloc(state->context_type, 0);
     if (!ctx) return NULL;
     PyObject_GC_UnTrack(ctx); /* nobody is to find it among the collector's objects before it is complete */
     ctx->module = Py_NewRef(module);
     ctx->state = state;
+    ctx->function = function;
+    ctx->owner = is_provided(owner) ? Py_NewRef(owner) : NULL;
     ctx->freed_by = "an error in forward";
     return ctx;
 }
@@ -73,20 +75,6 @@ static void side_free(side_array *side) {
     Py_CLEAR(side->memory);
 }
 
-int context_open_mask(context *ctx, const mask *m) {
-    side_array *side = &ctx->sides[SIDE_MASK];
-    npy_intp words = mask_words(&ctx->kept[KEPT_MAIN].batch);
-    if (!m->array) return 0;
-    if (side_open(side, PyArray_DescrFromType(NPY_UINT64), 1, &words) < 0) return -1;
-    mask_pack(m, PyArray_DATA(side->array));
-    ctx->core.mask = (abn_mask){PyArray_DATA(side->array), m->valid};
-    return 0;
-}
-
-npy_intp context_per_channel(const context *ctx) {
-    return ctx->core.mask.words ? ctx->core.mask.valid : batch_per_channel(&ctx->kept[KEPT_MAIN].batch);
-}
-
 static int bits_open(context *ctx) {
     side_array *side = &ctx->sides[SIDE_BITS];
     npy_intp bytes = (npy_intp)abn_sides_bytes(&ctx->core);
@@ -100,16 +88,14 @@ static int guard_open(context *ctx) {
     side_array *side = &ctx->sides[SIDE_GUARDED];
     abn_guard *guard = &ctx->core.guard;
     const abn_batch *x = &ctx->core.kept;
-    const abn_mask *x_mask = &ctx->core.mask;
     ptrdiff_t *slot = (ptrdiff_t *)((double *)ctx->constants + CONSTANTS * x->channels);
-    const int masked = x_mask->words != NULL;
-    npy_intp dims[3] = {0, masked ? 1 : x->batch, masked ? x_mask->valid : x->spatial};
+    npy_intp dims[3] = {0, x->batch, x->spatial};
     guard->count = abn_guard_channels(&ctx->core, slot);
     if (guard->count == 0) return 0;
     dims[0] = guard->count;
     if (ctx->kept[KEPT_MAIN].batch.layout == CHANNELS_LAST) {
-        dims[0] = dims[1];
-        dims[1] = dims[2];
+        dims[0] = x->batch;
+        dims[1] = x->spatial;
         dims[2] = guard->count;
     }
     if (side_open(side, (PyArray_Descr *)Py_NewRef(ctx->dtype), 3, dims) < 0) return -1;
@@ -120,7 +106,6 @@ static int guard_open(context *ctx) {
 
 int context_open_sides(context *ctx) {
     if (ctx->core.keep != ABN_KEEP_Z || batch_elements(&ctx->kept[KEPT_MAIN].batch) == 0) return 0;
-    if (context_per_channel(ctx) == 0) return 0;
     return bits_open(ctx) < 0 || guard_open(ctx) < 0 ? -1 : 0;
 }
 
@@ -149,87 +134,63 @@ int context_keep_escapes(context *ctx) {
 
 /* ---- keeping ------------------------------------------------------------------------------------------- */
 
-/* Who has locked this array? */
-static kept_array *keeper_of(const binding_state *state, const PyArrayObject *array) {
-    for (context *ctx = state->live; ctx; ctx = ctx->next)
-        for (int i = 0; i < KEPT_ARRAYS; i++)
-            if (ctx->kept[i].lock != LOCK_NONE && ctx->kept[i].batch.array == array) return &ctx->kept[i];
-    return NULL;
+/* For messages. */
+static PyObject *holder_text(PyObject *holder) {
+    const context *ctx = (const context *)holder;
+    PyObject *owner = context_owner(ctx), *details, *text = NULL;
+    if (ctx->owner || !owner) return owner;
+    if ((details = context_text(ctx))) text = PyUnicode_FromFormat("%U (%U)", owner, details);
+    Py_XDECREF(details);
+    Py_DECREF(owner);
+    return text;
 }
 
-int context_keeps(const binding_state *state, const PyArrayObject *array) { return keeper_of(state, array) != NULL; }
-
-static void keep(const binding_state *state, kept_array *kept, PyArrayObject *array) {
+static int keep(context *ctx, int which, PyArrayObject *array) {
+    kept_array *kept = &ctx->kept[which];
+    kept->entry = (saved_entry){.bytes = &kept->batch.bytes,
+                                .array = array,
+                                .role = context_role(ctx, which),
+                                .holder = (PyObject *)ctx,
+                                .owner = holder_text};
+    if (registry_add(ctx->state, &kept->entry) < 0) return -1;
     kept->batch.array = (PyArrayObject *)Py_NewRef(array);
     kept->nbytes = PyArray_NBYTES(array);
-    if (PyArray_ISWRITEABLE(array)) {
-        PyArray_CLEARFLAGS(array, NPY_ARRAY_WRITEABLE);
-        kept->lock = LOCK_SOLE;
-    } else {
-        kept_array *keeper = keeper_of(state, array);
-        if (keeper) kept->lock = keeper->lock = LOCK_SHARED;
-    }
-}
-
-/* An array that was given other memory since, perhaps somebody's constant bytes, stays locked. */
-static void unlock(const binding_state *state, kept_array *kept) {
-    PyArrayObject *array = kept->batch.array;
-    const lock_kind held = kept->lock;
-    kept->lock = LOCK_NONE;
-    if (held == LOCK_NONE || (held == LOCK_SHARED && keeper_of(state, array))) return;
-    if (PyArray_DATA(array) == kept->batch.core.data) PyArray_ENABLEFLAGS(array, NPY_ARRAY_WRITEABLE);
-}
-
-void context_keep(context *ctx, PyArrayObject *array, PyArrayObject *residual) {
-    ctx->freed_by = NULL;
-    ctx->busy = 1;
-    ctx->next = ctx->state->live;
-    if (ctx->next) ctx->next->previous = ctx;
-    ctx->state->live = ctx;
-    keep(ctx->state, &ctx->kept[KEPT_MAIN], array);
-    if (residual) keep(ctx->state, &ctx->kept[KEPT_RESIDUAL], residual); /* which may be the same array */
-    PyObject_GC_Track((PyObject *)ctx);
-}
-
-static int refuse_context(const context *ctx, int which, const char *name) {
-    PyObject *text = context_text(ctx);
-    if (text)
-        PyErr_Format(PyExc_ValueError,
-                     "%s is written in place, and shares memory with the %s that a live context keeps for its "
-                     "backward (%U); run that backward or release() the context first, or pass a copy",
-                     name, context_role(ctx, which), text);
-    Py_XDECREF(text);
-    return -1;
-}
-
-int refuse_kept(const binding_state *state, const footprint *written, const char *name) {
-    for (const context *ctx = state->live; ctx; ctx = ctx->next)
-        for (int i = 0; i < KEPT_ARRAYS; i++)
-            if (footprints_meet(written, &ctx->kept[i].batch.bytes)) return refuse_context(ctx, i, name);
     return 0;
+}
+
+int context_keep(context *ctx, PyArrayObject *array, PyArrayObject *residual) {
+    ctx->freed_by = NULL;
+    if (keep(ctx, KEPT_MAIN, array) < 0 || (residual && keep(ctx, KEPT_RESIDUAL, residual) < 0)) {
+        context_free(ctx, "an error in forward");
+        return -1;
+    }
+    ctx->busy = 1;
+    PyObject_GC_Track((PyObject *)ctx);
+    return 0;
+}
+
+void context_unlock(context *ctx) {
+    for (int i = 0; i < KEPT_ARRAYS; i++) registry_remove(ctx->state, &ctx->kept[i].entry);
 }
 
 void context_free(context *ctx, const char *by) {
     PyArrayObject *arrays[KEPT_ARRAYS];
-    if (!ctx->freed_by) {
-        for (int i = 0; i < KEPT_ARRAYS; i++) unlock(ctx->state, &ctx->kept[i]);
-        if (ctx->next) ctx->next->previous = ctx->previous;
-        if (ctx->previous)
-            ctx->previous->next = ctx->next;
-        else
-            ctx->state->live = ctx->next;
-        ctx->next = ctx->previous = NULL;
-        ctx->freed_by = by;
-    }
+    PyObject *owner = ctx->owner;
+    const int was_live = !ctx->freed_by;
+    context_unlock(ctx);
+    if (was_live) ctx->freed_by = by;
     PyMem_Free(ctx->constants);
     ctx->constants = NULL;
+    ctx->owner = NULL;
     for (int i = 0; i < SIDE_ARRAYS; i++) side_free(&ctx->sides[i]);
     for (int i = 0; i < KEPT_ARRAYS; i++) {
         arrays[i] = ctx->kept[i].batch.array;
         ctx->kept[i].batch.array = NULL;
     }
-    for (int i = 0; i < KEPT_ARRAYS; i++)
-        Py_XDECREF(arrays[i]); /* last: what it is a view of may run Python code when it goes */
+    /* From here on Python code may run: the ledger's, and that of what the arrays are views of. */
+    context_record_freed(ctx);
+    for (int i = 0; i < KEPT_ARRAYS; i++) Py_XDECREF(arrays[i]);
+    Py_XDECREF(owner);
 }
 
 /* ---- using --------------------------------------------------------------------------------------------- */
@@ -255,7 +216,7 @@ static int kept_check(const context *ctx, int which) {
                      what, (PyObject *)ctx->dtype, (PyObject *)dtype);
         return -1;
     }
-    if (kept->lock != LOCK_NONE && PyArray_ISWRITEABLE(array)) {
+    if (kept->entry.lock->restore && PyArray_ISWRITEABLE(array)) {
         PyErr_Format(PyExc_RuntimeError,
                      "the %s that ctx keeps was unlocked: flags.writeable is True, and was False; set it back if "
                      "nothing was written, or run forward again",
@@ -265,7 +226,7 @@ static int kept_check(const context *ctx, int which) {
     return 0;
 }
 
-context *context_claim(const binding_state *state, PyObject *got) {
+context *context_acquire(const binding_state *state, PyObject *got) {
     context *ctx = (context *)got;
     if (!Py_IS_TYPE(got, state->context_type)) {
         PyErr_Format(PyExc_TypeError, "ctx must be the Context that forward or normalize returned, got '%s'",
@@ -288,15 +249,15 @@ context *context_claim(const binding_state *state, PyObject *got) {
     return ctx;
 }
 
-void context_unclaim(context *ctx) {
+void context_leave(context *ctx) {
     if (ctx) ctx->busy = 0;
 }
 
-int context_batch(context *ctx, PyObject *got, name_id name, int writable, batch *b) {
+int context_batch(context *ctx, PyObject *got, name_id name, const char *writer, batch *b) {
     const batch *like = &ctx->kept[KEPT_MAIN].batch;
-    if (batch_open(ctx->state, got, name, like->channel_axis, like, writable, b) < 0) return -1;
-    if (!writable) return 0;
+    if (batch_open(ctx->state, got, name, like->channel_axis, like, writer, b) < 0) return -1;
+    if (!writer) return 0;
     for (int i = 0; i < KEPT_ARRAYS; i++)
         if (refuse_overlap(&b->bytes, b->name, &ctx->kept[i].batch.bytes, "what ctx keeps") < 0) return -1;
-    return refuse_kept(ctx->state, &b->bytes, b->name);
+    return registry_refuse(ctx->state, &b->bytes, b->name, writer);
 }

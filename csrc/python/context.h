@@ -3,17 +3,14 @@
 #define ABN_PYTHON_CONTEXT_H
 
 #include "batch.h"
-
-/* Why is a kept array read-only? Because this context locked it, alone or together with others that keep the same
- * array and unlock it with the last of them; or it was read-only before, and stays so. */
-typedef enum { LOCK_NONE, LOCK_SOLE, LOCK_SHARED } lock_kind;
+#include "registry.h"
 
 /* One of the caller's arrays. batch.array is owned, and NULL where nothing is kept, or no longer; the rest stays as it
  * was found. */
 typedef struct {
     batch batch;
     npy_intp nbytes;
-    lock_kind lock;
+    saved_entry entry;
 } kept_array;
 
 /* KEPT_MAIN: x, xhat or z. */
@@ -27,13 +24,15 @@ typedef struct {
     npy_intp nbytes;
 } side_array;
 
-enum { SIDE_MASK, SIDE_BITS, SIDE_GUARDED, SIDE_ESCAPE_INDEX, SIDE_ESCAPE_XHAT, SIDE_ARRAYS };
+enum { SIDE_BITS, SIDE_GUARDED, SIDE_ESCAPE_INDEX, SIDE_ESCAPE_XHAT, SIDE_ARRAYS };
 
 typedef struct context {
     PyObject_HEAD PyObject *weak_references;
     PyObject *module; /* keeps `state` alive */
     binding_state *state;
-    struct context *next, *previous; /* in state->live */
+    const char *function; /* "forward" or "normalize" */
+    PyObject *owner;      /* a str, a function that returns one, or NULL for the function's name; "" is not recorded */
+    int is_recorded;      /* True if a ledger was told what it keeps */
 
     const char *freed_by; /* NULL while it keeps something */
     int busy;             /* a call is at work on it with the interpreter lock released */
@@ -53,23 +52,17 @@ typedef struct context {
 extern PyType_Spec context_spec;
 
 /* A context that keeps nothing yet. Making it may run the garbage collector, and that runs Python code. */
-context *context_new(PyObject *module);
+context *context_new(PyObject *module, const char *function, PyObject *owner);
 
 /* Room for the constants of x. A residual without an array is none. */
 int context_open(context *ctx, const batch *x, const batch *residual, int strategy);
 
-/* Keeps a copy of the mask, as bits. */
-int context_open_mask(context *ctx, const mask *m);
-
-/* Elements of a channel that take part: those of valid positions. */
-npy_intp context_per_channel(const context *ctx);
-
 /* Makes the arrays for what is kept beside z, now that the constants are there. Before the first write. */
 int context_open_sides(context *ctx);
 
-/* Takes hold of x (or z, the same array) and of the residual, if that is not NULL, locks them and marks the context
- * busy, before the first write. */
-void context_keep(context *ctx, PyArrayObject *array, PyArrayObject *residual);
+/* Registers x (or z, the same array) and the residual, if that is not NULL, and marks the context busy, before the first
+ * write. 0, or -1 with MemoryError. */
+int context_keep(context *ctx, PyArrayObject *array, PyArrayObject *residual);
 
 /* Takes over the escapes of abn_forward. */
 int context_keep_escapes(context *ctx);
@@ -80,20 +73,25 @@ PyObject *context_text(const context *ctx);
 /* What one of KEPT_ARRAYS is: "x", "xhat", "z" or "residual". */
 const char *context_role(const context *ctx, int which);
 
-/* Is this array locked because a live context keeps it? */
-int context_keeps(const binding_state *state, const PyArrayObject *array);
+/* Who the context belongs to, for the ledger: a new string. */
+PyObject *context_owner(const context *ctx);
 
-/* Refuses to write memory that a live context keeps, through whatever array: -1 with a ValueError that names both. */
-int refuse_kept(const binding_state *state, const footprint *written, const char *name);
+/* Tell the ledger, if one is on, what the context keeps, and that it keeps it no longer. After the last write: they run
+ * Python code. */
+void context_record(context *ctx);
+void context_record_freed(context *ctx);
 
 /* The context in an argument, if it can be used now; marks it busy. NULL with TypeError or RuntimeError. */
-context *context_claim(const binding_state *state, PyObject *got);
-void context_unclaim(context *ctx);
+context *context_acquire(const binding_state *state, PyObject *got);
+void context_leave(context *ctx);
 
-/* A batch of ctx's shape, dtype and layout. If it is to be written, it may not be what ctx keeps. */
-int context_batch(context *ctx, PyObject *got, name_id name, int writable, batch *b);
+/* A batch of ctx's shape, dtype and layout. `writer` is the function that writes it, NULL for a batch that is read. */
+int context_batch(context *ctx, PyObject *got, name_id name, const char *writer, batch *b);
 
-/* Unlocks and lets go of all it keeps. `by` names the call for later errors. */
+/* Removes its entries from the registry, which unlocks the arrays. Runs no Python code. */
+void context_unlock(context *ctx);
+
+/* Unlocks and drops everything. `by` names the call for later errors. */
 void context_free(context *ctx, const char *by);
 
 #endif

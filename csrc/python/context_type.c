@@ -1,12 +1,12 @@
 /* What Python sees of a context: attributes, recompute and release, no pickling. */
 #include "context.h"
+#include "saved_array.h"
 #include "signatures.h"
 
 #include <structmember.h>
 
 static const char *const kept_names[] = {[ABN_KEEP_Z] = "z", [ABN_KEEP_X] = "x", [ABN_KEEP_XHAT] = "xhat"};
-static const char *const side_names[SIDE_ARRAYS] = {[SIDE_MASK] = "mask",
-                                                    [SIDE_BITS] = "branch_mask",
+static const char *const side_names[SIDE_ARRAYS] = {[SIDE_BITS] = "branch_mask",
                                                     [SIDE_GUARDED] = "guarded_xhat",
                                                     [SIDE_ESCAPE_INDEX] = "escape_index",
                                                     [SIDE_ESCAPE_XHAT] = "escape_xhat"};
@@ -89,6 +89,61 @@ static PyObject *get_saved(PyObject *self, void *Py_UNUSED(closure)) {
     return proxy;
 }
 
+PyObject *context_owner(const context *ctx) {
+    PyObject *owner = ctx->owner, *name;
+    if (!owner) return PyUnicode_FromFormat("functional.%s", ctx->function);
+    Py_INCREF(owner); /* the function may set another owner */
+    name = owner_name(owner);
+    Py_DECREF(owner);
+    return name;
+}
+
+static PyObject *get_owner(PyObject *self, void *Py_UNUSED(closure)) { return context_owner((context *)self); }
+
+/* ---- the ledger, if one is on ---------------------------------------------------------------------------- */
+
+/* Takes over the reference to the result of a call of the ledger. An exception there is reported, not raised. */
+static void report(PyObject *result) {
+    if (!result) PyErr_WriteUnraisable(NULL);
+    Py_XDECREF(result);
+}
+
+void context_record(context *ctx) {
+    PyObject *recorder = ctx->state->recorder, *owner;
+    kept_part parts[KEPT_PARTS];
+    if (!recorder || (ctx->owner && PyUnicode_Check(ctx->owner) && PyUnicode_GET_LENGTH(ctx->owner) == 0)) return;
+    ctx->is_recorded = 1;
+    kept_parts(ctx, parts);
+    owner = context_owner(ctx);
+    if (!owner) PyErr_WriteUnraisable(NULL);
+    for (int i = 0; owner && i < KEPT_PARTS; i++)
+        if (parts[i].array)
+            report(PyObject_CallMethod(recorder, "saved", "nOsOO", (Py_ssize_t)ctx, owner, parts[i].name,
+                                       (PyObject *)parts[i].array, ctx->state->activations[ctx->core.activation]));
+    Py_XDECREF(owner);
+}
+
+/* Called by destructors, too: an exception that is on its way stays. */
+void context_record_freed(context *ctx) {
+    PyObject *recorder = ctx->state->recorder;
+    if (!recorder || !ctx->is_recorded) return;
+    ctx->is_recorded = 0;
+#if PY_VERSION_HEX >= 0x030C0000
+    PyObject *pending = PyErr_GetRaisedException();
+#else
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+#endif
+    report(PyObject_CallMethod(recorder, "freed", "n", (Py_ssize_t)ctx));
+#if PY_VERSION_HEX >= 0x030C0000
+    PyErr_SetRaisedException(pending);
+#else
+    PyErr_Restore(type, value, traceback);
+#endif
+}
+
+/* ---- sizes and text ---------------------------------------------------------------------------------------- */
+
 static PyObject *get_nbytes(PyObject *self, void *Py_UNUSED(closure)) {
     kept_part parts[KEPT_PARTS];
     npy_intp bytes = 0;
@@ -135,7 +190,7 @@ static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssi
 
     if (bind_args(state, &recompute_signature, args, positionals, kwnames, got) < 0) return NULL;
     if (machine_args(state, got, &machine) < 0) return NULL;
-    if (!(ctx = context_claim(state, self))) goto done;
+    if (!(ctx = context_acquire(state, self))) goto done;
     like = &ctx->kept[KEPT_MAIN].batch;
     machine_settle(state, batch_elements(like), &machine);
     if (ctx->core.keep == ABN_KEEP_Z) {
@@ -143,8 +198,8 @@ static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssi
                      state->strategies[ctx->strategy]);
         goto done;
     }
-    if (given(got[NAME_OUT])) {
-        if (context_batch(ctx, got[NAME_OUT], NAME_OUT, 1, &z) < 0) goto done;
+    if (is_provided(got[NAME_OUT])) {
+        if (context_batch(ctx, got[NAME_OUT], NAME_OUT, "recompute", &z) < 0) goto done;
     } else if (!(fresh = batch_like(like, &z))) {
         goto done;
     }
@@ -156,7 +211,7 @@ static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssi
     if (status_check(status) == 0) result = Py_NewRef((PyObject *)z.array);
 done:
     Py_XDECREF(fresh);
-    context_unclaim(ctx);
+    context_leave(ctx);
     return result;
 }
 
@@ -184,6 +239,7 @@ static int context_traverse(PyObject *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(ctx->module);
     Py_VISIT(ctx->dtype);
+    Py_VISIT(ctx->owner);
     for (int i = 0; i < KEPT_ARRAYS; i++) Py_VISIT(ctx->kept[i].batch.array);
     for (int i = 0; i < SIDE_ARRAYS; i++) Py_VISIT(ctx->sides[i].array);
     return 0;
@@ -199,6 +255,7 @@ static void context_dealloc(PyObject *self) {
     context *ctx = (context *)self;
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
+    context_unlock(ctx); /* before a callback of a weak reference can find the entries of a context that is going */
     if (ctx->weak_references) PyObject_ClearWeakRefs(self);
     context_free(ctx, "its deletion");
     Py_XDECREF(ctx->dtype);
@@ -222,6 +279,7 @@ static PyGetSetDef attributes[] = {
     {"shape", get_shape, NULL, "The shape of x, z and their gradients.", NULL},
     {"dtype", get_dtype, NULL, "Their dtype.", NULL},
     {"channel_axis", get_channel_axis, NULL, "1 or -1.", NULL},
+    {"owner", get_owner, NULL, "Who needs what is kept: named in messages and by memory.ledger().", NULL},
     {"saved", get_saved, NULL,
      "Everything kept for the backward, by role, as a read-only mapping. RuntimeError once freed.", NULL},
     {"nbytes", get_nbytes, NULL, "The bytes of `saved`, each array once; 0 once freed.", NULL},

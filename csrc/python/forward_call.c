@@ -1,6 +1,7 @@
 /* forward and normalize: one call with the batch's own statistics, the running ones, or given ones. */
 #include "calls.h"
 #include "context.h"
+#include "saved_array.h"
 #include "signatures.h"
 
 #include <float.h>
@@ -25,9 +26,10 @@ typedef struct {
     double momentum, eps, activation_param, count;
     abn_machine machine;
     batch x, z, residual;
-    mask mask;
     vector vectors[VECTORS];
 } forward_call;
+
+static const char *writer_of(const forward_call *call) { return call->is_normalize ? "normalize" : "forward"; }
 
 /* ---- arguments that are no arrays ------------------------------------------------------------------------ */
 
@@ -41,7 +43,7 @@ static int refuse_number(name_id name, const char *wanted, double got) {
 /* Is there a slope exactly where the activation takes one? */
 static int slope_check(const forward_call *call, const abn_activation_info *info) {
     const int wanted = info->param == ABN_CHANNEL_PARAM;
-    if (wanted == given(call->got[NAME_SLOPE])) return 0;
+    if (wanted == is_provided(call->got[NAME_SLOPE])) return 0;
     if (wanted)
         PyErr_Format(PyExc_ValueError,
                      "slope is needed by activation '%s': an array of shape (%zd,), one element per channel, or (1,); "
@@ -83,6 +85,7 @@ static int options_read(forward_call *call) {
     call->momentum = 0.1;
     call->eps = 1e-5;
     call->activation_param = 0.01;
+    if (is_provided(got[NAME_OWNER]) && owner_arg(got[NAME_OWNER]) < 0) return -1;
     if (channel_axis_arg(got[NAME_CHANNEL_AXIS], &call->channel_axis) < 0 ||
         machine_args(call->state, got, &call->machine) < 0 ||
         bool_arg(got[NAME_TRAINING], NAME_TRAINING, &call->training) < 0 ||
@@ -102,21 +105,14 @@ static int options_read(forward_call *call) {
 
 /* Elements per channel behind the statistics. One alone has no variance; none at all is an empty batch. */
 static int count_check(forward_call *call) {
-    const npy_intp own = call->mask.valid;
+    const npy_intp own = batch_per_channel(&call->x);
     PyObject *shape;
     if (!call->is_normalize) call->count = (double)own;
     if (!isfinite(call->count) || call->count < 0.0)
         return refuse_number(NAME_COUNT, "at least 0 and finite", call->count);
-    if (!call->training || call->count > 1.0 || (call->count == 0.0 && own * call->x.core.channels == 0)) return 0;
+    if (!call->training || call->count > 1.0 || (call->count == 0.0 && batch_elements(&call->x) == 0)) return 0;
     if (call->is_normalize)
         return refuse_number(NAME_COUNT, "more than 1 element per channel behind mean and var", call->count);
-    if (call->mask.array) {
-        PyErr_Format(PyExc_ValueError,
-                     "mask must leave more than 1 valid position in training, got %zd of %zd; use a larger batch or "
-                     "training=False",
-                     (Py_ssize_t)own, (Py_ssize_t)batch_per_channel(&call->x));
-        return -1;
-    }
     shape = PyArray_IntTupleFromIntp(call->x.ndim, call->x.shape);
     if (shape)
         PyErr_Format(PyExc_ValueError,
@@ -137,14 +133,14 @@ static int vectors_open(forward_call *call) {
     for (int i = 0; i < VECTORS; i++) {
         PyObject *got = call->got[names[i]];
         vector *v = &call->vectors[i];
-        const int writable = call->training && (i == RUNNING_MEAN || i == RUNNING_VAR);
+        const int is_updated = call->training && (i == RUNNING_MEAN || i == RUNNING_VAR);
         if (i >= MEAN && call->is_normalize && got == Py_None) {
             PyErr_Format(PyExc_TypeError, "%s must be a numpy.ndarray, got None", name_texts[names[i]]);
             return -1;
         }
-        if (i == SLOPE
-                ? slope_open(call->state, got, channels, type, v) < 0
-                : vector_open(call->state, got, names[i], channels, i < MEAN ? type : NPY_DOUBLE, writable, v) < 0)
+        if (i == SLOPE ? slope_open(call->state, got, channels, type, v) < 0
+                       : vector_open(call->state, got, names[i], channels, i < MEAN ? type : NPY_DOUBLE,
+                                     is_updated ? writer_of(call) : NULL, v) < 0)
             return -1;
     }
     if (!call->vectors[RUNNING_MEAN].array != !call->vectors[RUNNING_VAR].array) {
@@ -166,21 +162,19 @@ static int written_check(const forward_call *call, const footprint *written, con
         if (written != &v[i].bytes && refuse_overlap(written, name, &v[i].bytes, v[i].name) < 0) return -1;
     if (written != &call->x.bytes && refuse_overlap(written, name, &call->x.bytes, "x") < 0) return -1;
     if (refuse_overlap(written, name, &call->residual.bytes, "residual") < 0) return -1;
-    if (refuse_overlap(written, name, &call->mask.bytes, "mask") < 0) return -1;
-    return refuse_kept(call->state, written, name);
+    return registry_refuse(call->state, written, name, writer_of(call));
 }
 
 static int arrays_open(forward_call *call) {
-    const int x_is_written = strategy_table[call->strategy].keep != ABN_KEEP_X;
+    const char *x_writer = strategy_table[call->strategy].keep != ABN_KEEP_X ? writer_of(call) : NULL;
     PyObject *residual = call->got[NAME_RESIDUAL];
-    if (batch_open(call->state, call->got[NAME_X], NAME_X, call->channel_axis, NULL, x_is_written, &call->x) < 0 ||
-        activation_check(call, call->x.core.dtype) < 0 ||
-        mask_open(call->state, call->got[NAME_MASK], &call->x, &call->mask) < 0 || count_check(call) < 0)
+    if (batch_open(call->state, call->got[NAME_X], NAME_X, call->channel_axis, NULL, x_writer, &call->x) < 0 ||
+        activation_check(call, call->x.core.dtype) < 0 || count_check(call) < 0)
         return -1;
-    if (given(residual) &&
-        batch_open(call->state, residual, NAME_RESIDUAL, call->channel_axis, &call->x, 0, &call->residual) < 0)
+    if (is_provided(residual) &&
+        batch_open(call->state, residual, NAME_RESIDUAL, call->channel_axis, &call->x, NULL, &call->residual) < 0)
         return -1;
-    if (vectors_open(call) < 0 || (x_is_written && written_check(call, &call->x.bytes, "x") < 0)) return -1;
+    if (vectors_open(call) < 0 || (x_writer && written_check(call, &call->x.bytes, "x") < 0)) return -1;
     for (int i = RUNNING_MEAN; call->training && i <= RUNNING_VAR; i++)
         if (written_check(call, &call->vectors[i].bytes, call->vectors[i].name) < 0) return -1;
     machine_settle(call->state, batch_elements(&call->x), &call->machine);
@@ -220,7 +214,6 @@ static int context_prepare(const forward_call *call, context *ctx) {
     const npy_intp channels = call->x.core.channels;
     abn_norm *norm;
     if (context_open(ctx, &call->x, &call->residual, call->strategy) < 0) return -1;
-    if (context_open_mask(ctx, &call->mask) < 0) return -1;
     ctx->training = call->training;
     ctx->has_weight = call->vectors[WEIGHT].array != NULL;
     ctx->has_bias = call->vectors[BIAS].array != NULL;
@@ -258,14 +251,17 @@ static PyObject *run(forward_call *call, context *ctx) {
     if (context_prepare(call, ctx) < 0) return NULL;
     call->z = call->x;
     if (ctx->core.keep != ABN_KEEP_Z && !(fresh = batch_like(&call->x, &call->z))) return NULL;
-    context_keep(ctx, call->x.array, call->residual.array);
+    if (context_keep(ctx, call->x.array, call->residual.array) < 0) {
+        Py_XDECREF(fresh);
+        return NULL;
+    }
     if (elements > 0) {
         unlocked = unlock_interpreter(elements);
         status = abn_forward(&call->machine, &call->x.core, &call->z.core, &ctx->core,
                              call->training && !call->is_normalize);
         lock_interpreter(unlocked);
     }
-    context_unclaim(ctx);
+    context_leave(ctx);
     if (status_check(status) < 0 || context_keep_escapes(ctx) < 0) {
         context_free(ctx, "an error in forward");
     } else {
@@ -285,8 +281,9 @@ static PyObject *forward_or_normalize(PyObject *module, PyObject *const *args, P
     PyObject *result = NULL;
     context *ctx;
     if (bind_args(call.state, sig, args, positionals, kwnames, call.got) < 0 || options_read(&call) < 0) return NULL;
-    if (!(ctx = context_new(module))) return NULL;
+    if (!(ctx = context_new(module, sig->function, call.got[NAME_OWNER]))) return NULL;
     if (arrays_open(&call) == 0) result = run(&call, ctx);
+    if (result) context_record(ctx);
     Py_DECREF(ctx);
     return result;
 }

@@ -6,6 +6,8 @@
 
 #include "calls.h"
 #include "context.h"
+#include "registry.h"
+#include "saved_array.h"
 #include "signatures.h"
 
 #ifndef ABN_VERSION /* setup.py passes pyproject.toml's */
@@ -120,12 +122,16 @@ static int module_exec(PyObject *module) {
     if (state->threads > ABN_MAX_THREADS) state->threads = ABN_MAX_THREADS;
     state->context_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &context_spec, NULL);
     if (!state->context_type || PyModule_AddType(module, state->context_type) < 0) return -1;
+    state->saved_array_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &saved_array_spec, NULL);
+    if (!state->saved_array_type || PyModule_AddType(module, state->saved_array_type) < 0) return -1;
     return PyModule_AddStringConstant(module, "__version__", ABN_VERSION);
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     binding_state *state = state_of(module);
     Py_VISIT(state->context_type);
+    Py_VISIT(state->saved_array_type);
+    Py_VISIT(state->recorder);
     Py_VISIT(state->memmap);
     return 0;
 }
@@ -133,6 +139,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
 static int module_clear(PyObject *module) {
     binding_state *state = state_of(module);
     Py_CLEAR(state->context_type);
+    Py_CLEAR(state->saved_array_type);
+    Py_CLEAR(state->recorder);
     Py_CLEAR(state->memmap);
     return 0;
 }
@@ -140,6 +148,7 @@ static int module_clear(PyObject *module) {
 static void module_free(void *module) {
     binding_state *state = state_of(module);
     module_clear(module);
+    registry_close(state);
     for (int i = 0; i < NAMES; i++) Py_CLEAR(state->names[i]);
     for (int i = 0; i < ABN_ACTIVATIONS; i++) Py_CLEAR(state->activations[i]);
     for (int i = 0; i < STRATEGIES; i++) Py_CLEAR(state->strategies[i]);
@@ -158,9 +167,15 @@ static PyMethodDef methods[] = {
     FAST(backward_reduce),
     FAST(backward_apply),
     FAST(stream),
+    FAST(save),
+    FAST(saved_by),
+    FAST(refuse_if_saved),
+    FAST(restore_writeable),
+    FAST(set_recorder),
     {"set_num_threads", (PyCFunction)(void (*)(void))set_num_threads, METH_FASTCALL | METH_KEYWORDS,
      set_num_threads_doc},
     {"get_num_threads", get_num_threads, METH_NOARGS, get_num_threads_doc},
+    {"saved_count", call_saved_count, METH_NOARGS, saved_count_doc},
     {"info", info, METH_NOARGS, info_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -171,7 +186,7 @@ static PyModuleDef_Slot slots[] = {
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED}, /* NumPy does not support them */
 #endif
 #if PY_VERSION_HEX >= 0x030D0000
-    {Py_mod_gil, Py_MOD_GIL_USED}, /* the list of live contexts and the flags of their arrays rely on it */
+    {Py_mod_gil, Py_MOD_GIL_USED}, /* the registry and the flags of the arrays rely on it */
 #endif
     {0, NULL},
 };

@@ -4,30 +4,54 @@
 /* Comparisons until two footprints count as sharing memory: a millisecond or so. */
 enum { PATIENCE = 100000 };
 
+/* Joins runs that lie side by side, so that a contiguous array is a single run. `steps`: widest first. */
+static int join(step *steps, int depth, npy_intp *run) {
+    while (depth > 0 && steps[depth - 1].stride == *run) *run *= steps[--depth].count;
+    for (int i = depth - 2; i >= 0; i--) {
+        if (steps[i].stride != steps[i + 1].count * steps[i + 1].stride) continue;
+        steps[i] = (step){steps[i].count * steps[i + 1].count, steps[i + 1].stride};
+        for (int j = i + 1; j + 1 < depth; j++) steps[j] = steps[j + 1];
+        depth--;
+    }
+    return depth;
+}
+
 footprint footprint_of(const void *data, npy_intp item, const step *steps, int depth) {
+    step sorted[NPY_MAXDIMS];
     footprint f = {.low = (uintptr_t)data, .run = item};
     npy_intp reach = item;
+    int used = 0;
     if (item == 0) return (footprint){0};
     for (int i = 0; i < depth; i++) {
-        int place = f.depth;
+        int place = used;
         if (steps[i].count == 0) return (footprint){0};
         if (steps[i].count == 1) continue;
-        for (; place > 0 && f.steps[place - 1].stride < steps[i].stride; place--) f.steps[place] = f.steps[place - 1];
-        f.steps[place] = steps[i];
-        f.depth++;
+        for (; place > 0 && sorted[place - 1].stride < steps[i].stride; place--) sorted[place] = sorted[place - 1];
+        sorted[place] = steps[i];
+        used++;
         reach += (steps[i].count - 1) * steps[i].stride;
     }
     f.high = f.low + (uintptr_t)reach;
-    /* Join what lies side by side: a contiguous array is a single run. */
-    while (f.depth > 0 && f.steps[f.depth - 1].stride == f.run) f.run *= f.steps[--f.depth].count;
-    for (int i = f.depth - 2; i >= 0; i--) {
-        if (f.steps[i].stride != f.steps[i + 1].count * f.steps[i + 1].stride) continue;
-        f.steps[i] = (step){f.steps[i].count * f.steps[i + 1].count, f.steps[i + 1].stride};
-        for (int j = i + 1; j + 1 < f.depth; j++) f.steps[j] = f.steps[j + 1];
-        f.depth--;
-    }
+    used = join(sorted, used, &f.run);
+    for (; used > FOOTPRINT_STEPS; used--) f.run += (sorted[used - 1].count - 1) * sorted[used - 1].stride;
+    f.depth = used;
+    for (int i = 0; i < used; i++) f.steps[i] = sorted[i];
     return f;
 }
+
+footprint footprint_of_array(const PyArrayObject *array) {
+    step steps[NPY_MAXDIMS];
+    const char *data = PyArray_BYTES(array);
+    const int ndim = PyArray_NDIM(array);
+    for (int i = 0; i < ndim; i++) {
+        const npy_intp count = PyArray_DIM(array, i), stride = PyArray_STRIDE(array, i);
+        steps[i] = (step){count > 1 && stride == 0 ? 1 : count, stride < 0 ? -stride : stride};
+        if (count > 1 && stride < 0) data += (count - 1) * stride;
+    }
+    return footprint_of(data, PyArray_ITEMSIZE(array), steps, ndim);
+}
+
+footprint footprint_of_range(const void *data, npy_intp nbytes) { return footprint_of(data, nbytes, NULL, 0); }
 
 /* One step of the widest stride, the first. */
 static footprint inside(const footprint *f) {

@@ -4,9 +4,10 @@
 
 #include "binding.h"
 
-/* Runs of `run` bytes at low + i*steps[0].stride + j*steps[1].stride + ..., widest strides first. Strides are positive,
- * and each steps over all that the smaller ones reach: so it is in every array that batch_open and vector_open let
- * pass. All zeros: no bytes at all. */
+enum { FOOTPRINT_STEPS = 4 };
+
+/* Runs of `run` bytes at low + i*steps[0].stride + j*steps[1].stride + ..., widest strides first. Strides are positive.
+ * All zeros: no bytes at all. */
 typedef struct {
     npy_intp count, stride; /* stride in bytes */
 } step;
@@ -15,11 +16,17 @@ typedef struct {
     uintptr_t low, high; /* high is past the last byte */
     npy_intp run;
     int depth;
-    step steps[3];
+    step steps[FOOTPRINT_STEPS];
 } footprint;
 
 /* `steps` in any order; those of one element drop out. */
 footprint footprint_of(const void *data, npy_intp item, const step *steps, int depth);
+
+/* Of any array. Exact, but for arrays of more than FOOTPRINT_STEPS steps: their narrowest ones are filled up. */
+footprint footprint_of_array(const PyArrayObject *array);
+
+/* Of `nbytes` bytes without gaps. */
+footprint footprint_of_range(const void *data, npy_intp nbytes);
 
 /* Given that they reach into one another, do they share a byte? Exact, but for patterns that take too long to compare:
  * those do. */

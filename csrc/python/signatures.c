@@ -2,8 +2,8 @@
 
 #define NORM_NAMES NAME_MOMENTUM, NAME_EPS, NAME_ACTIVATION, NAME_ACTIVATION_PARAM, NAME_STRATEGY
 #define NORM_TEXT "momentum=0.1, eps=1e-05, activation='leaky_relu', activation_param=0.01, strategy='inplace'"
-#define MORE_NAMES NAME_CHANNEL_AXIS, NAME_RESIDUAL, NAME_SLOPE, NAME_MASK
-#define MORE_TEXT "channel_axis=1, residual=None, slope=None, mask=None"
+#define MORE_NAMES NAME_CHANNEL_AXIS, NAME_RESIDUAL, NAME_SLOPE
+#define MORE_TEXT "channel_axis=1, residual=None, slope=None"
 #define MACHINE_NAMES NAME_THREADS, NAME_ISA
 #define MACHINE_TEXT "threads=None, isa=None"
 
@@ -13,18 +13,19 @@
     const signature function##_signature = {#function, required, positional, sizeof function##_names, function##_names}
 
 SIGNATURE(forward, 1, 1, NAME_X, NAME_WEIGHT, NAME_BIAS, NAME_RUNNING_MEAN, NAME_RUNNING_VAR, NAME_TRAINING, NORM_NAMES,
-          MORE_NAMES, MACHINE_NAMES);
+          MORE_NAMES, MACHINE_NAMES, NAME_OWNER);
 const char forward_doc[] =
     "forward($module, /, x, *, weight=None, bias=None, running_mean=None, running_var=None, training=True, " NORM_TEXT
-    ", " MORE_TEXT ", " MACHINE_TEXT ")\n--\n\n"
+    ", " MORE_TEXT ", " MACHINE_TEXT ", owner=None)\n--\n\n"
     "(z, ctx): batch norm of x, plus residual, and activation, over x itself for the in-place strategies.\n\n"
-    "inplace_abn.functional.forward documents it; isa= forces an instruction set for this call.";
+    "inplace_abn.functional.forward documents it; isa= forces an instruction set for\n"
+    "this call; owner=, a str or a function that returns one, names the context in messages and in the ledger.";
 
 SIGNATURE(normalize, 4, 1, NAME_X, NAME_MEAN, NAME_VAR, NAME_COUNT, NAME_WEIGHT, NAME_BIAS, NAME_RUNNING_MEAN,
-          NAME_RUNNING_VAR, NORM_NAMES, MORE_NAMES, MACHINE_NAMES);
+          NAME_RUNNING_VAR, NORM_NAMES, MORE_NAMES, MACHINE_NAMES, NAME_OWNER);
 const char normalize_doc[] =
     "normalize($module, /, x, *, mean, var, count, weight=None, bias=None, running_mean=None, "
-    "running_var=None, " NORM_TEXT ", " MORE_TEXT ", " MACHINE_TEXT ")\n--\n\n"
+    "running_var=None, " NORM_TEXT ", " MORE_TEXT ", " MACHINE_TEXT ", owner=None)\n--\n\n"
     "(z, ctx): forward in training mode, with statistics from elsewhere over count elements per channel.";
 
 SIGNATURE(backward, 2, 2, NAME_CTX, NAME_DZ, NAME_OVERWRITE, NAME_RESIDUAL_GRAD, MACHINE_NAMES);
@@ -46,10 +47,10 @@ const char backward_apply_doc[] =
     "dx: the second half of backward, with sums over count elements per channel; frees ctx.\n\n"
     "The gradient of the residual is added to residual_grad.";
 
-SIGNATURE(statistics, 1, 1, NAME_X, NAME_CHANNEL_AXIS, NAME_MASK, MACHINE_NAMES);
-const char statistics_doc[] = "statistics($module, /, x, *, channel_axis=1, mask=None, " MACHINE_TEXT ")\n--\n\n"
-                              "(mean, var, count): float64 mean and biased variance of every channel, and elements per "
-                              "channel, of valid positions.";
+SIGNATURE(statistics, 1, 1, NAME_X, NAME_CHANNEL_AXIS, MACHINE_NAMES);
+const char statistics_doc[] =
+    "statistics($module, /, x, *, channel_axis=1, " MACHINE_TEXT ")\n--\n\n"
+    "(mean, var, count): float64 mean and biased variance of every channel, and elements per channel.";
 
 SIGNATURE(stream, 1, 1, NAME_A, NAME_B, NAME_C, NAME_D, MACHINE_NAMES);
 const char stream_doc[] = "stream($module, /, a, *, b=None, c=1.0, d=0.0, " MACHINE_TEXT ")\n--\n\n"
@@ -72,3 +73,34 @@ const char recompute_doc[] = "recompute($self, /, *, out=None, " MACHINE_TEXT ")
 const char release_doc[] =
     "release($self, /)\n--\n\n"
     "Unlocks and lets go of everything kept, without a backward. Harmless when that has happened already.";
+
+SIGNATURE(save, 3, 1, NAME_ARRAY, NAME_OWNER, NAME_ROLE);
+const char save_doc[] =
+    "save($module, /, array, *, owner, role)\n--\n\n"
+    "A SavedArray: array, or (address, nbytes) of other memory, must stay as it is until that is released.\n\n"
+    "An array is read-only until its last SavedArray or Context is released. owner: a str, or a function that returns\n"
+    "one; role: a str, such as 'input'.";
+
+SIGNATURE(saved_by, 1, 1, NAME_ARRAY);
+const char saved_by_doc[] = "saved_by($module, /, array)\n--\n\n"
+                            "(owner, role) of something saved that shares memory with array, or None.";
+
+SIGNATURE(refuse_if_saved, 2, 1, NAME_ARRAY, NAME_WRITER);
+const char refuse_if_saved_doc[] =
+    "refuse_if_saved($module, /, array, *, writer)\n--\n\n"
+    "Raises ValueError if something saved shares memory with array: ask before writing in place.";
+
+SIGNATURE(restore_writeable, 1, 1, NAME_ARRAY);
+const char restore_writeable_doc[] =
+    "restore_writeable($module, /, array)\n--\n\n"
+    "True if this very array is saved: then it becomes writeable when it no longer is.";
+
+SIGNATURE(set_recorder, 1, 1, NAME_RECORDER);
+const char set_recorder_doc[] = "set_recorder($module, /, recorder)\n--\n\n"
+                                "Sets the memory.Ledger that contexts tell what they keep and free, or None.";
+
+const char saved_release_doc[] = "release($self, /)\n--\n\n"
+                                 "Unlocks and drops the array. Harmless when that has happened already.";
+
+const char saved_count_doc[] = "saved_count($module, /)\n--\n\n"
+                               "How many arrays are saved, each as often as it is.";

@@ -6,7 +6,7 @@
 static const char *type_text(int type) { return type == NPY_DOUBLE ? "float64" : "float32"; }
 
 /* An array of one dimension and this type number. */
-static int line_open(binding_state *state, PyObject *got, const char *name, int type, int writable,
+static int line_open(binding_state *state, PyObject *got, const char *name, int type, const char *writer,
                      PyArrayObject **array) {
     if (kind_gate(state, got, name, array) < 0) return -1;
     if (PyArray_TYPE(*array) != type) {
@@ -19,16 +19,16 @@ static int line_open(binding_state *state, PyObject *got, const char *name, int 
                      PyArray_NDIM(*array), name);
         return -1;
     }
-    return memory_gate(state, *array, name, writable);
+    return memory_gate(state, *array, name, writer);
 }
 
 static int channels_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int or_one, int type,
-                         int writable, vector *v) {
+                         const char *writer, vector *v) {
     PyArrayObject *array;
     npy_intp length;
     *v = (vector){.name = name_texts[name]};
-    if (!given(got)) return 0;
-    if (line_open(state, got, v->name, type, writable, &array) < 0) return -1;
+    if (!is_provided(got)) return 0;
+    if (line_open(state, got, v->name, type, writer, &array) < 0) return -1;
     length = PyArray_DIM(array, 0);
     if (length != channels && !(or_one && length == 1)) {
         PyErr_Format(PyExc_ValueError, "%s must have shape (%zd,), one element per channel,%s got (%zd,)", v->name,
@@ -48,19 +48,19 @@ static int channels_open(binding_state *state, PyObject *got, name_id name, npy_
     return 0;
 }
 
-int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int type, int writable,
+int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int type, const char *writer,
                 vector *v) {
-    return channels_open(state, got, name, channels, 0, type, writable, v);
+    return channels_open(state, got, name, channels, 0, type, writer, v);
 }
 
 int slope_open(binding_state *state, PyObject *got, npy_intp channels, int type, vector *v) {
-    return channels_open(state, got, NAME_SLOPE, channels, 1, type, 0, v);
+    return channels_open(state, got, NAME_SLOPE, channels, 1, type, NULL, v);
 }
 
-int stream_open(binding_state *state, PyObject *got, name_id name, npy_intp count, int writable,
+int stream_open(binding_state *state, PyObject *got, name_id name, npy_intp count, const char *writer,
                 PyArrayObject **array) {
     const char *text = name_texts[name];
-    if (line_open(state, got, text, NPY_FLOAT, writable, array) < 0) return -1;
+    if (line_open(state, got, text, NPY_FLOAT, writer, array) < 0) return -1;
     if (!PyArray_IS_C_CONTIGUOUS(*array)) {
         PyErr_Format(PyExc_ValueError, "%s must be contiguous, got a stride of %zd bytes", text,
                      (Py_ssize_t)PyArray_STRIDE(*array, 0));

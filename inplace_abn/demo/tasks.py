@@ -126,7 +126,7 @@ class Digits:
         self.test = as_input(enlarge(test, SIZE // 8), setting.dtype), test_labels
 
     def batches(self, epoch):
-        """Go through the training images in an order of the epoch's own, as (images, labels)."""
+        """Yield the training images in an order that depends on the epoch, as (images, labels)."""
         rng, size = np.random.default_rng((self._setting.seed, epoch)), self._setting.batch_size
         order = rng.permutation(len(self._labels))
         windows = np.lib.stride_tricks.sliding_window_view(self._padded, (SIZE, SIZE), axis=(1, 2))
@@ -151,7 +151,7 @@ class Pixels:
         self.test = as_input(images, setting.dtype), targets
 
     def batches(self, epoch):
-        """Go through newly composed images, as (images, labels of the pixels)."""
+        """Yield newly composed images, as (images, labels of the pixels)."""
         rng = np.random.default_rng((self._setting.seed, 2, epoch))
         for _ in range(self.steps):
             images, targets = compose(self._train, self._labels, self._setting.batch_size, rng)

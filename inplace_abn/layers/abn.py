@@ -10,7 +10,7 @@ from .activation import Activation, activation_of, parameter_of
 from .base import Layer, Parameter
 from .checks import choice, goes_with, precision
 from .context import is_once_more
-from .kept import claim
+from .saved_arrays import refuse_if_saved
 
 
 class ABN(Layer):
@@ -19,9 +19,6 @@ class ABN(Layer):
     ``layer(x, residual=r)`` is ``activation(weight * xhat + bias + r)``; the backward then returns
     ``(dx, dr)``. r, of the shape, dtype and memory layout of x, is kept as well, which costs nothing where
     another layer keeps it already, such as the convolution whose input it is.
-
-    ``layer(x, mask=mask)`` takes a bool array of the shape of x without its channels: statistics, results and
-    gradients are those of the positions where it is True, and 0 elsewhere, whatever x is there.
 
     Loads what `torch.nn.BatchNorm2d` (1d, 3d) saves, and gives the same results. Everything about the
     strategies is said at `inplace_abn.functional.forward`; for a chain of this layer and a convolution,
@@ -93,7 +90,6 @@ class ABN(Layer):
            [1.09, 1.09]], dtype=float32)
     """
 
-    takes_mask = True
     buffers = ("running_mean", "running_var", "num_batches_tracked")
 
     def __init__(
@@ -146,42 +142,33 @@ class ABN(Layer):
         follows = ACTIVATIONS["identity" if activation is None else activation.activation]
         return KEEPS[self.strategy] == "z" and self.activation == "identity" and follows.invertible
 
-    def forward(self, ctx, x, residual=None, *, activation=None, mask=None):
+    def forward(self, ctx, x, residual=None, *, activation=None):
         """Normalize, add the residual, and activate: as `activation`, a layer, does, or as this one does."""
-        self._check(x, mask)
+        self._check(x)
         chosen = self if activation is None else activation
         if not isinstance(chosen, (ABN, Activation)):
             raise TypeError(f"activation must be a layer, an Activation for one, or None, got {activation!r}")
         arrays = {"residual": residual, "slope": None if chosen.slope is None else chosen.slope.data}
         goes_with(x, *self._arrays().values(), arrays["slope"])
         if self.overwrites_input:
-            claim(x, f"strategy {self.strategy!r}")
-        writeable = {KEEPS[self.strategy]: x.flags.writeable}
-        if isinstance(residual, np.ndarray):
-            writeable["residual"] = residual.flags.writeable
-        z, kept = functional.forward(
+            refuse_if_saved(x, f"strategy {self.strategy!r}")
+        z = ctx.normalize(
             x, **self._arrays(), training=self._normalizes_by_batch,
             momentum=self._momentum(), eps=self.eps, activation=chosen.activation,
             activation_param=chosen.activation_param, strategy=self.strategy, channel_axis=self.channel_axis,
-            mask=mask, **arrays,
+            **arrays,
         )  # fmt: skip
         if self._updates:
             self.num_batches_tracked += 1
         if ctx.recording:
             ctx.slope = chosen.slope
-            self._keep(ctx, kept, z, writeable)
+            if self.strategy in ("checkpoint", "checkpoint_xhat"):
+                ctx.offer(z, ctx.normalization.recompute)
         return z
-
-    def _keep(self, ctx, kept, z, writeable):
-        ctx.kept = kept
-        for role, array in kept.saved.items():
-            ctx.keep(role, array, writeable.get(role), kept.activation)
-        if self.strategy in ("checkpoint", "checkpoint_xhat"):
-            ctx.offer(z, kept.recompute, KEEPS[self.strategy])
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Gradients of x, of the residual if there was one, and of weight, bias and slope."""
-        found = functional.backward(ctx.kept, dz, overwrite=overwrite)
+        found = functional.backward(ctx.normalization, dz, overwrite=overwrite)
         if ctx.slope is not None:
             ctx.slope.accumulate(found.dslope)
         inputs = (found.dx,) if found.dresidual is None else (found.dx, found.dresidual)
@@ -209,7 +196,7 @@ class ABN(Layer):
             return self.momentum
         return 1 / (int(self.num_batches_tracked) + 1) if self.track_running_stats else 0.0
 
-    def _check(self, x, mask):
+    def _check(self, x):
         arguments.plain("x", x)
         if x.ndim < 2:
             return  # functional.forward says what is wrong
@@ -221,19 +208,18 @@ class ABN(Layer):
                 f"num_features={features} takes x of shape {shape}, got {x.shape} with "
                 f"{x.shape[self.channel_axis]} channels{elsewhere}"
             )
-        if self._normalizes_by_batch and _values_per_channel(x, self.num_features, mask) == 1:
-            raise ValueError(self._of_one_value(x, mask))
+        if x.size == self.num_features and self._normalizes_by_batch:
+            raise ValueError(self._of_one_value(x))
 
-    def _of_one_value(self, x, mask):
+    def _of_one_value(self, x):
         """Say it before functional.forward does, which advises an argument that a layer does not have."""
         when, instead = "in training", "eval()"
         if not self.track_running_stats:
             when = "with track_running_stats=False"
             instead = "eval() of a layer with track_running_stats=True"
-        valid = "" if mask is None else " with 1 position where mask is True"
         return (
-            f"x must have more than 1 value per channel {when}, got shape {x.shape}{valid}; use a larger "
-            f"batch or larger images, or {instead}, for the running statistics"
+            f"x must have more than 1 value per channel {when}, got shape {x.shape}; use a larger batch or "
+            f"larger images, or {instead}, for the running statistics"
         )
 
     def extra_repr(self):
@@ -248,12 +234,6 @@ class ABN(Layer):
             f"track_running_stats={self.track_running_stats}, activation={self.activation!r}, "
             f"activation_param={self.activation_param}{slopes}{axis}"
         )
-
-
-def _values_per_channel(x, channels, mask):
-    """Return how many count. A mask that is no bool array is left to functional.forward, which refuses it."""
-    masked = isinstance(mask, np.ndarray) and mask.dtype == bool
-    return int(np.count_nonzero(mask)) if masked else x.size // channels
 
 
 class InPlaceABN(ABN):

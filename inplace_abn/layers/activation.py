@@ -7,7 +7,7 @@ from .._numbers import finite, integer, positive
 from ..ops import activation
 from .base import Layer, Parameter
 from .checks import choice, precision
-from .kept import claim
+from .saved_arrays import refuse_if_saved
 
 #: What others call some of the activations.
 ALIASES = {
@@ -98,7 +98,7 @@ class Activation(Layer):
     def forward(self, ctx, x):
         """Return activation(x)."""
         if self.overwrites_input and isinstance(x, np.ndarray):
-            claim(x, "inplace=True")
+            refuse_if_saved(x, "inplace=True")
         param = self.activation_param if self.slope is None else self.slope.data
         return activation.forward(
             ctx, x, activation=self.activation, param=param, channel_axis=self.channel_axis,

@@ -119,18 +119,21 @@ class Layer(_Named, StateMixin):
         Does a call overwrite its input?
     returns_input : bool
         May a call return its input itself, or a view of it?
+    overwrite_input : bool
+        True allows that a call overwrites an array that comes from outside, where layers inside work in
+        place. Containers copy it otherwise; a single in-place layer does not.
+    copies_input : bool
+        True for containers, which copy an input from outside that a layer inside would overwrite.
     inputs_without_gradient : tuple of int
         Positions of floating-point inputs that get no gradient, such as the target of a loss.
-    takes_mask : bool
-        May a call have ``mask=``, the valid positions of its input?
     """
 
     buffers = ()  # names of the attributes that belong into the state and are not trained
     training = True
     overwrites_input = False
     returns_input = False
+    overwrite_input = copies_input = False
     inputs_without_gradient = ()
-    takes_mask = False
     _dropped = ""  # the end of the message of a backward without a call
 
     def __new__(cls, *args, **kwargs):  # noqa: D102

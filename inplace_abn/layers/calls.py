@@ -31,6 +31,7 @@ DROPPED = (
 
 class _Here(threading.local):
     call = None  # the innermost call whose forward or backward runs
+    decided = None, False  # (input of a recorded call, True if a container is to copy it)
 
 
 here = _Here()
@@ -69,7 +70,7 @@ class Call(LayerContext):
             self.training = False
         if options or len(inputs) != 1 or not _floats(inputs[0]):
             self.positional = len(inputs)
-            self.inputs = _with_gradient(inputs, options)
+            self.inputs = _with_gradient(inputs, options, layer.inputs_without_gradient)
 
     @property
     def layer(self):
@@ -113,6 +114,23 @@ class Call(LayerContext):
             calls.remove(self)
         if why is not None:
             vars(layer)["_last"] = why
+
+    def is_from_outside(self, array):
+        """Return whether `array` is memory of the caller that must stay as it is."""
+        decided, copy = here.decided
+        if array is decided:
+            return copy
+        root = self
+        while root.outer is not None:
+            root = root.outer
+        layer = root.layer
+        if root.arguments is None:  # a backward runs
+            return False
+        if layer.overwrite_input or (root is not self and layer.overwrites_input):
+            return False
+        given, options = root.arguments
+        arrays = [one for one in (*given, *options.values()) if isinstance(one, np.ndarray)]
+        return any(np.may_share_memory(array, one) for one in arrays)
 
     # ---- after the forward -----------------------------------------------------------------------------
 
@@ -222,8 +240,8 @@ class Call(LayerContext):
         return sum(array.nbytes for array in arrays.values())
 
 
-def _with_gradient(inputs, options):
-    found = tuple(i for i, value in enumerate(inputs) if _floats(value))
+def _with_gradient(inputs, options, without):
+    found = tuple(i for i, value in enumerate(inputs) if _floats(value) and i not in without)
     if options:
         found += tuple(key for key, value in options.items() if key != "out" and _floats(value))
     return found

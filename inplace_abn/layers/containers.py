@@ -6,11 +6,28 @@ from ..ops import _arguments as arguments
 from .abn import ABN
 from .activation import Activation
 from .base import Layer
-from .kept import may_overwrite
+from .saved_arrays import may_overwrite
 
 
-class Sequential(Layer):
+class Container(Layer):
+    """Base of the layers that call other layers: an input that comes from outside is not overwritten."""
+
+    copies_input = True
+
+    def _own_input(self, ctx, x):
+        """Return x, or a copy of it if a layer inside would overwrite the caller's array."""
+        if not isinstance(x, np.ndarray) or not self.overwrites_input or not ctx.is_from_outside(x):
+            return x
+        if not ctx.recording:
+            ctx.temporary(x.nbytes)
+        return x.copy(order="K")
+
+
+class Sequential(Container):
     """Layers one after the other.
+
+    If the first layer overwrites its input, such as `InPlaceABN`, it gets a copy of an array that comes from
+    outside: the batch stays as it was. A container inside another one copies nothing.
 
     In the backward, the gradients that pass from layer to layer belong to this container, so that each layer
     may overwrite them.
@@ -19,6 +36,8 @@ class Sequential(Layer):
     ----------
     *layers : Layer, or one dict of names to layers
         Without names they are called "0", "1" and so on.
+    overwrite_input : bool
+        True: no copy, the first layer overwrites the array that is passed. It counts for the outermost layer.
 
     Examples
     --------
@@ -36,7 +55,8 @@ class Sequential(Layer):
     '1.0'
     """
 
-    def __init__(self, *layers):
+    def __init__(self, *layers, overwrite_input=False):
+        self.overwrite_input = bool(overwrite_input)
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], dict) else dict(enumerate(layers))
         for key, layer in named.items():
             self.append(layer, str(key))
@@ -80,23 +100,18 @@ class Sequential(Layer):
         """Return whether the last layer does: see `ABN.takes_residual`."""
         return _takes_residual(self[-1], activation) if len(self) else False
 
-    @property
-    def takes_mask(self):
-        """True if any layer does."""
-        return any(layer.takes_mask for layer in self)
-
     def forward(self, ctx, *inputs, **options):
         """One layer after the other; options, such as a residual, are for the last one.
 
-        A mask is for all layers that take one. A layer that returns a tuple passes its elements on as the
-        inputs of the next one.
+        A layer that returns a tuple passes its elements on as the inputs of the next one.
         """
-        mask = {"mask": options.pop("mask")} if "mask" in options and self.takes_mask else {}
+        if inputs:
+            inputs = (self._own_input(ctx, inputs[0]), *inputs[1:])
         *layers, last = list(self) or [_pass_on]
         for layer in layers:
-            result = layer(*inputs, **(mask if layer.takes_mask else {}))
+            result = layer(*inputs)
             inputs = result if isinstance(result, tuple) else (result,)
-        return last(*inputs, **options, **(mask if mask and last.takes_mask else {}))
+        return last(*inputs, **options)
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """One layer after the other, from the last to the first."""
@@ -129,7 +144,7 @@ def _share_memory(some, others):
     return np.may_share_memory(some, others)
 
 
-class Residual(Layer):
+class Residual(Container):
     """A branch of layers and a shortcut around it: ``activation(branch(a) + shortcut(a))``.
 
     Where the branch ends in an in-place `ABN` without an activation, that one adds the shortcut and activates
@@ -146,9 +161,9 @@ class Residual(Layer):
     ``Residual(Sequential(Conv2d, ABN, ..., ABN with "identity"), activation=Activation(inplace=True))``, with
     a `Conv2d` as shortcut where the shape changes.
 
-    If the first layer on the way of x overwrites it, as `InPlaceABN` does, the identity shortcut is a copy of
-    x, which lives until the sum is done and is not kept. The sum is written over one of its terms where
-    nobody needs that.
+    If the first layer on the way of x overwrites it, as `InPlaceABN` does, that layer gets a copy of an x
+    that comes from outside. Of any other x, the identity shortcut is a copy, which lives until the sum is
+    done and is not kept. The sum is written over one of its terms where nobody needs that.
 
     Parameters
     ----------
@@ -159,6 +174,8 @@ class Residual(Layer):
         What branch and shortcut have in common.
     activation : Layer, optional
         Of the sum.
+    overwrite_input : bool
+        As for `Sequential`.
 
     Raises
     ------
@@ -167,7 +184,8 @@ class Residual(Layer):
         overwrite what the other one needs.
     """
 
-    def __init__(self, branch, shortcut=None, *, preactivation=None, activation=None):
+    def __init__(self, branch, shortcut=None, *, preactivation=None, activation=None, overwrite_input=False):
+        self.overwrite_input = bool(overwrite_input)
         self.preactivation, self.branch = preactivation, branch
         self.shortcut, self.activation = shortcut, activation
         for key in ("preactivation", "branch", "shortcut", "activation"):
@@ -201,11 +219,14 @@ class Residual(Layer):
 
     def _terms(self, ctx, x):
         """Return what is added; nobody may overwrite what the branch or the sum will still need."""
+        given, x = x, self._own_input(ctx, x)
         a = x
         if self.shortcut is not None:
             a = x if self.preactivation is None else self.preactivation(x)
             with ctx.holding("input of the branch", a):
                 shortcut = self.shortcut(a)
+        elif x is not given:
+            shortcut = given
         elif self.overwrites_input:
             shortcut = x.copy(order="K")
             ctx.temporary(x.nbytes)

@@ -1,4 +1,4 @@
-"""What a forward keeps for its backward: contexts, the lock on what they keep, arrays recomputed instead.
+"""What a forward keeps for its backward.
 
 An operation is a pair of functions, and a `LayerContext` is all that they share:
 
@@ -27,9 +27,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from .. import memory
+from .. import _core, memory
 from ..ops import _arguments as arguments
-from . import kept
+from . import saved_arrays
 
 #: The ends of messages about a backward that finds nothing.
 AGAIN = "every backward needs a forward of its own, so run the forward again"
@@ -128,10 +128,12 @@ class LayerContext:
     freed : bool
     thread : int
         The one that has made the call: `threading.get_ident`.
+    normalization : inplace_abn.Context or None
+        Of a call of `normalize`.
     """
 
     freed = False
-    _offered = _output = None
+    normalization = _offered = _output = None
 
     def __init__(self, layer="operation"):
         self.id = next(_ids)
@@ -139,7 +141,7 @@ class LayerContext:
         self.recording = _mode.grad
         self._name = name_of(layer) if isinstance(layer, str) else layer._name_function
         self._saved = {}
-        self._tokens = []
+        self._entries = []
 
     @property
     def name(self):
@@ -161,32 +163,45 @@ class LayerContext:
         normalization has made is not kept at all: `saved` computes it once more.
         """
         for role, array in arrays.items():
-            recipe = kept.recipe(array) if isinstance(array, np.ndarray) and self.recording else None
-            if recipe is None:
+            found = saved_arrays.recipe(array) if isinstance(array, np.ndarray) and self.recording else None
+            if found is None:
                 self.keep(role, array)
             else:
-                self._saved[role] = recipe
+                self._saved[role] = found
 
-    def keep(self, role, array, writeable=None, activation=None):
+    def keep(self, role, array):
         """Keep an array itself, even if it could be recomputed.
 
         Parameters
         ----------
         role : str
         array : ndarray or None
-        writeable : bool, optional
-            What the array is to be when it is freed. Default: what it is now.
-        activation : str, optional
-            Of a normalization, for the ledger's advice.
         """
         if not self.recording:
             return
         self._saved[role] = array
         if array is None:
             return
-        self._tokens.append(kept.add(array, self._name, role, writeable))
+        self._entries.append(_core.save(array, owner=self._name, role=role))
         if memory.recorder is not None:
-            memory.recorder.saved(self.id, self.name, role, array, activation)
+            memory.recorder.saved(self.id, self.name, role, array)
+
+    def normalize(self, x, **arguments):
+        """Return z of `inplace_abn.functional.forward`, and keep its context as `normalization`.
+
+        What it keeps is saved under this context's name, and released with it.
+
+        Parameters
+        ----------
+        x : ndarray
+        **arguments
+            As for `inplace_abn.functional.forward`.
+        """
+        z, normalization = _core.forward(x, owner=self._name if self.recording else "", **arguments)
+        if self.recording:
+            self.normalization = normalization
+            self._saved.update(normalization.saved)
+        return z
 
     def expect_gradient_of(self, result):
         """Note shape and dtype of the result, for `check_gradient`."""
@@ -197,23 +212,23 @@ class LayerContext:
         if memory.recorder is not None:
             memory.recorder.temporary(self.name, nbytes)
 
-    def offer(self, array, recompute, role):
-        """Let other contexts keep the means to compute `array` once more, from what is kept as `role`.
+    def offer(self, array, recompute):
+        """Let other contexts keep ``recompute``, which returns `array` again, instead of the array.
 
-        It is locked until this context is freed: who writes into it would get what was there before from
-        ``recompute()``.
+        The array is read-only until this context is released: after a write into it, ``recompute()`` would
+        return what was there before.
         """
-        kept.offer(array, recompute, self._saved[role], self._name, role)
+        saved_arrays.offer(array, recompute)
         self._offered = weakref.ref(array)
 
     @contextmanager
     def holding(self, role, array):
-        """Lock `array` and refuse that an in-place layer overwrites it, while the block runs."""
-        token = kept.add(array, self._name, role)
+        """Keep `array` while the block runs: read-only, and refused to what writes in place."""
+        entry = _core.save(array, owner=self._name, role=role)
         try:
             yield
         finally:
-            kept.remove(token)
+            entry.release()
 
     # ---- in the backward -------------------------------------------------------------------------------
 
@@ -232,7 +247,7 @@ class LayerContext:
         if not self.recording:
             raise RuntimeError(f"{self.name}: this call was made {OUTSIDE}")
         for role, entry in self._saved.items():
-            if isinstance(entry, kept.Recipe):
+            if isinstance(entry, saved_arrays.Recipe):
                 self._saved[role] = entry.make()
                 self.temporary(self._saved[role].nbytes)
         return MappingProxyType(self._saved)
@@ -242,14 +257,14 @@ class LayerContext:
         if self.freed:
             return
         self.freed = True
-        tokens, self._tokens = self._tokens, []
-        self._saved = {}
-        for token in tokens:
-            kept.remove(token)
+        entries, self._entries = self._entries, []
+        self._saved, self.normalization = {}, None
+        for entry in entries:
+            entry.release()
         offered = self._offered and self._offered()
         if offered is not None:
-            kept.withdraw(offered)
-        if tokens and memory.recorder is not None:
+            saved_arrays.withdraw(offered)
+        if entries and memory.recorder is not None:
             memory.recorder.freed(self.id)
 
     def __del__(self):

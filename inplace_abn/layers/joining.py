@@ -9,9 +9,9 @@ from ..ops import _arguments as arguments
 from ..ops._layout import order_of
 from .base import Layer
 from .context import no_grad
-from .kept import claim
 from .recorded_arrays import share_memory
 from .recorder import active
+from .saved_arrays import refuse_if_saved
 
 #: Elements that are multiplied at a time where products are summed, so that temporaries stay small.
 CHUNK = 1 << 15
@@ -125,7 +125,7 @@ def concat(arrays, *, channel_axis=1, out=None):
     views = [out[index] for index in slices]
     for i, (array, view) in enumerate(zip(arrays, views, strict=True)):
         if not same_place(array, view):
-            claim(view, f"arrays[{i}] of layers.concat, copied into out,")
+            refuse_if_saved(view, f"arrays[{i}] of layers.concat, copied into out,")
     placed = [
         array if same_place(array, view) else _apply(_Copy(), array, out=view)
         for array, view in zip(arrays, views, strict=True)

@@ -61,16 +61,16 @@ class Recompute(Sequential):
         ctx.save_for_backward(input=x)
         ctx.modes, ctx.random = self._modes(), _states(self._generators())
         with no_grad():
-            z = super().forward(ctx, self._own_input(ctx, x))
+            z = super().forward(ctx, self._copy_for_layers(ctx, x))
         return z.copy(order="K") if np.may_share_memory(z, x) else z  # x is locked, z may be overwritten
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Run the layers as the call did, and then their backward."""
         with once_more(), self._restored(ctx):
-            super().forward(ctx, self._own_input(ctx, ctx.saved["input"]))
+            super().forward(ctx, self._copy_for_layers(ctx, ctx.saved["input"]))
         return super().gradients(ctx, dz, overwrite=overwrite)
 
-    def _own_input(self, ctx, x):
+    def _copy_for_layers(self, ctx, x):
         if not super().overwrites_input:
             return x
         ctx.temporary(x.nbytes)

@@ -8,7 +8,7 @@ import weakref
 
 import numpy as np
 
-from . import kept
+from . import saved_arrays
 
 
 class RecordedArrays:
@@ -56,7 +56,7 @@ class RecordedArrays:
             reference = self._locked.get(id(one))
             if reference is not None and reference() is one:
                 del self._locked[id(one)]
-                kept.unlock(one)
+                saved_arrays.unlock(one)
                 found.append(one)
         return found
 

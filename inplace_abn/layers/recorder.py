@@ -6,6 +6,7 @@ import weakref
 import numpy as np
 
 from ..ops import _arguments as arguments
+from .calls import here
 from .context import is_grad_enabled
 from .recorded_arrays import RecordedArrays, describe, share_memory
 
@@ -91,7 +92,7 @@ class Recorder:
         try:
             z = layer(*inputs, **options)
         finally:
-            active.tape = self
+            active.tape, here.decided = self, (None, False)
             for array in unlocked:
                 self._arrays.lock(array)
         if written is not None:
@@ -105,13 +106,13 @@ class Recorder:
 
     def _call_unrecorded(self, layer, inputs, options):
         """Call a layer inside `no_grad`: its fresh results are constants for this tape."""
-        if layer.overwrites_input:
+        if self._will_overwrite(layer, inputs[0]):
             self._refuse_protected(layer, inputs[0])
         active.tape = None
         try:
             z = layer(*inputs, **options)
         finally:
-            active.tape = self
+            active.tape, here.decided = self, (None, False)
         for result in z if isinstance(z, tuple) else (z,):
             if is_floating(result) and self._arrays.find(result) is None:
                 self._arrays.add(result, None, layer)
@@ -127,10 +128,22 @@ class Recorder:
 
     def _written(self, layer, inputs, options):
         """Return the array that the call will overwrite, or None."""
-        if not layer.overwrites_input:
+        if not self._will_overwrite(layer, inputs[0]):
             return options.get("out")
         self._refuse_protected(layer, inputs[0])
         return inputs[0] if isinstance(inputs[0], np.ndarray) else None
+
+    def _will_overwrite(self, layer, array):
+        """Return whether the call overwrites its first input; a container copies one from outside."""
+        if not layer.overwrites_input:
+            return False
+        if not layer.copies_input:
+            return True
+        entry = self._arrays.find(array)
+        outside = here.call is None and (entry is None or entry[2] is None) and not layer.overwrite_input
+        copies = outside or any(share_memory(array, one) for one in self._protected)
+        here.decided = array, copies
+        return not copies
 
     def _refuse_protected(self, layer, array):
         if any(share_memory(array, one) for one in self._protected):

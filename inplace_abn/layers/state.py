@@ -19,7 +19,7 @@ class StateMixin:
     optional_buffers = ("num_batches_tracked",)
 
     def named_state(self):
-        """Go through parameters and buffers, as (path, array); parameters of a layer first."""
+        """Yield parameters and buffers as (path, array), the parameters of a layer before its buffers."""
         for path, layer in self.named_layers():
             start = f"{path}." if path else ""
             for key, value in vars(layer).items():

@@ -24,7 +24,8 @@ it over time. While no ledger is on, all this costs a comparison with None per s
 
 from contextlib import contextmanager
 
-from .book import Ledger
+from .. import _core
+from .ledger import Ledger
 
 __all__ = ["Ledger", "ledger", "recorder"]
 
@@ -71,7 +72,9 @@ def ledger(model=None, label=""):
         raise TypeError(f"model must be a Layer or None, got {model!r}; a name goes into label=")
     before = recorder
     recorder = Ledger(model, label, outer=before)
+    _core.set_recorder(recorder)
     try:
         yield recorder
     finally:
         recorder = before
+        _core.set_recorder(before)

@@ -1,10 +1,11 @@
-"""What all optimizers share: parameter groups, checks, float32 master copies and the state."""
+"""Base of the optimizers: parameter groups, checks, float32 master copies and the state."""
 
 from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
+from .. import _core
 from ..ops._arguments import arithmetic, is_half
 from . import groups
 from .state import read_groups, read_states
@@ -94,11 +95,13 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            For a gradient or data that cannot be used; no parameter is updated then.
+            For a gradient or data that cannot be used, and data that a live context keeps; no parameter is
+            updated then.
         """
         chosen = [entry for entry in self._numbered() if _is_trained(entry[1])]
         for number, parameter, _ in chosen:
             _check(number, parameter)
+            _core.refuse_if_saved(parameter.data, writer=f"parameters[{number}]: step()")
         for number, parameter, group in chosen:
             self._update_one(parameter, self._states[number], group)
 
@@ -226,10 +229,10 @@ def _check(number, parameter):
 
 
 def _master(data, state):
-    """Return the float32 copy of a half-precision parameter, which keeps the bits that rounding drops.
+    """Return the float32 copy of a half-precision parameter.
 
-    Where the parameter is no longer the rounded copy, it was set by others, such as by loading a checkpoint;
-    its value counts then.
+    Elements of the parameter that differ from the rounded copy were set from outside, for example by
+    `load_state_dict`; the copy takes their values.
     """
     master = state.get("master")
     if master is None:

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from . import events, explain, picture, tables
+from . import events, explain, plot, tables
 
 
 class Ledger:
@@ -45,16 +45,13 @@ class Ledger:
 
         Examples
         --------
-        The contexts of `inplace_abn.functional` do not report by themselves:
+        Contexts of `inplace_abn.functional` and of layers report by themselves; for anything else:
 
         >>> import numpy as np
-        >>> from inplace_abn import functional, memory
+        >>> from inplace_abn import memory
         >>> with memory.ledger() as ledger:
-        ...     z, ctx = functional.forward(np.eye(3))
-        ...     for role, array in ctx.saved.items():
-        ...         ledger.saved(ctx, "my normalization", role, array)
-        ...     gradients = functional.backward(ctx, np.ones((3, 3)))
-        ...     ledger.freed(ctx)
+        ...     ledger.saved("call 1", "my operation", "input", np.eye(3))
+        ...     ledger.freed("call 1")
         >>> ledger.kept, ledger.live
         (72, 0)
         """
@@ -144,7 +141,7 @@ class Ledger:
         -------
         ax : matplotlib.axes.Axes
         """
-        return picture.draw((self, *others), ax)
+        return plot.draw((self, *others), ax)
 
     def __repr__(self):
         name = f" {self.label!r}" if self.label else ""
@@ -152,10 +149,10 @@ class Ledger:
         return f"<Ledger{name}: {kept} kept for the backward, peak with temporaries {peak}, {live} now>"
 
     def __str__(self):
-        return f"{self!r}\n{self.table()}\n{picture.line(self)}"
+        return f"{self!r}\n{self.table()}\n{plot.line(self)}"
 
     def _repr_html_(self):
-        return f"<p>{tables.escape(repr(self))}</p>{picture.svg(self)}{self.table()._repr_html_()}"
+        return f"<p>{tables.escape(repr(self))}</p>{plot.svg(self)}{self.table()._repr_html_()}"
 
     # ---- counting --------------------------------------------------------------------------------------
 

@@ -1,0 +1,26 @@
+"""The entries that a test adds to the registry of saved memory; those of other modules are not counted."""
+
+import gc
+
+import pytest
+
+from inplace_abn import _core
+
+_before = 0
+
+
+def added():
+    """Return how many entries there are more than when the test began."""
+    return _core.saved_count() - _before
+
+
+@pytest.fixture
+def nothing_stays():
+    """Fail if a test leaves an entry behind."""
+    global _before
+    if _core.saved_count():
+        gc.collect()
+    _before = _core.saved_count()
+    yield
+    gc.collect()
+    assert added() == 0
