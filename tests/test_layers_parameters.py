@@ -70,3 +70,16 @@ def test_parameters_of_another_kind_are_told_from_an_x_of_another_precision():
     layer.weight = Parameter(np.ones(4, int))
     with pytest.raises(TypeError, match="the layer's parameters must be float32 or float64, got int64"):
         layer(np.ones((8, 4), np.float32))
+
+
+def test_a_frozen_weight_of_linear_costs_no_gradient_and_keeps_no_input():
+    layer, x = Linear(4, 3, rng=0), np.ones((2, 4), np.float32)
+    want = layer(x) @ layer.weight.data
+    layer.release()
+    layer.weight.requires_grad = False
+    z = layer(x)
+    assert x.flags.writeable
+    dx = layer.backward(z)
+    np.testing.assert_allclose(dx, want, rtol=1e-6)
+    assert layer.weight.grad is None
+    np.testing.assert_allclose(layer.bias.grad, z.sum(axis=0), rtol=1e-6)

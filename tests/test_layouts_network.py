@@ -18,10 +18,12 @@ from inplace_abn.layers import (
     Activation,
     AvgPool2d,
     Conv2d,
+    ConvTranspose2d,
     CrossEntropy,
     Dropout,
     Flatten,
     GlobalAvgPool2d,
+    Graph,
     GroupNorm,
     InPlaceABN,
     Linear,
@@ -91,6 +93,21 @@ def block(name, axis, strategy, outputs=CHANNELS, stride=1):
     return getattr(models, name)(CHANNELS, outputs, stride, style=style)
 
 
+class Fork(Graph):
+    """Sums, products with a gate, and joined channels."""
+
+    def __init__(self, axis, strategy):
+        self.axis, self.first, self.second = axis, abn(axis, strategy), abn(axis, strategy)
+        self.before, self.after = conv(axis), Conv2d(2 * CHANNELS, 3, 1, channel_axis=axis, rng=1)
+        self.pool = GlobalAvgPool2d(keepdims=True, channel_axis=axis)
+
+    def compute(self, x):
+        left = self.first(self.before(x))
+        right = self.second(layers.mul(left, self.pool(left)))
+        joined = layers.concat([layers.add(left, right), right], channel_axis=self.axis)
+        return self.after(joined)
+
+
 def each_strategy(make, strategies=STRATEGIES, **options):
     return [Case(make, options={"strategy": strategy} | options) for strategy in strategies]
 
@@ -131,6 +148,10 @@ CASES = {
         Case(conv, options={"groups": 2, "stride": 2}),
         Case(lambda axis: Conv2d(CHANNELS, 5, 1, channel_axis=axis, rng=0)),
     ],
+    "ConvTranspose2d": [
+        Case(lambda axis: ConvTranspose2d(CHANNELS, 6, 3, 2, 1, channel_axis=axis, rng=0)),
+        Case(lambda axis: ConvTranspose2d(CHANNELS, 6, 3, groups=2, channel_axis=axis, rng=0)),
+    ],
     "Dropout": [Case(lambda _: Dropout(0.4, rng=0))],
     "Flatten": [Case(lambda _: Flatten(), logical=True)],
     "Linear": [
@@ -147,6 +168,7 @@ CASES = {
     "Sequential": each_strategy(
         lambda axis, strategy: Sequential(conv(axis), abn(axis, strategy), MaxPool2d(2, channel_axis=axis))
     ),
+    "Graph": each_strategy(Fork),
     "Recompute": each_strategy(lambda axis, strategy: Recompute(abn(axis, strategy), conv(axis))),
     "Residual": [
         *each_strategy(lambda axis, strategy: Residual(Sequential(abn(axis, strategy), conv(axis)))),

@@ -34,15 +34,15 @@ def path(request, tmp_path):
     return tmp_path / f"run{request.param}"
 
 
-def network(seed):
-    """Return a network with all strategies and with dropout at two depths."""
+def network(seed, dtype=np.float32):
+    """Return a network with all strategies and with dropout at two depths; weights of `dtype`."""
     rng = np.random.default_rng(seed)
 
     def unit(strategy, **options):
-        return Conv2d(4, 4, 3, padding=1, rng=rng), ABN(4, strategy=strategy, **options)
+        return Conv2d(4, 4, 3, padding=1, rng=rng, dtype=dtype), ABN(4, strategy=strategy, **options)
 
     return Sequential(
-        Conv2d(1, 4, 3, padding=1, rng=rng),
+        Conv2d(1, 4, 3, padding=1, rng=rng, dtype=dtype),
         InPlaceABN(4, momentum=None),
         Residual(
             Sequential(*unit("standard"), Dropout(0.3, rng=seed), *unit("inplace", activation="identity")),
@@ -52,15 +52,15 @@ def network(seed):
         *unit("checkpoint_xhat", activation="prelu"),
         GlobalAvgPool2d(),
         Dropout(0.5, rng=seed + 1),
-        Linear(4, 3, rng=rng),
+        Linear(4, 3, rng=rng, dtype=dtype),
     )
 
 
 class Run:
     """A network with Adam, a cosine schedule and a generator that draws the batches."""
 
-    def __init__(self, seed):
-        self.network, self.loss = network(seed), CrossEntropy()
+    def __init__(self, seed, dtype=np.float32):
+        self.network, self.loss, self.dtype = network(seed, dtype), CrossEntropy(), dtype
         self.optimizer = optim.Adam(optim.decay_groups(self.network, 0.01), lr=0.01)
         self.schedule = optim.CosineSchedule(self.optimizer, 8, warmup=2)
         self.rng = np.random.default_rng(seed)
@@ -72,7 +72,7 @@ class Run:
     def train(self, steps):
         losses = []
         for _ in range(steps):
-            x = self.rng.standard_normal((6, 1, 8, 8), np.float32)
+            x = self.rng.standard_normal((6, 1, 8, 8), np.float32).astype(self.dtype)
             losses.append(self.loss(self.network(x), self.rng.integers(3, size=6)))
             self.network.backward(self.loss.backward(), overwrite=True)
             self.optimizer.step()
@@ -87,8 +87,9 @@ class Run:
         return {name: array.tobytes() for name, array in found.items()}
 
 
-def test_a_resumed_run_is_bit_equal(path):
-    whole, first, second = Run(0), Run(0), Run(7)
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_a_resumed_run_is_bit_equal(dtype, path):
+    whole, first, second = Run(0, dtype), Run(0, dtype), Run(7, dtype)
     losses = whole.train(6)
     assert first.train(3) == losses[:3]
     checkpoint.save(path, **first.parts, epoch=3)

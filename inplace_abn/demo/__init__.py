@@ -34,11 +34,11 @@ def add_arguments(parser):
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and batches")
     parser.add_argument("--output", type=Path, metavar="FILE.png",
-                        help="the picture; the numbers go beside it, as .json")  # fmt: skip
+                        help="file of the picture; the numbers go beside it, as .json")  # fmt: skip
 
 
 def main(options):
-    """Run the demo with the options of the command line; returns what the process exits with."""
+    """Run the demo with the options of the command line; return the exit status of the process."""
     needed = (*NEEDED, "ml_dtypes") if options.dtype == "bfloat16" else NEEDED
     missing = [name for name in needed if not _importable(name)]
     if missing:

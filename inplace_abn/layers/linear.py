@@ -48,7 +48,8 @@ class Linear(OperationLayer):
         """Multiply by the weight and add the bias."""
         goes_with(x, self.weight.data, half=True)
         bias = None if self.bias is None else self.bias.data
-        return linear.forward(ctx, x, self.weight.data, bias)
+        wanted = getattr(self.weight, "requires_grad", True)
+        return linear.forward(ctx, x, self.weight.data, bias, weight_gradient=wanted)
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Gradients of x, weight and, if there is one, bias."""
