@@ -6,7 +6,17 @@ import pytest
 from networks import STRATEGIES, assert_close, normal, run
 
 from inplace_abn import models
-from inplace_abn.layers import ABN, Conv2d, Flatten, InPlaceABN, Linear, Sequential, no_grad
+from inplace_abn.layers import (
+    ABN,
+    Conv2d,
+    Flatten,
+    InPlaceABN,
+    Layer,
+    Linear,
+    Parameter,
+    Sequential,
+    no_grad,
+)
 
 
 def network(**style):
@@ -109,6 +119,25 @@ def test_read_only_arrays_are_found_before_anything_is_loaded():
     ):
         net.load_state_dict(state)
     assert_close(net.state_dict(), before)
+
+
+def test_arrays_that_a_backward_needs_are_not_loaded_into():
+    class Scale(Layer):
+        def __init__(self):
+            self.weight = Parameter(np.ones(2))
+
+        def forward(self, ctx, x):
+            ctx.save_for_backward(input=x, weight=self.weight.data[:1])
+            return x * self.weight.data
+
+    layer = Scale()
+    state = {"weight": np.full(2, 3.0)}
+    layer(np.ones((1, 2)))
+    with pytest.raises(RuntimeError, match=r"memory mismatch for weight: Scale.* keeps it as 'weight'"):
+        layer.load_state_dict(state)
+    layer.release()
+    layer.load_state_dict(state)
+    assert layer.weight.data.tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

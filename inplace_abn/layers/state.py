@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from .. import _core
 from .._state import check_mapping, copy_into, mismatch, stored
 
 
@@ -111,7 +112,10 @@ def _mismatches(own, found):
     for name, array in found.items():
         target = own[name]
         problem = mismatch(array, target.shape, target.dtype)
-        if problem is None and not target.flags.writeable:
+        keeper = _core.saved_by(target)
+        if problem is None and keeper:
+            problem = "memory", f"{keeper[0]} keeps it as {keeper[1]!r} for its backward"
+        elif problem is None and not target.flags.writeable:
             problem = "memory", "the array of the layer is read-only"
         if problem:
             kind, text = problem
