@@ -35,7 +35,7 @@ def test_an_activation_is_that_of_the_reference(activation, inplace):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_an_activation_is_that_of_a_normalization_that_does_nothing(activation):
+def test_an_activation_is_that_of_an_identity_normalization(activation):
     """The one of evaluation, with mean 0 and variance 1 - eps."""
     layer, twin = Activation(activation, 0.3), ABN(3, 0.25, activation=activation, activation_param=0.3)
     twin.eval()
@@ -79,6 +79,14 @@ def test_gradients_of_a_prelu_alone(num_slopes, channel_axis):
     report = gradcheck(layer, normal(shape))
     assert report, report
     assert [row.name for row in report.rows] == ["x", "slope"] * 2
+
+
+def test_a_read_only_input_is_not_overwritten():
+    x = normal((2, 3))
+    x.flags.writeable = False
+    with pytest.raises(ValueError, match="Activation: x is read-only, and inplace=True overwrites it"):
+        Activation(inplace=True)(x)
+    assert Activation("silu", inplace=True)(x).shape == x.shape  # keeps its input
 
 
 def test_slopes_that_do_not_fit_are_refused():

@@ -86,7 +86,7 @@ def test_flatten_gives_a_view_and_takes_the_gradient_back(shape):
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("dtype", EPS)
 @pytest.mark.parametrize("shape", [(3, 5, 7), (40, 70, 60), (2, 100_000)], ids=str)
-def test_dropout_leaves_out_and_scales_the_rest(shape, dtype, overwrite):
+def test_dropout_sets_elements_to_zero_and_scales_the_rest(shape, dtype, overwrite):
     x = np.ones(shape, dtype)
     ctx = Context()
     z = dropout.forward(ctx, x, 0.25, rng=np.random.default_rng(0))
@@ -114,7 +114,7 @@ def test_dropout_depends_on_the_generator_alone():
 
 
 @pytest.mark.parametrize("keywords", [{"training": False}, {"p": 0}])
-def test_dropout_that_does_nothing_gives_x_back(keywords):
+def test_dropout_without_effect_returns_x(keywords):
     x, ctx = normal((2, 3)), Context()
     assert dropout.forward(ctx, x, **keywords) is x
     assert not ctx.saved
@@ -134,7 +134,7 @@ def test_dropout_of_everything_and_of_infinities():
 @pytest.mark.parametrize(
     ("p", "kind"), [(1.5, ValueError), (-0.1, ValueError), (math.nan, ValueError), ("x", TypeError)]
 )
-def test_dropout_refuses_what_is_no_probability(p, kind):
+def test_dropout_refuses_a_p_outside_of_0_to_1(p, kind):
     with pytest.raises(kind, match=r"p must be (a number|in \[0, 1\]), got"):
         dropout.forward(Context(), np.zeros((1, 1)), p)
 
@@ -249,19 +249,19 @@ def test_scores_of_any_size(size):
     np.testing.assert_array_equal(dx, [[0.5, -0.5], [0, 0]])
 
 
-def test_a_class_that_is_ruled_out():
+def test_a_score_of_minus_infinity():
     loss, (dx,), _ = run(cross_entropy, np.array([[-np.inf, 0.0, 0.0]]), np.array([1]), dz=1.0)
     assert abs(loss - math.log(2)) < 1e-15
     np.testing.assert_allclose(dx, [[0, -0.5, 0.5]], atol=1e-15)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_stays_in_sight(value):
+def test_scores_that_are_not_finite_give_a_loss_that_is_not(value):
     assert not math.isfinite(cross_entropy.forward(Context(), np.array([[value, 0.0]]), np.array([1])))
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (0, 3)], ids=str)
-def test_nothing_that_counts(shape):
+def test_without_a_label_that_counts_loss_and_gradients_are_zero(shape):
     loss, (dx,), _ = run(cross_entropy, np.zeros(shape), np.full(shape[:1], -100), dz=1.0)
     assert loss == 0
     assert not dx.any()

@@ -101,7 +101,7 @@ def test_average_pooling_keeps_no_array():
 
 
 @pytest.mark.parametrize("place", [(0, 0), (1, 1), (3, 2)])
-def test_a_nan_stays_in_sight(place):
+def test_nan_propagates_to_its_window_alone(place):
     x = np.ones((1, 1, 4, 4))
     x[0, 0][place] = np.nan
     z, _, _ = run(max_pool2d, x, 2)
@@ -116,14 +116,14 @@ def test_the_gradient_of_minus_infinity_goes_inside_of_the_image():
 
 
 @pytest.mark.parametrize("infinite", [np.inf, np.nan])
-def test_an_infinite_gradient_stays_where_it_belongs(infinite):
+def test_an_infinite_gradient_goes_to_one_pixel_alone(infinite):
     dz = np.array([[[[1.0, infinite]]]])
     _, (dx,), _ = run(max_pool2d, np.array([[[[1.0, 2.0, 3.0, 4.0]]]]), (1, 2), dz=dz)
     np.testing.assert_array_equal(dx, [[[[0, 1, 0, infinite]]]])
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_dz_is_left_alone_unless_given_away(overwrite):
+def test_dz_is_written_only_with_overwrite(overwrite):
     for operation in (max_pool2d, avg_pool2d):
         x = normal((2, 3, 6, 6))
         _, (dx,), _ = run(operation, x, 2)

@@ -68,7 +68,7 @@ def test_memory_of_any_strides(operation, channel_axis):
     np.testing.assert_allclose(dx2, dx, rtol=0, atol=1e-14)
 
 
-def test_a_constant_stays_one_and_no_gradient_is_lost():
+def test_weights_of_each_pixel_sum_to_1():
     z, (dx,), _ = run(upsample_bilinear2d, np.full((1, 2, 3, 4), 2.5), size=(7, 11))
     np.testing.assert_allclose(z, 2.5, rtol=1e-15)
     np.testing.assert_allclose(dx.sum(axis=(2, 3)), 7 * 11, rtol=1e-14)
@@ -82,7 +82,7 @@ def test_it_keeps_no_array_and_needs_scratch_for_one_sample():
 
 
 @pytest.mark.parametrize("scale_factor", [2, 3, (1, 2)])
-def test_the_nearest_pixel_is_repeated_and_what_is_not_finite_stays_in_its_place(scale_factor):
+def test_nearest_repeats_pixels_also_those_that_are_not_finite(scale_factor):
     x = normal((2, 3, 4, 5))
     x[0, 0, 1, 1], x[1, 1, 2, 2] = np.nan, np.inf
     z, (dx,), _ = run(upsample_nearest2d, x, scale_factor=scale_factor)

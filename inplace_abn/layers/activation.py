@@ -1,4 +1,4 @@
-"""An activation alone, as after a sum, and its parameter."""
+"""Activations as layers of their own, and checks of activations' arguments."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from .base import Layer, Parameter
 from .checks import choice, precision
 from .saved_arrays import refuse_if_saved
 
-#: What others call some of the activations.
+#: Other names of activations, for hints in error messages.
 ALIASES = {
     "linear": "identity",
     "none": "identity",
@@ -20,12 +20,12 @@ ALIASES = {
 
 
 def activation_of(name):
-    """Return the name of an activation, if it is one; a name that others use is answered by its own."""
+    """Return `name` if it is an activation; the error for another name has a hint."""
     return choice("activation", name, ACTIVATIONS, ALIASES)
 
 
 def parameter_of(name, activation_param, num_slopes, dtype):
-    """Return what an activation takes: activation_param as a float, and the slope of prelu or None.
+    """Return activation_param as a float, and the slope of prelu as a Parameter, or None.
 
     Raises
     ------
@@ -45,11 +45,12 @@ def parameter_of(name, activation_param, num_slopes, dtype):
 
 
 class Activation(Layer):
-    """An activation that keeps one array: its result z, where the derivative is known from z.
+    """An activation on its own, which keeps one array for the backward.
 
-    That is not so for silu, gelu, gelu_tanh and mish, which come to the same z from both sides of their
-    minimum, and for prelu, whose slopes may have any sign. These keep their input, and never overwrite it.
-    (An in-place `ABN` with these activations keeps z and a bit per element, also at the end of a `Residual`.)
+    It keeps its result z if the derivative is a function of z, else its input, which it never overwrites
+    then: silu, gelu, gelu_tanh and mish have the same z on both sides of their minimum, and slopes of prelu
+    may have any sign. (An in-place `ABN` with these activations keeps z and a bit per element, also at the
+    end of a `Residual`.)
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ class Activation(Layer):
     activation_param : float
         As for `ABN`.
     inplace : bool
-        True overwrites the input, where that is not kept; it is refused if another layer needs the input.
+        True overwrites the input unless it is kept. Refused if another layer needs the input.
     num_slopes : int
         Of prelu alone: 1, or the number of channels.
     channel_axis : {1, -1}
@@ -92,13 +93,15 @@ class Activation(Layer):
 
     @property
     def overwrites_input(self):
-        """As `inplace` says, where the input is not kept."""
+        """True if `inplace` is, and the input is not kept."""
         return self.inplace and ACTIVATIONS[self.activation].slope_from_z
 
     def forward(self, ctx, x):
         """Return activation(x)."""
         if self.overwrites_input and isinstance(x, np.ndarray):
             refuse_if_saved(x, "inplace=True")
+            if not x.flags.writeable:
+                raise ValueError("x is read-only, and inplace=True overwrites it; pass a copy")
         param = self.activation_param if self.slope is None else self.slope.data
         return activation.forward(
             ctx, x, activation=self.activation, param=param, channel_axis=self.channel_axis,
