@@ -15,6 +15,12 @@ def normal(shape, seed=0, dtype=np.float64):
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
+def as_layout(nchw, channel_axis, memory_axis):
+    """Return the same batch, with its channels at channel_axis, and at memory_axis in memory."""
+    stored = np.ascontiguousarray(np.moveaxis(nchw, 1, memory_axis))
+    return np.moveaxis(np.moveaxis(stored, memory_axis, 1), 1, channel_axis)
+
+
 def abn(features=4, strategy="standard", activation="leaky_relu", **options):
     """ABN in float64 with weights of both signs."""
     layer = ABN(features, activation=activation, strategy=strategy, dtype=np.float64, **options)

@@ -20,12 +20,14 @@ without one. Networks of these layers are in `inplace_abn.models`, writing a lay
 from .abn import ABN, InPlaceABN
 from .activation import Activation
 from .base import Layer, LayerContext, Parameter
+from .concat import Concat
 from .containers import Residual, Sequential
 from .context import is_grad_enabled, no_grad
 from .convolution import Conv2d, ConvTranspose2d
+from .elementwise import add, mul
 from .graph import Graph
 from .group_norm import GroupNorm
-from .joining import add, concat, mul
+from .joining import concat, joined_array
 from .linear import Dropout, Flatten, Linear
 from .loss import CrossEntropy, MSELoss
 from .pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d, Upsample
@@ -36,6 +38,7 @@ __all__ = [
     "ABN",
     "Activation",
     "AvgPool2d",
+    "Concat",
     "Conv2d",
     "ConvTranspose2d",
     "CrossEntropy",
@@ -59,6 +62,7 @@ __all__ = [
     "add",
     "concat",
     "is_grad_enabled",
+    "joined_array",
     "mul",
     "no_grad",
     "record",

@@ -133,6 +133,11 @@ class ABN(Layer):
         """True for the strategies that keep z or xhat, in the memory of x."""
         return KEEPS[self.strategy] != "x"
 
+    @property
+    def works_in_place(self):
+        """True for the strategies that keep z, in the memory of x."""
+        return KEEPS[self.strategy] == "z"
+
     def takes_residual(self, activation=None):
         """Return whether a call may have ``residual=``, and `activation`, a layer, instead of its own.
 

@@ -96,6 +96,11 @@ class Activation(Layer):
         """True if `inplace` is, and the input is not kept."""
         return self.inplace and ACTIVATIONS[self.activation].slope_from_z
 
+    @property
+    def works_in_place(self):
+        """The same: the result is in the memory of the input."""
+        return self.overwrites_input
+
     def forward(self, ctx, x):
         """Return activation(x)."""
         if self.overwrites_input and isinstance(x, np.ndarray):

@@ -124,6 +124,10 @@ class Layer(_Named, StateMixin):
         place. Containers copy it otherwise; a single in-place layer does not.
     copies_input : bool
         True for containers, which copy an input from outside that a layer inside would overwrite.
+    works_in_place : bool
+        Does a call overwrite its input and return that array?
+    places_result : bool
+        Does ``forward(..., out=)`` take a function that finds a place, beside an array? See `placing`.
     inputs_without_gradient : tuple of int
         Positions of floating-point inputs that get no gradient, such as the target of a loss.
     """
@@ -133,6 +137,8 @@ class Layer(_Named, StateMixin):
     overwrites_input = False
     returns_input = False
     overwrite_input = copies_input = False
+    works_in_place = False
+    places_result = False
     inputs_without_gradient = ()
     _dropped = ""  # the end of the message of a backward without a call
 

@@ -129,7 +129,8 @@ class Call(LayerContext):
         if layer.overwrite_input or (root is not self and layer.overwrites_input):
             return False
         given, options = root.arguments
-        arrays = [one for one in (*given, *options.values()) if isinstance(one, np.ndarray)]
+        named = (value for name, value in options.items() if name != "out")  # its content is of no use
+        arrays = [one for one in (*given, *named) if isinstance(one, np.ndarray)]
         return any(np.may_share_memory(array, one) for one in arrays)
 
     # ---- after the forward -----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from ..ops import _arguments as arguments
 from .abn import ABN
 from .activation import Activation
 from .base import Layer
+from .placing import place, run_into
 from .saved_arrays import may_overwrite
 
 
@@ -81,6 +82,8 @@ class Sequential(Container):
         layers = list(self)[index]
         return Sequential(*layers) if isinstance(index, slice) else layers
 
+    places_result = True
+
     @property
     def overwrites_input(self):
         """True if a layer that the input reaches unchanged overwrites it."""
@@ -96,17 +99,25 @@ class Sequential(Container):
         """True if all layers may."""
         return all(layer.returns_input for layer in self)
 
+    @property
+    def works_in_place(self):
+        """True if all layers do."""
+        return len(self) > 0 and all(layer.works_in_place for layer in self)
+
     def takes_residual(self, activation=None):
         """Return whether the last layer does: see `ABN.takes_residual`."""
         return _takes_residual(self[-1], activation) if len(self) else False
 
-    def forward(self, ctx, *inputs, **options):
+    def forward(self, ctx, *inputs, out=None, **options):
         """One layer after the other; options, such as a residual, are for the last one.
 
-        A layer that returns a tuple passes its elements on as the inputs of the next one.
+        A layer that returns a tuple passes its elements on as the inputs of the next one. With `out`, the
+        result lies in that array, and layers at the end that work in place do so there: see `concat`.
         """
         if inputs:
             inputs = (self._own_input(ctx, inputs[0]), *inputs[1:])
+        if out is not None and len(self):
+            return run_into(list(self), inputs, options, out)
         *layers, last = list(self) or [_pass_on]
         for layer in layers:
             result = layer(*inputs)
@@ -193,6 +204,8 @@ class Residual(Container):
             if not isinstance(layer, Layer) and (layer is not None or key == "branch"):
                 raise TypeError(f"{key} must be a Layer, got {layer!r}")
 
+    places_result = True
+
     @property
     def overwrites_input(self):
         """True if the first layer on any way of x overwrites it."""
@@ -207,17 +220,19 @@ class Residual(Container):
         plain = self.activation is None or type(self.activation) is Activation
         return plain and _takes_residual(self.branch, self.activation)
 
-    def forward(self, ctx, x):
-        """Branch, shortcut, sum, activation."""
+    def forward(self, ctx, x, *, out=None):
+        """Branch, shortcut, sum, activation; with `out`, the result lies in that array."""
         arguments.plain("x", x)
         ctx.fused = self._fused
-        z, shortcut = self._terms(ctx, x)
+        z, shortcut = self._terms(ctx, x, out)
         if ctx.fused:
             return z
         z = self._add(z, shortcut, x)
+        if out is not None:
+            return place(z, out) if self.activation is None else run_into([self.activation], (z,), {}, out)
         return z if self.activation is None else self.activation(z)
 
-    def _terms(self, ctx, x):
+    def _terms(self, ctx, x, out):
         """Return what is added; nobody may overwrite what the branch or the sum will still need."""
         given, x = x, self._own_input(ctx, x)
         a = x
@@ -236,6 +251,8 @@ class Residual(Container):
             if self.shortcut is None and self.preactivation is not None:
                 a = self.preactivation(x)
             last = {"residual": shortcut, "activation": self.activation} if ctx.fused else {}
+            if ctx.fused and out is not None:
+                return run_into([self.branch], (a,), last, out), shortcut
             return self.branch(a, **last), shortcut
 
     def _add(self, branch, shortcut, x):

@@ -79,6 +79,10 @@ class GradientSums:
         for (value, gradient), buffer in zip(wanted, buffers, strict=True):
             self._add(value, gradient, buffer)
 
+    def add_result(self, value, gradient, dz, own):
+        """Add the gradient that a backward returned for `dz`, which it might overwrite if `own` is True."""
+        self.add([value], [gradient], [(dz, _Buffer(1 if own else None))])
+
     def _buffer_of(self, i, wanted, given):
         """Return the buffer that result `i` lies in: that of a given gradient, or a new one."""
         gradient = wanted[i][1]

@@ -46,6 +46,11 @@ class Recompute(Sequential):
         return False
 
     @property
+    def works_in_place(self):
+        """False: the result is an array of its own."""
+        return False
+
+    @property
     def overwrites_input(self):
         """False: an input that the layers overwrite is copied."""
         return False

@@ -87,7 +87,9 @@ class Recorder:
             written = self._written(layer, inputs, options)
             unlocked = self._arrays.unlock(written)
         elif layer.returns_input:
-            unlocked = self._arrays.unlock(inputs[0])  # a view of it is writeable only if that is
+            unlocked = (
+                self._arrays.unlock(inputs[0]) if inputs else ()
+            )  # a view of it is writeable only if that is
         active.tape = None
         try:
             z = layer(*inputs, **options)
@@ -106,7 +108,7 @@ class Recorder:
 
     def _call_unrecorded(self, layer, inputs, options):
         """Call a layer inside `no_grad`: its fresh results are constants for this tape."""
-        if self._will_overwrite(layer, inputs[0]):
+        if inputs and self._will_overwrite(layer, inputs[0]):
             self._refuse_protected(layer, inputs[0])
         active.tape = None
         try:
@@ -128,7 +130,7 @@ class Recorder:
 
     def _written(self, layer, inputs, options):
         """Return the array that the call will overwrite, or None."""
-        if not self._will_overwrite(layer, inputs[0]):
+        if not inputs or not self._will_overwrite(layer, inputs[0]):
             return options.get("out")
         self._refuse_protected(layer, inputs[0])
         return inputs[0] if isinstance(inputs[0], np.ndarray) else None

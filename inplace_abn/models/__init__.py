@@ -19,9 +19,11 @@ All normalizations have the same `strategy`; the initial weights depend on `rng`
 from .blocks import Style, inverted_residual, postactivation_block, preactivation_block
 from .large import mobilenet_v2, resnet
 from .small import encoder_decoder, residual_network
+from .unet import UNet
 
 __all__ = [
     "Style",
+    "UNet",
     "encoder_decoder",
     "inverted_residual",
     "mobilenet_v2",

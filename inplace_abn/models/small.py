@@ -33,7 +33,7 @@ def residual_network(
         Takes (N, in_channels, H, W), gives scores (N, num_classes).
     """
     make, style = BLOCKS[choice("block", block, BLOCKS)], Style(**style)
-    blocks, widths = integer("blocks", blocks, least=1), _widths(widths)
+    blocks, widths = integer("blocks", blocks, least=1), widths_of(widths)
     layers = {"stem": style.conv(in_channels, widths[0], 3)}
     if make is postactivation_block:
         layers["abn"] = style.abn(widths[0])
@@ -69,7 +69,7 @@ def encoder_decoder(in_channels, num_classes, widths=(16, 32, 64), **style):
     Sequential
         Takes (N, in_channels, H, W), gives scores (N, num_classes, H, W).
     """
-    style, widths = Style(**style), _widths(widths)
+    style, widths = Style(**style), widths_of(widths)
     return Sequential(
         {
             "stem": style.conv(in_channels, widths[0], 3),
@@ -101,7 +101,8 @@ def _level(widths, style):
     )
 
 
-def _widths(widths):
+def widths_of(widths):
+    """Return numbers of channels as a list, having checked them."""
     widths = [integer("widths", width, least=1) for width in widths]
     if not widths:
         raise ValueError("widths must be at least one number of channels, got none")

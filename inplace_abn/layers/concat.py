@@ -1,0 +1,152 @@
+"""Branches that are joined along the channels."""
+
+import numpy as np
+
+from ..ops import _arguments as arguments
+from .activation import Activation
+from .base import Layer
+from .checks import choice
+from .containers import Residual, Sequential
+from .gradient_sums import GradientSums
+from .joining import channel_slices, joined_array
+from .linear import Dropout
+from .placing import run_into, same_place
+from .pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d, Upsample
+
+#: Layers whose result has as many channels as their input.
+KEEP_CHANNELS = (Activation, AvgPool2d, Dropout, GlobalAvgPool2d, MaxPool2d, Upsample)
+
+
+class Concat(Layer):
+    """Branches of layers, each of the same input, joined along the channels.
+
+    As in Inception, DenseNet and ASPP. Where a branch ends in layers that work in place, such as
+    `InPlaceABN`, these write into their slice of the joined array, so that they and the layer that follows
+    keep the same memory. The results of other branches are copied into it.
+
+    A branch that begins with an in-place layer gets a copy of the input.
+
+    Parameters
+    ----------
+    *branches : Layer, or one dict of names to layers
+        Without names they are called "0", "1" and so on. ``Sequential()`` is the input itself.
+    channel_axis : {1, -1}
+
+    Raises
+    ------
+    ValueError
+        In a call, if the results differ in another axis than that of the channels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn import memory
+    >>> from inplace_abn.layers import Conv2d, InPlaceABN, Sequential
+    >>> def branch(size):
+    ...     return Sequential(Conv2d(3, 8, size, padding=size // 2), InPlaceABN(8))
+    >>> net = Sequential(Concat(branch(1), branch(3)), Conv2d(16, 4, 1))
+    >>> x = np.ones((2, 3, 6, 6), np.float32)
+    >>> with memory.ledger() as book:
+    ...     z = net(x)
+    >>> book.kept == x.nbytes + 2 * 16 * 6 * 6 * 4  # the input, and the joined array alone
+    True
+    """
+
+    def __init__(self, *branches, channel_axis=1):
+        self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
+        named = (
+            branches[0] if len(branches) == 1 and isinstance(branches[0], dict) else dict(enumerate(branches))
+        )
+        for name, branch in named.items():
+            if not isinstance(branch, Layer):
+                raise TypeError(f"branch {str(name)!r} must be a Layer, got {branch!r}")
+            setattr(self, str(name), branch)
+        if not named:
+            raise ValueError("branches: expected at least one layer, got none")
+
+    @property
+    def branches(self):
+        """The branches in their order."""
+        return [layer for _, layer in self.children()]
+
+    def forward(self, ctx, x):
+        """Run the branches and join their results."""
+        arguments.plain("x", x)
+        joined = _Joined(
+            [channels_of(branch, x.shape[self.channel_axis]) for branch in self.branches], self.channel_axis
+        )
+        results = []
+        for i, branch in enumerate(self.branches):
+            given = x
+            if branch.overwrites_input:
+                given = x.copy(order="K")
+                ctx.temporary(x.nbytes)
+            results.append(run_into([branch], (given,), {}, joined.slot(i)))
+        ctx.slices = channel_slices(results, self.channel_axis)
+        return joined.finish(results)
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        """Go back through the branches, each with its channels of dz, and add what they return."""
+        sums = GradientSums((), False)
+        for branch, index in zip(reversed(self.branches), reversed(ctx.slices), strict=True):
+            part = dz[index]
+            own = overwrite and part.flags.writeable
+            sums.add_result(0, branch.backward(part, overwrite=own), part, own)
+        return sums.take(0)
+
+    def extra_repr(self):
+        """Return the arguments."""
+        return f"channel_axis={self.channel_axis}" if self.channel_axis == -1 else ""
+
+
+class _Joined:
+    """The joined array of some branches, made when the first result is known.
+
+    Parameters
+    ----------
+    widths : list of int or None
+        Channels of the results, as far as known.
+    channel_axis : {1, -1}
+    """
+
+    def __init__(self, widths, channel_axis):
+        self._axis, self._widths = channel_axis, widths
+        self._array, self._parts = None, ()
+
+    def slot(self, i):
+        """Return a function that returns the slice for an array; if it does not fit, the array itself."""
+
+        def find(z):
+            if None in self._widths:
+                return z
+            if self._array is None:
+                self._array, self._parts = joined_array(z, self._widths, channel_axis=self._axis)
+            part = self._parts[i]
+            return part if (part.shape, part.dtype) == (z.shape, z.dtype) else z
+
+        return find
+
+    def finish(self, results):
+        """Return the joined array."""
+        if len(self._parts) and all(map(same_place, results, self._parts)):
+            return self._array
+        return np.concatenate(results, self._axis)
+
+
+def channels_of(layer, channels):
+    """Return how many channels the result of a layer has for an input of `channels`; None if unknown."""
+    if isinstance(layer, Sequential):
+        for inner in layer:
+            channels = channels_of(inner, channels)
+        return channels
+    if isinstance(layer, Residual):
+        if layer.preactivation is not None:
+            channels = channels_of(layer.preactivation, channels)
+        return channels_of(layer.branch, channels)
+    if isinstance(layer, Concat):
+        found = [channels_of(branch, channels) for branch in layer.branches]
+        return None if None in found else sum(found)
+    for name in ("out_channels", "num_features", "num_channels", "out_features"):
+        if hasattr(layer, name):
+            return getattr(layer, name)
+    return channels if isinstance(layer, KEEP_CHANNELS) else None

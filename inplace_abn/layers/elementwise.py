@@ -1,0 +1,173 @@
+"""Sums and products of arrays: recorded while a tape is on, plain functions otherwise."""
+
+import numbers
+
+import numpy as np
+
+from ..ops import _arguments as arguments
+from ..ops._layout import order_of
+from .operation import Operation, apply, in_order
+
+#: Elements that are multiplied at a time where products are summed, so that temporaries stay small.
+CHUNK = 1 << 15
+
+
+def add(a, b):
+    """Return ``a + b``, in a fresh array. Its backward keeps nothing.
+
+    Parameters
+    ----------
+    a, b : ndarray
+        Of one floating dtype, and of shapes that broadcast. One of them may be a number.
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    TypeError, ValueError
+        For other dtypes or shapes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn import layers
+    >>> a, b = np.ones((2, 3)), np.full((2, 1), 5.0)
+    >>> with layers.record(a, b) as tape:
+    ...     z = layers.add(a, b)
+    >>> da, db = tape.backward(np.ones((2, 3)))
+    >>> db
+    array([[3.],
+           [3.]])
+    """
+    return apply(_Add(), a, b)
+
+
+def mul(a, b):
+    """Return ``a * b``, in a fresh array. Both are kept for the backward.
+
+    Parameters
+    ----------
+    a, b : ndarray
+        Of one floating dtype, and of shapes that broadcast, such as (N, C, H, W) and a gate (N, C, 1, 1).
+        One of them may be a number.
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    TypeError, ValueError
+        For other dtypes or shapes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn import layers
+    >>> a, b = np.ones((2, 3)), np.full((2, 1), 5.0)
+    >>> with layers.record(a, b) as tape:
+    ...     z = layers.mul(a, b)
+    >>> da, db = tape.backward(np.ones((2, 3)))
+    >>> da[0], db[0]
+    (array([5., 5., 5.]), array([3.]))
+    """
+    return apply(_Mul(), a, b)
+
+
+class _Elementwise(Operation):
+    """An operation on two arrays, one of which may be a number."""
+
+    def _checked(self, ctx, a, b):
+        """Return both as arrays, and note what the backward needs to know of them."""
+        found = [value for value in (a, b) if not isinstance(value, numbers.Real)]
+        for name, value in (("a", a), ("b", b)):
+            if len(found) == 0 or not isinstance(value, numbers.Real):
+                arguments.batch(name, value, "(...)", leading=True)
+        if len(found) == 2 and a.dtype != b.dtype:
+            raise TypeError(
+                f"a is {a.dtype} and b is {b.dtype}: both must be of one dtype; pass "
+                f"{arguments.cast('b', a.dtype)}"
+            )
+        ctx.numbers = [isinstance(value, numbers.Real) for value in (a, b)]
+        a, b = (np.asarray(value, found[0].dtype) for value in (a, b))
+        try:
+            np.broadcast_shapes(a.shape, b.shape)
+        except ValueError:
+            raise ValueError(
+                f"b: expected a shape that broadcasts with that of a, {a.shape}, got {b.shape}"
+            ) from None
+        ctx.orders = [order_of(value) for value in (a, b)]
+        ctx.shapes = a.shape, b.shape
+        return a, b
+
+    def _of_arrays(self, ctx, gradients):
+        """Leave out what belongs to numbers."""
+        return tuple(one for one, number in zip(gradients, ctx.numbers, strict=True) if not number)
+
+
+class _Add(_Elementwise):
+    function = "add"
+
+    def forward(self, ctx, a, b):
+        a, b = self._checked(ctx, a, b)
+        return a + b
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        found = [
+            in_order(_reduced(dz, shape), order) for shape, order in zip(ctx.shapes, ctx.orders, strict=True)
+        ]
+        return self._of_arrays(ctx, found)
+
+
+class _Mul(_Elementwise):
+    function = "mul"
+
+    def forward(self, ctx, a, b):
+        a, b = self._checked(ctx, a, b)
+        ctx.save_for_backward(a=a, b=b)
+        return a * b
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        others = ctx.saved["b"], ctx.saved["a"]
+        found = [None, None]
+        # What is summed comes first: the last product may be written over dz.
+        for i in sorted((0, 1), key=lambda i: ctx.shapes[i] == dz.shape):
+            if ctx.shapes[i] != dz.shape:
+                found[i] = _sum_of_products(dz, others[i], ctx.shapes[i])
+                continue
+            last = overwrite and (found[1 - i] is not None or ctx.shapes[1 - i] != dz.shape)
+            fits = last and dz.flags.writeable and ctx.orders[i].has(dz)
+            out = dz if fits else ctx.orders[i].empty(dz.shape, dz.dtype)
+            found[i] = np.multiply(dz, others[i], out=out)
+        return self._of_arrays(ctx, found)
+
+
+def _reduced(dz, shape):
+    """Sum a gradient over the axes along which an array of `shape` was broadcast."""
+    if dz.shape == shape:
+        return dz
+    lead = dz.ndim - len(shape)
+    axes = tuple(i for i in range(dz.ndim) if i < lead or shape[i - lead] != dz.shape[i])
+    return dz.sum(axis=axes, dtype=np.float64).reshape(shape).astype(dz.dtype)
+
+
+def _sum_of_products(dz, other, shape):
+    """Return dz * other, summed to `shape`, without an array of the size of dz."""
+    padded = (1,) * (dz.ndim - len(shape)) + shape
+    total = np.zeros(padded, np.float64)
+    other = np.broadcast_to(other, dz.shape)
+    axes = tuple(i for i in range(1, dz.ndim) if padded[i] != dz.shape[i])
+    step = max(1, CHUNK * len(dz) // max(1, dz.size))
+    for first in range(0, len(dz), step):
+        rows = slice(first, first + step)
+        wide = arguments.arithmetic(dz.dtype)
+        products = np.multiply(dz[rows], other[rows], dtype=wide).sum(
+            axis=axes, keepdims=True, dtype=np.float64
+        )
+        if padded[0] == len(dz):
+            total[rows] += products
+        else:
+            total += products.sum(axis=0, keepdims=True)
+    return total.reshape(shape).astype(dz.dtype)

@@ -1,0 +1,86 @@
+"""Results that lie where they are needed: in a slice of a joined array.
+
+A layer that works in place keeps its result in the array that it is given. If that is a slice of a joined
+array, the layer and whoever keeps the joined array keep the same memory. So the array is moved into the slice
+before the layers at the end of a container that work in place: by the convolution before them, or by a copy.
+"""
+
+import inspect
+from functools import cache
+
+import numpy as np
+
+from ..ops import _arguments as arguments
+from .saved_arrays import refuse_if_saved
+
+
+def run_into(layers, inputs, options, out):
+    """Run layers one after the other, and return the result, which lies in `out`.
+
+    Parameters
+    ----------
+    layers : list of Layer
+    inputs : tuple
+        Of the first layer.
+    options : dict
+        Of the last layer.
+    out : ndarray or function
+        A function is called with an array and returns the one to put it into.
+    """
+    head, tail = _split(layers)
+    for i, layer in enumerate(head, 1):
+        named = dict(options) if i == len(layers) else {}
+        if i == len(head) and takes_out(layer, out):
+            named["out"] = out
+        result = layer(*inputs, **named)
+        inputs = result if isinstance(result, tuple) else (result,)
+    x = place(inputs[0], out)
+    for i, layer in enumerate(tail, 1):
+        x = layer(x, **(options if i == len(tail) else {}))
+    return x
+
+
+def _split(layers):
+    """Return the layers up to the last that does not work in place, and those after it."""
+    end = len(layers)
+    while end > 0 and layers[end - 1].works_in_place:
+        end -= 1
+    return layers[:end], layers[end:]
+
+
+def takes_out(layer, out):
+    """Return whether a call of a layer takes this ``out=``."""
+    return _has_out(type(layer)) and (layer.places_result or isinstance(out, np.ndarray))
+
+
+@cache
+def _has_out(kind):
+    return "out" in inspect.signature(kind.forward).parameters
+
+
+def place(z, out):
+    """Return z in `out`, copied there if it does not lie there.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an `out` of another shape or dtype than z, or that is read-only or saved by a context.
+    """
+    if not isinstance(out, np.ndarray):
+        out = out(z)
+    if same_place(z, out):
+        return out
+    arguments.result("out", out, z.shape, z.dtype, {"the array that is copied into it": z})
+    refuse_if_saved(out, "copying the result into out")
+    out[...] = z
+    return out
+
+
+def same_place(array, view):
+    """Return whether two arrays are the same memory, seen in the same way."""
+    return (
+        array.shape == view.shape
+        and array.strides == view.strides
+        and array.dtype == view.dtype
+        and array.__array_interface__["data"][0] == view.__array_interface__["data"][0]
+    )
