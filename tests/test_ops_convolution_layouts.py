@@ -125,7 +125,7 @@ def test_half_types_are_rounded_once(operation, case, dtype, layout, weight_dtyp
 @pytest.mark.parametrize("dtype", HALF)
 def test_scratch_of_half_types_is_no_copy_of_the_batch(dtype, layout):
     """Also where the batch is one large image."""
-    x, axis = LAYOUTS[layout](normal((1, 16, 256, 64)).astype(HALF[dtype]))
+    x, axis = LAYOUTS[layout](normal((1, 16, 512, 128)).astype(HALF[dtype]))
     weight = normal((16, 16, 3, 3), "float32")
     for operation, stride in ((conv2d, 1), (conv2d, 2), (conv_transpose2d, 2)):
         ctx = Context()
@@ -136,7 +136,7 @@ def test_scratch_of_half_types_is_no_copy_of_the_batch(dtype, layout):
         tracemalloc.stop()
         # Beside what the ledger is told: small objects, and NumPy's buffers for casts and strided additions.
         assert peak <= ctx.scratch + 50_000 + (1 << 17)
-        assert ctx.scratch <= 4 * _convolve.SCRATCH + 2**17
+        assert ctx.scratch <= 2 * 4 * _convolve.SCRATCH + 2**17
 
 
 # ---- out= --------------------------------------------------------------------------------------------------

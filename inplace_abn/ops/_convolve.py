@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _depthwise
-from ._rows import BlockResult, RowSums
-from ._unfold import Columns, pixels, pixels_are_views, weight_from_matrices, weight_matrices
-from ._windows import Axis
+from ._rows import BlockResult, PixelReader, RowSums, total_bytes
+from ._unfold import Columns, weight_from_matrices, weight_matrices
+from ._windows import Axis, blocks_within
 
 #: Values of scratch: the columns of a block and the copies of the weight, for a processor's second cache.
 SCRATCH = 1 << 17
@@ -143,32 +143,26 @@ class _Product:
         _, groups, outputs, size = self.weights.shape
         return np.empty((groups, min(outputs, max(1, TERM // (groups * size))), size), self.weights.dtype)
 
-    def blocks(self, ctx, row_bytes, sample_bytes=0):
-        """Return the blocks; the caller needs `row_bytes` for every row of windows and so on."""
+    def blocks(self, ctx, *users):
+        """Return the blocks; `users`, readers and results, need scratch for conversions."""
         (down, across), item = self.plan.axes, self.plan.dtype.itemsize
         beside = 0 if np.may_share_memory(self.weights, self.weight) else self.weights.nbytes
         beside += self._term.nbytes if self.gradient else 0
         # A large weight is to be read seldom.
         least = min(self.weights.nbytes, SAMPLES * down.windows * self.columns.row_bytes)
         budget = max(BLOCK * item, SCRATCH * item - beside, least)
+        row_bytes = self.columns.row_bytes
         if len(self.weights) > 1:  # for self._part
             row_bytes += self.plan.groups * self.weight.shape[1] * across.windows * item
-        found, most = self.columns.blocks(budget, row_bytes, sample_bytes)
+        unfolded = row_bytes, self.columns.halo_bytes
+        samples = len(self.columns.images)
+        found, most = blocks_within(budget, samples, down.windows, unfolded, total_bytes(*users))
         ctx.temporary(beside + most)
         return found
 
-    def result(self, out):
-        """Return `BlockResult` for images that products are written to."""
-        in_place = out.dtype == self.plan.dtype and pixels_are_views(out, self.plan.last, self.columns.merged)
-        return BlockResult(out, self.plan.dtype, self.plan.last, in_place)
-
-    def reading(self, images):
-        """Return the bytes for a row of images that `columns.pixels` converts."""
-        return 0 if images.dtype == self.plan.dtype else images[:1, :, :1].size * self.plan.dtype.itemsize
-
     def into(self, images, columns, bias):
         """Write the sum of the weights times the columns, plus bias, into the images of a block."""
-        out = pixels(images, self.plan.groups, self.plan.last, self.columns.merged)
+        out = self.columns.matrices(images)
         np.matmul(self.weights[0], columns[0], out=out)
         for weight, matrix in zip(self.weights[1:], columns[1:], strict=True):
             if self._part is None or self._part.shape != out.shape:
@@ -195,15 +189,15 @@ class _Product:
 
 def _convolve(ctx, plan, images, weight, out, bias, other):
     product = _Product(plan, images, weight, _by_row(images, plan.axes, weight), other is not None)
-    result = product.result(out)
+    result = BlockResult(out, plan.dtype, plan.last)
     bias = None if bias is None else _in_dtype(bias, plan).reshape(plan.groups, -1, 1)
-    row_bytes = result.row_bytes + (0 if other is None else product.reading(other))
-    for block in product.blocks(ctx, row_bytes):
+    other_pixels = None if other is None else PixelReader(other, plan.dtype, plan.last)
+    for block in product.blocks(ctx, product.columns.reader, result, other_pixels):
         columns = product.columns.of(block)
         product.into(result.of(block), columns, bias)
         result.done(block)
         if other is not None:
-            product.add(product.columns.pixels(_part(other, block)), columns)
+            product.add(product.columns.matrices(other_pixels.of(block)), columns)
     return product.weight_gradient()
 
 
@@ -226,19 +220,16 @@ def _fold(ctx, plan, images, weight, out, bias, other):
     product = _Product(plan, like, weight, by_row=False, gradient=other is not None)
     start = 0 if bias is None else _in_dtype(bias, plan).reshape(-1, 1, 1)
     sums = RowSums(out, plan.axes[0], plan.dtype, plan.last, start)
-    row_bytes = sums.row_bytes + product.reading(images)
-    for block in product.blocks(ctx, row_bytes, sums.sample_bytes):
-        gradient = product.columns.pixels(_part(images, block))
+    reader = PixelReader(images, plan.dtype, plan.last)
+    unfolded = None if other is None else product.columns.reader
+    for block in product.blocks(ctx, sums, unfolded, reader):
+        gradient = product.columns.matrices(reader.of(block))
         if other is not None:
             product.add(gradient, product.columns.of(block))
         np.matmul(product.weights[0].swapaxes(1, 2), gradient, out=product.columns.room(block))
         product.columns.fold(sums.of(block))
         sums.done(block)
     return product.weight_gradient()
-
-
-def _part(images, block):
-    return images[block.samples, :, block.begin : block.end]
 
 
 def _in_dtype(bias, plan):

@@ -7,8 +7,8 @@ stay in the cache. The functions are those of `_convolve`, for one channel per g
 
 import numpy as np
 
-from ._rows import BlockResult, RowReader, RowSums
-from ._windows import blocks, taps
+from ._rows import BlockResult, PixelReader, RowReader, RowSums, total_bytes
+from ._windows import blocks_within, taps
 
 #: Values of a block of products.
 BLOCK = 1 << 16
@@ -17,15 +17,15 @@ BLOCK = 1 << 16
 def convolve(ctx, plan, images, weight, out, *, bias=None, other=None):
     """Write the convolution of images, plus bias, into `out`; return the gradient of weight for `other`."""
     reader = RowReader(images, plan.axes[0], plan.dtype, plan.last)
-    result = BlockResult(out, plan.dtype, plan.last, out.dtype == plan.dtype)
+    gradients = None if other is None else PixelReader(other, plan.dtype, plan.last)
+    result = BlockResult(out, plan.dtype, plan.last)
     products = _Products(plan, weight, out)
     total = _zeros(weight, plan) if other is not None else None
-    extra = result.row_bytes + products.reading(other)
-    for block in products.blocks(ctx, reader.row_bytes + extra, reader.sample_bytes):
+    for block in products.blocks(ctx, reader, gradients, result):
         rows, written = reader.of(block), _channels_last(result.of(block))
         pixels = _channels_last(rows.images)
         written[...] = 0 if bias is None else bias
-        gradient = None if other is None else products.read(other, block)
+        gradient = None if other is None else _channels_last(gradients.of(block))
         for tap, inside, source in products.taps(rows):
             written[inside] += products.of(pixels[source], products.tiles[tap])
             if other is not None:
@@ -38,12 +38,11 @@ def convolve_transposed(ctx, plan, images, weight, out, *, bias=None, other=None
     """Write the transposed convolution of images, plus bias, into `out`; return as `convolve` does."""
     sums = RowSums(out, plan.axes[0], plan.dtype, plan.last, 0 if bias is None else bias[:, None, None])
     reader = None if other is None else RowReader(other, plan.axes[0], plan.dtype, plan.last)
+    gradients = PixelReader(images, plan.dtype, plan.last)
     products = _Products(plan, weight, images)
     total = _zeros(weight, plan) if other is not None else None
-    users = [user for user in (sums, reader) if user is not None]
-    row_bytes = products.reading(images) + sum(user.row_bytes for user in users)
-    for block in products.blocks(ctx, row_bytes, sum(user.sample_bytes for user in users)):
-        gradient, rows = products.read(images, block), sums.of(block)
+    for block in products.blocks(ctx, sums, reader, gradients):
+        gradient, rows = _channels_last(gradients.of(block)), sums.of(block)
         pixels = _channels_last(rows.images)
         for tap, inside, source in products.taps(rows):
             pixels[source] += products.of(gradient[inside], products.tiles[tap])
@@ -84,17 +83,14 @@ class _Products:
         taps_ = weight[:, 0].transpose(1, 2, 0)[:, :, None].astype(plan.dtype, copy=False)
         self.tiles = np.repeat(taps_, self.columns, axis=2)
 
-    def blocks(self, ctx, row_bytes, sample_bytes):
-        """Return the blocks; the caller needs these bytes for a row of windows and for a sample."""
+    def blocks(self, ctx, *users):
+        """Return the blocks; `users`, readers and results, need scratch for conversions."""
         row, item = self.channels * self.columns, self.plan.dtype.itemsize
-        budget = BLOCK * item
-        row_bytes += row * item
-        found = list(blocks(self.samples, self.rows, row_bytes, budget, sample_bytes))
-        sizes = [(b.samples.stop - b.samples.start, b.end - b.begin) for b in found]
-        most = max((samples * rows for samples, rows in sizes), default=0)
+        uses = (row * item, 0), total_bytes(*users)
+        found, scratch = blocks_within(BLOCK * item, self.samples, self.rows, *uses)
+        most = max(((b.samples.stop - b.samples.start) * (b.end - b.begin) for b in found), default=0)
         self.buffer = np.empty(most * row, self.plan.dtype)
         self.ones = np.ones(most * self.columns, self.plan.dtype)
-        scratch = max((n * (r * row_bytes + sample_bytes) for n, r in sizes), default=0)
         ctx.temporary(scratch + self.ones.nbytes)
         return found
 
@@ -106,19 +102,6 @@ class _Products:
             if last > first and columns.last > columns.first:
                 inside = slice(None), slice(first, last), slice(columns.first, columns.last)
                 yield (i, j), inside, (block.samples, inner.source, columns.source)
-
-    def reading(self, images):
-        """Return the bytes for a row of images that `read` converts."""
-        if images is None or images.dtype == self.plan.dtype:
-            return 0
-        return self.channels * self.columns * self.plan.dtype.itemsize
-
-    def read(self, images, block):
-        """Return the pixels of a block, (samples, rows, columns, C), in the dtype of the arithmetic."""
-        part = _channels_last(images[block.samples, :, block.begin : block.end])
-        if part.dtype == self.plan.dtype and part.strides[-1] == part.itemsize:
-            return part
-        return part.astype(self.plan.dtype, order="C")
 
     def of(self, images, other):
         """Return the product of (samples, rows, columns, C) and something of that shape, or a tile."""

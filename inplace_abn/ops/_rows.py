@@ -35,15 +35,54 @@ class Scratch:
     def __init__(self, dtype, last):
         self.last, self._flat = last, np.empty(0, dtype)
 
-    def of(self, shape):
-        """Return uninitialized images of `shape`, valid until the next call."""
-        size = math.prod(shape)
-        if self._flat.size < size:
-            self._flat = np.empty(size, self._flat.dtype)
+    def of(self, shape, most_rows=0):
+        """Return uninitialized images of `shape`, valid until the next call.
+
+        There is room for images of `most_rows`, so that the next call needs no larger buffer.
+        """
         samples, channels, rows, columns = shape
+        size, room = math.prod(shape), samples * channels * max(rows, most_rows) * columns
+        if self._flat.size < size:
+            self._flat = np.empty(room, self._flat.dtype)
         if not self.last:
             return self._flat[:size].reshape(shape)
         return np.moveaxis(self._flat[:size].reshape(samples, rows, columns, channels), -1, 1)
+
+
+def is_ordered(images, last):
+    """Return whether (N, C, H, W) are in one of the two memory orders, without gaps between pixels."""
+    samples, _, rows, columns = images.shape
+    outer, channel, along, across = images.strides
+    return (
+        (channel if last else across) == images.itemsize
+        and (rows == 1 or along == across * columns)
+        and (not last or samples == 1 or outer == along * rows)
+    )
+
+
+class PixelReader:
+    """Reads the pixels of a block of images, in the memory order and the dtype of the arithmetic.
+
+    Attributes
+    ----------
+    bytes : (int, int)
+        Scratch for every row in a block, and for every sample in addition.
+    """
+
+    def __init__(self, images, dtype, last):
+        self.images = images
+        self.in_place = images.dtype == dtype and is_ordered(images, last)
+        self.bytes = (0 if self.in_place else _row_bytes(images, dtype)), 0
+        self._scratch = Scratch(dtype, last)
+
+    def of(self, block):
+        """Return the pixels (samples, C, rows, W) of a block, valid until the next call."""
+        part = self.images[block.samples, :, block.begin : block.end]
+        if self.in_place:
+            return part
+        pixels = self._scratch.of(part.shape)
+        pixels[...] = part
+        return pixels
 
 
 class RowReader:
@@ -51,14 +90,14 @@ class RowReader:
 
     Attributes
     ----------
-    row_bytes, sample_bytes : int
-        Scratch for a row of windows, and for every sample of a block in addition.
+    bytes : (int, int)
+        As for `PixelReader`, for every row of windows.
     """
 
     def __init__(self, images, axis, dtype, last):
         self.images, self.axis = images, axis
         self.in_place = images.dtype == dtype
-        self.row_bytes, self.sample_bytes = (0, 0) if self.in_place else _bytes(images, axis, dtype)
+        self.bytes = (0, 0) if self.in_place else _bytes(images, axis, dtype)
         self._scratch = Scratch(dtype, last)
 
     def of(self, block):
@@ -67,7 +106,7 @@ class RowReader:
             return Rows(self.images, self.axis, block)
         top, bottom = self.axis.reach(block.begin, block.end)
         part = self.images[block.samples, :, top:bottom]
-        rows = self._scratch.of(part.shape)
+        rows = self._scratch.of(part.shape, self.axis.extent(block.end - block.begin))
         rows[...] = part
         return _cut_out(rows, self.axis, block, top)
 
@@ -84,14 +123,15 @@ class RowSums:
 
     Attributes
     ----------
-    row_bytes, sample_bytes : int
+    bytes : (int, int)
         As for `RowReader`.
     """
 
     def __init__(self, out, axis, dtype, last, start):
         self.out, self.axis, self.start = out, axis, start
         self.in_place = out.dtype == dtype
-        self.row_bytes, self.sample_bytes = (0, 0) if self.in_place else _bytes(out, axis, dtype)
+        row, shared = (0, 0) if self.in_place else _bytes(out, axis, dtype)
+        self.bytes = row, 2 * shared  # those that the next block adds to are copied
         self._scratch = Scratch(dtype, last)
         self._carry = None
         if self.in_place:
@@ -107,7 +147,8 @@ class RowSums:
         self._complete = max(self._top, self._first_open_row(block))
         samples = len(self.out[block.samples])
         height = max(bottom, self._complete) - self._top
-        rows = self._scratch.of((samples, self.out.shape[1], height, self.out.shape[3]))
+        shape = samples, self.out.shape[1], height, self.out.shape[3]
+        rows = self._scratch.of(shape, self.axis.extent(block.end - block.begin))
         rows[...] = self.start
         if self._carry is not None:
             rows[:, :, : self._carry.shape[2]] = self._carry
@@ -131,23 +172,21 @@ class RowSums:
 
 
 class BlockResult:
-    """Images that are written a block at a time.
+    """Images that are written a block at a time: in place if they have the memory order and dtype for it.
 
     Parameters
     ----------
     out : ndarray of shape (N, C, H, W)
-    in_place : bool
-        False if blocks are computed elsewhere and copied: `out` has another dtype or memory order.
 
     Attributes
     ----------
-    row_bytes : int
-        Scratch for a row.
+    bytes : (int, int)
+        As for `PixelReader`.
     """
 
-    def __init__(self, out, dtype, last, in_place):
-        self.out, self.in_place = out, in_place
-        self.row_bytes = 0 if in_place else out.shape[1] * out.shape[3] * dtype.itemsize
+    def __init__(self, out, dtype, last):
+        self.out, self.in_place = out, out.dtype == dtype and is_ordered(out, last)
+        self.bytes = (0 if self.in_place else _row_bytes(out, dtype)), 0
         self._scratch = Scratch(dtype, last)
 
     def of(self, block):
@@ -162,10 +201,20 @@ class BlockResult:
             self.out[block.samples, :, block.begin : block.end] = self._filled
 
 
+def total_bytes(*users):
+    """Return the sum of the `bytes` of readers and results; None is left out."""
+    pairs = [user.bytes for user in users if user is not None]
+    return tuple(sum(parts) for parts in zip(*pairs, strict=True))
+
+
+def _row_bytes(images, dtype):
+    return images.shape[1] * images.shape[3] * dtype.itemsize
+
+
 def _bytes(images, axis, dtype):
     """Return the bytes of the rows that a row of windows sees first, and of those it shares with others."""
-    row = images.shape[1] * images.shape[3] * dtype.itemsize
-    shared = max(0, axis.dilation * (axis.kernel - 1) + 1 - axis.stride)
+    row = _row_bytes(images, dtype)
+    shared = max(0, axis.extent(1) - axis.stride)
     return row * axis.stride, row * shared
 
 
@@ -173,6 +222,6 @@ def _cut_out(rows, axis, block, top):
     """Return `Rows` for rows that begin with row `top` of the images of `axis`."""
     height, windows = rows.shape[2], block.end - block.begin
     padding = axis.padding + top - block.begin * axis.stride
-    needed = (windows - 1) * axis.stride + axis.dilation * (axis.kernel - 1) + 1
-    axis = axis._replace(length=height, padding=padding, uneven=needed - height - 2 * padding)
+    uneven = axis.extent(windows) - height - 2 * padding
+    axis = axis._replace(length=height, padding=padding, uneven=uneven)
     return Rows(rows, axis, Block(slice(0, len(rows)), 0, windows))

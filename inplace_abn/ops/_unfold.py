@@ -17,8 +17,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ._rows import RowReader
-from ._windows import Axis, Block, blocks, taps
+from ._rows import PixelReader, RowReader
+from ._windows import Axis, Block, taps
 
 
 def pixels(images, groups, last, merged=False):
@@ -32,17 +32,6 @@ def pixels(images, groups, last, merged=False):
     samples, rows = (1, samples * rows) if merged else (samples, rows)
     flat = images.transpose(0, 2, 3, 1).reshape(samples, rows * columns, groups, channels // groups)
     return flat.transpose(0, 2, 3, 1)
-
-
-def pixels_are_views(images, last, merged=False):
-    """Return whether `pixels` gives views, of every block too, that BLAS can write to."""
-    samples, _, rows, columns = images.shape
-    outer, channel, along, across = images.strides
-    return (
-        (channel if last else across) == images.itemsize
-        and (rows == 1 or along == across * columns)
-        and (not merged or samples == 1 or outer == along * rows)
-    )
 
 
 def weight_matrices(weight, last, by_row):
@@ -86,7 +75,8 @@ class Columns:
     direct : bool
         True if the windows have one pixel each: the images themselves are the columns.
     row_bytes, halo_bytes : int
-        Bytes of scratch for a row of windows, and for every sample of a block in addition.
+        Bytes of the columns of a row of windows, and for every sample of a block in addition.
+    reader : RowReader, or PixelReader if `direct`
     """
 
     def __init__(self, images, groups, axes, last, by_row, dtype):
@@ -101,41 +91,31 @@ class Columns:
         self._count = down.kernel if by_row else 1
         taps_ = self._down.kernel * across.kernel
         self.row_bytes = images.shape[1] * taps_ * across.windows * dtype.itemsize
-        if self.direct and images.dtype == dtype and pixels_are_views(images, last, self.merged):
-            self.row_bytes = 0  # neither unfolded nor copied
+        if self.direct:
+            self.row_bytes = 0  # not unfolded
         self.halo_bytes = self._halo * self.row_bytes
-        self._reader = RowReader(images, self._down, dtype, last)
-        if not self.direct:
-            self.row_bytes += self._reader.row_bytes
-            self.halo_bytes += self._reader.sample_bytes
-        self._source = self._source_of(images, self._down) if self._reader.in_place else None
+        self._source = None
+        if self.direct:
+            self.reader = PixelReader(images, dtype, last)
+        else:
+            self.reader = RowReader(images, self._down, dtype, last)
+            if self.reader.in_place:
+                self._source = self._source_of(images, self._down)
         self._buffer = np.empty(0, dtype)
         self._views = None, None, None, None
 
-    def blocks(self, budget, row_bytes, sample_bytes=0):
-        """Cut the batch into blocks that take at most `budget` bytes.
-
-        `row_bytes` for every row of windows and `sample_bytes` for every sample are added to those of the
-        columns. Returns the blocks, and the most bytes that one takes.
-        """
-        row_bytes, sample_bytes = row_bytes + self.row_bytes, sample_bytes + self.halo_bytes
-        found = list(blocks(len(self.images), self.axes[0].windows, row_bytes, budget, sample_bytes))
-        sizes = ((b.samples.stop - b.samples.start, b.end - b.begin) for b in found)
-        return found, max((n * (r * row_bytes + sample_bytes) for n, r in sizes), default=0)
-
-    def pixels(self, images):
-        """Return the pixels of other images, as matrices that fit the columns of their block."""
-        found = pixels(images, self.groups, self.last, self.merged)
-        return found.astype(self.dtype, copy=False)
+    def matrices(self, images):
+        """Return images as matrices of pixels that fit the columns of the same block."""
+        return pixels(images, self.groups, self.last, self.merged)
 
     def of(self, block):
         """Return the columns of a block, a list of matrices of (K, windows), valid until the next call."""
         if self.direct:
-            return [self.pixels(self.images[block.samples, :, block.begin : block.end])]
+            return [self.matrices(self.reader.of(block))]
         _, view, _, columns = self._room(block)
         samples, begin, end = block.samples, block.begin, block.end + self._halo
-        if not self._reader.in_place:
-            images, down, (samples, begin, end) = self._reader.of(Block(samples, begin, end))
+        if not self.reader.in_place:
+            images, down, (samples, begin, end) = self.reader.of(Block(samples, begin, end))
             if self._source is None or not self._source.fits(images, down):
                 self._source = self._source_of(images, down)
         self._source.copy(view, samples, begin, end)

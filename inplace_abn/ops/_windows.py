@@ -38,10 +38,14 @@ class Axis(NamedTuple):
         padded = self.length + 2 * self.padding + self.uneven
         return (padded - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
+    def extent(self, windows):
+        """Return the length that so many windows see, padding included."""
+        return (windows - 1) * self.stride + self.dilation * (self.kernel - 1) + 1
+
     def reach(self, begin, end):
         """Return the bounds of the input that the windows in [begin, end) see."""
         start = begin * self.stride - self.padding
-        stop = (end - 1) * self.stride - self.padding + self.dilation * (self.kernel - 1) + 1
+        stop = start + self.extent(end - begin)
         start = min(max(0, start), self.length)
         return start, min(max(start, stop), self.length)
 
@@ -96,6 +100,23 @@ def blocks(samples, rows, row_bytes, budget, sample_bytes=0):
     for sample in range(samples):
         for begin, end in parts:
             yield Block(slice(sample, sample + 1), begin, end)
+
+
+def blocks_within(budget, samples, rows, *uses):
+    """Cut a batch of images into blocks for which no use of scratch takes more than `budget` bytes.
+
+    `uses` are pairs of bytes: for every row of a block, and for every sample in addition. Returns the blocks,
+    and the most bytes that all uses together take.
+
+    >>> found, most = blocks_within(20, 2, 5, (10, 0), (2, 4))
+    >>> len(found), most
+    (10, 16)
+    """
+    row_bytes, sample_bytes = (max(parts) for parts in zip(*uses, strict=True))
+    found = list(blocks(samples, rows, row_bytes, budget, sample_bytes))
+    row_bytes, sample_bytes = (sum(parts) for parts in zip(*uses, strict=True))
+    sizes = ((b.samples.stop - b.samples.start, b.end - b.begin) for b in found)
+    return found, max((n * (r * row_bytes + sample_bytes) for n, r in sizes), default=0)
 
 
 def some_samples(shape, least=1 << 16):
