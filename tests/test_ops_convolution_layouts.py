@@ -240,3 +240,16 @@ def test_a_layer_with_half_parameters_takes_that_type_and_no_other():
     assert layer.weight.grad.dtype == z.dtype == np.float16
     with pytest.raises(TypeError, match=r"^ConvTranspose2d: x is float32"):
         layer(np.ones((1, 4, 3, 3), np.float32))
+
+
+def test_out_is_not_written_over_what_a_live_context_keeps():
+    x = np.ones((2, 3, 4, 4), np.float32)
+    view = x[:, 1:]  # still writeable when x is locked
+    keeper = layers.Conv2d(3, 3, 1)
+    keeper(x)
+    writer = layers.Conv2d(3, 2, 1)
+    with pytest.raises(ValueError, match=r"out: .* but Conv2d keeps that memory as 'input'"):
+        writer(np.ones_like(x), out=view)
+    assert (x == 1).all()
+    keeper.release()
+    assert writer(np.ones_like(x), out=view) is view

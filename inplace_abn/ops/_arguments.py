@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .. import _core
 from .._numbers import number
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -138,8 +139,9 @@ def result(name, out, shape, dtype, inputs):
     if out.dtype != dtype:
         raise TypeError(f"{name} must be {dtype} as x is, got {out.dtype}; pass {cast(name, dtype)}")
     same_shape(name, out, tuple(shape), "as the result has")
+    _core.refuse_if_saved(out, writer=f"{name}: the operation")
     if not out.flags.writeable:
-        raise ValueError(f"{name} must be writeable: it is read-only, or a live context keeps its memory")
+        raise ValueError(f"{name} must be writeable, got a read-only array")
     if _overlaps_itself(out):
         raise ValueError(f"{name} overlaps itself, as a broadcast array does; pass an array of its own")
     for other, array in inputs.items():

@@ -43,15 +43,15 @@ def convolve_transposed(ctx, plan, images, weight, out, *, bias=None, other=None
     total = _zeros(weight, plan) if other is not None else None
     for block in products.blocks(ctx, sums, reader, gradients):
         gradient, rows = _channels_last(gradients.of(block)), sums.of(block)
-        pixels = _channels_last(rows.images)
-        for tap, inside, source in products.taps(rows):
-            pixels[source] += products.of(gradient[inside], products.tiles[tap])
+        read = rows if other is None else reader.of(block)
+        pixels, seen = _channels_last(rows.images), _channels_last(read.images)
+        for (tap, inside, written), (_, _, source) in zip(
+            products.taps(rows), products.taps(read), strict=True
+        ):
+            pixels[written] += products.of(gradient[inside], products.tiles[tap])
+            if other is not None:
+                total[tap] += products.sum(seen[source], gradient[inside])
         sums.done(block)
-        if other is not None:
-            rows = reader.of(block)
-            pixels = _channels_last(rows.images)
-            for tap, inside, source in products.taps(rows):
-                total[tap] += products.sum(pixels[source], gradient[inside])
     return _gradient(total, weight)
 
 
