@@ -236,3 +236,15 @@ def test_without_a_tape_nothing_is_kept():
         layers.concat([a, a])
     assert book.kept == 0
     assert a.flags.writeable
+
+
+def test_a_slice_that_a_context_keeps_is_not_written_again():
+    x, layer = normal(SHAPE), Sequential(conv(), abn(4, "inplace"))
+    joined, (left, _) = layers.joined_array(x, (4, 4))
+    z = layer(x, out=left)
+    assert z is left
+    kept = z.copy()
+    for other in (Sequential(conv(), abn(4, "inplace")), conv(), Sequential(MaxPool2d(1))):
+        with pytest.raises(ValueError, match=r"writes in place, but .*ABN.* keeps that memory as 'z'"):
+            other(x, out=joined[:, :4])
+    np.testing.assert_array_equal(z, kept)
