@@ -76,7 +76,8 @@ def layout_of(x, channel_axis):
     if x.flags.c_contiguous or all(x.shape[axis] == 1 for axis in (channel, *spatial)):
         # One channel or one position has both orders at once: choose that of the axes.
         return Layout(tuple(range(x.ndim)), channel_axis)
-    reach = max((abs(x.strides[axis]) * x.shape[axis] for axis in spatial), default=0)
+    # The stride of an axis of length 1 says nothing.
+    reach = max((abs(x.strides[axis]) * x.shape[axis] for axis in spatial if x.shape[axis] > 1), default=0)
     if abs(x.strides[channel]) < reach:
         return Layout((0, *spatial, channel), -1)
     return Layout((0, channel, *spatial), 1)
