@@ -11,7 +11,19 @@ from batches import LAYOUTS
 from test_memory import Pointwise
 
 from inplace_abn import functional, gradcheck, memory, ops, reference
-from inplace_abn.layers import ABN, CrossEntropy, Dropout, Layer, Linear, Parameter, Sequential, no_grad
+from inplace_abn.layers import (
+    ABN,
+    CrossEntropy,
+    Dropout,
+    GroupNorm,
+    Layer,
+    Linear,
+    MSELoss,
+    Parameter,
+    Sequential,
+    Upsample,
+    no_grad,
+)
 
 STRATEGIES = list(reference.KEEPS)
 
@@ -89,6 +101,26 @@ def test_operations_that_take_a_context():
 def test_functions_that_return_their_backward():
     assert gradcheck(lambda x: (np.sin(x), lambda dz: np.cos(x) * dz), normal(3, 4))
     assert gradcheck(lambda x, y: (x * y, lambda dz: (y * dz, x * dz)), (normal(3, 4), normal(3, 4, seed=1)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs", "options"),
+    [
+        (GroupNorm(2, 4, dtype=np.float64), (normal(2, 4, 3),), {}),
+        (Upsample((5, 4), mode="nearest"), (normal(2, 3, 2, 3),), {}),
+        (Upsample((5, 4), align_corners=True), (normal(2, 3, 2, 3),), {}),
+        (
+            CrossEntropy(weight=[1, 2, 0.5], label_smoothing=0.2),
+            (normal(4, 3), np.array([0, 2, -100, 1])),
+            {},
+        ),
+        (MSELoss(), (normal(3, 4), normal(3, 4, seed=1)), {"wrt": [0]}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_layers_of_interpolation_group_normalization_and_losses(layer, inputs, options):
+    report = gradcheck(layer, inputs, **options)
+    assert report, report
 
 
 def test_losses_are_numbers():
