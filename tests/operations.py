@@ -1,4 +1,4 @@
-"""Running an operation of `inplace_abn.ops` forward and backward, and judging its gradients."""
+"""Forward and backward of an operation of `inplace_abn.ops`, and checks of its gradients."""
 
 import numpy as np
 from finite_differences import numerical_gradient
@@ -7,7 +7,7 @@ EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 
 
 class Context:
-    """The least that an operation asks for; counts the scratch it is told of."""
+    """The attributes of a context that operations use; `scratch` is the largest temporary reported."""
 
     def __init__(self):
         self.saved, self.scratch = {}, 0
@@ -33,7 +33,7 @@ def laid_out(array, channel_axis):
 
 
 def strided(array):
-    """Return the same values in memory of an order that BLAS does not take."""
+    """Return the same values in memory with gaps along every axis, which BLAS does not take."""
     memory = np.zeros(tuple(2 * length for length in array.shape), array.dtype).T
     view = memory.T[tuple(slice(None, None, 2) for _ in array.shape)]
     view[...] = array
