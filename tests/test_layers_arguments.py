@@ -24,6 +24,7 @@ from inplace_abn.layers import (
     Sequential,
     Upsample,
     no_grad,
+    watch_nonfinite,
 )
 
 SHAPE = (2, 4, 3, 3)
@@ -337,15 +338,15 @@ def poisoned():
 def test_a_loss_that_is_not_finite_says_how_to_find_out_more():
     scores = poisoned()(normal((2, 1, 4, 4)))
     with pytest.raises(
-        FloatingPointError, match=r"CrossEntropy: the loss is nan; .* inplace_abn.memory.ledger\(\)"
+        FloatingPointError, match=r"CrossEntropy: the loss is nan; .* inplace_abn.layers.watch_nonfinite\(\)"
     ):
         CrossEntropy()(scores, np.array([0, 1]))
 
 
-def test_with_a_ledger_it_names_the_layer_where_it_began():
+def test_a_watch_names_the_layer_where_it_began():
     net, criterion, target = poisoned(), CrossEntropy(), np.array([0, 1])
     x = normal((2, 1, 4, 4))
-    with memory.ledger():
+    with watch_nonfinite() as watch:
         with pytest.raises(FloatingPointError, match=r"in the result of stage1.0.branch.conv1 \(Conv2d\)"):
             criterion(net(x.copy()), target)
         net.stage1[0].branch.conv1.weight.data[...] = 0
@@ -355,6 +356,10 @@ def test_with_a_ledger_it_names_the_layer_where_it_began():
             criterion(net(x), target)
         with pytest.raises(FloatingPointError, match="in the input of CrossEntropy"):
             criterion(np.full((2, 3), np.nan), target)
+        assert watch.first == "the input of CrossEntropy"
+    not_watched = pytest.raises(FloatingPointError, match="watch_nonfinite")
+    with memory.ledger(), not_watched:
+        criterion(np.full((2, 3), np.nan), target)
 
 
 def test_a_frame_of_ignored_labels_has_no_loss_and_no_gradients():
@@ -416,7 +421,7 @@ def test_layers_that_return_their_input_overwrite_nothing():
 
 def test_a_loss_that_overflows_where_every_layer_is_finite():
     finite = pytest.raises(FloatingPointError, match="all layers before gave finite results")
-    with memory.ledger(), np.errstate(over="ignore"), finite:
+    with watch_nonfinite(), np.errstate(over="ignore"), finite:
         CrossEntropy()(np.float32([[3e38, -3e38]]), np.array([1]))
 
 

@@ -5,7 +5,7 @@ import pytest
 from networks import CHECKPOINTS, STRATEGIES, abn, assert_close, conv, normal, run
 
 from inplace_abn import functional, gradcheck, memory, models
-from inplace_abn.layers import ABN, Activation, InPlaceABN, Residual, Sequential, no_grad
+from inplace_abn.layers import ABN, Activation, InPlaceABN, Parameter, Residual, Sequential, no_grad
 
 IN_PLACE = ["inplace_1", "inplace_2"]
 SHAPE = (3, 4, 5, 6)
@@ -209,7 +209,7 @@ def test_a_block_of_blocks():
 def test_an_error_in_a_block_leaves_nothing_behind():
     x = normal(SHAPE)
     block = post("inplace")
-    block.branch[-1].weight.data = np.ones(3)
+    block.branch[-1].weight = Parameter(np.ones(3))
     with memory.ledger() as ledger, pytest.raises(ValueError, match="weight"):
         block(x)
     assert ledger.live == 0

@@ -255,11 +255,14 @@ class OfLayer(Subject):
 
     def arrays(self):
         """Return inputs and parameters, by name."""
-        return super().arrays() | {name: p.data for name, p in self._layer.named_parameters()}
+        return super().arrays() | {name: p.data for name, p in self._trained()}
+
+    def _trained(self):
+        return [(name, p) for name, p in self._layer.named_parameters() if p.requires_grad]
 
     def gradients(self, dz, overwrite=False):
         """Return the gradients of inputs and parameters, by name."""
-        parameters = dict(self._layer.named_parameters())
+        parameters = dict(self._trained())
         gradients = super().gradients(dz, overwrite)
         for name, parameter in parameters.items():
             gradients[name], parameter.grad = parameter.grad, None

@@ -19,9 +19,9 @@ without one. Networks of these layers are in `inplace_abn.models`, writing a lay
 
 from .abn import ABN, InPlaceABN
 from .activation import Activation
-from .base import Layer, LayerContext, Parameter
+from .base import Call, Layer, LayerContext, Parameter
 from .concat import Concat
-from .containers import Residual, Sequential
+from .containers import Identity, Residual, Sequential
 from .context import is_grad_enabled, no_grad
 from .convolution import Conv2d, ConvTranspose2d
 from .elementwise import add, mul
@@ -30,6 +30,8 @@ from .group_norm import GroupNorm
 from .joining import concat, joined_array
 from .linear import Dropout, Flatten, Linear
 from .loss import CrossEntropy, MSELoss
+from .modules import ModuleDict, ModuleList
+from .nonfinite import watch_nonfinite
 from .pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d, Upsample
 from .recompute import Recompute
 from .tape import Tape, record
@@ -38,6 +40,7 @@ __all__ = [
     "ABN",
     "Activation",
     "AvgPool2d",
+    "Call",
     "Concat",
     "Conv2d",
     "ConvTranspose2d",
@@ -47,12 +50,15 @@ __all__ = [
     "GlobalAvgPool2d",
     "Graph",
     "GroupNorm",
+    "Identity",
     "InPlaceABN",
     "Layer",
     "LayerContext",
     "Linear",
     "MSELoss",
     "MaxPool2d",
+    "ModuleDict",
+    "ModuleList",
     "Parameter",
     "Recompute",
     "Residual",
@@ -66,4 +72,5 @@ __all__ = [
     "mul",
     "no_grad",
     "record",
+    "watch_nonfinite",
 ]

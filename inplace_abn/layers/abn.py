@@ -1,5 +1,8 @@
 """Batch normalization and activation as layers."""
 
+from functools import partial
+from types import MappingProxyType
+
 import numpy as np
 
 from .. import functional
@@ -34,7 +37,8 @@ class ABN(Layer):
     affine : bool
         False: no weight and bias.
     track_running_stats : bool
-        False: no running statistics, evaluation uses those of the batch as well.
+        False: no running statistics, evaluation uses those of the batch as well. Set to False later, the
+        running statistics stay as they are, and evaluation uses them, as in PyTorch.
     activation : str
         "identity", "leaky_relu", "prelu", "elu", "celu", "selu", "softplus", "sigmoid", "tanh", "silu",
         "gelu", "gelu_tanh", "mish" or "relu", as `torch.nn.functional` defines them. relu not with the
@@ -60,6 +64,7 @@ class ABN(Layer):
         Of prelu, trained like the weight. As in He et al. 2015, weight decay is better kept away from it.
     running_mean, running_var : ndarray of shape (num_features,), or None
     num_batches_tracked : int64 ndarray of shape (), or None
+        Evaluation uses the running statistics where there are any, otherwise those of the batch.
 
     Raises
     ------
@@ -91,20 +96,27 @@ class ABN(Layer):
     """
 
     buffers = ("running_mean", "running_var", "num_batches_tracked")
+    checks = MappingProxyType(
+        Layer.checks
+        | {
+            "num_features": partial(integer, least=1),
+            "eps": positive,
+            "momentum": lambda name, value: None if value is None else fraction(name, value),
+            "activation": lambda _, value: activation_of(value),
+        }
+    )
 
     def __init__(
         self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True,
         activation="leaky_relu", activation_param=0.01, strategy="standard", *, num_slopes=1,
         channel_axis=1, dtype=np.float32,
     ):  # fmt: skip
-        self.num_features = integer("num_features", num_features, least=1)
-        self.eps = positive("eps", eps)
-        self.momentum = None if momentum is None else fraction("momentum", momentum)
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
-        self.activation = activation_of(activation)
+        self.activation = activation
         self.num_slopes = choice("num_slopes", num_slopes, (1, self.num_features))
         self.strategy = strategy
-        self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
+        self.channel_axis = channel_axis
         dtype = precision(dtype)
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
@@ -163,8 +175,8 @@ class ABN(Layer):
             activation_param=chosen.activation_param, strategy=self.strategy, channel_axis=self.channel_axis,
             **arrays,
         )  # fmt: skip
-        if self._updates:
-            self.num_batches_tracked += 1
+        if self._updates and self.num_batches_tracked is not None:
+            self.num_batches_tracked[...] += 1
         if ctx.recording:
             ctx.slope = chosen.slope
             if self.strategy in ("checkpoint", "checkpoint_xhat"):
@@ -180,9 +192,22 @@ class ABN(Layer):
         others = (found.dweight, found.dbias) if self.affine else ()
         return (*inputs, *others) if self.slope is None else (*inputs, *others, None)  # accumulated already
 
+    def reset_running_stats(self):
+        """Set the running mean to 0, the running variance to 1 and the number of batches to 0."""
+        if self.track_running_stats:
+            self.running_mean[...], self.running_var[...], self.num_batches_tracked[...] = 0, 1, 0
+
+    def reset_parameters(self):
+        """Set weight, bias, slope and running statistics to what a new layer has."""
+        self.reset_running_stats()
+        if self.affine:
+            self.weight.data[...], self.bias.data[...] = 1, 0
+        if self.slope is not None:
+            self.slope.data[...] = self.activation_param
+
     @property
     def _normalizes_by_batch(self):
-        return self.training or not self.track_running_stats
+        return self.training or (self.running_mean is None and self.running_var is None)
 
     @property
     def _updates(self):
@@ -199,7 +224,9 @@ class ABN(Layer):
     def _momentum(self):
         if self.momentum is not None:
             return self.momentum
-        return 1 / (int(self.num_batches_tracked) + 1) if self.track_running_stats else 0.0
+        if not self._updates or self.num_batches_tracked is None:
+            return 0.0
+        return 1 / (int(self.num_batches_tracked) + 1)
 
     def _check(self, x):
         arguments.plain("x", x)
@@ -219,8 +246,10 @@ class ABN(Layer):
     def _of_one_value(self, x):
         """Say it before functional.forward does, which advises an argument that a layer does not have."""
         when, instead = "in training", "eval()"
-        if not self.track_running_stats:
-            when = "with track_running_stats=False"
+        if self.running_mean is None:
+            when = (
+                "without running statistics" if self.track_running_stats else "with track_running_stats=False"
+            )
             instead = "eval() of a layer with track_running_stats=True"
         return (
             f"x must have more than 1 value per channel {when}, got shape {x.shape}; use a larger batch or "

@@ -25,85 +25,23 @@ alone.
 """
 
 import weakref
+from types import MappingProxyType
 
-import numpy as np
-
-from .. import memory
-from . import calls, text, watch
+from . import assignment, calls, nonfinite
+from . import repr as text
 from .calls import Call, here
 from .context import AGAIN, OUTSIDE, LayerContext, name_of
+from .parameter import Named, Parameter
 from .recorder import active
 from .state import StateMixin
 
 __all__ = ["Call", "Layer", "LayerContext", "OperationLayer", "Parameter"]
 
-_NOT_COPIED = {"_parent", "_calls", "_last", "_dropped", "_warned", "_reference", "_name_function"}
 _DONE = f"the backward has run already and has freed what was kept; {AGAIN}"
 _OUTSIDE = f"it was called {OUTSIDE}"
 
 
-class _Named:
-    """Has a place in a layer, and a name after it."""
-
-    _parent = None
-    _key = ""
-
-    @property
-    def name(self):
-        """The path from the outermost layer: "body.0.weight"; empty for that layer itself."""
-        parent = self._parent and self._parent()
-        above = parent.name if parent is not None else ""
-        return f"{above}.{self._key}" if above else self._key
-
-    @property
-    def _homeless(self):
-        return self._parent is None or self._parent() is None
-
-    def _belongs_to(self, parent, key):
-        self._parent, self._key = weakref.ref(parent), key
-
-    def __getstate__(self):
-        # The place is found anew by the parent: see Layer.__setstate__.
-        return {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
-
-
-class Parameter(_Named):
-    """An array that is trained.
-
-    Parameters
-    ----------
-    data : ndarray
-
-    Attributes
-    ----------
-    data : ndarray
-    grad : ndarray or None
-        The sum of the gradients since it was None.
-    name : str
-        The path from the outermost layer, such as "body.0.weight".
-    """
-
-    def __init__(self, data):
-        self.data = np.asarray(data)
-        self.grad = None
-
-    def accumulate(self, gradient):
-        """Add a gradient, which becomes the parameter's own if it is the first."""
-        if gradient.shape != self.data.shape:
-            raise ValueError(
-                f"{self.name or 'parameter'}: the gradient has shape {gradient.shape}, "
-                f"the data {self.data.shape}"
-            )
-        if self.grad is None:
-            self.grad = gradient
-        else:
-            self.grad += gradient
-
-    def __repr__(self):
-        return f"Parameter {self.name or '(no name)'} of shape {self.data.shape}, {self.data.dtype}"
-
-
-class Layer(_Named, StateMixin):
+class Layer(Named, StateMixin):
     """Base of all layers.
 
     A layer may be called several times before its backward; the calls are gone through backwards then, the
@@ -113,6 +51,11 @@ class Layer(_Named, StateMixin):
     ----------
     name : str
         The path from the outermost layer, such as "body.0".
+    buffers : tuple of str
+        Attributes that are arrays of the state and not trained.
+    checks : mapping
+        Attributes whose values are checked when they are assigned -> a function of name and value that
+        returns the value to assign.
     training : bool
         Set by `train` and `eval`.
     overwrites_input : bool
@@ -133,6 +76,7 @@ class Layer(_Named, StateMixin):
     """
 
     buffers = ()  # names of the attributes that belong into the state and are not trained
+    checks = MappingProxyType({"channel_axis": assignment.channel_axis})  # attribute -> function(name, value)
     training = True
     overwrites_input = False
     returns_input = False
@@ -150,14 +94,9 @@ class Layer(_Named, StateMixin):
         return self
 
     def __setattr__(self, key, value):
-        # Anything else in the place of a parameter would leave named_parameters() and the state unnoticed.
-        if isinstance(vars(self).get(key), Parameter) and not isinstance(value, Parameter):
-            raise TypeError(
-                f"{self.label}: {key} must be a Parameter, got {type(value).__name__}; write "
-                f"layer.{key}.data[...] = array for other values, or assign Parameter(array)"
-            )
+        value = assignment.checked(self, key, value, vars(self).get(key))
         super().__setattr__(key, value)
-        if isinstance(value, _Named) and not key.startswith("_") and value._homeless:
+        if isinstance(value, Named) and not key.startswith("_") and value._homeless:
             value._belongs_to(self, key)
 
     def __reduce_ex__(self, protocol):  # pickle's protocols 0 and 1 go past __new__
@@ -191,7 +130,7 @@ class Layer(_Named, StateMixin):
         outer = here.call
         call = here.call = Call(self, inputs, options, outer)
         try:
-            forward = self.forward if memory.recorder is None else self._watched
+            forward = self._watched if nonfinite.watching else self.forward
             z = forward(call, *inputs, **options)
         except BaseException as error:
             call.release(f"its forward failed; {AGAIN}")
@@ -205,12 +144,12 @@ class Layer(_Named, StateMixin):
         return z
 
     def _watched(self, ctx, *inputs, **options):
-        watch.begin(self, (*inputs, *options.values()))
+        nonfinite.begin(self, (*inputs, *options.values()))
         z = None
         try:
             z = self.forward(ctx, *inputs, **options)
         finally:
-            watch.end(self, z)
+            nonfinite.end(self, z)
         return z
 
     @property
@@ -324,6 +263,12 @@ class Layer(_Named, StateMixin):
     def parameters(self):
         """Return the list of all parameters, each once."""
         return [parameter for _, parameter in self.named_parameters()]
+
+    def requires_grad_(self, requires_grad=True):
+        """Freeze all parameters with False, or train them again; return self. See `Parameter`."""
+        for parameter in self.parameters():
+            parameter.requires_grad = bool(requires_grad)
+        return self
 
     def zero_grad(self):
         """Set all gradients to None."""

@@ -6,6 +6,7 @@ from ..ops import _arguments as arguments
 from .abn import ABN
 from .activation import Activation
 from .base import Layer
+from .modules import LayerSequence
 from .placing import place, run_into
 from .saved_arrays import may_overwrite
 
@@ -24,7 +25,7 @@ class Container(Layer):
         return x.copy(order="K")
 
 
-class Sequential(Container):
+class Sequential(Container, LayerSequence):
     """Layers one after the other.
 
     If the first layer overwrites its input, such as `InPlaceABN`, it gets a copy of an array that comes from
@@ -56,33 +57,16 @@ class Sequential(Container):
     '1.0'
     """
 
+    places_result = True
+
     def __init__(self, *layers, overwrite_input=False):
         self.overwrite_input = bool(overwrite_input)
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], dict) else dict(enumerate(layers))
         for key, layer in named.items():
             self.append(layer, str(key))
 
-    def append(self, layer, name=None):
-        """Put a layer behind the others."""
-        name = str(len(self)) if name is None else name
-        if not isinstance(layer, Layer):
-            raise TypeError(f"layer {name!r} must be a Layer, got {layer!r}")
-        if hasattr(self, name) or not name or "." in name:
-            raise ValueError(f"a layer cannot be called {name!r} here: it is empty, taken or has a dot in it")
-        setattr(self, name, layer)
-        return self
-
-    def __iter__(self):
-        return (layer for _, layer in self.children())
-
-    def __len__(self):
-        return sum(1 for _ in self)
-
-    def __getitem__(self, index):
-        layers = list(self)[index]
-        return Sequential(*layers) if isinstance(index, slice) else layers
-
-    places_result = True
+    def _of(self, layers):
+        return Sequential(*layers, overwrite_input=self.overwrite_input)
 
     @property
     def overwrites_input(self):
@@ -153,6 +137,33 @@ def _share_memory(some, others):
     if isinstance(others, tuple):
         return any(_share_memory(some, one) for one in others if one is not None)
     return np.may_share_memory(some, others)
+
+
+class Identity(Layer):
+    """Return the input itself: keeps the place of a layer that is not there, as `torch.nn.Identity`.
+
+    Arguments are ignored.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.ones(2)
+    >>> Identity()(x) is x
+    True
+    """
+
+    returns_input = True
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def forward(self, ctx, x):
+        """Return x."""
+        return x
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        """Return dz."""
+        return dz
 
 
 class Residual(Container):

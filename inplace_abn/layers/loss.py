@@ -4,11 +4,10 @@ import math
 
 import numpy as np
 
-from .. import memory
 from .._numbers import fraction, integer
 from ..ops import cross_entropy, mean_squared_error
 from ..ops._arguments import arithmetic
-from . import watch
+from . import nonfinite
 from .base import OperationLayer
 from .checks import choice
 
@@ -27,10 +26,10 @@ class _Loss(OperationLayer):
         """Return the loss, or raise an error that says where the first value appeared that is not finite."""
         if math.isfinite(loss):
             return loss
-        if memory.recorder is None:
-            advice = "run this step inside inplace_abn.memory.ledger() to learn where from"
+        if not nonfinite.watching:
+            advice = "run this step inside inplace_abn.layers.watch_nonfinite() to find the layer"
         else:
-            advice = watch.report()
+            advice = nonfinite.report()
         raise FloatingPointError(f"the loss is {loss}; {advice}")
 
 
@@ -55,7 +54,7 @@ class CrossEntropy(_Loss):
     Raises
     ------
     FloatingPointError
-        In a call, if the loss is not finite. While an `inplace_abn.memory.ledger` is on, the message names
+        In a call, if the loss is not finite. Inside `inplace_abn.layers.watch_nonfinite`, the message names
         the layer whose result had the first value that is not finite.
     TypeError, ValueError
         For labels out of range, and shapes that do not fit together.

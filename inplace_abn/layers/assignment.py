@@ -1,0 +1,82 @@
+"""Checks of what is assigned to attributes of layers: parameters, buffers, settings, lists of layers."""
+
+import numpy as np
+
+from .checks import choice
+from .parameter import Named, Parameter
+
+
+def checked(layer, key, value, current):
+    """Return the value that attribute `key` of a layer gets, or refuse it with a message.
+
+    Parameters
+    ----------
+    layer : Layer
+    key : str
+    value : object
+    current : object
+        What the attribute is now, or None.
+    """
+    if isinstance(value, (list, tuple, set, frozenset, dict)):
+        _refuse_hidden(layer, key, value)
+    if isinstance(current, Parameter) and not isinstance(value, Parameter):
+        raise TypeError(
+            f"{layer.label}: {key} must be a Parameter, got {type(value).__name__}; write "
+            f"layer.{key}.data[...] = array for other values, or assign Parameter(array)"
+        )
+    if key in layer.buffers:
+        _check_buffer(layer, key, value, current)
+    check = layer.checks.get(key)
+    if check is None:
+        return value
+    try:
+        return check(key, value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{layer.label}: {error}") from None
+
+
+def channel_axis(name, value):
+    """Return 1 or -1, or refuse the value."""
+    return choice(name, value, (1, -1))
+
+
+def _check_buffer(layer, key, value, current):
+    if value is None:
+        return
+    name = f"{layer.label}: {key}"
+    if not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{name} must be a numpy.ndarray or None, got {type(value).__name__}; write "
+            f"layer.{key}[...] = values to keep the array"
+        )
+    if not isinstance(current, np.ndarray):
+        return
+    if value.shape != current.shape:
+        raise ValueError(f"{name}: expected shape {current.shape}, got {value.shape}")
+    if (value.dtype.kind in "iu") != (current.dtype.kind in "iu") or value.dtype.kind not in "iufV":
+        raise TypeError(f"{name}: expected {current.dtype}, got {value.dtype}")
+
+
+def _refuse_hidden(layer, key, value):
+    """Refuse a list or dict with layers or parameters inside: they would not be trained or saved."""
+    found = list(_hidden(value, ""))
+    if not found:
+        return
+    shown = ", ".join(f"{path} ({type(one).__name__})" for path, one in found[:4])
+    more = ", ..." if found[4:] else ""
+    kind = "ModuleDict" if isinstance(value, dict) else "ModuleList"
+    instead = f"assign layers.{kind}({key})"
+    if any(isinstance(one, Parameter) for _, one in found):
+        instead = "assign each Parameter to an attribute of its own"
+    raise TypeError(
+        f"{layer.label}: {key} is a {type(value).__name__} that holds {shown}{more}, which parameters(), "
+        f"state_dict() and eval() would not find; {instead}"
+    )
+
+
+def _hidden(value, path):
+    if isinstance(value, Named):
+        yield path, value
+    elif isinstance(value, (list, tuple, set, frozenset, dict)):
+        for key, inside in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _hidden(inside, f"{path}[{key!r}]")

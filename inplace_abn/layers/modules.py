@@ -1,0 +1,200 @@
+"""Layers in lists and dicts that parameters(), state_dict() and eval() find."""
+
+from .base import Layer
+
+
+class LayerSequence(Layer):
+    """A sequence of layers: base of `ModuleList` and `Sequential`.
+
+    Names are the positions "0", "1" and so on, and follow when layers are inserted or deleted; names that
+    were given stay.
+    """
+
+    def __iter__(self):
+        return (layer for _, layer in self.children())
+
+    def __len__(self):
+        return sum(1 for _ in self)
+
+    def __getitem__(self, index):
+        found = list(self)[index]
+        return self._of(found) if isinstance(index, slice) else found
+
+    def _of(self, layers):
+        """Return a sequence of the same kind, for a slice."""
+        return type(self)(layers)
+
+    def __setitem__(self, index, layer):
+        """Replace a layer; the new one has the name of the old one."""
+        names = [name for name, _ in self.children()]
+        setattr(self, names[self._position(index)], _layer(f"layer {index}", layer))
+
+    def __delitem__(self, index):
+        items = list(self.children())
+        if not isinstance(index, slice):
+            self._position(index)
+        del items[index]
+        self._fill(items)
+
+    def append(self, layer, name=None):
+        """Put a layer behind the others, by default named by its position. Returns the sequence."""
+        name = str(len(self)) if name is None else name
+        _layer(f"layer {name!r}", layer)
+        _refuse_name(self, name)
+        setattr(self, name, layer)
+        return self
+
+    def extend(self, layers):
+        """Append each of several layers. Returns the sequence."""
+        for layer in list(layers):
+            self.append(layer)
+        return self
+
+    def insert(self, index, layer):
+        """Put a layer before position `index`, as `list.insert` does. Returns the sequence."""
+        items = list(self.children())
+        items.insert(index, (str(len(items)), _layer(f"layer {index}", layer)))
+        self._fill(items)
+        return self
+
+    def pop(self, index=-1):
+        """Remove a layer and return it."""
+        layer = self[self._position(index)]
+        del self[index]
+        return layer
+
+    def _position(self, index):
+        count = len(self)
+        if not -count <= index < count:
+            raise IndexError(f"{self.label}: index {index} is out of range for {count} layers")
+        return index % count
+
+    def _fill(self, items):
+        """Let the layers inside be these (name, layer); names that are positions are given anew."""
+        for name, _ in list(self.children()):
+            delattr(self, name)
+        for position, (name, layer) in enumerate(items):
+            key = str(position) if name.isdecimal() else name
+            setattr(self, key, layer)
+            if layer._parent() is self:
+                layer._belongs_to(self, key)
+
+
+class ModuleList(LayerSequence):
+    """A list of layers, for layers that call them in a way of their own.
+
+    As `torch.nn.ModuleList`: its layers are named "0", "1" and so on, belong to the state, and follow
+    `train` and `eval`. It is not called itself.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+
+    Examples
+    --------
+    >>> from inplace_abn.layers import Linear
+    >>> branches = ModuleList([Linear(2, 2, bias=False), Linear(2, 3, bias=False)])
+    >>> list(branches.state_dict()), len(branches), branches[-1].out_features
+    (['0.weight', '1.weight'], 2, 3)
+    """
+
+    def __init__(self, layers=()):
+        self.extend(layers)
+
+    def __iadd__(self, layers):
+        return self.extend(layers)
+
+    def __add__(self, layers):
+        return ModuleList([*self, *layers])
+
+    def forward(self, ctx, *inputs):
+        """Refuse the call."""
+        raise NotImplementedError("a ModuleList is not called; call the layers in it, or use a Sequential")
+
+
+class ModuleDict(Layer):
+    """A dict of layers by name, for layers that call them in a way of their own.
+
+    As `torch.nn.ModuleDict`: its layers belong to the state under their names, and follow `train` and `eval`.
+    It is not called itself.
+
+    Parameters
+    ----------
+    layers : dict of str to Layer, or iterable of (str, Layer)
+
+    Examples
+    --------
+    >>> from inplace_abn.layers import Linear
+    >>> heads = ModuleDict({"classes": Linear(2, 5), "boxes": Linear(2, 4, bias=False)})
+    >>> list(heads.state_dict()), "boxes" in heads
+    (['classes.weight', 'classes.bias', 'boxes.weight'], True)
+    """
+
+    def __init__(self, layers=()):
+        self.update(layers)
+
+    def __getitem__(self, name):
+        return dict(self.children())[name]
+
+    def __setitem__(self, name, layer):
+        if name not in self:
+            _refuse_name(self, name)
+        setattr(self, name, _layer(f"layer {name!r}", layer))
+
+    def __delitem__(self, name):
+        self[name]  # a KeyError for what is no layer
+        delattr(self, name)
+
+    def __contains__(self, name):
+        return any(name == key for key, _ in self.children())
+
+    def __iter__(self):
+        return iter(self.keys())
+
+    def __len__(self):
+        return len(self.keys())
+
+    def keys(self):
+        """Return the names."""
+        return [name for name, _ in self.children()]
+
+    def values(self):
+        """Return the layers."""
+        return [layer for _, layer in self.children()]
+
+    def items(self):
+        """Return the names and layers."""
+        return list(self.children())
+
+    def update(self, layers):
+        """Add or replace layers, from a dict or from pairs of name and layer."""
+        for name, layer in list(layers.items() if hasattr(layers, "items") else layers):
+            self[name] = layer
+
+    def pop(self, name):
+        """Remove a layer and return it."""
+        layer = self[name]
+        del self[name]
+        return layer
+
+    def clear(self):
+        """Remove all layers."""
+        for name in self.keys():
+            del self[name]
+
+    def forward(self, ctx, *inputs):
+        """Refuse the call."""
+        raise NotImplementedError("a ModuleDict is not called; call the layers in it")
+
+
+def _layer(name, value):
+    if not isinstance(value, Layer):
+        raise TypeError(f"{name} must be a Layer, got {value!r}")
+    return value
+
+
+def _refuse_name(container, name):
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a layer must be a str, got {name!r}")
+    if hasattr(container, name) or not name or "." in name:
+        raise ValueError(f"a layer cannot be called {name!r} here: it is empty, taken or has a dot in it")

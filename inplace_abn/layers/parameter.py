@@ -1,0 +1,109 @@
+"""Parameters: arrays that are trained, with a place in a layer and a name after it."""
+
+import weakref
+
+import numpy as np
+
+#: Attributes that belong to one object, not to its copies.
+NOT_COPIED = {"_parent", "_calls", "_last", "_dropped", "_warned", "_reference", "_name_function"}
+
+
+class Named:
+    """Has a place in a layer, and a name after it."""
+
+    _parent = None
+    _key = ""
+
+    @property
+    def name(self):
+        """The path from the outermost layer: "body.0.weight"; empty for that layer itself."""
+        parent = self._parent and self._parent()
+        above = parent.name if parent is not None else ""
+        return f"{above}.{self._key}" if above else self._key
+
+    @property
+    def _homeless(self):
+        return self._parent is None or self._parent() is None
+
+    def _belongs_to(self, parent, key):
+        self._parent, self._key = weakref.ref(parent), key
+
+    def __getstate__(self):
+        # The parent restores the place: see Layer.__setstate__.
+        return {name: value for name, value in vars(self).items() if name not in NOT_COPIED}
+
+
+class Parameter(Named):
+    """An array that is trained.
+
+    Parameters
+    ----------
+    data : ndarray
+    requires_grad : bool
+
+    Attributes
+    ----------
+    data : ndarray
+        May be replaced by a floating-point array of the same shape.
+    grad : ndarray or None
+        The sum of the gradients since it was None.
+    requires_grad : bool
+        False freezes the parameter: no gradient is added to `grad`, optimizers leave it as it is, and
+        operations skip its gradient where that saves work. See `Layer.requires_grad_`.
+    name : str
+        The path from the outermost layer, such as "body.0.weight".
+
+    Raises
+    ------
+    TypeError, ValueError
+        At the assignment of data that is no ndarray, or has another shape or kind.
+
+    Examples
+    --------
+    >>> parameter = Parameter(np.zeros(2))
+    >>> parameter.data = [1.0, 1.0]
+    Traceback (most recent call last):
+    TypeError: data must be a numpy.ndarray, got list; write data[...] = values to keep the array
+    """
+
+    def __init__(self, data, requires_grad=True):
+        self._data = np.asarray(data)
+        self.grad = None
+        self.requires_grad = bool(requires_grad)
+
+    @property
+    def data(self):
+        """The values."""
+        return self._data
+
+    @data.setter
+    def data(self, data):
+        name = f"{self.name}.data" if self.name else "data"
+        if not isinstance(data, np.ndarray):
+            raise TypeError(
+                f"{name} must be a numpy.ndarray, got {type(data).__name__}; write {name}[...] = values to "
+                "keep the array"
+            )
+        if data.shape != self._data.shape:
+            raise ValueError(f"{name}: expected shape {self._data.shape}, got {data.shape}")
+        if data.dtype.kind not in "fV":  # V: bfloat16
+            raise TypeError(f"{name}: expected a floating-point dtype, got {data.dtype}")
+        self._data = data
+
+    def accumulate(self, gradient):
+        """Add a gradient, which becomes the parameter's own if it is the first; not if it is frozen."""
+        if not self.requires_grad:
+            return
+        if gradient.shape != self._data.shape:
+            raise ValueError(
+                f"{self.name or 'parameter'}: the gradient has shape {gradient.shape}, "
+                f"the data {self._data.shape}"
+            )
+        if self.grad is None:
+            self.grad = gradient
+        else:
+            self.grad += gradient
+
+    def __repr__(self):
+        frozen = "" if self.requires_grad else ", frozen"
+        return f"Parameter {self.name or '(no name)'} of shape {self.data.shape}, {self.data.dtype}{frozen}"
