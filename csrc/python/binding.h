@@ -23,7 +23,7 @@ struct saved_entry;
 
 /* The index of the registry: registry.h. */
 typedef struct {
-    uintptr_t low, reach;
+    uintptr_t low;
     struct saved_entry *entry;
 } registry_place;
 

@@ -19,13 +19,12 @@ static npy_intp entries_before(const registry *index, uintptr_t address) {
 
 /* Computes reach from place `first` on, up to where it does not change. */
 static void update_reach(registry *index, npy_intp first) {
-    uintptr_t reach = first > 0 ? index->places[first - 1].reach : 0;
+    uintptr_t reach = first > 0 ? index->places[first - 1].entry->reach : 0;
     for (npy_intp i = first; i < index->count; i++) {
-        registry_place *place = &index->places[i];
-        const uintptr_t high = place->entry->bytes->high;
-        if (high > reach) reach = high;
-        if (place->reach == reach) return;
-        place->reach = reach;
+        saved_entry *entry = index->places[i].entry;
+        if (entry->bytes->high > reach) reach = entry->bytes->high;
+        if (entry->reach == reach) return;
+        entry->reach = reach;
     }
 }
 
@@ -49,6 +48,7 @@ static void insert(registry *index, saved_entry *entry) {
     memmove(place + 1, place, (size_t)(index->count - at) * sizeof *place);
     *place = (registry_place){.low = entry->bytes->low, .entry = entry};
     index->count++;
+    entry->reach = 0;
     update_reach(index, at);
 }
 
@@ -64,9 +64,9 @@ const saved_entry *registry_find(const binding_state *state, const footprint *by
     const registry *index = &state->saved;
     if (bytes->low == bytes->high) return NULL;
     for (npy_intp i = entries_before(index, bytes->high) - 1; i >= 0; i--) {
-        const registry_place *place = &index->places[i];
-        if (place->reach <= bytes->low) return NULL;
-        if (footprints_meet(bytes, place->entry->bytes)) return place->entry;
+        const saved_entry *entry = index->places[i].entry;
+        if (entry->reach <= bytes->low) return NULL;
+        if (footprints_meet(bytes, entry->bytes)) return entry;
     }
     return NULL;
 }

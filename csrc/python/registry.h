@@ -7,8 +7,7 @@
  * All functions need the interpreter lock. None runs Python code but registry_describe, and
  * registry_refuse when it refuses.
  *
- * The entries are sorted by their first byte. `reach` is the largest end of an entry and of all entries before it. A
- * search for a range goes back from the last entry that begins before the range ends, and stops where reach does not
+ * The index has the entries sorted by their first byte. A search for a range goes back from the last entry that begins before the range ends, and stops where reach does not
  * enter the range: logarithmic time, plus the entries in between. */
 #ifndef ABN_PYTHON_REGISTRY_H
 #define ABN_PYTHON_REGISTRY_H
@@ -24,6 +23,7 @@ typedef struct {
 
 typedef struct saved_entry {
     const footprint *bytes;
+    uintptr_t reach;      /* the largest bytes->high of this entry and of all before it in the index */
     PyArrayObject *array; /* borrowed from the holder; NULL for memory of another library, which is not locked */
     array_lock *lock;     /* NULL without array */
     int is_registered;
