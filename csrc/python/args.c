@@ -131,7 +131,7 @@ int double_arg(PyObject *got, name_id name, double *value) {
         *value = PyFloat_AS_DOUBLE(got);
         return 0;
     }
-    if (PyArray_Check(got)) goto kind; /* of one element it would pass as a number, with a warning */
+    if (PyArray_Check(got)) goto kind; /* PyFloat_AsDouble accepts an array of one element, with a warning */
     *value = PyFloat_AsDouble(got);
     if (*value != -1.0 || !PyErr_Occurred()) return 0;
     if (PyErr_ExceptionMatches(PyExc_OverflowError)) {

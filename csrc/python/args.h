@@ -1,4 +1,4 @@
-/* One keyword binder for every function, and converters for the arguments that are no arrays. */
+/* Binds the arguments of every function, and converts those that are no arrays. */
 #ifndef ABN_PYTHON_ARGS_H
 #define ABN_PYTHON_ARGS_H
 
@@ -6,7 +6,7 @@
 
 #include "../abn.h"
 
-/* Every keyword that any function takes. NAME_X is also the argument's place in the array that bind_args fills. */
+/* All keywords of all functions. NAME_X is also the argument's index in the array that bind_args fills. */
 /* clang-format off */
 #define EACH_NAME(NAME) \
     NAME(X, x) NAME(WEIGHT, weight) NAME(BIAS, bias) NAME(RUNNING_MEAN, running_mean) \
@@ -43,20 +43,20 @@ extern const strategy_info strategy_table[STRATEGIES];
 
 struct binding_state;
 
-/* Sorts a vectorcall's arguments into got[NAMES], borrowed; got is all NULL before, and stays NULL where nothing
- * was given. 0, or -1 with a TypeError that names the function and the argument. */
+/* Stores borrowed references to the arguments of a vectorcall in got[NAMES], which is all NULL before and stays NULL for
+ * arguments that are missing. 0, or -1 with a TypeError that names the function and the argument. */
 int bind_args(const struct binding_state *state, const signature *sig, PyObject *const *args, Py_ssize_t positionals,
               PyObject *kwnames, PyObject **got);
 
 /* Converters: 0, or -1 with an exception that names the argument. `got` NULL leaves *value, the default, alone.
  * They may run Python code (__index__, __float__), and that may do anything to any array or context: every argument is
- * converted before the first array is opened and before the context is claimed. */
+ * converted before the first array is opened and before the context is acquired. */
 int double_arg(PyObject *got, name_id name, double *value);
 int bool_arg(PyObject *got, name_id name, int *value);
 int int_arg(PyObject *got, name_id name, long low, long high, int *value);
 int choice_arg(PyObject *got, name_id name, PyObject *const *choices, int count, int *value);
 
-/* threads= and isa=; threads stays 0 where none were given: machine_settle then chooses them. */
+/* threads= and isa=. Without threads= the number stays 0, and machine_settle chooses it. */
 int machine_args(const struct binding_state *state, PyObject *const *got, abn_machine *machine);
 
 #define ABN_MAX_THREADS 1024

@@ -30,8 +30,8 @@ static int sums_new(backward_call *call) {
     return 0;
 }
 
-/* Binds and checks; after it, backward_close is due whatever it returned. All that may run Python code is done before the
- * context is acquired, see forward_or_normalize. */
+/* Binds and checks. Call backward_close afterwards, whatever it returns. Everything that may run Python code happens
+ * before the context is acquired, see forward_or_normalize. */
 static int backward_open(backward_call *call, const signature *sig, PyObject *const *args, Py_ssize_t positionals,
                          PyObject *kwnames) {
     if (bind_args(call->state, sig, args, positionals, kwnames, call->got) < 0) return -1;
@@ -52,7 +52,7 @@ static void backward_close(backward_call *call) {
     context_leave(call->ctx);
 }
 
-/* residual_grad=, that the gradient of the residual is added to. */
+/* residual_grad=: the gradient of the residual is added to it. */
 static int residual_grad_open(backward_call *call, const char *writer) {
     PyObject *got = call->got[NAME_RESIDUAL_GRAD];
     if (!is_provided(got)) return 0;
@@ -67,7 +67,7 @@ static int residual_grad_open(backward_call *call, const char *writer) {
     return refuse_overlap(&call->dresidual.bytes, call->dresidual.name, &call->dz.bytes, "dz");
 }
 
-/* Fresh arrays like x for what overwrites nothing: dx, and the gradient of the residual. */
+/* New arrays like x for dx and for the gradient of the residual, unless they are written into the caller's. */
 static int gradients_open(backward_call *call) {
     const batch *x = &call->ctx->kept[KEPT_MAIN].batch;
     const int has_residual = call->ctx->kept[KEPT_RESIDUAL].batch.array != NULL;
@@ -89,7 +89,7 @@ static PyObject *vector_or_none(const backward_call *call, int wanted, npy_intp 
     return wanted ? vector_new(weight_type(call->dz.core.dtype), length) : Py_NewRef(Py_None);
 }
 
-/* An array of the slope's shape: where it was one for all channels, so is its gradient. */
+/* Fills the gradient of the slope: per channel, or the sum for one slope of all channels. */
 static void slope_fill(const backward_call *call, PyObject *array) {
     const npy_intp channels = call->dz.core.channels;
     double sum = 0.0;

@@ -4,7 +4,7 @@
 
 #include "registry.h"
 
-/* ---- kinds: is it an array, and of what? --------------------------------------------------------------- */
+/* ---- kind: type of the object, memory, dtype --------------------------------------------------------------- */
 
 static int refuse_kind(PyObject *got, const char *name) {
     if (PyArray_Check(got))
@@ -18,15 +18,15 @@ static int refuse_kind(PyObject *got, const char *name) {
     return -1;
 }
 
-/* Masked arrays, matrices and arrays with units mean more than their elements: none of that would survive here. */
-int kind_gate(const binding_state *state, PyObject *got, const char *name, PyArrayObject **array) {
+/* Other subclasses, such as masked arrays and arrays with units, have a meaning beyond their elements that would be lost. */
+int check_kind(const binding_state *state, PyObject *got, const char *name, PyArrayObject **array) {
     if (!PyArray_CheckExact(got) && (PyObject *)Py_TYPE(got) != state->memmap) return refuse_kind(got, name);
     *array = (PyArrayObject *)got;
     return 0;
 }
 
-/* Byte order, alignment and, if asked for, writability. */
-int memory_gate(const binding_state *state, PyArrayObject *array, const char *name, const char *writer) {
+/* Byte order, alignment and, with a writer, the writeable flag. */
+int check_memory(const binding_state *state, PyArrayObject *array, const char *name, const char *writer) {
     if (PyArray_ISBYTESWAPPED(array)) {
         PyErr_Format(PyExc_TypeError,
                      "%s must be in native byte order, got dtype %R; pass %s.astype(%s.dtype.newbyteorder('='))", name,
@@ -47,8 +47,8 @@ int memory_gate(const binding_state *state, PyArrayObject *array, const char *na
     return 0;
 }
 
-/* ml_dtypes registers bfloat16 with NumPy when it is imported, under a number that only that process knows. The look-up
- * among the modules may run Python code: it happens once, before anything but the kind of the array was looked at. */
+/* ml_dtypes registers bfloat16 with NumPy at its import, under a type number that differs between processes. The search
+ * among the imported modules may run Python code; it happens once, before anything but the kind of an array is checked. */
 static int is_bfloat16(binding_state *state, PyArrayObject *array) {
     PyObject *module, *type;
     PyArray_Descr *descr = NULL;
@@ -65,7 +65,7 @@ static int is_bfloat16(binding_state *state, PyArrayObject *array) {
     return PyArray_TYPE(array) == state->bfloat16;
 }
 
-static int dtype_gate(binding_state *state, PyArrayObject *array, const char *name, abn_dtype *dtype) {
+static int check_dtype(binding_state *state, PyArrayObject *array, const char *name, abn_dtype *dtype) {
     switch (PyArray_TYPE(array)) {
         case NPY_FLOAT: *dtype = ABN_FLOAT32; return 0;
         case NPY_DOUBLE: *dtype = ABN_FLOAT64; return 0;
@@ -82,7 +82,7 @@ static int dtype_gate(binding_state *state, PyArrayObject *array, const char *na
     return -1;
 }
 
-/* What to pass to astype; the dtype's name is behind the dot. */
+/* The dtype as an argument of astype; its name follows the dot. */
 static const char *dtype_text(abn_dtype dtype) {
     static const char *const texts[ABN_DTYPES] = {"numpy.float32", "numpy.float64", "numpy.float16",
                                                   "ml_dtypes.bfloat16"};
@@ -104,7 +104,7 @@ static int refuse_layout(const batch *b, const char *what) {
     return -1;
 }
 
-/* Fills in N, C and S and, where there is more than one step to make, their strides in elements; 0 elsewhere. */
+/* Computes N, C and S, and their strides in elements; a stride is 0 along a length of 1. */
 static int collapse(batch *b, npy_intp item) {
     const int ndim = b->ndim, first = b->channel_axis == 1 ? 2 : 1;
     const int channel = b->channel_axis == 1 ? 1 : ndim - 1, last = b->channel_axis == 1 ? ndim : ndim - 1;
@@ -177,7 +177,7 @@ static footprint batch_footprint(const batch *b) {
     return footprint_of(core->data, item, steps, 3);
 }
 
-/* Distinct indices must be distinct elements: each stride steps over all that the smaller ones reach. */
+/* Distinct indices must be distinct elements: each stride is larger than the extent of all smaller ones. */
 static int refuse_self_overlap(const batch *b) {
     const abn_batch *core = &b->core;
     ptrdiff_t size[3] = {core->batch, core->channels, core->spatial};
@@ -204,7 +204,7 @@ int channel_axis_arg(PyObject *got, int *channel_axis) {
     return -1;
 }
 
-static int shape_gate(batch *b, const batch *like) {
+static int check_shape(batch *b, const batch *like) {
     PyObject *got, *wanted;
     b->ndim = PyArray_NDIM(b->array);
     if (!like && b->ndim >= 2 && b->ndim <= ABN_MAX_DIMS) {
@@ -233,16 +233,16 @@ int batch_open(binding_state *state, PyObject *got, name_id name, int channel_ax
     b->name = name_texts[name];
     b->channel_axis = channel_axis;
     b->remedy = like ? "copy it into numpy.empty_like(x)" : "pass a contiguous copy";
-    if (kind_gate(state, got, b->name, &b->array) < 0) return -1;
-    if (dtype_gate(state, b->array, b->name, &b->core.dtype) < 0) return -1;
+    if (check_kind(state, got, b->name, &b->array) < 0) return -1;
+    if (check_dtype(state, b->array, b->name, &b->core.dtype) < 0) return -1;
     if (like && b->core.dtype != like->core.dtype) {
         const char *wanted = dtype_text(like->core.dtype);
         PyErr_Format(PyExc_TypeError, "%s must be %s as x was, got %S; pass %s.astype(%s)", b->name,
                      strchr(wanted, '.') + 1, (PyObject *)PyArray_DESCR(b->array), b->name, wanted);
         return -1;
     }
-    if (shape_gate(b, like) < 0) return -1;
-    if (memory_gate(state, b->array, b->name, writer) < 0) return -1;
+    if (check_shape(b, like) < 0) return -1;
+    if (check_memory(state, b->array, b->name, writer) < 0) return -1;
     if (collapse(b, PyArray_ITEMSIZE(b->array)) < 0) return -1;
     if (batch_elements(b) == 0) {
         b->layout = like ? like->layout : channel_axis == 1 ? CHANNELS_FIRST : CHANNELS_LAST;

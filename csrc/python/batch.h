@@ -1,4 +1,4 @@
-/* The one gate through which arrays come in, and the one door through which fresh ones go out. */
+/* Validates input arrays and allocates outputs. */
 #ifndef ABN_PYTHON_BATCH_H
 #define ABN_PYTHON_BATCH_H
 
@@ -10,8 +10,9 @@ typedef enum { CHANNELS_FIRST, CHANNELS_LAST } layout;
 typedef struct {
     PyArrayObject *array;
     const char *name;
-    const char *remedy; /* for memory that no kernel takes; a contiguous copy of dz need not lie as x does */
-    int channel_axis;   /* 1 or -1 */
+    const char *
+        remedy; /* what to do about a layout that no kernel takes; a contiguous copy of dz may have another layout than x */
+    int channel_axis; /* 1 or -1 */
     int ndim;
     npy_intp shape[ABN_MAX_DIMS];
     layout layout;
@@ -19,7 +20,7 @@ typedef struct {
     footprint bytes;
 } batch;
 
-/* An array of one element per channel. `array` is borrowed, and NULL where None or nothing was given. */
+/* An array of one element per channel. `array` is borrowed, and NULL for None and for a missing argument. */
 typedef struct {
     PyArrayObject *array;
     const char *name;
@@ -35,17 +36,18 @@ static inline npy_intp batch_per_channel(const batch *b) { return b->core.batch 
 
 static inline int is_provided(PyObject *got) { return got && got != Py_None; }
 
-/* The two gates that every array passes; `array` is borrowed. 0, or -1 with an exception. */
-int kind_gate(const binding_state *state, PyObject *got, const char *name, PyArrayObject **array);
-int memory_gate(const binding_state *state, PyArrayObject *array, const char *name, const char *writer);
+/* Every array passes both checks. `array` is borrowed; `writer` is the function that writes into it, or NULL. 0, or -1
+ * with an exception. */
+int check_kind(const binding_state *state, PyObject *got, const char *name, PyArrayObject **array);
+int check_memory(const binding_state *state, PyArrayObject *array, const char *name, const char *writer);
 
-/* All of these: 0, or -1 with a TypeError or ValueError that names the argument. No Python code runs where they return 0,
- * so that what they found out stays true until the interpreter lock is released. */
+/* All of these return 0, or -1 with a TypeError or ValueError that names the argument. They run no Python code unless
+ * they fail, so that what they checked stays true until the interpreter lock is released. */
 
 /* channel_axis=: 1 or -1. */
 int channel_axis_arg(PyObject *got, int *channel_axis);
 
-/* A batch of any dtype and layout that there is a kernel for; with `like`, of that one's shape, dtype and layout. */
+/* A batch of any dtype and layout that the kernels take; with `like`, of the same shape, dtype and layout as that. */
 int batch_open(binding_state *state, PyObject *got, name_id name, int channel_axis, const batch *like,
                const char *writer, batch *b);
 
@@ -53,10 +55,10 @@ int batch_open(binding_state *state, PyObject *got, name_id name, int channel_ax
 int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int type, const char *writer,
                 vector *v);
 
-/* The same, of `channels` elements or of a single one that serves all channels: then v->stride is 0. */
+/* The same, of `channels` elements or of one for all channels: then v->stride is 0. */
 int slope_open(binding_state *state, PyObject *got, npy_intp channels, int type, vector *v);
 
-/* A contiguous one-dimensional float32 array; `count` other than -1 asks for that many elements. */
+/* A contiguous one-dimensional float32 array, of `count` elements unless that is -1. */
 int stream_open(binding_state *state, PyObject *got, name_id name, npy_intp count, const char *writer,
                 PyArrayObject **array);
 

@@ -1,4 +1,4 @@
-/* The life of a context: made, filled, locked, used, freed. */
+/* Creates, fills, registers, checks and frees contexts. */
 #include "context.h"
 
 #include <string.h>
@@ -9,7 +9,7 @@ context *context_new(PyObject *module, const char *function, PyObject *owner) {
     binding_state *state = state_of(module);
     context *ctx = (context *)state->context_type->tp_alloc(state->context_type, 0);
     if (!ctx) return NULL;
-    PyObject_GC_UnTrack(ctx); /* nobody is to find it among the collector's objects before it is complete */
+    PyObject_GC_UnTrack(ctx); /* gc.get_objects() must not return a context that is incomplete */
     ctx->module = Py_NewRef(module);
     ctx->state = state;
     ctx->function = function;
@@ -109,7 +109,7 @@ int context_open_sides(context *ctx) {
     return bits_open(ctx) < 0 || guard_open(ctx) < 0 ? -1 : 0;
 }
 
-/* From the library's memory to NumPy's, where tracemalloc and the user can see it. */
+/* Moves them from the library's memory to NumPy's, which tracemalloc counts and users can read. */
 int context_keep_escapes(context *ctx) {
     abn_escapes *escapes = &ctx->core.escapes;
     side_array *index = &ctx->sides[SIDE_ESCAPE_INDEX], *xhat = &ctx->sides[SIDE_ESCAPE_XHAT];
@@ -195,7 +195,7 @@ void context_free(context *ctx, const char *by) {
 
 /* ---- using --------------------------------------------------------------------------------------------- */
 
-/* Is what ctx keeps still what the forward left? The lock is only a flag, and NumPy has ways around it. */
+/* Checks that the array is what the forward left: the lock is only a flag, which NumPy has ways around. */
 static int kept_check(const context *ctx, int which) {
     const kept_array *kept = &ctx->kept[which];
     const char *what = which == KEPT_MAIN ? "array" : "residual";

@@ -1,12 +1,12 @@
-/* inplace_abn._core.Context: what a forward keeps for its backward, and the lock on it. */
+/* inplace_abn._core.Context: what a forward keeps for its backward. */
 #ifndef ABN_PYTHON_CONTEXT_H
 #define ABN_PYTHON_CONTEXT_H
 
 #include "batch.h"
 #include "registry.h"
 
-/* One of the caller's arrays. batch.array is owned, and NULL where nothing is kept, or no longer; the rest stays as it
- * was found. */
+/* One of the caller's arrays. batch.array is owned, and NULL if nothing is kept; the other members describe the array as
+ * the forward found it. */
 typedef struct {
     batch batch;
     npy_intp nbytes;
@@ -16,8 +16,8 @@ typedef struct {
 /* KEPT_MAIN: x, xhat or z. */
 enum { KEPT_MAIN, KEPT_RESIDUAL, KEPT_ARRAYS };
 
-/* An array of the context's own: `array` is what users see, read-only and without memory of its own, so that it
- * cannot be resized or unlocked; `memory`, a capsule that only the context and the array hold, is what backward reads. */
+/* An array that the context allocates. Users see `array`, which is read-only and does not own its memory, so that it
+ * cannot be resized or unlocked. backward reads `memory`, a capsule that only the context and the array refer to. */
 typedef struct {
     PyArrayObject *array;
     PyObject *memory;
@@ -35,7 +35,7 @@ typedef struct context {
     int is_recorded;      /* True if a ledger was told what it keeps */
 
     const char *freed_by; /* NULL while it keeps something */
-    int busy;             /* a call is at work on it with the interpreter lock released */
+    int busy;             /* True while a call uses it */
 
     int strategy; /* in strategy_table */
     int training, has_weight, has_bias;
@@ -43,7 +43,7 @@ typedef struct context {
     double count;    /* elements per channel behind the statistics: more than the batch's after normalize */
     PyArray_Descr *dtype;
     kept_array kept[KEPT_ARRAYS];
-    side_array sides[SIDE_ARRAYS]; /* NULL where there is none; core points into them */
+    side_array sides[SIDE_ARRAYS]; /* NULL if there is none; core points into them */
 
     void *constants; /* one block behind core.norm, core.channel_param and core.guard.slot */
     abn_context core;
@@ -54,10 +54,10 @@ extern PyType_Spec context_spec;
 /* A context that keeps nothing yet. Making it may run the garbage collector, and that runs Python code. */
 context *context_new(PyObject *module, const char *function, PyObject *owner);
 
-/* Room for the constants of x. A residual without an array is none. */
+/* Allocates the constants of x. residual->array is NULL without a residual. */
 int context_open(context *ctx, const batch *x, const batch *residual, int strategy);
 
-/* Makes the arrays for what is kept beside z, now that the constants are there. Before the first write. */
+/* Allocates the arrays that are kept beside z, from the constants; before the first write. */
 int context_open_sides(context *ctx);
 
 /* Registers x (or z, the same array) and the residual, if that is not NULL, and marks the context busy, before the first
@@ -70,7 +70,7 @@ int context_keep_escapes(context *ctx);
 /* "float32 (2, 3), strategy='inplace', activation='elu', keeps z and residual": a new string. */
 PyObject *context_text(const context *ctx);
 
-/* What one of KEPT_ARRAYS is: "x", "xhat", "z" or "residual". */
+/* The role of one of KEPT_ARRAYS: "x", "xhat", "z" or "residual". */
 const char *context_role(const context *ctx, int which);
 
 /* Who the context belongs to, for the ledger: a new string. */

@@ -1,4 +1,4 @@
-/* What Python sees of a context: attributes, recompute and release, no pickling. */
+/* The Python type of contexts: attributes, recompute and release; it cannot be pickled. */
 #include "context.h"
 #include "saved_array.h"
 #include "signatures.h"
@@ -149,8 +149,8 @@ static PyObject *get_nbytes(PyObject *self, void *Py_UNUSED(closure)) {
     npy_intp bytes = 0;
     kept_parts((context *)self, parts);
     for (int i = 0; i < KEPT_PARTS; i++) {
-        const int again = i == KEPT_RESIDUAL && parts[i].array == parts[KEPT_MAIN].array; /* residual=x */
-        if (parts[i].array && !again) bytes += parts[i].nbytes;
+        const int is_repeated = i == KEPT_RESIDUAL && parts[i].array == parts[KEPT_MAIN].array; /* residual=x */
+        if (parts[i].array && !is_repeated) bytes += parts[i].nbytes;
     }
     return PyLong_FromSsize_t((Py_ssize_t)bytes);
 }
@@ -245,7 +245,7 @@ static int context_traverse(PyObject *self, visitproc visit, void *arg) {
     return 0;
 }
 
-/* Leaves module and dtype alone: attributes go on working, and neither can be part of a cycle through here alone. */
+/* Keeps module and dtype, so that attributes go on working; neither can be in a cycle with a context alone. */
 static int context_clear(PyObject *self) {
     context_free((context *)self, "the garbage collector");
     return 0;
@@ -275,7 +275,8 @@ static PyGetSetDef attributes[] = {
     {"strategy", get_strategy, NULL, "The strategy, by the name that forward was given.", NULL},
     {"activation", get_activation, NULL, "The activation's name.", NULL},
     {"activation_param", get_activation_param, NULL, "Slope of leaky_relu, alpha of elu and celu.", NULL},
-    {"training", get_training, NULL, "Did the batch's own statistics normalise it?", NULL},
+    {"training", get_training, NULL, "True if it was normalized with the statistics of its own batch, or of several.",
+     NULL},
     {"shape", get_shape, NULL, "The shape of x, z and their gradients.", NULL},
     {"dtype", get_dtype, NULL, "Their dtype.", NULL},
     {"channel_axis", get_channel_axis, NULL, "1 or -1.", NULL},

@@ -1,4 +1,4 @@
-/* forward and normalize: one call with the batch's own statistics, the running ones, or given ones. */
+/* forward and normalize: one function, with the statistics of the batch, the running ones, or the caller's. */
 #include "calls.h"
 #include "context.h"
 #include "saved_array.h"
@@ -40,7 +40,7 @@ static int refuse_number(name_id name, const char *wanted, double got) {
     return -1;
 }
 
-/* Is there a slope exactly where the activation takes one? */
+/* Checks that there is a slope if and only if the activation takes one. */
 static int slope_check(const forward_call *call, const abn_activation_info *info) {
     const int wanted = info->param == ABN_CHANNEL_PARAM;
     if (wanted == is_provided(call->got[NAME_SLOPE])) return 0;
@@ -103,7 +103,7 @@ static int options_read(forward_call *call) {
     return 0;
 }
 
-/* Elements per channel behind the statistics. One alone has no variance; none at all is an empty batch. */
+/* Elements per channel of the statistics: at least 2, or 0 for an empty batch. */
 static int count_check(forward_call *call) {
     const npy_intp own = batch_per_channel(&call->x);
     PyObject *shape;
@@ -183,16 +183,16 @@ static int arrays_open(forward_call *call) {
 
 /* ---- the work -------------------------------------------------------------------------------------------------- */
 
-/* A vector's values, or the same value everywhere if there is none. */
+/* The values of a vector, or `otherwise` for all channels without one. */
 static void constants_fill(const vector *v, npy_intp channels, double otherwise, const double *values) {
-    double *out = (double *)values; /* abn_norm's weight and bias are const for the library alone */
+    double *out = (double *)values; /* abn_norm's weight and bias are const for the library, not here */
     if (v->array)
         vector_read(v, channels, out);
     else
         for (npy_intp c = 0; c < channels; c++) out[c] = otherwise;
 }
 
-/* Zero and negative slopes will do, but what is no number would reach every gradient. */
+/* Slopes may be zero and negative. NaN and infinity would propagate into every gradient. */
 static int slope_prepare(const forward_call *call, context *ctx) {
     const vector *slope = &call->vectors[SLOPE];
     const npy_intp channels = call->x.core.channels;
@@ -272,8 +272,8 @@ static PyObject *run(forward_call *call, context *ctx) {
     return result;
 }
 
-/* No Python code runs from the first array that is opened to the last write: it might resize what has been checked. So
- * all other arguments are converted first, and the context, an object that the garbage collector knows, is made first. */
+/* No Python code runs between the first check of an array and the last write, because it could resize the array. So all
+ * other arguments are converted before, and the context is created before: allocating it may run the garbage collector. */
 static PyObject *forward_or_normalize(PyObject *module, PyObject *const *args, Py_ssize_t positionals,
                                       PyObject *kwnames, int is_normalize) {
     forward_call call = {.module = module, .state = state_of(module), .is_normalize = is_normalize};

@@ -1,4 +1,4 @@
-/* inplace_abn._core: the module's functions, its state, and what it found out about the machine. */
+/* inplace_abn._core: the functions and the state of the module, and the choice of kernels. */
 #define ABN_IMPORTS_NUMPY
 #include "binding.h"
 

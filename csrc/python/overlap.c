@@ -1,8 +1,8 @@
-/* Own code and not numpy.shares_memory: that runs Python between the checks of a call and its writes. */
+/* numpy.shares_memory cannot be used here: it runs Python code between the checks of a call and its writes. */
 #include "overlap.h"
 
-/* Comparisons until two footprints count as sharing memory: a millisecond or so. */
-enum { PATIENCE = 100000 };
+/* After so many comparisons, about a millisecond, two footprints count as sharing memory. */
+enum { MOST_COMPARISONS = 100000 };
 
 /* Joins runs that lie side by side, so that a contiguous array is a single run. `steps`: widest first. */
 static int join(step *steps, int depth, npy_intp *run) {
@@ -53,7 +53,7 @@ footprint footprint_of_array(const PyArrayObject *array) {
 
 footprint footprint_of_range(const void *data, npy_intp nbytes) { return footprint_of(data, nbytes, NULL, 0); }
 
-/* One step of the widest stride, the first. */
+/* The first step of the widest stride. */
 static footprint inside(const footprint *f) {
     const npy_intp others = (f->steps[0].count - 1) * f->steps[0].stride;
     footprint part = {.low = f->low, .high = f->high - (uintptr_t)others, .run = f->run, .depth = f->depth - 1};
@@ -63,9 +63,9 @@ static footprint inside(const footprint *f) {
 
 static npy_intp floor_divide(npy_intp a, npy_intp b) { return a / b - (a % b < 0); }
 
-/* Compares the steps of the wider stride one by one with the other footprint, as far as they come near it. Where both
- * have the same stride only the distance of two steps matters, and at most two distances bring them near. */
-static int meet(const footprint *a, const footprint *b, int *patience) {
+/* Compares each step of the wider stride that comes near the other footprint with it. If both have the same stride, only
+ * the distance of two steps matters, and at most two distances bring them near. */
+static int meet(const footprint *a, const footprint *b, int *left) {
     const footprint *wide = a, *other = b;
     if (a->low >= b->high || b->low >= a->high) return 0;
     if (a->depth == 0 && b->depth == 0) return 1;
@@ -86,18 +86,18 @@ static int meet(const footprint *a, const footprint *b, int *patience) {
     if (first < behind) first = behind;
     if (last > before) last = before;
     for (npy_intp i = first; i <= last; i++) {
-        if (--*patience < 0) return 1;
+        if (--*left < 0) return 1;
         footprint moved = part;
         moved.low += (uintptr_t)(i * stride);
         moved.high += (uintptr_t)(i * stride);
-        if (meet(&moved, &rest, patience)) return 1;
+        if (meet(&moved, &rest, left)) return 1;
     }
     return 0;
 }
 
 int footprints_share(const footprint *a, const footprint *b) {
-    int patience = PATIENCE;
-    return meet(a, b, &patience);
+    int left = MOST_COMPARISONS;
+    return meet(a, b, &left);
 }
 
 int refuse_overlap(const footprint *written, const char *written_name, const footprint *other, const char *other_name) {

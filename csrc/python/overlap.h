@@ -19,17 +19,16 @@ typedef struct {
     step steps[FOOTPRINT_STEPS];
 } footprint;
 
-/* `steps` in any order; those of one element drop out. */
+/* `steps` in any order; those of one element are left out. */
 footprint footprint_of(const void *data, npy_intp item, const step *steps, int depth);
 
-/* Of any array. Exact, but for arrays of more than FOOTPRINT_STEPS steps: their narrowest ones are filled up. */
+/* Of any array. Exact up to FOOTPRINT_STEPS steps; with more, the gaps of the narrowest steps count as well. */
 footprint footprint_of_array(const PyArrayObject *array);
 
 /* Of `nbytes` bytes without gaps. */
 footprint footprint_of_range(const void *data, npy_intp nbytes);
 
-/* Given that they reach into one another, do they share a byte? Exact, but for patterns that take too long to compare:
- * those do. */
+/* True if two footprints whose ranges overlap share a byte. Exact, unless the comparison takes too long: then true. */
 int footprints_share(const footprint *a, const footprint *b);
 
 static inline int footprints_meet(const footprint *a, const footprint *b) {

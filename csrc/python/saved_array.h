@@ -1,4 +1,4 @@
-/* inplace_abn._core.SavedArray, and owners: a str, or a function that returns one and is called for messages alone. */
+/* inplace_abn._core.SavedArray. An owner is a str, or a function that returns one and is called when a name is needed. */
 #ifndef ABN_PYTHON_SAVED_ARRAY_H
 #define ABN_PYTHON_SAVED_ARRAY_H
 

@@ -72,7 +72,7 @@ const char recompute_doc[] = "recompute($self, /, *, out=None, " MACHINE_TEXT ")
 
 const char release_doc[] =
     "release($self, /)\n--\n\n"
-    "Unlocks and lets go of everything kept, without a backward. Harmless when that has happened already.";
+    "Unlocks and drops everything kept, without a backward. Harmless if that has happened already.";
 
 SIGNATURE(save, 3, 1, NAME_ARRAY, NAME_OWNER, NAME_ROLE);
 const char save_doc[] =
@@ -100,7 +100,7 @@ const char set_recorder_doc[] = "set_recorder($module, /, recorder)\n--\n\n"
                                 "Sets the memory.Ledger that contexts tell what they keep and free, or None.";
 
 const char saved_release_doc[] = "release($self, /)\n--\n\n"
-                                 "Unlocks and drops the array. Harmless when that has happened already.";
+                                 "Unlocks and drops the array. Harmless if that has happened already.";
 
 const char saved_count_doc[] = "saved_count($module, /)\n--\n\n"
-                               "How many arrays are saved, each as often as it is.";
+                               "The number of entries: an array that two contexts keep counts twice.";

@@ -1,4 +1,4 @@
-/* The signature of every function, for Python's eyes (the docstring) and for the binder (the table). */
+/* The signature of every function: as text, for inspect.signature, and as a table, for bind_args. */
 #ifndef ABN_PYTHON_SIGNATURES_H
 #define ABN_PYTHON_SIGNATURES_H
 

@@ -8,7 +8,7 @@ static const char *type_text(int type) { return type == NPY_DOUBLE ? "float64" :
 /* An array of one dimension and this type number. */
 static int line_open(binding_state *state, PyObject *got, const char *name, int type, const char *writer,
                      PyArrayObject **array) {
-    if (kind_gate(state, got, name, array) < 0) return -1;
+    if (check_kind(state, got, name, array) < 0) return -1;
     if (PyArray_TYPE(*array) != type) {
         PyErr_Format(PyExc_TypeError, "%s must be %s, got %S; pass %s.astype(numpy.%s)", name, type_text(type),
                      (PyObject *)PyArray_DESCR(*array), name, type_text(type));
@@ -19,7 +19,7 @@ static int line_open(binding_state *state, PyObject *got, const char *name, int 
                      PyArray_NDIM(*array), name);
         return -1;
     }
-    return memory_gate(state, *array, name, writer);
+    return check_memory(state, *array, name, writer);
 }
 
 static int channels_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int or_one, int type,

@@ -1,4 +1,4 @@
-"""Where the memory goes: a ledger of all arrays that layers keep for their backward.
+"""Memory accounting: a ledger of all arrays that layers and functions keep for their backward.
 
 >>> import numpy as np
 >>> from inplace_abn import memory
@@ -17,9 +17,10 @@ kept for the backward, 2 buffers            32.0
 >>> ledger.kept, ledger.live
 (32768, 0)
 
-Memory that several layers keep is counted once; of an array of which a slice is kept, that slice, although
-the rest lives as long. `Ledger.explain` says what it is kept for and what would free it, `Ledger.plot` draws
-it over time. While no ledger is on, all this costs a comparison with None per saved array.
+Contexts of `inplace_abn.functional` are listed under "functional.forward" or "functional.normalize", unless a
+layer made the call. Memory that several of them keep is counted once. Of a slice, the slice is counted,
+although the whole array lives as long. `Ledger.explain` says what memory is kept for and what would free it,
+`Ledger.plot` draws it over time. While no ledger is on, a call costs one comparison more.
 """
 
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from .ledger import Ledger
 
 __all__ = ["Ledger", "ledger", "recorder"]
 
-#: The ledger that is on, or None. `inplace_abn.layers.LayerContext` tells it what it keeps and lets go.
+#: The ledger that is on, or None. `inplace_abn.layers.LayerContext` reports to it what it keeps and frees.
 recorder = None
 
 
@@ -37,15 +38,15 @@ recorder = None
 def ledger(model=None, label=""):
     """Switch on a new `Ledger` while the block runs.
 
-    What contexts from before the block keep is not counted. A ledger inside another hides nothing from it.
-    There is one ledger for all threads.
+    Contexts made before the block are not counted. An inner ledger reports to the outer one as well. A ledger
+    counts the contexts of all threads.
 
     Parameters
     ----------
     model : Layer, optional
         Its parameters and their gradients are listed as well.
     label : str, optional
-        What the ledger is called in plots, such as the name of a strategy.
+        The name of the ledger in plots, such as the strategy.
 
     Yields
     ------

@@ -1,7 +1,7 @@
-"""What a ledger writes down, and how it is counted: entries of arrays, and the memory behind them.
+"""The events of a ledger, and how they are counted: arrays, and the buffers that own their memory.
 
-A ledger is a list of events, to which something is only ever appended, so that any thread and any destructor
-may do so. Everything else is found by going through the list.
+A ledger is a list of events. They are only appended, so that any thread and any destructor may do so. All
+results are computed from the list.
 """
 
 import time
@@ -15,8 +15,8 @@ import numpy as np
 class Saved(NamedTuple):
     """An array that a context keeps from now on.
 
-    ``buffer`` identifies the memory that the array is a view of (or has itself), ``buffer_nbytes`` its size;
-    ``first`` and ``end`` are the addresses between which the array lies. Nothing is kept alive.
+    ``buffer`` identifies the object that owns the array's memory, ``buffer_nbytes`` is its size; ``first``
+    and ``end`` are the bounds of the array's addresses. Nothing is kept alive.
     """
 
     context: Hashable
@@ -35,14 +35,14 @@ class Saved(NamedTuple):
 
 
 class Freed(NamedTuple):
-    """A context lets go of all that it kept."""
+    """A context keeps nothing any longer."""
 
     context: Hashable
     seconds: float
 
 
 class Temporary(NamedTuple):
-    """An operation of a layer needs ``nbytes`` for itself while it runs."""
+    """An operation of a layer uses ``nbytes`` of scratch memory while it runs."""
 
     layer: str
     nbytes: int
@@ -50,7 +50,7 @@ class Temporary(NamedTuple):
 
 
 def owner_of(array):
-    """Return the object whose memory `array` is a view of: the last array, or what is behind that."""
+    """Return the object that owns the memory of `array`: the last of its bases."""
     while True:
         behind = array.base if isinstance(array, np.ndarray) else getattr(array, "obj", None)
         if behind is None:
@@ -70,10 +70,10 @@ def saved(context, layer, role, array, activation=None):
 
 
 def bytes_of(entries):
-    """Return how many bytes the arrays of one buffer cover together.
+    """Return the number of bytes that the arrays of one buffer cover together.
 
-    That is the union of their address ranges; for arrays with gaps, such as a slice of the channels, no more
-    than what they have in elements.
+    This is the size of the union of their address ranges, at most the sum of their sizes: arrays with gaps,
+    such as slices of channels, cover less than their range.
 
     >>> memory = np.zeros(100, np.uint8)
     >>> views = {"front": memory[:60], "back": memory[40:], "even": memory[::2], "odd": memory[1::2]}
@@ -91,14 +91,14 @@ def bytes_of(entries):
 
 
 class Count:
-    """What is kept after each event in turn.
+    """The bytes that are kept after each event.
 
     Attributes
     ----------
     live : int
         Bytes kept by contexts.
     total : int
-        The same and what the running operation holds for itself.
+        The same, including the scratch memory of the running operation.
     """
 
     def __init__(self):
@@ -109,7 +109,7 @@ class Count:
         self._running = None
 
     def add(self, event):
-        """Take in the next event."""
+        """Count the next event."""
         if isinstance(event, Temporary):
             self.total = (self.total if event.layer == self._running else self.live) + event.nbytes
             self._running = event.layer
@@ -135,11 +135,11 @@ class Count:
                 del self._buffers[buffer], self._sizes[buffer]
 
     def of(self, context):
-        """Return the entries of what one context keeps."""
+        """Return the entries of one context."""
         return self._contexts.get(context, [])
 
     def entries(self):
-        """Return the entries of what is kept, in the order in which it was saved."""
+        """Return the entries of all contexts, in the order in which they were saved."""
         return [entry for entries in self._contexts.values() for entry in entries]
 
 

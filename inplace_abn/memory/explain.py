@@ -1,45 +1,45 @@
-"""Why memory is kept, in words."""
+"""`Ledger.explain`: which buffers are kept, for what, and what would free them."""
 
 from . import events
 from .tables import escape, human, plural
 
-#: What a role is, and what would free it, or None where the layer simply needs it, or `_advice` knows better.
+#: What a role is, and what would free it; None if the layer needs it in any case, or `_advice` knows more.
 _ROLES = {
     "x": ("the input of a normalization", None),
     "xhat": ("the normalized input, written over it", None),
     "z": ("the result of a normalization, written over its input", None),
     "input": ("the input, needed for the gradients", None),
     "residual": (
-        "what a normalization adds before it activates, needed to tell its input from its result",
-        "a shortcut that is kept anyway: what a convolution takes in, or a normalization has made in place",
+        "what a normalization adds before the activation, needed to recover its input from its result",
+        "a shortcut that is kept in any case: the input of a convolution, or z of an in-place normalization",
     ),
     "branch_mask": (
         "on which side of the activation's minimum each value lies, in one bit",
         "an activation without a minimum, such as leaky_relu, elu or softplus",
     ),
     "guarded_xhat": (
-        "channels of which z does not tell x: their weight is small beside bias or residual, or the "
-        "activation is flat",
+        "channels whose input cannot be recovered from z: their weight is small beside bias or residual, or "
+        "the activation is flat",
         "another weight or strategy 'checkpoint_xhat'",
     ),
     "escape_index": ("where the activation is flat", "a smaller weight or bias"),
     "escape_xhat": (
-        "elements that a flat activation would lose: far out, or at its minimum",
+        "elements that cannot be recovered because the activation is flat there: far out, or at its minimum",
         "a smaller weight or bias",
     ),
-    "mask": ("what was passed on", None),
+    "mask": ("which elements were kept", None),
     "target": ("the target of a loss", None),
     "log_sum_exp": ("a number for each label of a cross entropy", None),
     "mean": ("the mean of each group of channels", None),
     "inv_std": ("1 / standard deviation of each group of channels", None),
-    "indices": ("which element of a window was passed on", None),
+    "indices": ("which element of each window was the largest", None),
 }
-#: Roles of what z does not tell; of these activations it tells everything but where weights are to blame.
+#: Roles of what cannot be recovered from z. With a straight activation the cause is the weight.
 _UNTOLD, _STRAIGHT = ("guarded_xhat", "escape_index", "escape_xhat"), ("identity", "leaky_relu")
 
 
 class Text(str):
-    """Text that shows itself as it is."""
+    """A str whose repr is its text."""
 
     __slots__ = ()
 
@@ -119,7 +119,7 @@ def _second_buffer(entry, entries):
 
 
 def _pending(entries):
-    """Name layers with several calls that no backward has followed."""
+    """Name layers with several calls whose backward has not run."""
     calls = {}
     for entry in entries:
         calls.setdefault(entry.layer, set()).add(entry.context)
@@ -129,12 +129,13 @@ def _pending(entries):
     layer, count = max(several.items(), key=lambda item: item[1])
     return [
         f"{count} calls of {layer} wait for their backward, and each keeps what that needs: run the "
-        "backwards, make calls for predictions inside layers.no_grad(), or let go with the layer's release()."
+        "backwards, make calls for predictions inside layers.no_grad(), or drop what they keep by the "
+        "layer's release()."
     ]
 
 
 def _still_alive(known):
-    """Name arrays that were let go and have not gone: something else refers to them."""
+    """Name arrays that are kept by no layer any longer, but are alive: something else refers to them."""
     count, gone = events.Count(), {}
     for event in known:
         if isinstance(event, events.Freed):
@@ -151,6 +152,6 @@ def _still_alive(known):
     names = [f"{entry.role} of {entry.layer}" for entry in alive]
     listed = ", ".join(names[:3]) + (", ..." if names[3:] else "")
     return [
-        f"{human(total)} has been let go by its layers and is still there, because a variable or another "
+        f"{human(total)} is kept by no layer any longer, but still allocated, because a variable or another "
         f"object refers to it: {listed}."
     ]

@@ -1,4 +1,4 @@
-"""The ledger itself."""
+"""The ledger: events that contexts report, and what they add up to."""
 
 import time
 
@@ -8,7 +8,7 @@ from . import events, explain, plot, tables
 
 
 class Ledger:
-    """A record of what layers keep for their backward; made by `inplace_abn.memory.ledger`.
+    """A record of what layers and functions keep for their backward; made by `inplace_abn.memory.ledger`.
 
     Parameters
     ----------
@@ -28,20 +28,20 @@ class Ledger:
         self._events, self._began = [], time.perf_counter()
         self._summary = 0, 0, 0, 0
 
-    # ---- what layers tell it: here to be written, or called for operations of one's own ------------------
+    # ---- reporting: for operations of one's own as well --------------------------------------------------
 
     def saved(self, context, layer, role, array, activation=None):
-        """Note that `context`, any hashable, keeps `array` from now on, on behalf of `layer` and as `role`.
+        """Note that `context` keeps `array` from now on, for `layer`, as `role`.
 
         Parameters
         ----------
         context : hashable
-            The same one as in `freed`; of each call its own.
+            Identifies the call; the same as for `freed`.
         layer, role : str
         array : ndarray
-            It is not kept alive by this.
+            The ledger does not keep it alive.
         activation : str, optional
-            Of a normalization: `explain` gives no advice that it makes pointless.
+            Of a normalization, for the advice of `explain`.
 
         Examples
         --------
@@ -61,44 +61,44 @@ class Ledger:
         self._events.append(events.saved(key, layer, role, array, activation))
 
     def freed(self, context):
-        """Note that `context` lets go of everything it kept. One that is not known does no harm."""
+        """Note that `context` keeps nothing any longer. Harmless for an unknown one."""
         if self._outer is not None:
             self._outer.freed(context)
         key = context if isinstance(context, int) else id(context)
         self._events.append(events.Freed(key, time.perf_counter()))
 
     def temporary(self, layer, nbytes):
-        """Note that an operation of `layer` needs `nbytes` for itself; several calls in a row add up."""
+        """Note that an operation of `layer` uses `nbytes` of scratch memory; consecutive calls add up."""
         if self._outer is not None:
             self._outer.temporary(layer, nbytes)
         self._events.append(events.Temporary(layer, int(nbytes), time.perf_counter()))
 
-    # ---- what it answers -----------------------------------------------------------------------------------
+    # ---- results -------------------------------------------------------------------------------------------
 
     @property
     def live(self):
-        """Bytes kept now, or when the ledger was switched off."""
+        """Bytes kept now, or at the end of the block."""
         return self._summarize()[1]
 
     @property
     def kept(self):
-        """Bytes kept for the backward at the highest point: in training, at the end of the forward."""
+        """The most bytes kept for the backward: in training, those at the end of the forward."""
         return self._summarize()[2]
 
     @property
     def peak(self):
-        """The same with what operations hold for themselves while they run."""
+        """The most bytes kept, including the scratch memory of running operations."""
         return self._summarize()[3]
 
     def table(self, when="kept"):
-        """Return what was kept, per layer and role: to print, to show in a notebook, to go through.
+        """Return what was kept, per layer and role: a sequence that prints as a table.
 
-        Memory that several of them keep is counted where it appears first.
+        Memory that several layers keep is counted in the first of their rows.
 
         Parameters
         ----------
         when : {"kept", "now"}
-            At the highest point, or now.
+            "kept": when most bytes were kept.
 
         Returns
         -------
@@ -109,18 +109,18 @@ class Ledger:
         return tables.make(self._entries(when), self._model, self._events)
 
     def explain(self, when="kept", most=5):
-        """Return in words which buffers take most, who keeps them, and what would free them.
+        """Return a text: the largest buffers, which layers keep them, and what would free them.
 
         Parameters
         ----------
         when : {"kept", "now"}
         most : int
-            How many buffers.
+            The number of buffers.
         """
         return explain.make(self._entries(when), self._events, when, most)
 
     def timeline(self):
-        """Return arrays: seconds since the ledger was switched on, bytes kept, and these with temporaries."""
+        """Return three arrays: seconds since the start, bytes kept, and bytes kept including temporaries."""
         count, rows = events.Count(), [(0.0, 0, 0)]
         for event in list(self._events):
             count.add(event)
@@ -129,7 +129,7 @@ class Ledger:
         return np.array(seconds), np.array(live), np.array(total)
 
     def plot(self, *others, ax=None):
-        """Draw bytes kept over time, with those of other ledgers, by matplotlib.
+        """Plot bytes kept over time, and those of other ledgers, by matplotlib.
 
         Parameters
         ----------
@@ -157,7 +157,7 @@ class Ledger:
     # ---- counting --------------------------------------------------------------------------------------
 
     def _summarize(self):
-        """Return (number of events, live, kept, peak), going through the events that are new."""
+        """Return (number of events, live, kept, peak)."""
         known = list(self._events)
         if self._summary[0] != len(known):
             count, kept, peak = events.Count(), 0, 0
@@ -169,7 +169,7 @@ class Ledger:
 
     def _entries(self, when):
         if when not in ("kept", "now"):
-            raise ValueError(f"when must be 'kept', at the highest point, or 'now', got {when!r}")
+            raise ValueError(f"when must be 'kept' or 'now', got {when!r}")
         known = list(self._events)
         if when == "now":
             return events.at(known, len(known)).entries()

@@ -1,4 +1,4 @@
-"""Bytes over time: in one line of text, as SVG for notebooks, and by matplotlib."""
+"""Plots of bytes over time: one line of text, SVG for notebooks, and matplotlib."""
 
 import itertools
 
@@ -36,7 +36,7 @@ def svg(ledger, width=480, height=80):
 
 
 def draw(ledgers, ax=None):
-    """Draw ledgers over one another; see `Ledger.plot`."""
+    """Plot several ledgers in one figure; see `Ledger.plot`."""
     if ax is None:
         try:
             from matplotlib import pyplot

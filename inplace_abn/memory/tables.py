@@ -14,7 +14,7 @@ _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
 
 
 def human(nbytes):
-    """Return a number of bytes to read.
+    """Return a number of bytes as text.
 
     >>> human(100), human(1536), human(3 << 20)
     ('100 bytes', '1.5 KiB', '3.0 MiB')
@@ -55,11 +55,11 @@ class Table(Sequence):
     ----------
     rows : list of Row
     buffers : int
-        Different ones.
+        Number of buffers.
     nbytes : int
         All rows together.
     beside : dict of str to int
-        Bytes that are not kept for the backward: parameters, gradients, temporaries.
+        Bytes that are not kept for the backward, by name: parameters, gradients, temporaries.
     """
 
     def __init__(self, rows, buffers, beside):
