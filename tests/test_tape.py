@@ -26,6 +26,8 @@ class Program(Graph):
         self.program = program
         self.conv, self.shared = conv(seed=1), abn(strategy="inplace_2", **SMOOTH)
         self.wide = conv(8, 4, 1, seed=2)
+        self.end = layers.Sequential(conv(seed=4), abn(strategy="inplace", **SMOOTH))
+        self.branches = layers.Concat(self.block, self.end)
         self.pool, self.gate = GlobalAvgPool2d(keepdims=True), Activation("sigmoid")
         self.soft = Activation("softplus", inplace=True)
         self.norms = layers.Sequential(*(abn(strategy=name, **SMOOTH) for name in STRATEGIES))
@@ -69,6 +71,12 @@ class Program(Graph):
                 return layers.mul(self.gate(self.pool(a)), b)
             case "concat":
                 return self.wide(layers.concat([a, b]))
+            case "joined":
+                joined, (left, _) = layers.joined_array(a, (4, 4))
+                left = self.end(a, out=left)
+                return self.wide(layers.concat([left, b], out=joined))
+            case "branches":
+                return self.wide(self.branches(a))
 
     def validate(self, a, operation):
         """Call layers in between that the tape has nothing to do with."""
@@ -88,8 +96,8 @@ class Program(Graph):
 
 
 OPERATIONS = [
-    "conv", "shared", "activation", "block", "norm", "xhat", "add", "mul", "gate", "concat", "validate",
-    "validate elsewhere",
+    "conv", "shared", "activation", "block", "norm", "xhat", "add", "mul", "gate", "concat", "joined",
+    "branches", "validate", "validate elsewhere",
 ]  # fmt: skip
 STEPS = st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 7), st.integers(0, 7)), max_size=7)
 

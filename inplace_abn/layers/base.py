@@ -127,21 +127,25 @@ class Layer(Named, StateMixin):
         """
         if active.tape is not None:
             return active.tape.call(self, inputs, options)
-        outer = here.call
-        call = here.call = Call(self, inputs, options, outer)
-        try:
-            forward = self._watched if nonfinite.watching else self.forward
-            z = forward(call, *inputs, **options)
-        except BaseException as error:
-            call.release(f"its forward failed; {AGAIN}")
-            raise text.with_name(error, self) from error.__cause__
-        finally:
-            here.call = outer
+        call = Call(self, inputs, options, here.call)
+        z = self._run(call, inputs, options)
         if call.recording:
             call.finish(self, z)
         else:
             vars(self)["_last"] = _OUTSIDE
         return z
+
+    def _run(self, call, inputs, options):
+        """Return the result of the forward of a call, which belongs to the one that runs already, if any."""
+        here.call = call
+        try:
+            forward = self._watched if nonfinite.watching else self.forward
+            return forward(call, *inputs, **options)
+        except BaseException as error:
+            call.release(f"its forward failed; {AGAIN}")
+            raise text.with_name(error, self) from error.__cause__
+        finally:
+            here.call = call.outer
 
     def _watched(self, ctx, *inputs, **options):
         nonfinite.begin(self, (*inputs, *options.values()))

@@ -138,17 +138,27 @@ class Call(LayerContext):
     def finish(self, layer, result):
         """Note the result of the forward, and file this call where its backward will look for it."""
         (inputs, options), outer = self.arguments, self.outer
-        self.arguments = self.outer = None
         layer._calls.append(self)
+        self.finish_recorded(result)
+        if outer is None:
+            self._note_arrays(inputs, options, result)
+            if len(layer._calls) > 1 and not (self.training and self._results):
+                _tidy(layer)
+
+    def finish_recorded(self, result):
+        """Note the result of the forward, and that this call belongs to the one that made it, if any.
+
+        That is all for a call on a tape: its backward is given the call.
+        """
+        outer = self.outer
+        self.arguments = self.outer = None
         if isinstance(result, np.ndarray):
             self._output = result.shape, result.dtype
         elif isinstance(result, tuple):
             self._several, self._output = True, tuple(map(_like, result))
         if outer is None:
-            self._note_arrays(inputs, options, result)
-            if len(layer._calls) > 1 and not (self.training and self._results):
-                _tidy(layer)
-        elif outer.inner:
+            return
+        if outer.inner:
             outer.inner.append(self)
         else:
             outer.inner = [self]

@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 
 from ..ops import _arguments as arguments
-from .calls import here
+from .calls import Call, here
 from .context import is_grad_enabled
 from .recorded_arrays import RecordedArrays, describe, share_memory
 
@@ -46,12 +46,12 @@ class Recorder:
         self._outside = []  # (weak reference, value, description) of each array from outside
         self._scalars = []  # (result that is no array, value)
         self._closed = None  # why this tape cannot be used any more
-        self._before = self._inside = self._thread = None
+        self._before = self._inside = None
 
     def __enter__(self):
         if self._inside is not None:
             raise RuntimeError("tape: one tape records one block; open another one with layers.record()")
-        self._inside, self._thread = True, threading.get_ident()
+        self._inside = True
         self._before, active.tape = active.tape, self
         if is_grad_enabled():
             for i, array in enumerate(self._declared):
@@ -82,28 +82,25 @@ class Recorder:
                 sources.append(self._enter(layer, i, array))
         if layer.inputs_without_gradient:
             self._refuse_lost_gradients(layer, inputs)
-        written, unlocked = None, ()
-        if options or layer.overwrites_input:
-            written = self._written(layer, inputs, options)
-            unlocked = self._arrays.unlock(written)
-        elif layer.returns_input:
-            unlocked = (
-                self._arrays.unlock(inputs[0]) if inputs else ()
-            )  # a view of it is writeable only if that is
+        written = unlocked = None
+        if options or layer.overwrites_input or layer.returns_input:
+            written, unlocked = self._unlock(layer, inputs, options)
+        call = Call(layer, inputs, options, here.call)
         active.tape = None
         try:
-            z = layer(*inputs, **options)
+            z = layer._run(call, inputs, options)
         finally:
-            active.tape, here.decided = self, (None, False)
-            for array in unlocked:
-                self._arrays.lock(array)
+            active.tape = self
+            if unlocked is not None:
+                self._lock(unlocked)
         if written is not None:
             self._arrays.mark_overwritten(written, layer)
+        call.finish_recorded(z)
+        for inner in call.inner:
+            inner.detach()
         several = isinstance(z, tuple)
-        results = (
-            [self._enter_result(layer, result) for result in z] if several else [self._enter_result(layer, z)]
-        )
-        self._calls.append((layer, self._take_call(layer), sources, results, several))
+        results = [self._enter_result(layer, one) for one in (z if several else (z,))]
+        self._calls.append((layer, call, sources, results, several))
         return z
 
     def _call_unrecorded(self, layer, inputs, options):
@@ -120,20 +117,21 @@ class Recorder:
                 self._arrays.add(result, None, layer)
         return z
 
-    def _take_call(self, layer):
-        """Return the call that this thread has just made, which belongs to the tape from now on."""
-        call = layer._calls[-1]
-        if call.thread != self._thread:
-            call = next(call for call in reversed(layer._calls) if call.thread == self._thread)
-        call.detach()
-        return call
+    def _unlock(self, layer, inputs, options):
+        """Return (array that the call will overwrite or None, arrays that were unlocked for it)."""
+        array = inputs[0] if inputs and isinstance(inputs[0], np.ndarray) else None
+        if array is not None and self._will_overwrite(layer, array):
+            self._refuse_protected(layer, array)
+            return array, self._arrays.unlock(array)
+        written = options.get("out")
+        # A view of an array, which a layer may return, is writeable only if the array is.
+        return written, self._arrays.unlock(written if array is None or not layer.returns_input else array)
 
-    def _written(self, layer, inputs, options):
-        """Return the array that the call will overwrite, or None."""
-        if not inputs or not self._will_overwrite(layer, inputs[0]):
-            return options.get("out")
-        self._refuse_protected(layer, inputs[0])
-        return inputs[0] if isinstance(inputs[0], np.ndarray) else None
+    def _lock(self, arrays):
+        """Undo `_unlock` after the call."""
+        here.decided = None, False
+        for array in arrays:
+            self._arrays.lock(array)
 
     def _will_overwrite(self, layer, array):
         """Return whether the call overwrites its first input; a container copies one from outside."""
