@@ -27,11 +27,11 @@ class Program(Graph):
         self.conv, self.shared = conv(seed=1), abn(strategy="inplace_2", **SMOOTH)
         self.wide = conv(8, 4, 1, seed=2)
         self.end = layers.Sequential(conv(seed=4), abn(strategy="inplace", **SMOOTH))
-        self.branches = layers.Concat(self.block, self.end)
         self.pool, self.gate = GlobalAvgPool2d(keepdims=True), Activation("sigmoid")
         self.soft = Activation("softplus", inplace=True)
         self.norms = layers.Sequential(*(abn(strategy=name, **SMOOTH) for name in STRATEGIES))
         self.block = layers.Residual(layers.Sequential(abn(**SMOOTH), conv(seed=3)))
+        self.branches = layers.Concat(self.block, self.end)
 
     def compute(self, x):
         arrays = [x]
