@@ -8,7 +8,7 @@ import pytest
 from convolutions import CASES, arrays_of
 from operations import Context, normal
 
-from inplace_abn import layers
+from inplace_abn import gradcheck, layers, memory
 from inplace_abn.ops import _convolve, _depthwise, conv2d, conv_transpose2d
 
 OPERATIONS = {"conv2d": conv2d, "conv_transpose2d": conv_transpose2d}
@@ -231,6 +231,26 @@ def test_a_network_takes_what_it_makes(make, layout, channels, size):
     dx = net.backward(normal(z.shape, "float32", 2))
     assert dx.shape == x.shape
     assert is_in_order_of(layout, np.moveaxis(dx, axis, 1))
+
+
+@pytest.mark.parametrize("make", [layers.Conv2d, layers.ConvTranspose2d])
+def test_a_frozen_layer_keeps_no_input_and_gets_no_gradient(make):
+    layer, x = make(2, 3, 3, rng=0), np.ones((1, 2, 5, 5), np.float32)
+    want = layer.backward(np.ones_like(layer(x)))
+    layer.zero_grad()
+    layer.requires_grad_(False)
+    with memory.ledger() as book:
+        z = layer(x)
+        assert book.kept == 0
+    assert x.flags.writeable
+    assert (layer.backward(np.ones_like(z)) == want).all()
+    assert [parameter.grad for parameter in layer.parameters()] == [None, None]
+
+
+@pytest.mark.parametrize("make", [layers.Conv2d, layers.ConvTranspose2d])
+def test_gradients_of_layers_are_those_of_finite_differences(make):
+    x = normal((2, 4, 4, 3)).transpose(0, 3, 1, 2)
+    assert gradcheck(make(3, 3, (2, 3), dtype=np.float64, groups=3, rng=0), (x,))
 
 
 def test_a_layer_with_half_parameters_takes_that_type_and_no_other():

@@ -178,7 +178,7 @@ class ConvTranspose2d(_Convolution):
 
 
 def _is_trained(parameter):
-    return parameter is not None and getattr(parameter, "requires_grad", True)
+    return parameter is not None and parameter.requires_grad
 
 
 def uniform(rng, bound, shape, dtype):
