@@ -94,10 +94,17 @@ class Layer(Named, StateMixin):
         return self
 
     def __setattr__(self, key, value):
-        value = assignment.checked(self, key, value, vars(self).get(key))
+        current = vars(self).get(key)
+        value = assignment.checked(self, key, value, current)
         super().__setattr__(key, value)
+        if isinstance(value, Parameter) or isinstance(current, Parameter):
+            vars(self).pop("_parameters", None)
         if isinstance(value, Named) and not key.startswith("_") and value._homeless:
             value._belongs_to(self, key)
+
+    def __delattr__(self, key):
+        super().__delattr__(key)
+        vars(self).pop("_parameters", None)
 
     def __reduce_ex__(self, protocol):  # pickle's protocols 0 and 1 go past __new__
         return super().__reduce_ex__(max(protocol, 2))
@@ -201,7 +208,7 @@ class Layer(Named, StateMixin):
         here.call = call
         try:
             found = self.gradients(call, call.check_gradient(dz), overwrite=overwrite)
-            own = self._own(Parameter)
+            own = self.own_parameters()
             if own or isinstance(found, (tuple, list)) or len(call.inputs) != 1:
                 dx = self._accumulate(call, found, own)
             else:
@@ -234,8 +241,13 @@ class Layer(Named, StateMixin):
 
     # ---- the layers and parameters inside ----------------------------------------------------------------
 
-    def _own(self, kind):
-        return {key: value for key, value in vars(self).items() if isinstance(value, kind)}
+    def own_parameters(self):
+        """Return the layer's own parameters by name, without those of layers inside."""
+        found = vars(self).get("_parameters")
+        if found is None:
+            found = {key: value for key, value in vars(self).items() if isinstance(value, Parameter)}
+            vars(self)["_parameters"] = found
+        return found
 
     def children(self):
         """Go through the layers right inside, as (name, layer)."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .base import Layer, Parameter
+from .base import Layer
 from .tape import Tape
 
 
@@ -42,7 +42,7 @@ class Graph(Layer):
         """Record ``compute(*inputs, **options)``."""
         named = dict(enumerate(inputs)) | options
         given = [named[name] for name in ctx.inputs]
-        own = [parameter.data for parameter in self._own(Parameter).values()]
+        own = [parameter.data for parameter in self.own_parameters().values()]
         ctx.tape = Tape((*given, *own), protected=own if self.overwrites_input else (*given, *own))
         with ctx.tape:
             z = self.compute(*inputs, **options)

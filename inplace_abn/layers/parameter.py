@@ -5,7 +5,9 @@ import weakref
 import numpy as np
 
 #: Attributes that belong to one object, not to its copies.
-NOT_COPIED = {"_parent", "_calls", "_last", "_dropped", "_warned", "_reference", "_name_function"}
+NOT_COPIED = {
+    "_parent", "_calls", "_last", "_dropped", "_warned", "_parameters", "_reference", "_name_function",
+}  # fmt: skip
 
 
 class Named:
