@@ -10,6 +10,8 @@ from inplace_abn.layers import (
     ABN,
     AvgPool2d,
     Conv2d,
+    ConvTranspose2d,
+    GroupNorm,
     InPlaceABN,
     Linear,
     Parameter,
@@ -165,4 +167,22 @@ def test_reset():
     for name, array in layer.state_dict().items():
         np.testing.assert_array_equal(array, fresh.state_dict()[name])
     ABN(3, affine=False, track_running_stats=False).reset_parameters()
-    Linear(2, 2).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **rng: Linear(3, 2, **rng),
+        lambda **rng: Conv2d(3, 2, 3, **rng),
+        lambda **rng: Conv2d(3, 2, 3, bias=False, **rng),
+        lambda **rng: ConvTranspose2d(3, 2, 3, **rng),
+        lambda rng: GroupNorm(1, 3),
+    ],
+)
+def test_reset_parameters_are_those_of_a_new_layer(make):
+    layer, fresh = make(rng=1), make(rng=0)
+    for parameter in layer.parameters():
+        parameter.data += 1
+    layer.reset_parameters(**({} if isinstance(layer, GroupNorm) else {"rng": 0}))
+    for name, array in layer.state_dict().items():
+        np.testing.assert_array_equal(array, fresh.state_dict()[name])

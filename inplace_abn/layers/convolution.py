@@ -33,6 +33,10 @@ class _Convolution(OperationLayer):
         self.weight = uniform(rng, bound, shape, dtype)
         self.bias = uniform(rng, bound, (self.out_channels,), dtype) if bias else None
 
+    def reset_parameters(self, rng=None):
+        """Draw weight and bias anew, as for a new layer, from a generator or seed."""
+        draw_again(self, rng)
+
     def _settings(self):
         """Return the keywords of the operation that are attributes of the layer."""
         names = "stride", "padding", "dilation", "groups", "channel_axis"
@@ -179,6 +183,14 @@ class ConvTranspose2d(_Convolution):
 
 def _is_trained(parameter):
     return parameter is not None and parameter.requires_grad
+
+
+def draw_again(layer, rng):
+    """Draw the weight and bias of a layer uniformly within 1 / sqrt(inputs of each output)."""
+    rng, bound = np.random.default_rng(rng), 1 / math.sqrt(math.prod(layer.weight.data.shape[1:]))
+    for parameter in (layer.weight, layer.bias):
+        if parameter is not None:
+            parameter.data[...] = rng.uniform(-bound, bound, parameter.data.shape)
 
 
 def uniform(rng, bound, shape, dtype):

@@ -52,6 +52,11 @@ class GroupNorm(OperationLayer):
         self.weight = Parameter(np.ones(num_channels, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_channels, dtype)) if affine else None
 
+    def reset_parameters(self):
+        """Set the weight to 1 and the bias to 0."""
+        if self.affine:
+            self.weight.data[...], self.bias.data[...] = 1, 0
+
     def forward(self, ctx, x):
         """Normalize."""
         weight, bias = (self.weight.data, self.bias.data) if self.affine else (None, None)

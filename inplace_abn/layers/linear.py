@@ -8,7 +8,7 @@ from .._numbers import fraction, integer
 from ..ops import dropout, flatten, linear
 from .base import OperationLayer
 from .checks import goes_with
-from .convolution import uniform
+from .convolution import draw_again, uniform
 
 
 class Linear(OperationLayer):
@@ -43,6 +43,10 @@ class Linear(OperationLayer):
         rng, bound = np.random.default_rng(rng), 1 / math.sqrt(in_features)
         self.weight = uniform(rng, bound, (self.out_features, self.in_features), dtype)
         self.bias = uniform(rng, bound, (self.out_features,), dtype) if bias else None
+
+    def reset_parameters(self, rng=None):
+        """Draw weight and bias anew, as for a new layer, from a generator or seed."""
+        draw_again(self, rng)
 
     def forward(self, ctx, x):
         """Multiply by the weight and add the bias."""
