@@ -69,6 +69,14 @@ typedef struct {
     ptrdiff_t batch_stride, channel_stride, spatial_stride;
 } abn_batch;
 
+/* Which positions of a batch are valid: bit p % 64 of words[p / 64] for position p = n*S + s. words == NULL: all are.
+ * Bits past the last position are 0. With a mask every operation computes what it would for a batch of the valid
+ * positions alone, never reads the others, and writes 0 there. */
+typedef struct {
+    const uint64_t *words;
+    ptrdiff_t valid; /* how many bits are set */
+} abn_mask;
+
 /* ---- the machine: which kernels, how many threads ------------------------------------------------- */
 
 /* Call once before anything else, from one thread: asks what the processor is. Again is harmless. */
@@ -100,15 +108,18 @@ typedef struct {
 
 /* Channels whose xhat cannot be had back from z. slot[c] is the channel's place in xhat, or -1.
  * xhat holds `count` channels in the layout of the batch: channels-first (count, N, S), channels-last
- * (N, S, count), contiguous, in the batch's dtype. count == 0: slot and xhat may be NULL. */
+ * (N, S, count), contiguous, in the batch's dtype; with a mask N*S is mask.valid. count == 0: slot and xhat may be
+ * NULL. */
 typedef struct {
     ptrdiff_t count;
     const ptrdiff_t *slot;
     void *xhat;
 } abn_guard;
 
-/* What is kept per element is kept in the order of a batch without gaps: element (n, c, s) has the index
+/* What is kept per element is indexed as if the batch were contiguous: element (n, c, s) has the index
  * (n*C + c)*S + s channels-first, (n*S + s)*C + c channels-last. (Where C or S is 1 the two are the same.)
+ * With a mask the valid positions are numbered from 0 and taken for one image: N = 1 and S = mask.valid, or, where S is 1,
+ * N = mask.valid.
  *
  * Elements that cannot be had back from z: where the activation is flat, near its minimum, where the residual is far
  * above the weight; with statistics that were given, z that overflows its type though y is in the kernels' range, and xhat
@@ -138,6 +149,7 @@ typedef struct {
     double activation_param;     /* ABN_ONE_PARAM */
     const double *channel_param; /* ABN_CHANNEL_PARAM: `channels` doubles, of any sign; else NULL */
     abn_batch residual;          /* y = weight * xhat + bias + residual; like kept, read only. data == NULL: none */
+    abn_mask mask;
     abn_norm norm;
     abn_guard guard;     /* ABN_KEEP_Z only */
     abn_escapes escapes; /* none with ABN_KEEP_X */
@@ -146,7 +158,7 @@ typedef struct {
     uint8_t *sides;
 } abn_context;
 
-/* From context->{keep, kept, activation, activation_param, channel_param, norm.weight, norm.bias, residual}: fills
+/* From context->{keep, kept, activation, activation_param, channel_param, norm.weight, norm.bias, residual, mask}: fills
  * slot[0..channels) and returns how many channels have to be guarded. Looks at weights, and at some of the residual. */
 ptrdiff_t abn_guard_channels(const abn_context *context, ptrdiff_t *slot);
 
@@ -155,14 +167,15 @@ size_t abn_sides_bytes(const abn_context *context);
 
 /* ---- the operations --------------------------------------------------------------------------------- */
 
-/* mean and biased variance of every channel. */
-abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, double *mean, double *var);
+/* mean and biased variance of every channel; they stay as they are where no position is valid. mask may be NULL. */
+abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, const abn_mask *mask, double *mean,
+                          double *var);
 
 /* x -> z = activation(batch norm of x). Where things go follows from context->keep:
  *   ABN_KEEP_Z     z is x itself (same data): z is written over x
  *   ABN_KEEP_X     z is another buffer; x is left as it is
  *   ABN_KEEP_XHAT  z is another buffer; xhat is written over x
- * context: keep, scheme, activation, its param, residual, sides, norm.{eps,weight,bias} and guard are given. With
+ * context: keep, scheme, activation, its param, residual, mask, sides, norm.{eps,weight,bias} and guard are given. With
  * `training` the batch's own mean and var are computed into norm; without, norm.mean and norm.var are given.
  * norm.inv_std, statistics_given, kept and escapes are filled in here.
  * ABN_NO_MEMORY: x may hold partly normalised data (only scratch of a few hundred KB is ever asked for, most

@@ -12,6 +12,7 @@
 #include "activations.h"
 #include "backward.h"
 #include "escapes.h"
+#include "mask.h"
 #include "parts.h"
 #include "sides.h"
 
@@ -92,12 +93,6 @@ typedef struct {
     void *w, *slopes;
 } recovered;
 
-/* Where the sums of a row (ABN_ROWS) or column of a tile are. */
-static void *partial_at(const abn_operation *op, void *partial, ptrdiff_t entry) {
-    const size_t bytes = op->layout == ABN_ROWS ? 2 * ABN_LANE_BYTES : abn_real_size(op->source.dtype);
-    return (char *)partial + entry * (ptrdiff_t)bytes;
-}
-
 enum { SLOPE_BY_Y, SLOPE_BY_PARAM }; /* activation'(y), or the activation's derivative by its parameter */
 
 /* What neither z nor the stored xhat tells comes from the list. */
@@ -173,10 +168,10 @@ static void for_each_piece(const abn_backward_operation *b, const abn_part *part
             from_z(b, part, &piece, slope, &bench, at);
         if (partial)
             kernels->sums(at.w, at.slopes, tile->gradient.data, tile->length,
-                          partial_at(op, partial, piece.partial_offset));
+                          abn_partial_at(op, partial, piece.partial_offset));
         else
             kernels->gradient(at.w, at.slopes, tile->gradient.data, tile->length, &piece.constants,
-                              tile->destination.data, tile->residual_gradient.data, b->add_to_residual);
+                              tile->destination.data, tile->residual_gradient.data, op->add_to_residual);
     }
 }
 
@@ -224,7 +219,7 @@ static void for_each_part(const abn_backward_operation *b, const abn_tile *tile,
         }
         if (guarded) part.tile.source = part.xhat;
         if (partial)
-            b->kernels->gradient_sums[from](&part.tile, &part.constants, partial_at(op, partial, part.offset));
+            b->kernels->gradient_sums[from](&part.tile, &part.constants, abn_partial_at(op, partial, part.offset));
         else
             b->kernels->gradient_apply[from](&part.tile, &part.constants);
     }
@@ -262,6 +257,7 @@ static abn_status run(const abn_machine *machine, abn_backward_operation *b, con
     op->source = context->kept;
     op->gradient = *dz;
     op->residual = context->residual;
+    op->mask = context->mask;
     op->wants_memo = is_worth_a_memo(b);
     op->arrays = count_arrays(b);
     op->begin = begin;
@@ -300,6 +296,7 @@ abn_status abn_backward_apply(const abn_machine *machine, const abn_context *con
     abn_backward_operation b = {
         .op = {.destination = to->dx,
                .residual_gradient = to->residual,
+               .add_to_residual = to->add_to_residual,
                .sums = looks ? sums : NULL,
                .finish = looks ? finish : NULL,
                .apply = apply},
@@ -307,7 +304,6 @@ abn_status abn_backward_apply(const abn_machine *machine, const abn_context *con
         .sums = {given->dy, given->dy_xhat, NULL},
         .are_given = 1,
         .count = count,
-        .add_to_residual = to->add_to_residual,
     };
     return run(machine, &b, dz);
 }
@@ -315,12 +311,15 @@ abn_status abn_backward_apply(const abn_machine *machine, const abn_context *con
 abn_status abn_backward(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                         const abn_gradients *to, const abn_sums *filled, int training) {
     abn_backward_operation b = {
-        .op =
-            {.destination = to->dx, .residual_gradient = to->residual, .sums = sums, .finish = finish, .apply = apply},
+        .op = {.destination = to->dx,
+               .residual_gradient = to->residual,
+               .add_to_residual = to->add_to_residual,
+               .sums = sums,
+               .finish = finish,
+               .apply = apply},
         .context = context,
         .sums = *filled,
-        .count = training ? (double)dz->batch * (double)dz->spatial : 0,
-        .add_to_residual = to->add_to_residual,
+        .count = training ? (double)abn_valid_positions(dz, &context->mask) : 0,
     };
     return run(machine, &b, dz);
 }

@@ -14,7 +14,6 @@ typedef struct {
     abn_sums sums; /* given, or filled by the sums */
     int are_given; /* sums that are taken all the same only tell which channels are to be worked on in double */
     double count;  /* elements behind the sums; 0: evaluation mode */
-    int add_to_residual;
 } abn_backward_operation;
 
 static inline int abn_is_guarded(const abn_backward_operation *b, ptrdiff_t channel) {

@@ -4,6 +4,7 @@
 #include "activations.h"
 #include "backward.h"
 #include "escapes.h"
+#include "mask.h"
 #include "sides.h"
 
 typedef struct {
@@ -44,23 +45,22 @@ static exact_values exact_element(const abn_backward_operation *b, ptrdiff_t cha
     return values;
 }
 
-static double load_at(const abn_batch *batch, ptrdiff_t channel, ptrdiff_t position) {
+static double load_at(const abn_batch *batch, ptrdiff_t channel, abn_place place) {
     if (!batch->data) return 0;
-    return abn_load_element(batch->dtype,
-                            abn_address(batch, position / batch->spatial, channel, position % batch->spatial));
+    return abn_load_element(batch->dtype, abn_address(batch, place.image, channel, place.position));
 }
 
 abn_exact_sums abn_backward_exact_sums(const abn_backward_operation *b, ptrdiff_t channel) {
     const abn_operation *op = &b->op;
     abn_exact_sums sums = {0, 0, 0};
-    for (ptrdiff_t position = 0; position < op->per_channel; position++) {
-        const abn_element at = {channel, position};
+    for (abn_place place = abn_before_first; abn_next_place(&op->source, &op->mask, &place);) {
+        const abn_element at = {channel, place.valid};
         const double kept = abn_is_guarded(b, channel)
                                 ? abn_load_element(op->source.dtype, abn_guarded_at(op, &b->context->guard, at))
-                                : load_at(&op->source, channel, position);
-        const double dz = load_at(&op->gradient, channel, position);
-        const exact_values values = exact_element(b, channel, abn_index_of(op, channel, position), kept, dz,
-                                                  load_at(&op->residual, channel, position));
+                                : load_at(&op->source, channel, place);
+        const double dz = load_at(&op->gradient, channel, place);
+        const exact_values values = exact_element(b, channel, abn_index_of(op, channel, place.valid), kept, dz,
+                                                  load_at(&op->residual, channel, place));
         sums.dy += values.dy;
         sums.dy_xhat += values.dy * values.xhat;
         sums.param += dz * abn_below_zero(values.y);
@@ -81,7 +81,7 @@ void abn_backward_exact_apply(const abn_backward_operation *b, const abn_part *p
             abn_store_element(dtype, abn_at(op, piece.tile.destination.data, 0, 0, i), exact_result(b, c, values));
             if (!piece.tile.residual_gradient.data) continue;
             void *to = abn_at(op, piece.tile.residual_gradient.data, 0, 0, i);
-            abn_store_element(dtype, to, values.dy + (b->add_to_residual ? abn_load_element(dtype, to) : 0));
+            abn_store_element(dtype, to, values.dy + (op->add_to_residual ? abn_load_element(dtype, to) : 0));
         }
     }
 }

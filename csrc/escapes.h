@@ -3,6 +3,7 @@
 #define ABN_ESCAPES_H
 
 #include "abn.h"
+#include "bits.h"
 
 typedef struct {
     int64_t index;
@@ -15,17 +16,6 @@ typedef struct {
     ptrdiff_t count, capacity;
     int failed;
 } abn_escape_list;
-
-/* The place of the lowest 1; bits is not 0. */
-static inline int abn_lowest_bit(uint64_t bits) {
-#if defined(__GNUC__)
-    return __builtin_ctzll(bits);
-#else
-    int i = 0;
-    while (!(bits >> i & 1)) i++;
-    return i;
-#endif
-}
 
 void abn_escape_push(abn_escape_list *list, abn_escape entry);
 

@@ -352,6 +352,8 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
         .op = {.source = *x,
                .destination = *z,
                .residual = context->residual,
+               .rewrites_source = context->keep == ABN_KEEP_XHAT,
+               .mask = context->mask,
                .arrays = (context->keep == ABN_KEEP_Z ? 1 : 2) + (context->residual.data != NULL),
                .apply = apply,
                .begin = begin_given,
@@ -361,15 +363,15 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
         .rule = abn_escape_rule_for(context, training),
         .largest_xhat = largest_xhat(context),
     };
-    abn_status status = abn_operation_open(&f.op, machine, &context->guard);
-    if (status != ABN_OK) return status;
-    choose_kernels(&f);
-    if (context->guard.count > 0 || context->keep == ABN_KEEP_XHAT) f.op.apply_use |= OF_XHAT;
     if (training) {
         f.op.begin = abn_moments_begin;
         f.op.sums = abn_moments_sums;
         f.op.finish = finish;
     }
+    abn_status status = abn_operation_open(&f.op, machine, &context->guard);
+    if (status != ABN_OK) return status;
+    choose_kernels(&f);
+    if (context->guard.count > 0 || context->keep == ABN_KEEP_XHAT) f.op.apply_use |= OF_XHAT;
     status = walk_with_escapes(&f, machine->threads);
     abn_operation_close(&f.op);
     return status;
@@ -387,6 +389,7 @@ abn_status abn_recompute(const abn_machine *machine, const abn_context *context,
         .op = {.source = context->kept,
                .destination = *z,
                .residual = context->residual,
+               .mask = context->mask,
                .arrays = 2 + (context->residual.data != NULL),
                .apply = apply,
                .begin = begin_again,

@@ -14,7 +14,7 @@
 #include <float.h>
 #include <math.h>
 
-#include "operation.h"
+#include "mask.h"
 
 typedef struct {
     double most_bias;       /* |bias / weight| up to which the error stays a small multiple of u */
@@ -89,8 +89,10 @@ static int is_swamped(const abn_context *context, ptrdiff_t channel) {
         abn_residual_limit(residual->dtype, context->norm.weight[channel], context->norm.bias[channel]);
     ptrdiff_t looked_at = 0, lost = 0;
     for (ptrdiff_t spot = 0; spot < SPOTS; spot++) {
-        const ptrdiff_t first = count / SPOTS * spot, last = first + SPOT < count ? first + SPOT : count;
-        for (ptrdiff_t position = first; position < last; position++, looked_at++) {
+        ptrdiff_t position = count / SPOTS * spot;
+        for (int i = 0; i < SPOT; i++, position++, looked_at++) {
+            position = abn_next_valid(&context->mask, position, count);
+            if (position >= count) break;
             const void *at = abn_address(residual, position / residual->spatial, channel, position % residual->spatial);
             lost += fabs(abn_load_element(residual->dtype, at)) > limit;
         }
@@ -100,7 +102,7 @@ static int is_swamped(const abn_context *context, ptrdiff_t channel) {
 
 ptrdiff_t abn_guard_channels(const abn_context *context, ptrdiff_t *slot) {
     const abn_batch *kept = &context->kept;
-    const double largest_xhat = sqrt((double)(kept->batch * kept->spatial));
+    const double largest_xhat = sqrt((double)abn_valid_positions(kept, &context->mask));
     const abn_escape_rule rule = abn_escape_rule_of(context->activation, context->activation_param, kept->dtype);
     ptrdiff_t count = 0;
     for (ptrdiff_t c = 0; c < kept->channels; c++) {
@@ -129,6 +131,6 @@ size_t abn_sides_bytes(const abn_context *context) {
     const abn_batch *kept = &context->kept;
     const int sided = abn_activation_table[context->activation].inverse == ABN_FROM_Z_AND_SIDE;
     return context->keep == ABN_KEEP_Z && sided
-               ? ((size_t)kept->batch * (size_t)kept->channels * (size_t)kept->spatial + 7) / 8
+               ? ((size_t)abn_valid_positions(kept, &context->mask) * (size_t)kept->channels + 7) / 8
                : 0;
 }

@@ -5,22 +5,23 @@
 
 #include <math.h>
 
+#include "mask.h"
+
 enum { SAMPLE = 8 };
 
 /* mean(d)^2 above this many variances costs more digits than a float sum has to give. */
 static const double FAR_FROM_CENTRE = 4;
 
-/* The first elements of the first image, of the first images where one has few: from one or two cache lines, where the
- * layout has it so. */
+/* The mean of the first valid elements: SAMPLE of one image, or those of the first images where one has fewer. They lie in
+ * one or two cache lines, where the layout allows. */
 static double sample_mean(const abn_operation *op, ptrdiff_t channel) {
     const abn_batch *x = &op->source;
-    const ptrdiff_t positions = x->spatial < SAMPLE ? x->spatial : SAMPLE,
-                    wanted = (SAMPLE + positions - 1) / positions;
-    const ptrdiff_t images = x->batch < wanted ? x->batch : wanted;
+    const ptrdiff_t wanted = x->spatial < SAMPLE ? (SAMPLE + x->spatial - 1) / x->spatial * x->spatial : SAMPLE;
     double sum = 0;
-    for (ptrdiff_t n = 0; n < images; n++)
-        for (ptrdiff_t s = 0; s < positions; s++) sum += abn_load_element(x->dtype, abn_address(x, n, channel, s));
-    const double mean = sum / (double)(images * positions);
+    abn_place at = abn_before_first;
+    while (at.valid + 1 < wanted && abn_next_place(x, &op->mask, &at))
+        sum += abn_load_element(x->dtype, abn_address(x, at.image, channel, at.position));
+    const double mean = sum / (double)(at.valid + 1);
     return isfinite(mean) ? mean : 0;
 }
 
@@ -41,16 +42,14 @@ void abn_moments_sums(const abn_operation *op, const abn_tile *tile, const abn_s
 static void exact_moments(const abn_operation *op, ptrdiff_t channel, double *mean, double *var) {
     const abn_batch *x = &op->source;
     double sum = 0, squares = 0;
-    for (ptrdiff_t n = 0; n < x->batch; n++)
-        for (ptrdiff_t s = 0; s < x->spatial; s++) sum += abn_load_element(x->dtype, abn_address(x, n, channel, s));
+    for (abn_place at = abn_before_first; abn_next_place(x, &op->mask, &at);)
+        sum += abn_load_element(x->dtype, abn_address(x, at.image, channel, at.position));
     *mean = sum / (double)op->per_channel;
     *var = NAN;
     if (!isfinite(sum)) return; /* there is an infinity or NaN among them: no need to look twice */
-    for (ptrdiff_t n = 0; n < x->batch; n++) {
-        for (ptrdiff_t s = 0; s < x->spatial; s++) {
-            const double d = abn_load_element(x->dtype, abn_address(x, n, channel, s)) - *mean;
-            squares += d * d;
-        }
+    for (abn_place at = abn_before_first; abn_next_place(x, &op->mask, &at);) {
+        const double d = abn_load_element(x->dtype, abn_address(x, at.image, channel, at.position)) - *mean;
+        squares += d * d;
     }
     *var = squares / (double)op->per_channel;
 }
@@ -91,7 +90,8 @@ static int finish_statistics(abn_operation *op, ptrdiff_t channel, ptrdiff_t cha
     return abn_moments_finish(op, ((statistics_operation *)op)->moments, channel, channels, first, second, again);
 }
 
-abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, double *mean, double *var) {
+abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, const abn_mask *mask, double *mean,
+                          double *var) {
     statistics_operation statistics = {
         .op = {.source = *x,
                .arrays = 1,
@@ -101,6 +101,7 @@ abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, double
                .sums_use = 1 << ABN_SUMS_CENTRE},
         .moments = {mean, var, 0},
     };
+    if (mask) statistics.op.mask = *mask;
     abn_status status = abn_operation_open(&statistics.op, machine, NULL);
     if (status != ABN_OK) return status;
     status = abn_walk(&statistics.op);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "half.h"
+#include "mask.h"
 
 enum {
     ROW_LENGTH_WANTED = 256, /* columns that a channels-last row should have at least */
@@ -79,7 +80,8 @@ static void choose_layout(abn_operation *op) {
     op->spread = op->repeat = 1;
     op->layout = ABN_COLUMNS;
     if (all_of(op, has_rows) && !(spatial <= 1 && all_of(op, has_columns))) {
-        if (spatial <= SHORT_ROW && op->source.batch >= STACK && all_of(op, is_stacked))
+        /* The images of a tile share their columns, and a mask may differ from image to image. */
+        if (spatial <= SHORT_ROW && op->source.batch >= STACK && !op->mask.words && all_of(op, is_stacked))
             op->spread = spatial;
         else
             op->layout = ABN_ROWS;
@@ -100,7 +102,8 @@ abn_status abn_operation_open(abn_operation *op, const abn_machine *machine, con
     op->set = machine->kernels->sets[op->source.dtype];
     op->kernels = &op->set->layout[op->layout];
     op->threads = machine->threads;
-    op->per_channel = op->source.batch * op->source.spatial;
+    op->per_channel = abn_valid_positions(&op->source, &op->mask);
+    op->positions = op->mask.words && op->source.spatial > 1 ? op->mask.valid : op->source.spatial;
     const size_t length = (size_t)(op->source.channels + ABN_PADDING) * abn_real_size(op->source.dtype);
     char *memory = calloc(1, ABN_CONSTANTS * length + (size_t)op->source.channels);
     if (memory == NULL) return ABN_NO_MEMORY;
@@ -108,13 +111,18 @@ abn_status abn_operation_open(abn_operation *op, const abn_machine *machine, con
     op->kinds = (unsigned char *)memory + ABN_CONSTANTS * length;
     for (ptrdiff_t c = 0; guard && guard->count > 0 && c < op->source.channels; c++)
         if (guard->slot[c] >= 0) op->kinds[c] = ABN_GUARDED;
-    return ABN_OK;
+    const abn_status status = abn_mask_open(op);
+    if (status != ABN_OK) free(memory);
+    return status;
 }
 
-void abn_operation_close(abn_operation *op) { free(op->constants[0]); }
+void abn_operation_close(abn_operation *op) {
+    abn_mask_close(op);
+    free(op->constants[0]);
+}
 
 abn_status abn_walk(abn_operation *op) {
-    if (op->source.channels == 0 || op->per_channel == 0) return ABN_OK;
+    if (op->source.channels == 0 || op->source.batch * op->source.spatial == 0) return ABN_OK;
     return op->layout == ABN_ROWS ? abn_walk_rows(op) : abn_walk_columns(op);
 }
 
@@ -179,6 +187,19 @@ static abn_output output_of(const abn_operation *op, const abn_batch *batch, con
     return (abn_output){abn_address(batch, span->image, span->channel, span->from), row_stride(op, batch)};
 }
 
+void abn_tile_shape(const abn_operation *op, const abn_span *span, abn_tile *tile) {
+    tile->rows = span->channels;
+    tile->length = span->count;
+    if (op->layout == ABN_COLUMNS && op->spread > 1) {
+        tile->rows = span->images;
+        tile->length = span->channels * op->spread;
+    } else if (op->layout == ABN_COLUMNS) {
+        const ptrdiff_t joined = span->count < op->repeat ? span->count : op->repeat;
+        tile->rows = span->count / joined;
+        tile->length = span->channels * joined;
+    }
+}
+
 abn_tile abn_tile_of(const abn_operation *op, const abn_span *span) {
     abn_tile tile = {
         .source = input_of(op, &op->source, span),
@@ -186,25 +207,16 @@ abn_tile abn_tile_of(const abn_operation *op, const abn_span *span) {
         .residual = input_of(op, &op->residual, span),
         .destination = output_of(op, &op->destination, span),
         .residual_gradient = output_of(op, &op->residual_gradient, span),
-        .rows = span->channels,
-        .length = span->count,
     };
-    if (op->layout == ABN_COLUMNS && op->spread > 1) {
-        tile.rows = span->images;
-        tile.length = span->channels * op->spread;
-    } else if (op->layout == ABN_COLUMNS) {
-        const ptrdiff_t joined = span->count < op->repeat ? span->count : op->repeat;
-        tile.rows = span->count / joined;
-        tile.length = span->channels * joined;
-    }
+    abn_tile_shape(op, span, &tile);
     return tile;
 }
 
 /* Images have been joined where channels are columns: the position counts through all of them. */
 int64_t abn_index_of(const abn_operation *op, ptrdiff_t channel, int64_t position) {
-    const int64_t channels = op->source.channels, spatial = op->source.spatial;
+    const int64_t channels = op->source.channels, positions = op->positions;
     if (op->layout == ABN_COLUMNS && op->spread == 1) return position * channels + channel;
-    return (position / spatial * channels + channel) * spatial + position % spatial;
+    return (position / positions * channels + channel) * positions + position % positions;
 }
 
 enum { LINE = 64 };

@@ -27,6 +27,11 @@ typedef struct {
 } abn_memo;
 
 typedef struct abn_operation abn_operation;
+typedef void abn_sums_step(const abn_operation *op, const abn_tile *tile, const abn_span *span,
+                           const abn_constants *constants, void *partial, int again);
+typedef void abn_apply_step(abn_operation *op, const abn_tile *tile, const abn_span *span,
+                            const abn_constants *constants, int thread);
+
 struct abn_operation {
     const abn_kernel_set *set;
     const abn_layout_kernels *kernels; /* set->layout[layout] */
@@ -34,7 +39,11 @@ struct abn_operation {
     int threads;
     int arrays; /* how many arrays of the batch's size pass through the cache */
     abn_batch source, gradient, destination, residual, residual_gradient; /* data == NULL: not used */
-    ptrdiff_t per_channel;                                                /* elements of a channel */
+    int rewrites_source;                                                  /* apply writes xhat over source */
+    int add_to_residual;                                                  /* residual_gradient += dy rather than = dy */
+    abn_mask mask;
+    ptrdiff_t per_channel; /* elements of a channel that take part */
+    ptrdiff_t positions;   /* of an image, as they are numbered in spans; with a mask: valid positions alone */
     /* What a tile's columns are (ABN_COLUMNS):
      *   spread > 1: channels-first, a row is an image and each channel has `spread` columns side by side (its positions)
      *   repeat > 1: channels-last, a row is `repeat` positions, and the channels come over and over
@@ -49,18 +58,24 @@ struct abn_operation {
     ptrdiff_t memo_apart;
     unsigned sums_use, apply_use; /* bit 1 << ABN_...: which of them the steps read */
 
-    /* NULL: there is nothing to do. */
+    /* Set before abn_operation_open. NULL: there is nothing to do. */
     void (*begin)(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels);
-    void (*sums)(const abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
-                 void *partial, int again);
+    abn_sums_step *sums;
     /* Nonzero: sums have to be taken again, with other constants or of something else (asked for once at most). */
     int (*finish)(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, const double *first, const double *second,
                   int again);
-    void (*apply)(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
-                  int thread);
+    abn_apply_step *apply;
+
+    /* With a mask: what sums and apply were before abn_mask_open replaced them, and the number of valid positions before
+     * every block of positions. */
+    struct {
+        abn_sums_step *sums;
+        abn_apply_step *apply;
+        ptrdiff_t *before;
+    } of_valid;
 };
 
-/* Sets kernels, layout, spread, repeat, kinds and the constants' memory from source, gradient, destination and
+/* Sets kernels, layout, spread, repeat, kinds and the constants' memory from source, gradient, destination, mask and
  * machine. guard: NULL, or which channels are ABN_GUARDED. */
 abn_status abn_operation_open(abn_operation *op, const abn_machine *machine, const abn_guard *guard);
 void abn_operation_close(abn_operation *op);
@@ -70,6 +85,9 @@ abn_status abn_walk_rows(abn_operation *op);
 abn_status abn_walk_columns(abn_operation *op);
 
 abn_tile abn_tile_of(const abn_operation *op, const abn_span *span);
+
+/* Sets the rows and the length of a tile of such a span. */
+void abn_tile_shape(const abn_operation *op, const abn_span *span, abn_tile *tile);
 
 /* Room for the memo of `threads` threads with so many rows of so many elements each; sets op->memo_apart. Without
  * memory there is none: it is not wanted, or not to be had. */

@@ -15,7 +15,7 @@ abn_element abn_element_of(const abn_operation *op, const abn_span *span, ptrdif
         position += row * op->repeat + column / span->channels;
         channel += column % span->channels;
     }
-    return (abn_element){channel, (int64_t)image * op->source.spatial + position};
+    return (abn_element){channel, (int64_t)image * op->positions + position};
 }
 
 void *abn_at(const abn_operation *op, const void *data, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t column) {
@@ -60,7 +60,7 @@ static abn_output moved_output(const abn_operation *op, abn_output to, ptrdiff_t
     return to;
 }
 
-static abn_tile moved_tile(const abn_operation *op, const abn_tile *tile, ptrdiff_t row, ptrdiff_t column) {
+abn_tile abn_tile_moved(const abn_operation *op, const abn_tile *tile, ptrdiff_t row, ptrdiff_t column) {
     return (abn_tile){
         .source = moved_input(op, tile->source, row, column),
         .gradient = moved_input(op, tile->gradient, row, column),
@@ -75,7 +75,7 @@ static abn_tile moved_tile(const abn_operation *op, const abn_tile *tile, ptrdif
 
 static abn_tile part_of_tile(const abn_operation *op, const abn_tile *tile, ptrdiff_t offset, ptrdiff_t entries) {
     const int rows = op->layout == ABN_ROWS;
-    abn_tile part = moved_tile(op, tile, rows ? offset : 0, rows ? 0 : offset);
+    abn_tile part = abn_tile_moved(op, tile, rows ? offset : 0, rows ? 0 : offset);
     *(rows ? &part.rows : &part.length) = entries;
     return part;
 }
@@ -108,7 +108,7 @@ int abn_next_piece(const abn_operation *op, const abn_part *part, abn_piece *pie
     }
     if (piece->row >= part->tile.rows || part->tile.length == 0) return 0;
     const ptrdiff_t column = piece->next, left = part->tile.length - column;
-    piece->tile = moved_tile(op, &part->tile, piece->row, column);
+    piece->tile = abn_tile_moved(op, &part->tile, piece->row, column);
     piece->tile.rows = 1;
     piece->tile.length = left < ABN_PIECE ? left : ABN_PIECE;
     piece->xhat = moved_input(op, part->xhat, piece->row, column);
@@ -119,6 +119,11 @@ int abn_next_piece(const abn_operation *op, const abn_part *part, abn_piece *pie
     piece->index = abn_index_of(op, first.channel, first.position);
     piece->next = column + piece->tile.length;
     return 1;
+}
+
+void *abn_partial_at(const abn_operation *op, void *partial, ptrdiff_t entry) {
+    const size_t bytes = op->layout == ABN_ROWS ? 2 * ABN_LANE_BYTES : abn_real_size(op->source.dtype);
+    return (char *)partial + entry * (ptrdiff_t)bytes;
 }
 
 double abn_element_from(const abn_operation *op, abn_input input, ptrdiff_t i) {

@@ -47,11 +47,17 @@ const void *abn_piece_param(const abn_operation *op, const abn_context *context,
 
 typedef struct {
     ptrdiff_t channel;
-    int64_t position; /* image * S + s */
+    int64_t position; /* image * S + s; with a mask: the number of the valid position */
 } abn_element;
 
 /* The element in a tile's row and column. */
 abn_element abn_element_of(const abn_operation *op, const abn_span *span, ptrdiff_t row, ptrdiff_t column);
+
+/* The tile from this row and column on; its rows and length stay. */
+abn_tile abn_tile_moved(const abn_operation *op, const abn_tile *tile, ptrdiff_t row, ptrdiff_t column);
+
+/* The partial sums of a row (ABN_ROWS) or column of a tile. */
+void *abn_partial_at(const abn_operation *op, void *partial, ptrdiff_t entry);
 
 /* Its address in a row of an input, or of a destination. */
 void *abn_at(const abn_operation *op, const void *data, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t column);

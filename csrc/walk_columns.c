@@ -215,7 +215,7 @@ static abn_status walk_all_chunks(walk *w) {
 static ptrdiff_t channels_in_cache(const walk *w) {
     const abn_operation *op = w->op;
     const size_t element = abn_dtype_size(op->source.dtype);
-    const size_t channel_bytes = (size_t)op->per_channel * element * (size_t)op->arrays;
+    const size_t channel_bytes = (size_t)(op->source.batch * op->source.spatial) * element * (size_t)op->arrays;
     const ptrdiff_t fitting = (ptrdiff_t)(abn_group_bytes() / channel_bytes);
     ptrdiff_t grain = 1;
     while ((size_t)(grain * op->spread) * element % LINE) grain *= 2;

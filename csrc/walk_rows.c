@@ -153,7 +153,7 @@ static void cut(walk *w) {
 
 abn_status abn_walk_rows(abn_operation *op) {
     const abn_batch *b = &op->source;
-    const size_t channel_bytes = (size_t)op->per_channel * abn_dtype_size(b->dtype) * (size_t)op->arrays;
+    const size_t channel_bytes = (size_t)(b->batch * b->spatial) * abn_dtype_size(b->dtype) * (size_t)op->arrays;
     const abn_caches caches = abn_cache_sizes();
     walk w = {.op = op};
     cut(&w);

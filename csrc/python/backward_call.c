@@ -111,7 +111,7 @@ PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t posi
 
     if (backward_open(&call, &backward_signature, args, positionals, kwnames) < 0) goto done;
     ctx = call.ctx;
-    if (ctx->training && ctx->count != (double)batch_per_channel(&call.dz)) {
+    if (ctx->training && ctx->count != (double)context_per_channel(ctx)) {
         PyErr_SetString(PyExc_ValueError, "ctx has statistics of more elements than this batch's: use backward_reduce, "
                                           "add up the sums of all batches, and backward_apply");
         goto done;

@@ -30,6 +30,13 @@ typedef struct {
     footprint bytes;
 } vector;
 
+/* Which positions of a batch are valid. `array` is borrowed; NULL: all are. */
+typedef struct {
+    PyArrayObject *array;
+    npy_intp valid; /* how many */
+    footprint bytes;
+} mask;
+
 static inline npy_intp batch_elements(const batch *b) { return b->core.batch * b->core.channels * b->core.spatial; }
 
 static inline npy_intp batch_per_channel(const batch *b) { return b->core.batch * b->core.spatial; }
@@ -57,6 +64,13 @@ int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp chan
 
 /* The same, of `channels` elements or of one for all channels: then v->stride is 0. */
 int slope_open(binding_state *state, PyObject *got, npy_intp channels, int type, vector *v);
+
+/* mask= for x: a bool array of shape (N, *spatial), with any strides. None: all positions are valid. */
+int mask_open(binding_state *state, PyObject *got, const batch *x, mask *m);
+
+/* The mask of x as bits in this many words, zeros before; returns how many are set. words == NULL: counts alone. */
+npy_intp mask_words(const batch *x);
+npy_intp mask_pack(const mask *m, uint64_t *words);
 
 /* A contiguous one-dimensional float32 array, of `count` elements unless that is -1. */
 int stream_open(binding_state *state, PyObject *got, name_id name, npy_intp count, const char *writer,

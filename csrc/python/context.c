@@ -75,6 +75,20 @@ static void side_free(side_array *side) {
     Py_CLEAR(side->memory);
 }
 
+int context_open_mask(context *ctx, const mask *m) {
+    side_array *side = &ctx->sides[SIDE_MASK];
+    npy_intp words = mask_words(&ctx->kept[KEPT_MAIN].batch);
+    if (!m->array) return 0;
+    if (side_open(side, PyArray_DescrFromType(NPY_UINT64), 1, &words) < 0) return -1;
+    mask_pack(m, PyArray_DATA(side->array));
+    ctx->core.mask = (abn_mask){PyArray_DATA(side->array), m->valid};
+    return 0;
+}
+
+npy_intp context_per_channel(const context *ctx) {
+    return ctx->core.mask.words ? ctx->core.mask.valid : batch_per_channel(&ctx->kept[KEPT_MAIN].batch);
+}
+
 static int bits_open(context *ctx) {
     side_array *side = &ctx->sides[SIDE_BITS];
     npy_intp bytes = (npy_intp)abn_sides_bytes(&ctx->core);
@@ -88,14 +102,16 @@ static int guard_open(context *ctx) {
     side_array *side = &ctx->sides[SIDE_GUARDED];
     abn_guard *guard = &ctx->core.guard;
     const abn_batch *x = &ctx->core.kept;
+    const abn_mask *x_mask = &ctx->core.mask;
     ptrdiff_t *slot = (ptrdiff_t *)((double *)ctx->constants + CONSTANTS * x->channels);
-    npy_intp dims[3] = {0, x->batch, x->spatial};
+    const int masked = x_mask->words != NULL;
+    npy_intp dims[3] = {0, masked ? 1 : x->batch, masked ? x_mask->valid : x->spatial};
     guard->count = abn_guard_channels(&ctx->core, slot);
     if (guard->count == 0) return 0;
     dims[0] = guard->count;
     if (ctx->kept[KEPT_MAIN].batch.layout == CHANNELS_LAST) {
-        dims[0] = x->batch;
-        dims[1] = x->spatial;
+        dims[0] = dims[1];
+        dims[1] = dims[2];
         dims[2] = guard->count;
     }
     if (side_open(side, (PyArray_Descr *)Py_NewRef(ctx->dtype), 3, dims) < 0) return -1;
@@ -106,6 +122,7 @@ static int guard_open(context *ctx) {
 
 int context_open_sides(context *ctx) {
     if (ctx->core.keep != ABN_KEEP_Z || batch_elements(&ctx->kept[KEPT_MAIN].batch) == 0) return 0;
+    if (context_per_channel(ctx) == 0) return 0;
     return bits_open(ctx) < 0 || guard_open(ctx) < 0 ? -1 : 0;
 }
 

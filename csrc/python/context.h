@@ -24,7 +24,7 @@ typedef struct {
     npy_intp nbytes;
 } side_array;
 
-enum { SIDE_BITS, SIDE_GUARDED, SIDE_ESCAPE_INDEX, SIDE_ESCAPE_XHAT, SIDE_ARRAYS };
+enum { SIDE_MASK, SIDE_BITS, SIDE_GUARDED, SIDE_ESCAPE_INDEX, SIDE_ESCAPE_XHAT, SIDE_ARRAYS };
 
 typedef struct context {
     PyObject_HEAD PyObject *weak_references;
@@ -56,6 +56,12 @@ context *context_new(PyObject *module, const char *function, PyObject *owner);
 
 /* Allocates the constants of x. residual->array is NULL without a residual. */
 int context_open(context *ctx, const batch *x, const batch *residual, int strategy);
+
+/* Keeps a copy of the mask, as bits. */
+int context_open_mask(context *ctx, const mask *m);
+
+/* Elements of a channel that take part: those of valid positions. */
+npy_intp context_per_channel(const context *ctx);
 
 /* Allocates the arrays that are kept beside z, from the constants; before the first write. */
 int context_open_sides(context *ctx);

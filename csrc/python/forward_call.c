@@ -26,6 +26,7 @@ typedef struct {
     double momentum, eps, activation_param, count;
     abn_machine machine;
     batch x, z, residual;
+    mask mask;
     vector vectors[VECTORS];
 } forward_call;
 
@@ -105,14 +106,21 @@ static int options_read(forward_call *call) {
 
 /* Elements per channel of the statistics: at least 2, or 0 for an empty batch. */
 static int count_check(forward_call *call) {
-    const npy_intp own = batch_per_channel(&call->x);
+    const npy_intp own = call->mask.valid;
     PyObject *shape;
     if (!call->is_normalize) call->count = (double)own;
     if (!isfinite(call->count) || call->count < 0.0)
         return refuse_number(NAME_COUNT, "at least 0 and finite", call->count);
-    if (!call->training || call->count > 1.0 || (call->count == 0.0 && batch_elements(&call->x) == 0)) return 0;
+    if (!call->training || call->count > 1.0 || (call->count == 0.0 && own * call->x.core.channels == 0)) return 0;
     if (call->is_normalize)
         return refuse_number(NAME_COUNT, "more than 1 element per channel behind mean and var", call->count);
+    if (call->mask.array) {
+        PyErr_Format(PyExc_ValueError,
+                     "mask must leave more than 1 valid position in training, got %zd of %zd; use a larger batch or "
+                     "training=False",
+                     (Py_ssize_t)own, (Py_ssize_t)batch_per_channel(&call->x));
+        return -1;
+    }
     shape = PyArray_IntTupleFromIntp(call->x.ndim, call->x.shape);
     if (shape)
         PyErr_Format(PyExc_ValueError,
@@ -162,6 +170,7 @@ static int written_check(const forward_call *call, const footprint *written, con
         if (written != &v[i].bytes && refuse_overlap(written, name, &v[i].bytes, v[i].name) < 0) return -1;
     if (written != &call->x.bytes && refuse_overlap(written, name, &call->x.bytes, "x") < 0) return -1;
     if (refuse_overlap(written, name, &call->residual.bytes, "residual") < 0) return -1;
+    if (refuse_overlap(written, name, &call->mask.bytes, "mask") < 0) return -1;
     return registry_refuse(call->state, written, name, writer_of(call));
 }
 
@@ -169,7 +178,8 @@ static int arrays_open(forward_call *call) {
     const char *x_writer = strategy_table[call->strategy].keep != ABN_KEEP_X ? writer_of(call) : NULL;
     PyObject *residual = call->got[NAME_RESIDUAL];
     if (batch_open(call->state, call->got[NAME_X], NAME_X, call->channel_axis, NULL, x_writer, &call->x) < 0 ||
-        activation_check(call, call->x.core.dtype) < 0 || count_check(call) < 0)
+        activation_check(call, call->x.core.dtype) < 0 ||
+        mask_open(call->state, call->got[NAME_MASK], &call->x, &call->mask) < 0 || count_check(call) < 0)
         return -1;
     if (is_provided(residual) &&
         batch_open(call->state, residual, NAME_RESIDUAL, call->channel_axis, &call->x, NULL, &call->residual) < 0)
@@ -214,6 +224,7 @@ static int context_prepare(const forward_call *call, context *ctx) {
     const npy_intp channels = call->x.core.channels;
     abn_norm *norm;
     if (context_open(ctx, &call->x, &call->residual, call->strategy) < 0) return -1;
+    if (context_open_mask(ctx, &call->mask) < 0) return -1;
     ctx->training = call->training;
     ctx->has_weight = call->vectors[WEIGHT].array != NULL;
     ctx->has_bias = call->vectors[BIAS].array != NULL;

@@ -2,8 +2,8 @@
 
 #define NORM_NAMES NAME_MOMENTUM, NAME_EPS, NAME_ACTIVATION, NAME_ACTIVATION_PARAM, NAME_STRATEGY
 #define NORM_TEXT "momentum=0.1, eps=1e-05, activation='leaky_relu', activation_param=0.01, strategy='inplace'"
-#define MORE_NAMES NAME_CHANNEL_AXIS, NAME_RESIDUAL, NAME_SLOPE
-#define MORE_TEXT "channel_axis=1, residual=None, slope=None"
+#define MORE_NAMES NAME_CHANNEL_AXIS, NAME_RESIDUAL, NAME_SLOPE, NAME_MASK
+#define MORE_TEXT "channel_axis=1, residual=None, slope=None, mask=None"
 #define MACHINE_NAMES NAME_THREADS, NAME_ISA
 #define MACHINE_TEXT "threads=None, isa=None"
 
@@ -47,10 +47,10 @@ const char backward_apply_doc[] =
     "dx: the second half of backward, with sums over count elements per channel; frees ctx.\n\n"
     "The gradient of the residual is added to residual_grad.";
 
-SIGNATURE(statistics, 1, 1, NAME_X, NAME_CHANNEL_AXIS, MACHINE_NAMES);
-const char statistics_doc[] =
-    "statistics($module, /, x, *, channel_axis=1, " MACHINE_TEXT ")\n--\n\n"
-    "(mean, var, count): float64 mean and biased variance of every channel, and elements per channel.";
+SIGNATURE(statistics, 1, 1, NAME_X, NAME_CHANNEL_AXIS, NAME_MASK, MACHINE_NAMES);
+const char statistics_doc[] = "statistics($module, /, x, *, channel_axis=1, mask=None, " MACHINE_TEXT ")\n--\n\n"
+                              "(mean, var, count): float64 mean and biased variance of every channel, and elements per "
+                              "channel, of valid positions.";
 
 SIGNATURE(stream, 1, 1, NAME_A, NAME_B, NAME_C, NAME_D, MACHINE_NAMES);
 const char stream_doc[] = "stream($module, /, a, *, b=None, c=1.0, d=0.0, " MACHINE_TEXT ")\n--\n\n"

@@ -3,6 +3,13 @@
 #include "context.h"
 #include "signatures.h"
 
+/* To be freed. Without memory there are no words. */
+static abn_mask mask_bits(const mask *m, const batch *x) {
+    uint64_t *words = PyMem_Calloc((size_t)mask_words(x) + 1, sizeof *words);
+    if (words) mask_pack(m, words);
+    return (abn_mask){words, m->valid};
+}
+
 PyObject *call_statistics(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     binding_state *state = state_of(module);
     PyObject *got[NAMES] = {NULL}, *mean = NULL, *var = NULL, *result = NULL;
@@ -11,24 +18,29 @@ PyObject *call_statistics(PyObject *module, PyObject *const *args, Py_ssize_t po
     abn_status status = ABN_OK;
     int channel_axis;
     batch x;
+    mask valid;
+    abn_mask bits = {NULL, 0};
 
     if (bind_args(state, &statistics_signature, args, positionals, kwnames, got) < 0) return NULL;
     if (channel_axis_arg(got[NAME_CHANNEL_AXIS], &channel_axis) < 0 || machine_args(state, got, &machine) < 0)
         return NULL;
     if (batch_open(state, got[NAME_X], NAME_X, channel_axis, NULL, NULL, &x) < 0) return NULL;
+    if (mask_open(state, got[NAME_MASK], &x, &valid) < 0) return NULL;
     machine_settle(state, batch_elements(&x), &machine);
+    if (valid.array && !(bits = mask_bits(&valid, &x)).words) return PyErr_NoMemory();
     if (!(mean = vector_new(NPY_DOUBLE, x.core.channels))) goto done;
     if (!(var = vector_new(NPY_DOUBLE, x.core.channels))) goto done;
     PyArray_FILLWBYTE((PyArrayObject *)mean, 0);
     PyArray_FILLWBYTE((PyArrayObject *)var, 0);
     if (batch_elements(&x) > 0) {
         unlocked = unlock_interpreter(batch_elements(&x));
-        status =
-            abn_statistics(&machine, &x.core, PyArray_DATA((PyArrayObject *)mean), PyArray_DATA((PyArrayObject *)var));
+        status = abn_statistics(&machine, &x.core, &bits, PyArray_DATA((PyArrayObject *)mean),
+                                PyArray_DATA((PyArrayObject *)var));
         lock_interpreter(unlocked);
     }
-    if (status_check(status) == 0) result = Py_BuildValue("(OOn)", mean, var, (Py_ssize_t)batch_per_channel(&x));
+    if (status_check(status) == 0) result = Py_BuildValue("(OOn)", mean, var, (Py_ssize_t)valid.valid);
 done:
+    PyMem_Free((void *)bits.words);
     Py_XDECREF(mean);
     Py_XDECREF(var);
     return result;

@@ -61,7 +61,7 @@ typedef struct {
 typedef abn_status operation(attempt *a);
 
 static abn_status statistics(attempt *a) {
-    return abn_statistics(&a->layer.machine, &a->layer.x.batch, a->sum_dy.data, a->product.data);
+    return abn_statistics(&a->layer.machine, &a->layer.x.batch, NULL, a->sum_dy.data, a->product.data);
 }
 
 static abn_status forward(attempt *a) {

@@ -130,7 +130,7 @@ static void test_geometry(const abn_machine *machine, const geometry *g, char *c
     tensor_write(&period[0], t->x);
     tensor_write(&period[2], t->dz);
     now_testing("large: %s, %td x %td x %td", g->name, whole[0].batch, whole[0].channels, whole[0].spatial);
-    check(abn_statistics(machine, &whole[0], n.mean, n.var) == ABN_OK, "statistics failed");
+    check(abn_statistics(machine, &whole[0], NULL, n.mean, n.var) == ABN_OK, "statistics failed");
     compare("mean", n.mean, t->mean, t->mean_error, channels, 1);
     compare("var", n.var, t->var, t->var_error, channels, 1);
     check(abn_forward(machine, &whole[0], &whole[1], &context, 1) == ABN_OK, "forward failed");

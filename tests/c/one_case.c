@@ -38,7 +38,7 @@ static void run_statistics(run *r, double *mean_and_var) {
     const ptrdiff_t channels = r->of->of.channels;
     array mean = array_of_doubles(NULL, channels, r->in->side), var = array_of_doubles(NULL, channels, r->in->side);
     array_freeze(&r->x.memory);
-    check(abn_statistics(&r->machine, &r->x.batch, mean.data, var.data) == ABN_OK, "statistics failed");
+    check(abn_statistics(&r->machine, &r->x.batch, NULL, mean.data, var.data) == ABN_OK, "statistics failed");
     array_thaw(&r->x.memory);
     memcpy(mean_and_var, mean.data, mean.bytes);
     memcpy(mean_and_var + channels, var.data, var.bytes);
