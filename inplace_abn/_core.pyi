@@ -14,10 +14,10 @@ from typing import Any, Final, Literal, SupportsIndex, TypeAlias, TypedDict, fin
 import numpy as np
 from numpy.typing import NDArray
 
-from ._types import Activation, Batch, ChannelAxis, Number, Strategy, Sums, Threads, Vector
+from ._types import Activation, Batch, ChannelAxis, Mask, Number, Strategy, Sums, Threads, Vector
 
 _Saved: TypeAlias = Literal[
-    "x", "xhat", "z", "residual", "branch_mask", "guarded_xhat", "escape_index", "escape_xhat"
+    "x", "xhat", "z", "residual", "mask", "branch_mask", "guarded_xhat", "escape_index", "escape_xhat"
 ]
 
 _Owner: TypeAlias = str | Callable[[], str]
@@ -90,6 +90,7 @@ def forward(
     channel_axis: ChannelAxis = 1,
     residual: Batch | None = None,
     slope: Vector | None = None,
+    mask: Mask | None = None,
     threads: Threads = None,
     isa: str | None = None,
     owner: _Owner | None = None,
@@ -112,6 +113,7 @@ def normalize(
     channel_axis: ChannelAxis = 1,
     residual: Batch | None = None,
     slope: Vector | None = None,
+    mask: Mask | None = None,
     threads: Threads = None,
     isa: str | None = None,
     owner: _Owner | None = None,
@@ -144,6 +146,7 @@ def statistics(
     x: Batch,
     *,
     channel_axis: ChannelAxis = 1,
+    mask: Mask | None = None,
     threads: Threads = None,
     isa: str | None = None,
 ) -> tuple[Sums, Sums, int]: ...

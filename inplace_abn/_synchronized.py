@@ -11,11 +11,13 @@ from . import _core
 from ._core import Context
 from ._keyword_only import lists_keywords
 from ._results import ChannelSums
-from ._types import Activation, Batch, ChannelAxis, Number, Rows, Strategy, Sums, Threads, Vector
+from ._types import Activation, Batch, ChannelAxis, Mask, Number, Rows, Strategy, Sums, Threads, Vector
 
 
 @lists_keywords
-def statistics(x: Batch, *, channel_axis: ChannelAxis = 1, threads: Threads = None) -> tuple[Sums, Sums, int]:
+def statistics(
+    x: Batch, *, channel_axis: ChannelAxis = 1, mask: Mask | None = None, threads: Threads = None,
+) -> tuple[Sums, Sums, int]:  # fmt: skip
     """Mean and biased variance of every channel, the first step of synchronized batch normalization.
 
     Parameters
@@ -23,6 +25,8 @@ def statistics(x: Batch, *, channel_axis: ChannelAxis = 1, threads: Threads = No
     x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
         Read only.
     channel_axis : {1, -1}
+    mask : bool ndarray of shape (N, ...), optional
+        As for `forward`: only positions where it is True count.
     threads : int, optional
 
     Returns
@@ -30,7 +34,7 @@ def statistics(x: Batch, *, channel_axis: ChannelAxis = 1, threads: Threads = No
     mean, var : float64 ndarray of shape (C,)
         Zeros for an empty batch.
     count : int
-        Elements per channel.
+        Elements per channel, of valid positions.
 
     Raises
     ------
@@ -43,7 +47,7 @@ def statistics(x: Batch, *, channel_axis: ChannelAxis = 1, threads: Threads = No
     >>> statistics(np.array([[1.0, 5.0], [3.0, 5.0]]))
     (array([2., 5.]), array([1., 0.]), 2)
     """
-    return _core.statistics(x, channel_axis=channel_axis, threads=threads)
+    return _core.statistics(x, channel_axis=channel_axis, mask=mask, threads=threads)
 
 
 def merge_statistics(means: Rows, vars: Rows, counts: Sequence[int]) -> tuple[Sums, Sums, int]:
@@ -99,7 +103,8 @@ def normalize(
     running_mean: Vector | None = None, running_var: Vector | None = None,
     momentum: Number = 0.1, eps: Number = 1e-05, activation: Activation = "leaky_relu",
     activation_param: Number = 0.01, strategy: Strategy = "inplace", channel_axis: ChannelAxis = 1,
-    residual: Batch | None = None, slope: Vector | None = None, threads: Threads = None,
+    residual: Batch | None = None, slope: Vector | None = None, mask: Mask | None = None,
+    threads: Threads = None,
 ) -> tuple[Batch, Context]:  # fmt: skip
     """`functional.forward` in training with the statistics of several batches (section 4 of the paper).
 
@@ -113,7 +118,7 @@ def normalize(
         Elements per channel behind them; more than one.
     weight, bias, running_mean, running_var, momentum, eps
         As for `forward`. The running variance is updated with ``var * count / (count - 1)``.
-    activation, activation_param, strategy, channel_axis, residual, slope, threads
+    activation, activation_param, strategy, channel_axis, residual, slope, mask, threads
         As for `forward`.
 
     Returns
@@ -152,7 +157,7 @@ def normalize(
         x, mean=mean, var=var, count=count, weight=weight, bias=bias, running_mean=running_mean,
         running_var=running_var, momentum=momentum, eps=eps, activation=activation,
         activation_param=activation_param, strategy=strategy,
-        channel_axis=channel_axis, residual=residual, slope=slope, threads=threads,
+        channel_axis=channel_axis, residual=residual, slope=slope, mask=mask, threads=threads,
     )  # fmt: skip
 
 

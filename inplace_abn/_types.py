@@ -12,6 +12,8 @@ import numpy as np
 Batch: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 # one element per channel (a slope: or one for all); float64 beside a float64 batch, else float32
 Vector: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
+# which positions are valid, of shape (N, *spatial)
+Mask: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.bool_]]
 # one element per channel
 Sums: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 # for `merge_statistics`

@@ -37,7 +37,7 @@ from ._core import Context, get_num_threads, info, set_num_threads
 from ._keyword_only import lists_keywords
 from ._results import ChannelSums, Gradients
 from ._synchronized import backward_apply, backward_reduce, merge_statistics, normalize, statistics
-from ._types import Activation, Batch, ChannelAxis, Number, Strategy, Threads, Vector
+from ._types import Activation, Batch, ChannelAxis, Mask, Number, Strategy, Threads, Vector
 
 __all__ = [
     "ChannelSums",
@@ -63,7 +63,7 @@ def forward(
     training: bool = True, momentum: Number = 0.1, eps: Number = 1e-05,
     activation: Activation = "leaky_relu", activation_param: Number = 0.01,
     strategy: Strategy = "inplace", channel_axis: ChannelAxis = 1, residual: Batch | None = None,
-    slope: Vector | None = None, threads: Threads = None,
+    slope: Vector | None = None, mask: Mask | None = None, threads: Threads = None,
 ) -> tuple[Batch, Context]:  # fmt: skip
     """Batch normalization and activation: ``z = activation(weight * xhat + bias + residual)``.
 
@@ -126,6 +126,10 @@ def forward(
     slope : ndarray of shape (C,) or (1,), optional
         For prelu, and for it alone: per channel, or one for all. Same dtype as `weight`, any finite numbers;
         read only.
+    mask : bool ndarray of shape (N, ...), that of x without its channels, optional
+        True where a position is valid, False where it is padding. Statistics, z and gradients are those of a
+        batch of the valid positions alone. Elsewhere z and the gradients of x and residual are 0, and x,
+        residual and dz are not read: they may be NaN. Any strides; copied, a bit per position.
     threads : int, optional
 
     Returns
@@ -138,7 +142,7 @@ def forward(
         has all that is kept, by role. Beside x or z, and the residual, this is little: xhat of channels whose
         weight is zero or tiny beside the bias, xhat of single elements that a flat activation would lose and,
         beside z of silu, gelu, gelu_tanh and mish, which have a minimum, on which side of it y was: a bit per
-        element. Weight, bias, slope and statistics are copied, so an update of the weight before the
+        element. Weight, bias, slope, mask and statistics are copied, so an update of the weight before the
         backward does not change the gradients.
 
     Raises
@@ -166,12 +170,22 @@ def forward(
     >>> z, ctx = forward(np.array([[1.0], [3.0]]), activation="silu")
     >>> z.round(3).ravel(), {role: array.nbytes for role, array in ctx.saved.items()}
     (array([-0.269,  0.731]), {'z': 16, 'branch_mask': 1})
+
+    Two sequences of lengths 3 and 1:
+
+    >>> x = np.array([[[1.0, 2.0, 3.0]], [[6.0, np.nan, np.nan]]])
+    >>> mask = np.arange(3) < np.array([[3], [1]])
+    >>> z, ctx = forward(x, mask=mask, activation="identity")
+    >>> z.round(2)
+    array([[[-1.07, -0.53,  0.  ]],
+    <BLANKLINE>
+           [[ 1.6 ,  0.  ,  0.  ]]])
     """
     return _core.forward(
         x, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var, training=training,
         momentum=momentum, eps=eps, activation=activation, activation_param=activation_param,
         strategy=strategy,
-        channel_axis=channel_axis, residual=residual, slope=slope, threads=threads,
+        channel_axis=channel_axis, residual=residual, slope=slope, mask=mask, threads=threads,
     )  # fmt: skip
 
 

@@ -11,14 +11,33 @@ from .._keyword_only import lists_keywords
 quiet = np.errstate(all="ignore")
 
 
-def channels_last(array, channel_axis, dtype=None):
-    """Return the array, in another type if one is given, with the channels as its last axis."""
-    return np.moveaxis(np.asarray(array, dtype), channel_axis, -1)
+def channels_last(array, channel_axis, dtype=None, mask=None):
+    """Return the array, in another type if one is given, with the channels as its last axis.
+
+    With a mask of shape (N, *spatial) its valid positions alone are returned, as an array of shape (M, C).
+    """
+    array = np.moveaxis(np.asarray(array, dtype), channel_axis, -1)
+    return array if mask is None else array[mask]
 
 
-def as_given(array, channel_axis):
-    """Return the array with the channels where they were given."""
+def as_given(array, channel_axis, mask=None):
+    """Return the array with the channels where they were given; with a mask, zeros where it is False."""
+    if mask is not None:
+        valid, array = array, np.zeros((*mask.shape, array.shape[-1]), array.dtype)
+        array[mask] = valid
     return np.moveaxis(array, -1, channel_axis)
+
+
+def check_mask(mask, x, channel_axis):
+    """Return the mask as an array; it must be bool and have the shape of x without its channels."""
+    if mask is None:
+        return None
+    mask, shape = np.asarray(mask), np.moveaxis(np.asarray(x), channel_axis, -1).shape[:-1]
+    if mask.dtype != bool:
+        raise TypeError(f"mask must be bool, got {mask.dtype}; pass mask.astype(bool)")
+    if mask.shape != shape:
+        raise ValueError(f"mask must have shape {shape}, got {mask.shape}")
+    return mask.copy()
 
 
 def sum_per_channel(array):
@@ -33,16 +52,17 @@ def values_per_channel(array):
 
 @quiet
 @lists_keywords
-def statistics(x, *, channel_axis=1, dtype=np.float64):
+def statistics(x, *, channel_axis=1, mask=None, dtype=np.float64):
     """Mean and biased variance of every channel, and the number m of values behind them (section 3.1).
 
     The variance is the mean square of the deviations: E[x^2] - E[x]^2 would lose every digit once the mean is
-    far above the spread. An empty batch has zeros.
+    far above the spread. An empty batch has zeros. With a mask of shape (N, *spatial), a bool array, only the
+    positions where it is True count.
 
     >>> statistics([[1.0, 5.0], [3.0, 5.0]])
     (array([2., 5.]), array([1., 0.]), 2)
     """
-    x = channels_last(x, channel_axis, dtype)
+    x = channels_last(x, channel_axis, dtype, check_mask(mask, x, channel_axis))
     count = values_per_channel(x)
     mean = sum_per_channel(x) / max(count, 1)
     var = sum_per_channel((x - mean) ** 2) / max(count, 1)

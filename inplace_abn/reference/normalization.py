@@ -7,7 +7,15 @@ import numpy as np
 from .._keyword_only import lists_keywords
 from .._results import ChannelSums, Gradients
 from .activations import ACTIVATIONS
-from .moments import as_given, channels_last, quiet, statistics, sum_per_channel, values_per_channel
+from .moments import (
+    as_given,
+    channels_last,
+    check_mask,
+    quiet,
+    statistics,
+    sum_per_channel,
+    values_per_channel,
+)
 
 # ---- the strategies ----------------------------------------------------------------------------------------
 
@@ -29,9 +37,11 @@ class Context:
     Attributes
     ----------
     x, xhat, z : ndarray or None
-        One of them is kept, with the axes as given; the other two are None.
+        One of them is kept, with the axes as given; the other two are None. Zeros where a mask is False.
     residual : ndarray or None
         With the axes as given, kept by every strategy.
+    mask : ndarray of bool and shape (N, *spatial), or None
+        Which positions are valid. All else is computed from the array of valid positions, of shape (M, C).
     sides : ndarray of bool, or None
         With the axes as given: does y lie left of the activation's minimum? Where z is kept and there is one.
     lost, lost_xhat : ndarray
@@ -54,6 +64,7 @@ class Context:
     training: bool
     channel_axis: int
     residual: np.ndarray | None
+    mask: np.ndarray | None = None
     x: np.ndarray | None = None
     xhat: np.ndarray | None = None
     z: np.ndarray | None = None
@@ -74,7 +85,15 @@ class Context:
     @property
     def added(self):
         """The residual, the channels last, or 0 where there is none."""
-        return 0 if self.residual is None else channels_last(self.residual, self.channel_axis)
+        return 0 if self.residual is None else self.channels_last(self.residual)
+
+    def channels_last(self, array, dtype=None):
+        """Return the array with the channels last; with a mask, its valid positions."""
+        return channels_last(array, self.channel_axis, dtype, self.mask)
+
+    def as_given(self, array):
+        """Return the array with the axes of x; with a mask, zeros where it is False."""
+        return as_given(array, self.channel_axis, self.mask)
 
 
 # ---- forward ----------------------------------------------------------------------------------------------
@@ -84,7 +103,7 @@ class Context:
 def forward(
     x, *, weight=None, bias=None, running_mean=None, running_var=None, training=True, eps=1e-5,
     activation="leaky_relu", activation_param=0.01, strategy="inplace", channel_axis=1, residual=None,
-    slope=None, dtype=np.float64,
+    slope=None, mask=None, dtype=np.float64,
 ):  # fmt: skip
     """Batch normalization and activation (section 3.1): z = phi(weight * xhat + bias + residual).
 
@@ -98,6 +117,9 @@ def forward(
         As in `inplace_abn.functional.forward`.
     residual : array_like of the shape of x, optional
     slope : array_like of shape (C,) or (1,), of any sign; for prelu, which needs it
+    mask : ndarray of bool and shape (N, *spatial), optional
+        True where a position is valid. Statistics, z and gradients are those of the valid positions alone.
+        Elsewhere z and the gradients of x and residual are 0; x, residual and dz are not looked at.
     dtype : float64 or longdouble
         The type to compute in.
 
@@ -119,21 +141,22 @@ def forward(
            [ 1. ]])
     """
     if training:
-        mean, var, count = statistics(x, channel_axis=channel_axis, dtype=dtype)
+        mean, var, count = statistics(x, channel_axis=channel_axis, mask=mask, dtype=dtype)
         if count == 1:
-            raise ValueError(f"training needs more than 1 value per channel, got x of shape {np.shape(x)}")
+            of = f"x of shape {np.shape(x)}" if mask is None else "a mask that leaves 1 position"
+            raise ValueError(f"training needs more than 1 value per channel, got {of}")
     elif running_mean is None or running_var is None:
         raise ValueError("training=False needs running_mean and running_var")
     else:
         mean, var = running_mean, running_var
     chosen = (activation, activation_param, slope, strategy)
-    return _normalize(x, mean, var, weight, bias, residual, training, eps, *chosen, channel_axis, dtype)
+    return _normalize(x, mean, var, weight, bias, residual, training, eps, *chosen, channel_axis, mask, dtype)
 
 
 @lists_keywords
 def normalize(
     x, *, mean, var, count, weight=None, bias=None, eps=1e-5, activation="leaky_relu", activation_param=0.01,
-    strategy="inplace", channel_axis=1, residual=None, slope=None, dtype=np.float64,
+    strategy="inplace", channel_axis=1, residual=None, slope=None, mask=None, dtype=np.float64,
 ):  # fmt: skip
     """`forward` in training, with the statistics of `count` values per channel, x among them (section 4).
 
@@ -145,33 +168,34 @@ def normalize(
     if count == 1:
         raise ValueError("training needs more than 1 value per channel, got count 1")
     chosen = (activation, activation_param, slope, strategy)
-    return _normalize(x, mean, var, weight, bias, residual, True, eps, *chosen, channel_axis, dtype)
+    return _normalize(x, mean, var, weight, bias, residual, True, eps, *chosen, channel_axis, mask, dtype)
 
 
 @quiet
 def _normalize(
     x, mean, var, weight, bias, residual, training, eps, activation, activation_param, slope, strategy,
-    channel_axis, dtype,
+    channel_axis, mask, dtype,
 ):  # fmt: skip
     param = _parameter(activation, activation_param, slope, strategy, dtype)
-    x = channels_last(x, channel_axis, dtype)
+    mask = check_mask(mask, x, channel_axis)
+    x = channels_last(x, channel_axis, dtype, mask)
     weight, bias, residual = (None if p is None else np.array(p, dtype) for p in (weight, bias, residual))
     mean, inv_std = np.array(mean, dtype), 1 / np.sqrt(np.array(var, dtype) + eps)
-    ctx = Context(weight, bias, mean, inv_std, activation, param, training, channel_axis, residual)
+    ctx = Context(weight, bias, mean, inv_std, activation, param, training, channel_axis, residual, mask)
 
     xhat = (x - mean) * inv_std
     y = ctx.gamma * xhat + ctx.beta + ctx.added
     z = ACTIVATIONS[activation].phi(y, param)
 
     keeps = KEEPS[strategy]
-    ctx = replace(ctx, **{keeps: as_given({"x": x, "xhat": xhat, "z": z}[keeps], channel_axis).copy()})
+    ctx = replace(ctx, **{keeps: ctx.as_given({"x": x, "xhat": xhat, "z": z}[keeps]).copy()})
     if keeps == "z":
         minimum = ACTIVATIONS[activation].minimum
-        sides = None if minimum is None else as_given(y < minimum, channel_axis)
+        sides = None if minimum is None else ctx.as_given(y < minimum)
         ctx = replace(ctx, sides=sides)
         lost = _lost(xhat, _xhat_from_z(ctx))
         ctx = replace(ctx, lost=lost, lost_xhat=xhat[lost])
-    return as_given(z, channel_axis), ctx
+    return ctx.as_given(z), ctx
 
 
 def _parameter(activation, activation_param, slope, strategy, dtype):
@@ -209,7 +233,7 @@ def recompute(ctx):
     >>> bool((recompute(ctx) == z).all())
     True
     """
-    return as_given(ACTIVATIONS[ctx.activation].phi(_y(ctx), ctx.param), ctx.channel_axis)
+    return ctx.as_given(ACTIVATIONS[ctx.activation].phi(_y(ctx), ctx.param))
 
 
 # ---- backward ----------------------------------------------------------------------------------------------
@@ -218,7 +242,7 @@ def recompute(ctx):
 def _from_z(ctx, function):
     """Return a function of z; where phi has a minimum, of z and its sides."""
     kept = (ctx.z,) if ctx.sides is None else (ctx.z, ctx.sides)
-    z, *sides = (channels_last(array, ctx.channel_axis) for array in kept)
+    z, *sides = (ctx.channels_last(array) for array in kept)
     return function(z, ctx.param, *sides)
 
 
@@ -234,9 +258,9 @@ def _xhat_from_z(ctx):
 
 def _xhat(ctx):
     if ctx.x is not None:
-        return (channels_last(ctx.x, ctx.channel_axis) - ctx.mean) * ctx.inv_std
+        return (ctx.channels_last(ctx.x) - ctx.mean) * ctx.inv_std
     if ctx.xhat is not None:
-        return channels_last(ctx.xhat, ctx.channel_axis)
+        return ctx.channels_last(ctx.xhat)
     xhat = _xhat_from_z(ctx)
     xhat[ctx.lost] = ctx.lost_xhat
     return xhat
@@ -255,14 +279,14 @@ def _dy(ctx, dz):
         slope = _from_z(ctx, activation.derivative_from_z)
         if ctx.lost.any():
             slope = np.where(ctx.lost, activation.derivative(_y(ctx), ctx.param), slope)
-    return channels_last(dz, ctx.channel_axis, ctx.inv_std.dtype) * slope
+    return ctx.channels_last(dz, ctx.inv_std.dtype) * slope
 
 
 def _dslope(ctx, dz):
     """Gradient of prelu's slope (He et al. 2015): z = slope * y where y < 0, so sum dz * y there."""
     if ACTIVATIONS[ctx.activation].param != "channel":
         return None
-    sums = sum_per_channel(channels_last(dz, ctx.channel_axis) * np.minimum(_y(ctx), 0))
+    sums = sum_per_channel(ctx.channels_last(dz) * np.minimum(_y(ctx), 0))
     return sums if ctx.param.shape == sums.shape else sums.sum(keepdims=True)
 
 
@@ -286,7 +310,7 @@ def backward_apply(ctx, dz, *, sum_dy, sum_dy_xhat, count):
     dx = _dy(ctx, dz)
     if ctx.training:
         dx = dx - np.asarray(sum_dy) / count - _xhat(ctx) * (np.asarray(sum_dy_xhat) / count)
-    return as_given(ctx.gamma * ctx.inv_std * dx, ctx.channel_axis)
+    return ctx.as_given(ctx.gamma * ctx.inv_std * dx)
 
 
 @quiet
@@ -301,7 +325,7 @@ def backward(ctx, dz):
     (array([0.5]), array([0.5, 1. ]))
     """
     sums = backward_reduce(ctx, dz)
-    count = values_per_channel(channels_last(dz, ctx.channel_axis))
+    count = values_per_channel(ctx.channels_last(dz))
     dx = backward_apply(ctx, dz, **sums._asdict(), count=count)
     return _gradients(ctx, dz, dx, sums.sum_dy_xhat, sums.sum_dy)
 
@@ -310,7 +334,7 @@ def _gradients(ctx, dz, dx, dweight, dbias):
     """Return what the forward had arguments for."""
     return Gradients(
         dx, None if ctx.weight is None else dweight, None if ctx.bias is None else dbias, _dslope(ctx, dz),
-        None if ctx.residual is None else as_given(_dy(ctx, dz), ctx.channel_axis),
+        None if ctx.residual is None else ctx.as_given(_dy(ctx, dz)),
     )  # fmt: skip
 
 
@@ -327,7 +351,7 @@ def backward_inplace_1(ctx, dz):
     dbias = sum_per_channel(dy)
     dweight = sum_per_channel(dy * xhat)
     dx = (dy - dbias / m - xhat * dweight / m) * ctx.gamma * ctx.inv_std
-    return _gradients(ctx, dz, as_given(dx, ctx.channel_axis), dweight, dbias)
+    return _gradients(ctx, dz, ctx.as_given(dx), dweight, dbias)
 
 
 @quiet
@@ -339,4 +363,4 @@ def backward_inplace_2(ctx, dz):
     dbias = sum_per_channel(dy)
     dweight = (sum_per_channel(dy * y) - beta * dbias) / gamma
     dx = (dy - y * dweight / (gamma * m) - (dbias - dweight * beta / gamma) / m) * gamma * ctx.inv_std
-    return _gradients(ctx, dz, as_given(dx, ctx.channel_axis), dweight, dbias)
+    return _gradients(ctx, dz, ctx.as_given(dx), dweight, dbias)
