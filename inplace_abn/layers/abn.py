@@ -23,6 +23,9 @@ class ABN(Layer):
     ``(dx, dr)``. r, of the shape, dtype and memory layout of x, is kept as well, which costs nothing where
     another layer keeps it already, such as the convolution whose input it is.
 
+    ``layer(x, mask=mask)`` takes a bool array of the shape of x without its channels: statistics, results and
+    gradients are those of the positions where it is True, and 0 elsewhere, whatever x is there.
+
     Loads what `torch.nn.BatchNorm2d` (1d, 3d) saves, and gives the same results. Everything about the
     strategies is said at `inplace_abn.functional.forward`; for a chain of this layer and a convolution,
     "standard" keeps two arrays of the size of x, all others one.
@@ -95,6 +98,7 @@ class ABN(Layer):
            [1.09, 1.09]], dtype=float32)
     """
 
+    takes_mask = True
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     checks = MappingProxyType(
         Layer.checks
@@ -159,9 +163,9 @@ class ABN(Layer):
         follows = ACTIVATIONS["identity" if activation is None else activation.activation]
         return KEEPS[self.strategy] == "z" and self.activation == "identity" and follows.invertible
 
-    def forward(self, ctx, x, residual=None, *, activation=None):
+    def forward(self, ctx, x, residual=None, *, activation=None, mask=None):
         """Normalize, add the residual, and activate: as `activation`, a layer, does, or as this one does."""
-        self._check(x)
+        self._check(x, mask)
         chosen = self if activation is None else activation
         if not isinstance(chosen, (ABN, Activation)):
             raise TypeError(f"activation must be a layer, an Activation for one, or None, got {activation!r}")
@@ -173,7 +177,7 @@ class ABN(Layer):
             x, **self._arrays(), training=self._normalizes_by_batch,
             momentum=self._momentum(), eps=self.eps, activation=chosen.activation,
             activation_param=chosen.activation_param, strategy=self.strategy, channel_axis=self.channel_axis,
-            **arrays,
+            mask=mask, **arrays,
         )  # fmt: skip
         if self._updates and self.num_batches_tracked is not None:
             self.num_batches_tracked[...] += 1
@@ -228,7 +232,7 @@ class ABN(Layer):
             return 0.0
         return 1 / (int(self.num_batches_tracked) + 1)
 
-    def _check(self, x):
+    def _check(self, x, mask):
         arguments.plain("x", x)
         if x.ndim < 2:
             return  # functional.forward says what is wrong
@@ -240,10 +244,10 @@ class ABN(Layer):
                 f"num_features={features} takes x of shape {shape}, got {x.shape} with "
                 f"{x.shape[self.channel_axis]} channels{elsewhere}"
             )
-        if x.size == self.num_features and self._normalizes_by_batch:
-            raise ValueError(self._of_one_value(x))
+        if self._normalizes_by_batch and _values_per_channel(x, self.num_features, mask) == 1:
+            raise ValueError(self._of_one_value(x, mask))
 
-    def _of_one_value(self, x):
+    def _of_one_value(self, x, mask):
         """Say it before functional.forward does, which advises an argument that a layer does not have."""
         when, instead = "in training", "eval()"
         if self.running_mean is None:
@@ -251,9 +255,10 @@ class ABN(Layer):
                 "without running statistics" if self.track_running_stats else "with track_running_stats=False"
             )
             instead = "eval() of a layer with track_running_stats=True"
+        valid = "" if mask is None else " with 1 position where mask is True"
         return (
-            f"x must have more than 1 value per channel {when}, got shape {x.shape}; use a larger batch or "
-            f"larger images, or {instead}, for the running statistics"
+            f"x must have more than 1 value per channel {when}, got shape {x.shape}{valid}; use a larger "
+            f"batch or larger images, or {instead}, for the running statistics"
         )
 
     def extra_repr(self):
@@ -268,6 +273,12 @@ class ABN(Layer):
             f"track_running_stats={self.track_running_stats}, activation={self.activation!r}, "
             f"activation_param={self.activation_param}{slopes}{axis}"
         )
+
+
+def _values_per_channel(x, channels, mask):
+    """Return how many count. A mask that is no bool array is left to functional.forward, which refuses it."""
+    masked = isinstance(mask, np.ndarray) and mask.dtype == bool
+    return int(np.count_nonzero(mask)) if masked else x.size // channels
 
 
 class InPlaceABN(ABN):

@@ -73,6 +73,8 @@ class Layer(Named, StateMixin):
         Does ``forward(..., out=)`` take a function that finds a place, beside an array? See `placing`.
     inputs_without_gradient : tuple of int
         Positions of floating-point inputs that get no gradient, such as the target of a loss.
+    takes_mask : bool
+        May a call have ``mask=``, the valid positions of its input?
     """
 
     buffers = ()  # names of the attributes that belong into the state and are not trained
@@ -84,6 +86,7 @@ class Layer(Named, StateMixin):
     works_in_place = False
     places_result = False
     inputs_without_gradient = ()
+    takes_mask = False
     _dropped = ""  # the end of the message of a backward without a call
 
     def __new__(cls, *args, **kwargs):  # noqa: D102

@@ -81,7 +81,7 @@ class Concat(Layer):
             if branch.overwrites_input:
                 given = x.copy(order="K")
                 ctx.temporary(x.nbytes)
-            results.append(run_into([branch], (given,), {}, joined.slot(i)))
+            results.append(run_into([branch], (given,), [{}], joined.slot(i)))
         ctx.slices = channel_slices(results, self.channel_axis)
         return joined.finish(results)
 

@@ -92,21 +92,30 @@ class Sequential(Container, LayerSequence):
         """Return whether the last layer does: see `ABN.takes_residual`."""
         return _takes_residual(self[-1], activation) if len(self) else False
 
+    @property
+    def takes_mask(self):
+        """True if any layer does."""
+        return any(layer.takes_mask for layer in self)
+
     def forward(self, ctx, *inputs, out=None, **options):
         """One layer after the other; options, such as a residual, are for the last one.
 
-        A layer that returns a tuple passes its elements on as the inputs of the next one. With `out`, the
-        result lies in that array, and layers at the end that work in place do so there: see `concat`.
+        A mask is for all layers that take one. A layer that returns a tuple passes its elements on as the
+        inputs of the next one. With `out`, the result lies in that array, and layers at the end that work in
+        place do so there: see `concat`.
         """
         if inputs:
             inputs = (self._own_input(ctx, inputs[0]), *inputs[1:])
-        if out is not None and len(self):
-            return run_into(list(self), inputs, options, out)
-        *layers, last = list(self) or [_pass_on]
-        for layer in layers:
-            result = layer(*inputs)
+        layers = list(self)
+        if not layers:
+            return _pass_on(*inputs, **options)
+        options = _options_of_each(layers, **options)
+        if out is not None:
+            return run_into(layers, inputs, options, out)
+        for layer, own in zip(layers, options, strict=True):
+            result = layer(*inputs, **own)
             inputs = result if isinstance(result, tuple) else (result,)
-        return last(*inputs, **options)
+        return result
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """One layer after the other, from the last to the first."""
@@ -119,6 +128,16 @@ class Sequential(Container, LayerSequence):
                 dz = dz[0] if len(dz) == 1 else dz
             own = own or not _share_memory(dz, given)
         return (*dz, *options) if isinstance(dz, tuple) else (dz, *options) if options else dz
+
+
+def _options_of_each(layers, **options):
+    """Return the options of each layer: the mask for all that take one, everything else for the last one."""
+    mask = (
+        {"mask": options.pop("mask")} if "mask" in options and any(each.takes_mask for each in layers) else {}
+    )
+    options_of_each = [mask if layer.takes_mask else {} for layer in layers]
+    options_of_each[-1] = options_of_each[-1] | options
+    return options_of_each
 
 
 def _pass_on(*inputs):
@@ -240,7 +259,7 @@ class Residual(Container):
             return z
         z = self._add(z, shortcut, x)
         if out is not None:
-            return place(z, out) if self.activation is None else run_into([self.activation], (z,), {}, out)
+            return place(z, out) if self.activation is None else run_into([self.activation], (z,), [{}], out)
         return z if self.activation is None else self.activation(z)
 
     def _terms(self, ctx, x, out):
@@ -263,7 +282,7 @@ class Residual(Container):
                 a = self.preactivation(x)
             last = {"residual": shortcut, "activation": self.activation} if ctx.fused else {}
             if ctx.fused and out is not None:
-                return run_into([self.branch], (a,), last, out), shortcut
+                return run_into([self.branch], (a,), [last], out), shortcut
             return self.branch(a, **last), shortcut
 
     def _add(self, branch, shortcut, x):

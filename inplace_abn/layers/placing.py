@@ -21,21 +21,19 @@ def run_into(layers, inputs, options, out):
     layers : list of Layer
     inputs : tuple
         Of the first layer.
-    options : dict
-        Of the last layer.
+    options : list of dict
+        Of each layer.
     out : ndarray or function
         A function is called with an array and returns the one to put it into.
     """
     head, tail = _split(layers)
     for i, layer in enumerate(head, 1):
-        named = dict(options) if i == len(layers) else {}
-        if i == len(head) and takes_out(layer, out):
-            named["out"] = out
-        result = layer(*inputs, **named)
+        placed = {"out": out} if i == len(head) and takes_out(layer, out) else {}
+        result = layer(*inputs, **options[i - 1], **placed)
         inputs = result if isinstance(result, tuple) else (result,)
     x = place(inputs[0], out)
-    for i, layer in enumerate(tail, 1):
-        x = layer(x, **(options if i == len(tail) else {}))
+    for layer, own in zip(tail, options[len(head) :], strict=True):
+        x = layer(x, **own)
     return x
 
 

@@ -27,7 +27,7 @@ _ROLES = {
         "elements that cannot be recovered because the activation is flat there: far out, or at its minimum",
         "a smaller weight or bias",
     ),
-    "mask": ("which elements were kept", None),
+    "mask": ("which positions are valid, or which elements were kept", None),
     "target": ("the target of a loss", None),
     "log_sum_exp": ("a number for each label of a cross entropy", None),
     "mean": ("the mean of each group of channels", None),
