@@ -26,6 +26,7 @@ from inplace_abn.layers import (
     GlobalAvgPool2d,
     Graph,
     GroupNorm,
+    Identity,
     InPlaceABN,
     Linear,
     MaxPool2d,
@@ -154,6 +155,7 @@ CASES = {
         Case(lambda axis: ConvTranspose2d(CHANNELS, 6, 3, groups=2, channel_axis=axis, rng=0)),
     ],
     "Dropout": [Case(lambda _: Dropout(0.4, rng=0))],
+    "Identity": [Case(lambda _: Identity())],
     "Flatten": [Case(lambda _: Flatten(), logical=True)],
     "Linear": [
         Case(lambda _: Sequential(Flatten(), Linear(int(np.prod(SHAPE[1:])), 3, rng=0)), logical=True)

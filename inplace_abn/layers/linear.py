@@ -52,8 +52,7 @@ class Linear(OperationLayer):
         """Multiply by the weight and add the bias."""
         goes_with(x, self.weight.data, half=True)
         bias = None if self.bias is None else self.bias.data
-        wanted = getattr(self.weight, "requires_grad", True)
-        return linear.forward(ctx, x, self.weight.data, bias, weight_gradient=wanted)
+        return linear.forward(ctx, x, self.weight.data, bias, weight_gradient=self.weight.requires_grad)
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Gradients of x, weight and, if there is one, bias."""
