@@ -5,7 +5,7 @@ import pytest
 from networks import STRATEGIES, abn, as_layout, conv, normal
 
 from inplace_abn import gradcheck, layers, memory
-from inplace_abn.layers import Activation, Concat, MaxPool2d, Residual, Sequential, no_grad
+from inplace_abn.layers import Activation, Concat, Identity, MaxPool2d, Residual, Sequential, no_grad
 
 SHAPE = (3, 4, 5, 6)
 IN_PLACE = ["inplace_1", "inplace_2"]
@@ -19,7 +19,7 @@ def joined_branches(strategy="inplace", activation="leaky_relu", **options):
         Sequential(conv(**axis), abn(4, **style)),
         Sequential(conv(4, 2, 1, seed=1, **axis), abn(2, **style)),
         Sequential(MaxPool2d(3, 1, padding=1, **axis)),
-        Sequential(),
+        Identity(),
         **axis,
     )
 
@@ -29,11 +29,11 @@ def test_a_concat_is_its_branches_joined(strategy):
     layer, x, dz = joined_branches(strategy), normal(SHAPE), normal((3, 14, 5, 6), 1)
     z = layer(x)
     dx = layer.backward(dz)
-    parts = [branch(x.copy()) for branch in layer.branches]
+    parts = [branch(x.copy()) for branch in list(layer)]
     np.testing.assert_array_equal(z, np.concatenate(parts, 1))
     want = sum(
         branch.backward(dz[:, first:end].copy())
-        for branch, first, end in zip(layer.branches, (0, 4, 6, 10), (4, 6, 10, 14), strict=True)
+        for branch, first, end in zip(list(layer), (0, 4, 6, 10), (4, 6, 10, 14), strict=True)
     )
     np.testing.assert_allclose(dx, want, atol=1e-12)
 
@@ -106,10 +106,11 @@ def test_inputs_are_not_overwritten():
 def test_names_and_refusals():
     layer = Concat({"left": conv(), "right": Sequential(conv())})
     assert [name for name, _ in layer.named_parameters()][:2] == ["left.weight", "left.bias"]
-    with pytest.raises(TypeError, match="branch '0' must be a Layer, got 3"):
+    with pytest.raises(TypeError, match="layer '0' must be a Layer, got 3"):
         Concat(3)
-    with pytest.raises(ValueError, match="branches: expected at least one layer, got none"):
-        Concat()
+    with pytest.raises(ValueError, match="Concat: there are no branches; expected at least one"):
+        Concat()(normal(SHAPE))
+    assert [len(layer[:1]), layer[:1].channel_axis] == [1, 1]
     with pytest.raises(ValueError, match=r"arrays\[1\]: expected the shape of arrays\[0\]"):
         Concat(conv(), Sequential(conv(stride=2)))(normal(SHAPE))
 

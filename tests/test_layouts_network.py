@@ -174,7 +174,7 @@ CASES = {
     "Graph": each_strategy(Fork),
     "Concat": each_strategy(
         lambda axis, strategy: Concat(
-            Sequential(conv(axis), abn(axis, strategy)), abn(axis, strategy), Sequential(), channel_axis=axis
+            Sequential(conv(axis), abn(axis, strategy)), abn(axis, strategy), Identity(), channel_axis=axis
         )
     ),
     "UNet": each_strategy(

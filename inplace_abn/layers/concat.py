@@ -4,20 +4,20 @@ import numpy as np
 
 from ..ops import _arguments as arguments
 from .activation import Activation
-from .base import Layer
 from .checks import choice
-from .containers import Residual, Sequential
+from .containers import Identity, Residual, Sequential
 from .gradient_sums import GradientSums
 from .joining import channel_slices, joined_array
 from .linear import Dropout
+from .modules import LayerSequence
 from .placing import run_into, same_place
 from .pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d, Upsample
 
 #: Layers whose result has as many channels as their input.
-KEEP_CHANNELS = (Activation, AvgPool2d, Dropout, GlobalAvgPool2d, MaxPool2d, Upsample)
+KEEP_CHANNELS = (Activation, AvgPool2d, Dropout, GlobalAvgPool2d, Identity, MaxPool2d, Upsample)
 
 
-class Concat(Layer):
+class Concat(LayerSequence):
     """Branches of layers, each of the same input, joined along the channels.
 
     As in Inception, DenseNet and ASPP. Where a branch ends in layers that work in place, such as
@@ -29,7 +29,7 @@ class Concat(Layer):
     Parameters
     ----------
     *branches : Layer, or one dict of names to layers
-        Without names they are called "0", "1" and so on. ``Sequential()`` is the input itself.
+        Without names they are called "0", "1" and so on. `Identity` is the input itself.
     channel_axis : {1, -1}
 
     Raises
@@ -58,25 +58,21 @@ class Concat(Layer):
             branches[0] if len(branches) == 1 and isinstance(branches[0], dict) else dict(enumerate(branches))
         )
         for name, branch in named.items():
-            if not isinstance(branch, Layer):
-                raise TypeError(f"branch {str(name)!r} must be a Layer, got {branch!r}")
-            setattr(self, str(name), branch)
-        if not named:
-            raise ValueError("branches: expected at least one layer, got none")
+            self.append(branch, str(name))
 
-    @property
-    def branches(self):
-        """The branches in their order."""
-        return [layer for _, layer in self.children()]
+    def _of(self, layers):
+        return Concat(*layers, channel_axis=self.channel_axis)
 
     def forward(self, ctx, x):
         """Run the branches and join their results."""
         arguments.plain("x", x)
+        if not len(self):
+            raise ValueError("there are no branches; expected at least one")
         joined = _Joined(
-            [channels_of(branch, x.shape[self.channel_axis]) for branch in self.branches], self.channel_axis
+            [channels_of(branch, x.shape[self.channel_axis]) for branch in list(self)], self.channel_axis
         )
         results = []
-        for i, branch in enumerate(self.branches):
+        for i, branch in enumerate(list(self)):
             given = x
             if branch.overwrites_input:
                 given = x.copy(order="K")
@@ -88,7 +84,7 @@ class Concat(Layer):
     def gradients(self, ctx, dz, *, overwrite=False):
         """Go back through the branches, each with its channels of dz, and add what they return."""
         sums = GradientSums((), False)
-        for branch, index in zip(reversed(self.branches), reversed(ctx.slices), strict=True):
+        for branch, index in zip(reversed(list(self)), reversed(ctx.slices), strict=True):
             part = dz[index]
             own = overwrite and part.flags.writeable
             sums.add_result(0, branch.backward(part, overwrite=own), part, own)
@@ -144,7 +140,7 @@ def channels_of(layer, channels):
             channels = channels_of(layer.preactivation, channels)
         return channels_of(layer.branch, channels)
     if isinstance(layer, Concat):
-        found = [channels_of(branch, channels) for branch in layer.branches]
+        found = [channels_of(branch, channels) for branch in layer]
         return None if None in found else sum(found)
     for name in ("out_channels", "num_features", "num_channels", "out_features"):
         if hasattr(layer, name):

@@ -1,6 +1,8 @@
 """U-Net: an encoder, a decoder, and features of the one joined to those of the other."""
 
-from ..layers import Graph, MaxPool2d, Sequential, Upsample, concat, joined_array
+from itertools import pairwise
+
+from ..layers import Graph, MaxPool2d, ModuleList, Sequential, Upsample, concat, joined_array
 from .blocks import Style
 from .small import widths_of
 
@@ -36,32 +38,29 @@ class UNet(Graph):
 
     def __init__(self, in_channels, num_classes, widths=(16, 32, 64), **style):
         style, self.widths = Style(**style), tuple(widths_of(widths))
-        self.channel_axis, self.levels = style.channel_axis, len(self.widths) - 1
+        self.channel_axis = style.channel_axis
+        inputs = (in_channels, *self.widths)
+        self.encode = ModuleList(_block(*sizes, style) for sizes in pairwise(inputs))
         self.pool = MaxPool2d(2, channel_axis=style.channel_axis)
-        channels = in_channels
-        for i, width in enumerate(self.widths):
-            setattr(self, f"encode{i}", _block(channels, width, style))
-            channels = width
-        for i, width in reversed(list(enumerate(self.widths[:-1]))):
-            setattr(self, f"up{i}", _up(channels, width, style))
-            setattr(self, f"decode{i}", _block(2 * width, width, style))
-            channels = width
-        self.scores = style.conv(channels, num_classes, 1, bias=True)
+        levels = list(pairwise(self.widths))
+        self.up = ModuleList(_up(below, width, style) for width, below in levels)
+        self.decode = ModuleList(_block(2 * width, width, style) for width, _ in levels)
+        self.scores = style.conv(self.widths[0], num_classes, 1, bias=True)
 
     def compute(self, x):
         """Return the scores of every pixel."""
         across = []
-        for i, width in enumerate(self.widths[:-1]):
+        *levels, last = self.encode
+        for encode, width in zip(levels, self.widths, strict=False):
             joined, (skip, below) = joined_array(x, (width, width), channel_axis=self.channel_axis)
-            skip = getattr(self, f"encode{i}")(x, out=skip)
+            skip = encode(x, out=skip)
             across.append((joined, skip, below))
             x = self.pool(skip)
-        x = getattr(self, f"encode{self.levels}")(x)
-        for i in reversed(range(self.levels)):
+        x = last(x)
+        for up, decode in zip(reversed(list(self.up)), reversed(list(self.decode)), strict=True):
             joined, skip, below = across.pop()
-            below = getattr(self, f"up{i}")(x, out=below)
-            x = concat([skip, below], channel_axis=self.channel_axis, out=joined)
-            x = getattr(self, f"decode{i}")(x)
+            below = up(x, out=below)
+            x = decode(concat([skip, below], channel_axis=self.channel_axis, out=joined))
         return self.scores(x)
 
 
