@@ -12,7 +12,7 @@ from ..ops import _arguments as arguments
 from .activation import Activation, activation_of, parameter_of
 from .base import Layer, Parameter
 from .checks import choice, goes_with, precision
-from .context import is_once_more
+from .context import is_recomputing
 from .saved_arrays import refuse_if_saved
 
 
@@ -215,7 +215,7 @@ class ABN(Layer):
 
     @property
     def _updates(self):
-        return self.training and self.track_running_stats and not is_once_more()
+        return self.training and self.track_running_stats and not is_recomputing()
 
     def _arrays(self):
         arrays = {}

@@ -31,14 +31,14 @@ from .. import _core, memory
 from ..ops import _arguments as arguments
 from . import saved_arrays
 
-#: The ends of messages about a backward that finds nothing.
+#: The ends of messages about a backward without a context.
 AGAIN = "every backward needs a forward of its own, so run the forward again"
 OUTSIDE = "inside no_grad(), where nothing is kept for a backward; run the forward outside of it"
 
 
 class _Mode(threading.local):
     grad = True
-    once_more = False
+    recomputing = False
 
 
 _mode = _Mode()
@@ -74,27 +74,27 @@ def no_grad():
         _mode.grad = before
 
 
-def is_once_more():
-    """Return whether layers are called for what they have been called for already: see `once_more`."""
-    return _mode.once_more
+def is_recomputing():
+    """Return True inside `recomputing`."""
+    return _mode.recomputing
 
 
 @contextmanager
-def once_more():
-    """Layers called inside leave what a call updates, such as running statistics, as it is.
+def recomputing():
+    """Layers called inside repeat an earlier call: they do not update running statistics.
 
-    They keep what their backward needs, also inside of `no_grad`.
+    They keep what their backward needs, also inside `no_grad`.
     """
-    before = is_once_more(), is_grad_enabled()
-    _mode.once_more = _mode.grad = True
+    before = is_recomputing(), is_grad_enabled()
+    _mode.recomputing = _mode.grad = True
     try:
         yield
     finally:
-        _mode.once_more, _mode.grad = before
+        _mode.recomputing, _mode.grad = before
 
 
 def name_of(layer):
-    """Return a function for the name: put together for messages only, and keeping no layer alive."""
+    """Return a function that returns the name of the layer, and does not keep the layer alive."""
     if isinstance(layer, str):
         return lambda: layer
     reference, kind = weakref.ref(layer), type(layer).__name__
@@ -124,12 +124,12 @@ class LayerContext:
     id : int
         Grows from call to call.
     recording : bool
-        False where nothing is to be kept: inside `no_grad`.
+        False inside `no_grad`, where nothing is kept.
     freed : bool
     thread : int
-        The one that has made the call: `threading.get_ident`.
+        `threading.get_ident` of the thread that made the call.
     normalization : inplace_abn.Context or None
-        Of a call of `normalize`.
+        The context of `normalize`.
     """
 
     freed = False
@@ -159,8 +159,8 @@ class LayerContext:
     def save_for_backward(self, **arrays):
         """Keep arrays for the backward, each under the name of its role; None is kept as None.
 
-        They are not copied but locked, until the context is freed. An array that a checkpointing
-        normalization has made is not kept at all: `saved` computes it once more.
+        They are not copied. They are read-only until the context is released. The result of a checkpointing
+        normalization is not kept: `saved` computes it again.
         """
         for role, array in arrays.items():
             found = saved_arrays.recipe(array) if isinstance(array, np.ndarray) and self.recording else None
@@ -204,11 +204,11 @@ class LayerContext:
         return z
 
     def expect_gradient_of(self, result):
-        """Note shape and dtype of the result, for `check_gradient`."""
+        """Store shape and dtype of the result, for `check_gradient`."""
         self._output = (result.shape, result.dtype) if isinstance(result, np.ndarray) else None
 
     def temporary(self, nbytes):
-        """Tell the ledger, if one is on, of scratch memory."""
+        """Report scratch memory to the ledger, if one is on."""
         if memory.recorder is not None:
             memory.recorder.temporary(self.name, nbytes)
 
@@ -239,7 +239,7 @@ class LayerContext:
 
     @property
     def saved(self):
-        """What was saved, by role, as a read-only mapping. Recomputed arrays last until `release`."""
+        """Read-only mapping from role to array; RuntimeError if freed. `release` drops recomputed arrays."""
         if self.freed:
             raise RuntimeError(
                 f"{self.name}: the context of this call is freed, nothing is left of what it kept; {AGAIN}"

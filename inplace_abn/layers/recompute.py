@@ -6,7 +6,7 @@ import numpy as np
 
 from ..ops import _arguments as arguments
 from .containers import Sequential
-from .context import no_grad, once_more
+from .context import no_grad, recomputing
 
 
 class Recompute(Sequential):
@@ -71,7 +71,7 @@ class Recompute(Sequential):
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Run the layers as the call did, and then their backward."""
-        with once_more(), self._restored(ctx):
+        with recomputing(), self._restored(ctx):
             super().forward(ctx, self._copy_for_layers(ctx, ctx.saved["input"]))
         return super().gradients(ctx, dz, overwrite=overwrite)
 
