@@ -320,6 +320,19 @@ def test_a_validation_loop_keeps_one_set_of_contexts():
     net.release()
 
 
+def test_a_validation_loop_with_a_loss_keeps_a_few_sets_of_contexts():
+    net, criterion = Sequential(chain("inplace"), conv()).eval(), CrossEntropy()
+    kept, target = [], np.zeros((2, 3, 3), int)
+    with memory.ledger() as ledger, pytest.warns(UserWarning, match="8 calls wait"):
+        kept += [(criterion(net(normal((2, 4, 3, 3))), target), ledger.live)[1] for _ in range(40)]
+    assert kept[20:] == kept[20:21] * 20
+    assert kept[-1] <= 10 * kept[0]
+    want = net.backward(criterion.backward())
+    net.release(), criterion.release()
+    criterion(net(normal((2, 4, 3, 3))), target)
+    np.testing.assert_array_equal(net.backward(criterion.backward()), want)
+
+
 def test_a_call_in_evaluation_lives_as_long_as_its_result_or_its_call():
     net, xs = Sequential(chain("standard"), conv()).eval(), [normal((2, 4, 3, 3), seed) for seed in range(3)]
     want = [run(net, x, x)["dx"] for x in xs]

@@ -24,8 +24,8 @@ from .context import LayerContext
 MANY = 8
 
 DROPPED = (
-    "; earlier calls in eval() were dropped because their results no longer exist: keep the result, or "
-    "layer.last_call, until the backward"
+    "; earlier calls in eval() were dropped because their results no longer exist, or were many: keep the "
+    "result, or layer.last_call, until the backward"
 )
 
 
@@ -46,6 +46,8 @@ class Call(LayerContext):
         False for a call that another call made.
     training : bool
         The mode that the layer was in.
+    evaluation : bool
+        True for an outermost call in evaluation, and for a loss of what such a call returned.
     inner : list of Call
         The calls of other layers made by this one, in their order, whose backward has not run.
     inputs : tuple of int or str
@@ -57,6 +59,7 @@ class Call(LayerContext):
     """
 
     outermost = training = True
+    evaluation = False
     inner = _results = _sources = ()
     inputs, positional, outer, _several = (0,), 1, None, False
 
@@ -142,7 +145,10 @@ class Call(LayerContext):
         self.finish_recorded(result)
         if outer is None:
             self._note_arrays(inputs, options, result)
-            if len(layer._calls) > 1 and not (self.training and self._results):
+            self.evaluation = not self.training
+            if not self._results:
+                self.evaluation = self.evaluation or any(map(_in_evaluation, self._sources))
+            if len(layer._calls) > 1 and (self.evaluation or not self._results):
                 _tidy(layer)
 
     def finish_recorded(self, result):
@@ -266,6 +272,11 @@ def _like(result):
     return (result.shape, result.dtype) if isinstance(result, np.ndarray) else None
 
 
+def _in_evaluation(source):
+    call = source and source()
+    return call is not None and call.evaluation
+
+
 def _count(number):
     return f"{number} array{'' if number == 1 else 's'}"
 
@@ -372,10 +383,14 @@ def check(layer, call):
 
 
 def _tidy(layer):
-    """Drop earlier calls in evaluation whose results are gone; warn if many calls wait all the same."""
-    pending = [call for call in layer._calls if call.outermost]
-    waiting = [call for call in pending if not call.training or not call._results]
-    for call in [call for call in waiting[:-1] if call.result_is_gone]:
+    """Drop earlier calls in evaluation that nobody can need; warn if many calls wait all the same.
+
+    Those are the calls whose results no longer exist, and of a loss, whose result is a number, all but the
+    last few.
+    """
+    waiting = [call for call in layer._calls if call.outermost and (call.evaluation or not call._results)]
+    losses = [call for call in waiting if call.evaluation and not call._results]
+    for call in [call for call in waiting[:-1] if call.result_is_gone] + losses[:-MANY]:
         waiting.remove(call)
         call.detach()
         vars(layer)["_dropped"] = DROPPED
