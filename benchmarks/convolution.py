@@ -1,11 +1,11 @@
 """Convolutions: ``python -m benchmarks.convolution``.
 
-Forward and backward of `inplace_abn.ops.conv2d`, in turn with PyTorch's where that is installed. The threads
-of both go on running for a while in wait of work: before each timed call there is a pause, so that they do
-not take the processors from one another. Scratch is what NumPy allocates beyond the results.
+Times forward and backward of `inplace_abn.ops.conv2d`, alternating with PyTorch's if that is installed. The
+threads of both libraries spin for a while after a call, so there is a pause before each timed call. Scratch
+is what NumPy allocates beyond the results.
 
-A convolution is some hundred calls of BLAS, each of which waits for all of its threads. Where others keep the
-processors busy, that costs far more than their share; ``--threads 1 --clock processor`` tells more there.
+A convolution makes some hundred calls of BLAS, and each waits for all of its threads. On a busy machine,
+measure with ``--threads 1 --clock processor``.
 """
 
 import argparse

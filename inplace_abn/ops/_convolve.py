@@ -22,7 +22,7 @@ from ._windows import Axis, blocks_within
 SCRATCH = 1 << 17
 #: Values of the columns of a block, however large the weight: with less, BLAS has too little to do.
 BLOCK = 60_000
-#: Values of a product on its way to the gradient of the weight: for the cache again.
+#: Values of a term of the weight's gradient, which is to stay in the cache as well.
 TERM = 1 << 17
 #: For a weight of many more values than that, at most this many samples are unfolded at once.
 SAMPLES = 4
@@ -148,7 +148,7 @@ class _Product:
         (down, across), item = self.plan.axes, self.plan.dtype.itemsize
         beside = 0 if np.may_share_memory(self.weights, self.weight) else self.weights.nbytes
         beside += self._term.nbytes if self.gradient else 0
-        # A large weight is to be read seldom.
+        # Each block reads the whole weight, so a large one calls for large blocks.
         least = min(self.weights.nbytes, SAMPLES * down.windows * self.columns.row_bytes)
         budget = max(BLOCK * item, SCRATCH * item - beside, least)
         row_bytes = self.columns.row_bytes
@@ -166,7 +166,7 @@ class _Product:
         np.matmul(self.weights[0], columns[0], out=out)
         for weight, matrix in zip(self.weights[1:], columns[1:], strict=True):
             if self._part is None or self._part.shape != out.shape:
-                self._part = None  # not two at a time
+                self._part = None  # free it before the next one is allocated
                 self._part = np.empty_like(out)
             out += np.matmul(weight, matrix, out=self._part)
         if bias is not None:

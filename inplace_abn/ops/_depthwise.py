@@ -74,7 +74,7 @@ class _Products:
     """Products of the pixels of a block with values per channel or with other pixels, in one buffer.
 
     `like` has as many pixels as there are windows. `tiles` has the values of the taps, [i, j], repeated for
-    every column: the longer a run of memory, the faster.
+    every column, since long runs of memory are faster.
     """
 
     def __init__(self, plan, weight, like):

@@ -112,7 +112,7 @@ class RowReader:
 
 
 class RowSums:
-    """Sums, over the windows that see it, for every pixel of images; blocks come in order.
+    """Adds the terms of all windows to the pixels of images. The blocks must come in order.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ class RowSums:
             out[...] = start
 
     def of(self, block):
-        """Return the `Rows` that the terms of a block are to be added to."""
+        """Return the `Rows` to which the caller adds the terms of a block."""
         if self.in_place:
             return Rows(self.out, self.axis, block)
         if block.begin == 0:
@@ -190,13 +190,13 @@ class BlockResult:
         self._scratch = Scratch(dtype, last)
 
     def of(self, block):
-        """Return the images (samples, C, rows, W) of a block, to be filled."""
+        """Return the images (samples, C, rows, W) of a block, which the caller fills."""
         part = self.out[block.samples, :, block.begin : block.end]
         self._filled = part if self.in_place else self._scratch.of(part.shape)
         return self._filled
 
     def done(self, block):
-        """Copy what was filled in to where it belongs."""
+        """Convert the block and write it to `out`, if it was not computed in place."""
         if not self.in_place:
             self.out[block.samples, :, block.begin : block.end] = self._filled
 
