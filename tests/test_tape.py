@@ -355,6 +355,23 @@ def test_results_inside_no_grad_are_constants():
     np.testing.assert_array_equal(tape.backward(np.ones(SHAPE)), target)
 
 
+def test_an_input_without_a_gradient_may_come_first():
+    class Scaled(layers.Layer):
+        inputs_without_gradient = (0,)
+
+        def forward(self, ctx, factor, x):
+            ctx.factor = factor
+            return factor * x
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            return ctx.factor * dz
+
+    x, factor = normal((2, 3)), normal((2, 3), 1)
+    with record(x) as tape:
+        Scaled()(factor, x)
+    np.testing.assert_array_equal(tape.backward(np.ones((2, 3))), factor)
+
+
 def test_a_target_with_a_gradient_is_refused():
     x = normal((2, 3))
     with record(), pytest.raises(ValueError, match="gets no gradient by this layer"):

@@ -16,8 +16,8 @@ class Graph(Layer):
     A `Parameter` of the graph itself is used by its data, as in ``layers.mul(x, self.gain.data)``, and gets
     its gradient.
 
-    Inputs are not overwritten: an in-place layer refuses them, unless the class says
-    ``overwrites_input = True``.
+    Inputs are not overwritten, unless the class says ``overwrites_input = True``: an in-place layer refuses
+    them, and a container that begins with one copies them.
 
     Examples
     --------

@@ -38,8 +38,8 @@ class Recorder:
         for i, array in enumerate(inputs):
             arguments.plain(f"inputs[{i}]", array)
         self._declared, self._protected = inputs, protected
-        #: Recorded calls: (layer, its Call, values of the floating-point inputs, values of the results, True
-        #: if the result is a tuple). The value of an input that is a constant is None.
+        #: Recorded calls: (layer, its Call, values of the inputs that get a gradient, values of the results,
+        #: True if the result is a tuple). The value of an input that is a constant is None.
         self._calls = []
         self._arrays = RecordedArrays()
         self._values = 0  # the last number of a value
@@ -81,7 +81,7 @@ class Recorder:
             elif is_floating(array):
                 sources.append(self._enter(layer, i, array))
         if layer.inputs_without_gradient:
-            self._refuse_lost_gradients(layer, inputs)
+            sources = self._with_gradient(layer, inputs, sources)
         written = unlocked = None
         if options or layer.overwrites_input or layer.returns_input:
             written, unlocked = self._unlock(layer, inputs, options)
@@ -169,14 +169,19 @@ class Recorder:
         self._arrays.add(array, None, None)
         return None
 
-    def _refuse_lost_gradients(self, layer, inputs):
-        for i in layer.inputs_without_gradient:
-            entry = self._arrays.find(inputs[i]) if i < len(inputs) else None
-            if entry is not None and entry[1] is not None:
+    def _with_gradient(self, layer, inputs, sources):
+        """Return the values of the inputs that get a gradient; refuse a recorded result among the others."""
+        without = layer.inputs_without_gradient
+        positions = [i for i, array in enumerate(inputs) if is_floating(array)]
+        for i, value in zip(positions, sources, strict=False):
+            if i in without and value is not None:
+                source = self._arrays.find(inputs[i])[2]
                 raise ValueError(
-                    f"{layer.label}: input {i} is {describe(inputs[i], entry[2])}, and gets no gradient by "
+                    f"{layer.label}: input {i} is {describe(inputs[i], source)}, and gets no gradient by "
                     "this layer; if that is meant, make it inside no_grad(), or pass a copy"
                 )
+        named = sources[len(positions) :]
+        return [one for i, one in zip(positions, sources, strict=False) if i not in without] + named
 
     def _enter_outside(self, array, name):
         self._refuse_sharing(array, name)

@@ -164,8 +164,6 @@ class Tape(Recorder):
             own = all(may_overwrite(*one) for one in present)
             found = layer.backward(dz, call=call, overwrite=own)
             gradients = found if isinstance(found, tuple) else (found,)
-            if layer.inputs_without_gradient:  # a loss returns the gradient of its first input alone
-                gradients += (None,) * (len(sources) - len(gradients))
             if sources:
                 sums.add([one if one in asked else None for one in sources], gradients, present)
         return sums
