@@ -54,21 +54,8 @@ def forward(ctx, x, weight=None, bias=None, *, num_groups, eps=1e-5, channel_axi
     >>> bool(np.abs(dx).max() < 1e-5)
     True
     """
-    arguments.channel_axis_of(channel_axis)
-    arguments.batch("x", x, "(N, C, ...)" if channel_axis == 1 else "(N, ..., C)", leading=True)
-    if x.ndim < 2:
-        raise ValueError(f"x must have at least the axes N and C, got shape {x.shape}")
-    channels, groups = x.shape[channel_axis], integer("num_groups", num_groups, 1)
-    if channels % groups:
-        raise ValueError(
-            f"num_groups must divide the {channels} channels of x with {channel_axis=}, got {groups}"
-        )
-    for name, array in (("weight", weight), ("bias", bias)):
-        if array is not None:
-            arguments.parameter(name, array, "(C,)", x.dtype)
-            arguments.same_shape(name, array, (channels,), "one per channel of x")
-    if x.size == 0 and len(x):
-        raise ValueError(f"x must have at least one value per group, got shape {x.shape}")
+    channels, groups = _check(x, weight, bias, num_groups, channel_axis)
+    eps = positive("eps", eps)
     ctx.layout, ctx.groups, ctx.channels = layout_of(x, channel_axis), groups, channels
     ctx.weight, ctx.bias_dtype = weight, None if bias is None else bias.dtype
     z = ctx.layout.empty(x.shape, x.dtype)
@@ -82,7 +69,7 @@ def forward(ctx, x, weight=None, bias=None, *, num_groups, eps=1e-5, channel_axi
         # The mean of the centered values is the rounding error of the mean.
         error = centered.mean(axis=shape.axes, dtype=np.float64)
         variance = np.square(centered).mean(axis=shape.axes, dtype=np.float64) - error**2
-        inv_std[some] = 1 / np.sqrt(variance + positive("eps", eps))
+        inv_std[some] = 1 / np.sqrt(variance + eps)
         with rounded_into(ctx, shape.view(z, some)) as result:
             np.multiply(centered, shape.per_group(inv_std[some]).astype(centered.dtype), out=result)
             if scale is not None:
@@ -148,6 +135,26 @@ def backward(ctx, dz, *, overwrite=False):
         None if ctx.weight is None else dweight.astype(ctx.weight.dtype),
         None if ctx.bias_dtype is None else dbias.astype(ctx.bias_dtype),
     )
+
+
+def _check(x, weight, bias, num_groups, channel_axis):
+    """Refuse arguments that do not fit together; return the numbers of channels and groups."""
+    arguments.channel_axis_of(channel_axis)
+    arguments.batch("x", x, "(N, C, ...)" if channel_axis == 1 else "(N, ..., C)", leading=True)
+    if x.ndim < 2:
+        raise ValueError(f"x must have at least the axes N and C, got shape {x.shape}")
+    channels, groups = x.shape[channel_axis], integer("num_groups", num_groups, 1)
+    if channels % groups:
+        raise ValueError(
+            f"num_groups must divide the {channels} channels of x with {channel_axis=}, got {groups}"
+        )
+    for name, array in (("weight", weight), ("bias", bias)):
+        if array is not None:
+            arguments.parameter(name, array, "(C,)", x.dtype)
+            arguments.same_shape(name, array, (channels,), "one per channel of x")
+    if x.size == 0 and len(x):
+        raise ValueError(f"x must have at least one value per group, got shape {x.shape}")
+    return channels, groups
 
 
 def _centered(values, mean):
