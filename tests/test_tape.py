@@ -308,7 +308,7 @@ def test_results_of_numpy_functions_are_refused_or_have_to_be_named():
         tape.backward(np.ones((2, 4)))
     with pytest.raises(ValueError, match=r"inputs: 2 arrays were not made by recorded calls, and of these"):
         tape.backward(np.ones((2, 4)), outputs=z)
-    with pytest.raises(ValueError, match=r"inputs\[0\] has no influence on the outputs"):
+    with pytest.raises(ValueError, match=r"inputs\[0\]: .* no recorded call leads from it"):
         tape.backward(np.ones((2, 4)), outputs=z, inputs=[x, tape._outside[1][0]()])
 
 

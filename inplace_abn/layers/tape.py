@@ -82,8 +82,8 @@ class Tape(Recorder):
     def backward(self, dz=None, *, outputs=None, inputs=None, overwrite=False):
         """Return the gradients of the inputs, and add those of parameters to their ``grad``.
 
-        What the calls keep is released on the way. A gradient that several calls return is summed. The tape
-        may be gone back through inside its block or after it, once.
+        Runs the backward of each recorded call, the last one first, and releases what the call kept.
+        Gradients of one value are summed. It runs once, inside the block or after it.
 
         Parameters
         ----------
@@ -109,8 +109,8 @@ class Tape(Recorder):
             If the backward has run already, or the calls were released.
         TypeError, ValueError
             For a dz that does not fit, for `outputs` or `inputs` that are needed or unknown, and for an
-            input that has no influence on the outputs. The tape can be gone back through once more then,
-            but not after an error in the backward of a layer.
+            input that has no influence on the outputs. The backward can be called again then; after an error
+            in the backward of a layer it cannot.
 
         Examples
         --------
@@ -134,7 +134,9 @@ class Tape(Recorder):
         connected = self._influence(value for value, _ in seeds)
         for value, name in wanted:
             if value not in connected:
-                raise ValueError(f"{name} has no influence on the outputs by way of recorded calls")
+                raise ValueError(
+                    f"{name}: expected an input of the outputs, but no recorded call leads from it to them"
+                )
         gradients = self.gradients(seeds, [value for value, _ in wanted], overwrite)
         return gradients[0] if single else gradients
 
@@ -238,7 +240,7 @@ class Tape(Recorder):
     def _refuse_forgotten(self, named):
         """Refuse several arrays from outside that are not all named.
 
-        One of them may be what NumPy made of a result, and its gradient would be lost.
+        One of them may be the result of a NumPy function, and its gradient would be lost.
         """
         if self._declared or len(self._outside) <= 1:
             return
