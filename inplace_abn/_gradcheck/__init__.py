@@ -35,8 +35,8 @@ def gradcheck(
     """Compare analytic gradients with central finite differences, all in float64.
 
     The objective is the sum of the result times random numbers, which the backward gets as dz. Differences
-    are of five points; elements that do not agree are looked at with smaller steps, since the first may have
-    met a kink, such as that of leaky_relu at 0.
+    are of five points; elements that do not agree are checked again with smaller steps, since the first step
+    may cross a kink, such as that of leaky_relu at 0.
 
     Parameters
     ----------
@@ -60,8 +60,8 @@ def gradcheck(
     step : float > 0
         Of the differences, in units of the standard deviation of each array.
     rtol : float >= 0
-        How far a gradient may be off, relative to itself or to the root mean square of its array; what
-        differences cannot tell from rounding is allowed for on top.
+        Largest relative error of a gradient, relative to itself or to the root mean square of its array; the
+        rounding error of the differences is added.
     samples : int, optional
         Check only so many elements of each array, drawn at random.
     seed : int
@@ -76,7 +76,7 @@ def gradcheck(
     ------
     TypeError, ValueError
         For a target that is none of these, numbers that would check nothing, results that are not finite, not
-        float64 or not the same for the same inputs, and gradients that cannot be told apart (pass `wrt`).
+        float64 or not the same for the same inputs, and gradients whose inputs are ambiguous (pass `wrt`).
     RuntimeError
         Inside `inplace_abn.layers.no_grad`.
 

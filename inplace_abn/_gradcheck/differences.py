@@ -1,4 +1,4 @@
-"""Finite differences, and what they say about gradients."""
+"""Finite differences and their comparison with gradients."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What came out of a check."""
+"""The result of a check."""
 
 from html import escape
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class Report:
     ----------
     rows : list of Row
     problems : list of str
-        What is wrong beside numbers, such as a backward that changes dz without being told to.
+        Errors other than wrong numbers, such as a backward that changes dz without ``overwrite=True``.
     """
 
     def __init__(self):

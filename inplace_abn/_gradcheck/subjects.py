@@ -35,7 +35,7 @@ _NO_TARGET = (
 
 
 class State:
-    """Arrays and generators as they are now, to be put back."""
+    """A copy of arrays and of the states of generators, to restore them."""
 
     def __init__(self, values):
         self._arrays = [(value, value.copy()) for value in values if isinstance(value, np.ndarray)]
@@ -43,7 +43,7 @@ class State:
         self._generators = [(generator, generator.state) for generator in generators]
 
     def put_back(self):
-        """Make them again what they were; those that are read-only are."""
+        """Restore them; read-only arrays have not changed."""
         for array, copy in self._arrays:
             if array.flags.writeable:
                 array[...] = copy
@@ -57,7 +57,7 @@ class Subject:
     Attributes
     ----------
     can_overwrite : bool
-        Does the backward take ``overwrite``?
+        True if the backward takes ``overwrite``.
     """
 
     can_overwrite = False

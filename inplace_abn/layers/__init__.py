@@ -1,7 +1,7 @@
 """Layers on NumPy arrays, with their gradients: what a convolutional network needs, and nothing kept twice.
 
-A layer is called, ``z = layer(x)``, and gone back through, ``dx = layer.backward(dz)``; the gradients of its
-parameters add up in ``parameter.grad``:
+``z = layer(x)`` is the forward, ``dx = layer.backward(dz)`` the backward; the gradients of the parameters
+add up in ``parameter.grad``:
 
 >>> import numpy as np
 >>> from inplace_abn import layers
@@ -12,7 +12,7 @@ parameters add up in ``parameter.grad``:
 >>> [parameter.name for parameter in net.parameters()], dx.shape
 (['0.weight', '0.bias'], (4, 3, 8, 8))
 
-What a call keeps for its backward is locked, and let go as soon as that has run; `no_grad` is for calls
+What a call keeps for its backward is locked, and freed as soon as that has run; `no_grad` is for calls
 without one. Networks of these layers are in `inplace_abn.models`, writing a layer is shown in
 `inplace_abn.layers.base`.
 """

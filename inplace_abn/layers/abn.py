@@ -248,7 +248,7 @@ class ABN(Layer):
             raise ValueError(self._of_one_value(x, mask))
 
     def _of_one_value(self, x, mask):
-        """Say it before functional.forward does, which advises an argument that a layer does not have."""
+        """Return the message; that of functional.forward names an argument that a layer does not have."""
         when, instead = "in training", "eval()"
         if self.running_mean is None:
             when = (

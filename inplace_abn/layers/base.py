@@ -1,8 +1,8 @@
 """Layers and their parameters: what all layers have in common, and how to write one.
 
 A layer is parameters and two functions. ``forward(ctx, x)`` saves on ctx what the other one needs;
-``gradients(ctx, dz, overwrite=False)`` returns dx, followed by the gradients of the parameters in the order
-in which they were assigned:
+``gradients(ctx, dz, overwrite=False)`` returns dx, or one gradient for each floating input, followed by the
+gradients of the parameters in the order in which they were assigned:
 
 >>> import numpy as np
 >>> class Scale(Layer):
@@ -44,8 +44,8 @@ _OUTSIDE = f"it was called {OUTSIDE}"
 class Layer(Named, StateMixin):
     """Base of all layers.
 
-    A layer may be called several times before its backward; the calls are gone through backwards then, the
-    last one first. What a call keeps is let go as soon as its backward has run.
+    A layer may be called several times before its backwards; `backward` says which call each belongs to. What
+    a call keeps is freed as soon as its backward has run.
 
     Attributes
     ----------
@@ -59,22 +59,22 @@ class Layer(Named, StateMixin):
     training : bool
         Set by `train` and `eval`.
     overwrites_input : bool
-        Does a call overwrite its input?
+        True if a call overwrites its input.
     returns_input : bool
-        May a call return its input itself, or a view of it?
+        True if a call may return its input itself, or a view of it.
     overwrite_input : bool
         True allows that a call overwrites an array that comes from outside, where layers inside work in
         place. Containers copy it otherwise; a single in-place layer does not.
     copies_input : bool
         True for containers, which copy an input from outside that a layer inside would overwrite.
     works_in_place : bool
-        Does a call overwrite its input and return that array?
+        True if a call overwrites its input and returns that array.
     places_result : bool
         Does ``forward(..., out=)`` take a function that finds a place, beside an array? See `placing`.
     inputs_without_gradient : tuple of int
         Positions of floating-point inputs that get no gradient, such as the target of a loss.
     takes_mask : bool
-        May a call have ``mask=``, the valid positions of its input?
+        True if a call may have ``mask=``, the valid positions of its input.
     """
 
     buffers = ()  # names of the attributes that belong into the state and are not trained
@@ -124,7 +124,7 @@ class Layer(Named, StateMixin):
         raise NotImplementedError(f"{type(self).__name__} has no forward(ctx, x)")
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Return dx, or a tuple of dx and the gradients of the layer's own parameters (None for none)."""
+        """Return dx, or a tuple: one gradient per floating input and own parameter, None for no gradient."""
         raise NotImplementedError(f"{type(self).__name__} has no gradients(ctx, dz, overwrite=False)")
 
     # ---- forward and backward ----------------------------------------------------------------------------
@@ -175,8 +175,8 @@ class Layer(Named, StateMixin):
         """Gradient of the input of a call; those of the parameters are added to their ``grad``.
 
         Without `call`, a dz that another layer's backward has returned goes through the call whose result
-        that layer took; any other dz goes through the last call whose backward has not run. So several calls
-        are gone through in reverse order, or in any order where `call` says which one is meant.
+        that layer took; any other dz goes through the last call whose backward has not run. Backwards of
+        several calls run in reverse order, or in any order with `call`.
 
         Parameters
         ----------

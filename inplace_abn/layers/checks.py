@@ -1,4 +1,4 @@
-"""What the layers ask of their arguments."""
+"""Checks of the arguments of layers."""
 
 import difflib
 
@@ -10,9 +10,9 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def choice(name, value, valid, aliases=None):
-    """Return `value` if it is among the valid ones, which are listed otherwise.
+    """Return `value` if it is valid; the error lists the valid ones.
 
-    With `aliases`, a dict of other names to valid ones, the one that may be meant is named as well.
+    With `aliases`, a dict of other names to valid ones, the error suggests the nearest name.
     """
     if isinstance(value, (str, int, np.integer)) and not isinstance(value, bool):
         for one in valid:

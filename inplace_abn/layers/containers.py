@@ -193,7 +193,7 @@ class Residual(Container):
     kept by others as a rule: the convolutions that they go into. Results, names and states are the same.
     What has no inverse, relu and layers that are no `Activation`, stays on its own.
 
-    ``a = preactivation(x)``. Without a shortcut it is the identity, of x itself: ``branch(a) + x``.
+    Here ``a = preactivation(x)``. Without a shortcut, the result is ``activation(branch(a) + x)``.
 
     The blocks of pre-activation networks are ``Residual(Sequential(ABN(...), Conv2d(...)))`` where the shape
     stays, the identity mapping, and
@@ -263,7 +263,7 @@ class Residual(Container):
         return z if self.activation is None else self.activation(z)
 
     def _terms(self, ctx, x, out):
-        """Return what is added; nobody may overwrite what the branch or the sum will still need."""
+        """Return branch and shortcut; what either still needs is locked while the other runs."""
         given, x = x, self._own_input(ctx, x)
         a = x
         if self.shortcut is not None:
@@ -286,7 +286,7 @@ class Residual(Container):
             return self.branch(a, **last), shortcut
 
     def _add(self, branch, shortcut, x):
-        """Return the sum, over one of the terms if that is neither x nor kept by anyone."""
+        """Return the sum, written over a term that is neither x nor saved for a backward."""
         if (branch.shape, branch.dtype) != (shortcut.shape, shortcut.dtype):
             raise ValueError(
                 f"the branch gives {branch.dtype} of shape {branch.shape}, the shortcut {shortcut.dtype} of "
@@ -299,7 +299,7 @@ class Residual(Container):
         return branch + shortcut
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Send the gradient both ways, and add what comes back."""
+        """Run the backwards of branch and shortcut, and add their gradients."""
         given, own = dz, overwrite
         if ctx.fused:
             da, dz = self.branch.backward(dz, overwrite=own and dz.flags.writeable)
@@ -314,7 +314,7 @@ class Residual(Container):
             return _sum(dx, dz, dz, own)
         last_use = own and dz.flags.writeable and not np.may_share_memory(da, dz)
         da = _sum(da, self.shortcut.backward(dz, overwrite=last_use), dz, own)
-        return self._before(da, owned=True)  # the sum is dz only if that is our own
+        return self._before(da, owned=True)  # the sum is written over dz only if dz may be overwritten
 
     def _before(self, da, owned):
         if self.preactivation is None:
