@@ -108,6 +108,8 @@ def test_names_and_refusals():
     assert [name for name, _ in layer.named_parameters()][:2] == ["left.weight", "left.bias"]
     with pytest.raises(TypeError, match="layer '0' must be a Layer, got 3"):
         Concat(3)
+    with pytest.raises(ValueError, match=r"x must be of shape \(N, C, ...\), got \(3,\)"):
+        Concat(Identity())(np.ones(3))
     with pytest.raises(ValueError, match="Concat: there are no branches; expected at least one"):
         Concat()(normal(SHAPE))
     assert [len(layer[:1]), layer[:1].channel_axis] == [1, 1]

@@ -65,14 +65,14 @@ class Concat(LayerSequence):
 
     def forward(self, ctx, x):
         """Run the branches and join their results."""
-        arguments.plain("x", x)
+        arguments.batch("x", x, "(N, C, ...)" if self.channel_axis == 1 else "(N, ..., C)", leading=True)
         if not len(self):
             raise ValueError("there are no branches; expected at least one")
         joined = _Joined(
-            [channels_of(branch, x.shape[self.channel_axis]) for branch in list(self)], self.channel_axis
+            [channels_of(branch, x.shape[self.channel_axis]) for branch in self], self.channel_axis
         )
         results = []
-        for i, branch in enumerate(list(self)):
+        for i, branch in enumerate(self):
             given = x
             if branch.overwrites_input:
                 given = x.copy(order="K")

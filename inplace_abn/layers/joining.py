@@ -143,8 +143,6 @@ def channel_slices(arrays, channel_axis):
         arguments.batch(
             f"arrays[{i}]", array, "(N, C, ...)" if channel_axis == 1 else "(N, ..., C)", leading=True
         )
-        if array.ndim < 2:
-            raise ValueError(f"arrays[{i}]: expected at least 2 dimensions, got shape {array.shape}")
     first = arrays[0]
     for i, array in enumerate(arrays):
         if array.dtype != first.dtype:
