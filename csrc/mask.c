@@ -124,12 +124,21 @@ typedef struct {
 } gathered_line;
 
 static void list_elements(const step *s, const segment *g, gathered_line *line) {
-    const ptrdiff_t start = first_position(s), end = start + g->end;
+    const uint64_t *words = s->op->mask.words;
+    const ptrdiff_t first = first_position(s) + g->first, end = first + g->end - g->first;
     const ptrdiff_t width = s->op->layout == ABN_ROWS ? 1 : s->span->channels;
-    line->count = 0;
+    ptrdiff_t count = 0;
+    for (ptrdiff_t word = first / 64; word * 64 < end; word++) {
+        uint64_t bits = words[word];
+        if (word == first / 64) bits &= ~(uint64_t)0 << first % 64;
+        if (end - word * 64 < 64) bits &= ~(~(uint64_t)0 << (end - word * 64));
+        for (; bits; bits &= bits - 1) {
+            const ptrdiff_t offset = (word * 64 + abn_lowest_bit(bits) - first) * width;
+            for (ptrdiff_t c = 0; c < width; c++) line->at[count++] = (uint16_t)(offset + c);
+        }
+    }
+    line->count = count;
     line->extent = (g->end - g->first) * width;
-    for (ptrdiff_t p = start + g->first; p < end; p = abn_next_valid(&s->op->mask, p + 1, end))
-        for (ptrdiff_t c = 0; c < width; c++) line->at[line->count++] = (uint16_t)((p - start - g->first) * width + c);
 }
 
 #define MOVE_ELEMENTS(type, to_index, from_index) \
