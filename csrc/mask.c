@@ -16,7 +16,7 @@
 
 enum {
     BLOCK = 512,    /* positions; a multiple of 64 */
-    LONG_RUN = 32,  /* positions of a row from which on a run is not gathered */
+    LONG_RUN = 128, /* positions of a row from which on a run is worked on in place, between others as well */
     GATHERED = 512, /* elements that are gathered at once, for each array; on the stack, which may be small */
 };
 
