@@ -1,14 +1,18 @@
-"""What holds for all tests: how hypothesis draws examples."""
+"""Settings of all tests: one BLAS thread, and how hypothesis draws examples."""
 
 import gc
 import os
 
 from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
 
-# Before NumPy is imported. Tests run side by side, and the threads of a BLAS, which spin while they wait,
-# would take the processors from one another.
+# Tests run in parallel, and waiting threads of a BLAS use the processor. A plugin of pytest may have imported
+# NumPy already, so the environment alone is too late for this process; processes that tests start inherit it.
 for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
     os.environ.setdefault(name, "1")
+import numpy  # noqa: E402, F401
+
+threadpool_limits(1, user_api="blas")
 
 # The same examples in every run, so that a failure is a failure of the change under test.
 # HYPOTHESIS_PROFILE=explore looks for new ones.
@@ -20,6 +24,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_collection_finish():
-    """Take what pytest holds of so many tests out of each collection of a test that counts what is left."""
+    """Exclude the objects of pytest from garbage collections, which some tests count."""
     gc.collect()
     gc.freeze()

@@ -51,8 +51,19 @@ def kept(setting, strategy):
     run = Run(
         strategy, Trainer(setting.network(strategy), WATCHED + 1, setting.dtype), losses=[0.0] * WATCHED
     )
-    run.step(*setting.noise())
+    with one_blas_thread():
+        run.step(*setting.noise())
     return run.ledger.kept
+
+
+def one_blas_thread():
+    """Return a context manager that limits the BLAS to one thread.
+
+    The matrix products are too small for several threads, and waiting threads of a BLAS use the processor.
+    """
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas")
 
 
 def compare(setting, strategies, progress=True):
@@ -69,7 +80,6 @@ def compare(setting, strategies, progress=True):
     -------
     list of Run
     """
-    from threadpoolctl import threadpool_limits
     from tqdm import tqdm
 
     data = setting.data()
@@ -81,10 +91,8 @@ def compare(setting, strategies, progress=True):
     runs = [
         Run(strategy, Trainer(setting.network(strategy), steps, setting.dtype)) for strategy in strategies
     ]
-    # The matrix products are too small for several threads, and waiting threads of a BLAS use the processor.
-    one_thread = threadpool_limits(1, user_api="blas")
     with (
-        one_thread,
+        one_blas_thread(),
         tqdm(total=(steps + 1) * len(runs), unit="step", disable=None if progress else True) as bar,
     ):
         for run in runs:
