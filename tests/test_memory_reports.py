@@ -21,7 +21,7 @@ def run(net, x, label=""):
     return ledger
 
 
-@pytest.mark.parametrize("module", ["memory", "memory.ledger", "memory.events", "memory.tables"])
+@pytest.mark.parametrize("module", ["memory", "memory._ledger", "memory.events", "memory.tables"])
 def test_examples(module):
     module = importlib.import_module(f"inplace_abn.{module}")
     failed, tried = doctest.testmod(module)

@@ -26,7 +26,7 @@ although the whole array lives as long. `Ledger.explain` says what memory is kep
 from contextlib import contextmanager
 
 from .. import _core
-from .ledger import Ledger
+from ._ledger import Ledger
 
 __all__ = ["Ledger", "ledger", "recorder"]
 
