@@ -3,7 +3,7 @@
 import numpy as np
 
 from inplace_abn import reference
-from inplace_abn.layers import ABN, Activation, Conv2d, Residual, Sequential
+from inplace_abn.layers import ABN, Activation, Conv2d, Layer, Parameter, Residual, Sequential
 
 STRATEGIES = ["standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"]
 CHECKPOINTS = ["checkpoint", "checkpoint_xhat"]
@@ -81,3 +81,19 @@ def assert_close(got, want, rtol=1e-12):
         np.testing.assert_allclose(
             got[name], want[name], rtol=0, atol=rtol * max(1, np.abs(want[name]).max()), err_msg=name
         )
+
+
+class Pointwise(Layer):
+    """A convolution with a window of one pixel: like every other it needs its input for the backward."""
+
+    def __init__(self, inputs, outputs):
+        rng = np.random.default_rng(inputs + outputs)
+        self.weight = Parameter(rng.normal(size=(outputs, inputs)).astype(np.float32))
+
+    def forward(self, ctx, x):
+        ctx.save_for_backward(input=x)
+        return np.stack([np.tensordot(self.weight.data, image, 1) for image in x])
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        dx = np.stack([np.tensordot(self.weight.data.T, image, 1) for image in dz])
+        return dx, np.tensordot(dz, ctx.saved["input"], ((0, 2, 3), (0, 2, 3)))

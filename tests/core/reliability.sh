@@ -1,0 +1,335 @@
+#!/usr/bin/env bash
+# Every tool that can catch this library, on Debian or Ubuntu, x86-64:  tests/core/reliability.sh [quick|full|coverage]
+# quick: a sample of the C core alone. full: more of each, valgrind, and the Python suite under sanitizers, fuzzed,
+# forked and counted. Both print a table: checks run, reports found, seconds, and seconds of processor time.
+# coverage: the lines of C and of Python that C program and Python suite together reach.
+# One step of these alone:  tests/core/reliability.sh full threads
+set -euo pipefail
+cd "$(dirname "$0")/c"
+
+mode=${1:-quick}
+case $mode in quick | full | coverage) ;; *) echo "usage: reliability.sh [quick|full|coverage] [STEP]"; exit 2 ;; esac
+root=$(cd ../../.. && pwd)
+builds=$root/build/reliability/$mode
+step=${2:-}
+log=$builds/log-$step     # of the command that runs
+table=$builds/table-$step # a row for each that has run
+mkdir -p "$builds"
+export OMP_WAIT_POLICY=passive # three threads on two cores: do not spin
+export UBSAN_OPTIONS=print_stacktrace=1
+
+by_mode() { if [ "$mode" = quick ]; then echo "$1"; else echo "$2"; fi; } # by_mode QUICK OTHERS
+
+install_tools() {
+    local missing=()
+    local tool
+    for tool in gcc make clang valgrind qemu-x86_64 aarch64-linux-gnu-gcc; do
+        command -v "$tool" >/dev/null || missing+=("$tool")
+    done
+    [ -n "$(archer)" ] || missing+=(libomp)
+    if [ ${#missing[@]} != 0 ]; then
+        echo "to be installed for: ${missing[*]}"
+        as_root apt-get update -qq
+        install gcc libc6-dev make clang libomp-dev valgrind qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+    fi
+    # Debian has clang's sanitizers in a package of their own, which is named after the version.
+    [ -e "$(clang -print-file-name=libclang_rt.tsan-x86_64.a)" ] ||
+        install "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev"
+}
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+
+install() { as_root apt-get install -qq -y --no-install-recommends "$@" >/dev/null; }
+
+archer() { # tells ThreadSanitizer which threads wait for which in an OpenMP region
+    find /usr/lib/llvm-* -name libarcher.so 2>/dev/null | sort -V | tail -n 1
+}
+
+sets() { # those of x86 that this machine can run; quick: without v2, which the Python suite runs, and is slow to compile
+    ! grep -q avx512dq /proc/cpuinfo || printf 'v4 '
+    echo v3 "$(by_mode "" v2)" baseline
+}
+
+# ---- steps, rows -------------------------------------------------------------------------------------------
+
+side_by_side() { # side_by_side STEP...: two at a time, in shells of their own; after a failure no more are begun
+    printf '%s\n' "$@" | xargs -P 2 -I{} bash "$root/tests/core/reliability.sh" "$mode" {} || exit 1
+    tables+=("${@/#/$builds/table-}")
+}
+
+row() { printf '%-58s %12s %8s %8s %8s\n' "$@" | tee -a "$table"; }
+
+timed() { # timed COMMAND...: into the log; sets $seconds and $processor
+    local started=$SECONDS status=0 TIMEFORMAT='%U %S'
+    { time "$@" >"$log" 2>&1; } 2>"$log.time" || status=$?
+    seconds=$((SECONDS - started))
+    processor=$(tail -n 1 "$log.time" | awk '{ printf "%.0f", $1 + $2 }')
+    return "$status"
+}
+
+run() { # run TITLE COMMAND...: a row of the table; stops at the first report
+    local status=0 checks reports seconds processor
+    timed "${@:2}" || status=$?
+    checks=$(sed -nE 's/^checks ([0-9]+) failed [0-9]+$/\1/p; s/^(.* )?([0-9]+) passed.*/\2/p' "$log")
+    reports=$(grep -cE '^FAILED|^CRASH|ERROR: |WARNING: ThreadSanitizer|runtime error' "$log" || true)
+    grep -q 'not enough memory' "$log" && checks="no memory"
+    row "$1" "${checks:-none}" "$reports" "$seconds" "$processor"
+    if [ "$status" != 0 ] || [ "$reports" != 0 ] || [ -z "$checks" ]; then
+        tail -n 60 "$log"
+        exit 255
+    fi
+}
+
+notices() { # notices TITLE ERROR COMMAND...: does the tool report an error made on purpose?
+    if { "${@:3}" planted "$2" >"$log" 2>&1; } 2>/dev/null; then # the shell would tell of each crash
+        echo "$1 does not notice: $2"
+        exit 255
+    fi
+    row "$1 notices: $2" 1 1 0 0
+}
+
+compiled() { # compiled NAME COMMAND...
+    local seconds processor
+    timed "${@:2}" || { tail -n 60 "$log"; exit 255; }
+    row "Compiling: $1" - - "$seconds" "$processor"
+}
+
+# ---- builds ------------------------------------------------------------------------------------------------
+
+build() { # build NAME [MAKE VARIABLE=...]...: the C program; sets $program
+    program=$builds/$1/reliability
+    compiled "$1" make -s -j"$(nproc)" BUILD="$builds/$1" "${@:2}"
+}
+
+python_environment() { # python_environment MODULE...: with what the tests and these need; made where it is not at hand
+    python=${PYTHON:-python3}
+    "$python" -c 'import sys, importlib, numpy, pytest, xdist, hypothesis, ml_dtypes, pytest_run_parallel, setuptools
+assert setuptools.__version__ >= "77"
+for name in sys.argv[1:]: importlib.import_module(name)' "$@" 2>/dev/null && return
+    [ -d "$builds/venv" ] || "$python" -m venv "$builds/venv"
+    python=$builds/venv/bin/python
+    "$python" -m pip install -q "${root}[test]" "${@//_/-}"
+}
+
+# Once for all the steps that ask for it: while one builds, the others wait.
+build_python() { # build_python NAME [VARIABLE=...]...: a copy of the sources, built in place; sets $copy
+    copy=$builds/python-$1
+    local lock
+    exec {lock}>"$copy.lock"
+    flock "$lock"
+    if changed_since "$copy/built"; then
+        rm -rf "$copy"
+        mkdir "$copy"
+        tar -C "$root" --exclude=./build --exclude=./.git --exclude='*.so' -c . | tar -C "$copy" -x
+        compiled "python-$1" env -C "$copy" "${@:2}" "$python" setup.py -q build_ext --inplace
+        touch "$copy/built"
+    fi
+    exec {lock}>&-
+}
+
+changed_since() { # changed_since FILE: is there none, or a source that is newer?
+    [ ! -e "$1" ] || [ -n "$(cd "$root" && find csrc inplace_abn tests setup.py -type f -newer "$1" ! -name '*.pyc')" ]
+}
+
+python_plain() { build_python plain INPLACE_ABN_ISAS="$(sets)"; }
+
+# Python's own flags may define what a signed overflow gives: then nobody would report it.
+python_for_sanitizers() {
+    build_python sanitized INPLACE_ABN_ISAS="$(sets)" \
+        INPLACE_ABN_CFLAGS="-O1 -g1 -UNDEBUG -fstrict-overflow -fsanitize=address,undefined -fno-sanitize-recover=all"
+}
+
+# The kernels as Python calls them, for the C program: they are compiled once for both.
+kernels_of() { find "$builds/python-$1/build" \( -name kernels.o -o -name activation_kernels.o \) -printf '%p '; } # kernels_of NAME
+
+# ---- the C core, without Python ----------------------------------------------------------------------------
+
+# quick: INPLACE_ABN_KERNELS may name those that setup.py has compiled.
+forbidden_pages() {
+    local kernels=${INPLACE_ABN_KERNELS:-}
+    if [ "$mode" = full ]; then
+        python_plain
+        kernels=$(kernels_of plain)
+    fi
+    build plain FLAGS=-O3 ISAS="$(sets)" KERNELS="$kernels"
+    notices "Forbidden pages" over "$program"
+    notices "Forbidden pages" under "$program"
+    if [ "$mode" = full ]; then
+        run "2^31 elements, through mirrored pages" "$program" large
+        run "2^31 elements, in place" "$program" large-in-place
+    fi
+    run "Every combination, small shapes" "$program" light "$(by_mode 40 8)"
+    run "More than one block" "$program" heavy "$(by_mode 200 40)"
+    run "Extreme numbers" "$program" extremes "$(by_mode 11 1)"
+    run "Failing allocations" "$program" allocations
+    local cpu
+    for cpu in qemu64 $(by_mode "" Nehalem); do
+        run "As on another processor: $cpu" qemu-x86_64 -cpu "$cpu" "$program" light "$(by_mode 400 100)"
+    done
+}
+
+# Undefined behaviour is looked for by gcc alone: clang takes five times as long to compile that into the kernels.
+sanitized() { # sanitized CC SANITIZERS SETS [KERNELS]
+    build "sanitized-$1" CC="$1" ISAS="$3" KERNELS="${4:-}" \
+        FLAGS="-O1 -fsanitize=$2 -fno-sanitize-recover=all"
+    local error
+    for error in heap leak; do notices "Sanitizers of $1" "$error" "$program"; done
+    [ "$2" = address ] || notices "Sanitizers of $1" undefined "$program"
+    run "Sanitizers of $1: small shapes" "$program" light "$(by_mode 100 20)"
+    run "Sanitizers of $1: more than one block" "$program" heavy "$(by_mode 500 100)"
+    [ "$mode" = full ] || return 0
+    run "Sanitizers of $1: extreme numbers" "$program" extremes 7
+    run "Sanitizers of $1: failing allocations" "$program" allocations
+}
+
+sanitized_by_gcc() {
+    if [ "$mode" = full ]; then
+        python_for_sanitizers
+        sanitized gcc address,undefined "$(sets)" "$(kernels_of sanitized)"
+    else
+        sanitized gcc address,undefined baseline
+    fi
+}
+
+sanitized_by_clang() { sanitized clang address "v3 baseline"; } # a second opinion
+
+# Archer asks for ignore_noninstrumented_modules: the OpenMP runtime's own code is not compiled for ThreadSanitizer, and
+# archer stands for what it synchronizes. Nothing of this project is left out.
+threads() {
+    build thread CC=clang FLAGS="-O1 -g1 -fsanitize=thread" ISAS="$(by_mode baseline "$(sets)")"
+    local -x OMP_TOOL_LIBRARIES TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66"
+    OMP_TOOL_LIBRARIES=$(archer)
+    notices "Thread" race "$program"
+    run "Thread: small shapes" "$program" light "$(by_mode 200 40)"
+    run "Thread: more than one block" "$program" heavy "$(by_mode 500 200)"
+}
+
+memcheck() { # without OpenMP, whose threads' own memory valgrind takes for lost
+    build serial FLAGS="-O1 -g1" OPENMP= ISAS="v3 baseline"
+    local tool=(valgrind -q --error-exitcode=9 --leak-check=full --num-callers=8 "$program")
+    local error
+    for error in heap leak uninitialised; do notices "Valgrind" "$error" "${tool[@]}"; done
+    run "Valgrind: small shapes" "${tool[@]}" light 200
+    run "Valgrind: more than one block" "${tool[@]}" heavy 2000
+}
+
+arm64() {
+    build arm64 CC=aarch64-linux-gnu-gcc FLAGS=-O2 ISAS="neon baseline"
+    local tool=(qemu-aarch64 -L /usr/aarch64-linux-gnu "$program")
+    notices "arm64" over "${tool[@]}"
+    run "arm64: small shapes" "${tool[@]}" light "$(by_mode 400 100)"
+    run "arm64: more than one block" "${tool[@]}" heavy "$(by_mode 4000 1000)"
+    run "arm64: extreme numbers" "${tool[@]}" extremes "$(by_mode 101 23)"
+}
+
+# ---- the Python suite --------------------------------------------------------------------------------------
+
+pytest() { # pytest ARGUMENTS...: of the copy, the slow ones too unless they say otherwise
+    (cd "$copy" && PYTHONPATH=$copy "$python" -m pytest -q -p no:cacheprovider -m "" "$@")
+}
+
+# Leaks are counted by tests of their own: the interpreter itself keeps memory until its end. libstdc++ beside libasan,
+# or the exceptions of NumPy's C++ would not be found.
+python_sanitized() {
+    python_for_sanitizers
+    local -x ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=debug
+    local preload
+    preload="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)"
+    local overrun="import ctypes; c = ctypes.CDLL(None); c.malloc.restype = ctypes.c_void_p
+c.memset(ctypes.c_void_p(c.malloc(8)), 0, 9)"
+    LD_PRELOAD=$preload notices "Python, sanitizers" heap "$python" -c "$overrun"
+    LD_PRELOAD=$preload INPLACE_ABN_FUZZ=500 run "Python, sanitizers: hostile calls, contexts, fuzzing" \
+        pytest -n 2 -m "not slow and not torch" -k "not float64" tests/binding/test_arguments.py tests/binding/test_arguments_backward.py tests/binding/test_context.py \
+        tests/binding/test_context_object.py tests/binding/test_hostile_arguments.py tests/binding/test_hostile_context.py tests/binding/test_accepted.py tests/core/test_fuzz.py tests/core/test_guarded.py tests/binding/test_nomemory.py tests/core/test_regressions.py
+}
+
+python_suite() {
+    python_plain
+    run "Python: four threads run each test at once" pytest --parallel-threads=4 -m "not slow" \
+        -k "not float64 and not bfloat16" tests/core/test_forward.py tests/core/test_guarded.py tests/core/test_statistics.py tests/binding/test_context.py
+    run "Python: 10,000 calls of each function" pytest -n 2 tests/binding/test_hostile_leaks.py
+    INPLACE_ABN_FORKS=100 run "Python: 100 rounds of forks, pools, copies" pytest tests/binding/test_processes.py
+    run "Python: interpreter, interrupts, failing memory" pytest tests/binding/test_interpreter.py tests/binding/test_nomemory.py tests/core/test_threads.py
+    run "Python: numerical torture" pytest -n 2 tests/numerics/test_torture.py tests/numerics/test_extremes.py
+    run "Python: five gigabytes" pytest tests/core/test_large.py # long after the C program's: not at once
+    INPLACE_ABN_FUZZ=20000 run "Python: 20,000 fuzz examples" pytest -n 2 tests/core/test_fuzz.py
+}
+
+# ---- coverage ----------------------------------------------------------------------------------------------
+
+covered="-O0 -g --coverage -fprofile-abs-path -fprofile-update=atomic"
+
+# Kernels are compiled once per instruction set: a line counts as reached if it was in any of them.
+coverage_of_c() {
+    build coverage FLAGS="$covered" ISAS="$(sets)"
+    run "Coverage, C program: small shapes" "$program" light 40
+    run "Coverage, C program: more than one block" "$program" heavy 500
+    run "Coverage, C program: extreme numbers" "$program" extremes 11
+    run "Coverage, C program: failing allocations" "$program" allocations
+}
+
+# The kernels as they are: the C program reaches these.
+python_for_coverage() { build_python coverage INPLACE_ABN_CFLAGS=-O1 INPLACE_ABN_CORE_CFLAGS="$covered"; }
+
+# Not what tests other things than the package, nor again with other instruction sets and types, which are other kernels.
+# In two halves and without pytest-xdist: gcov writes what it has counted when a process exits, and its workers do not.
+half() { # half NAME TESTS_OF_THE_OTHER
+    copy=$builds/python-coverage
+    local sweeps="test_forward.py or test_backward.py or test_statistics.py or test_residual.py or test_strategies.py"
+    sweeps="$sweeps or test_smooth.py or test_prelu.py or test_elu.py or test_guarded.py or test_layouts.py"
+    COVERAGE_FILE=$builds/lines run "Coverage, Python suite: $1 half" env -u OMP_WAIT_POLICY -C "$copy" PYTHONPATH="$copy" \
+        "$python" -m coverage run --rcfile="$builds/coverage.ini" -m pytest -q -p no:cacheprovider \
+        -m "not slow and not torch" -k "not ([v2 or -v2 or baseline or (($sweeps) and (float64 or float16)))" \
+        --ignore-glob='tests/test_benchmarks*' --ignore-glob='tests/test_hostile_leaks*' \
+        --ignore=tests/tools/test_project.py tests/tools/test_examples.py tests/tools/test_readme.py tests/core/test_reliability.py tests/numerics/test_accuracy.py tests/core/test_kernels.py tests/numerics/test_torture.py tests/core/test_threads.py tests/binding/test_nomemory.py \
+        --ignore-glob="tests/test_$2*"
+}
+
+first_half() { half first "[l-z]"; }
+
+# Failing allocations end coverage.py's own work in a process.
+second_half() {
+    half second "[a-k]"
+    run "Coverage, Python suite: failing memory" pytest tests/binding/test_nomemory.py
+}
+
+unreached() {
+    copy=$builds/python-coverage
+    "$python" -m gcovr --root "$root" --filter "$root/csrc/" --json "$builds/c.json" "$builds/coverage"
+    "$python" -m gcovr --root "$copy" --filter "$copy/csrc/" --json "$builds/binding.json" "$copy/build"
+    (cd "$copy" && "$python" -m coverage combine -q --data-file="$builds/lines" &&
+        "$python" -m coverage json -q --data-file="$builds/lines" -o "$builds/python.json")
+    "$python" "$root/tests/core/unreached.py" "$builds"/{c,binding,python}.json
+}
+
+# ---- all of it ---------------------------------------------------------------------------------------------
+
+if [ -n "$step" ]; then
+    : >"$table"
+    case $mode in full) python_environment ;; coverage) python_environment gcovr coverage ;; esac
+    "$step"
+    exit
+fi
+install_tools
+tables=()
+case $mode in
+quick) side_by_side forbidden_pages sanitized_by_gcc threads arm64 ;;
+full)
+    python_environment
+    side_by_side python_suite forbidden_pages python_sanitized sanitized_by_gcc threads memcheck arm64 sanitized_by_clang
+    ;;
+coverage)
+    python_environment gcovr coverage
+    find "$builds" \( -name '*.gcda' -o -name 'lines*' \) -delete
+    printf '[run]\nsource = inplace_abn\nparallel = true\npatch = subprocess\n' >"$builds/coverage.ini"
+    echo 'disable_warnings = no-data-collected, module-not-imported' >>"$builds/coverage.ini" # in processes without us
+    side_by_side python_for_coverage coverage_of_c
+    side_by_side first_half second_half
+    ;;
+esac
+printf '\n%-58s %12s %8s %8s %8s\n' "$mode" checks reports seconds processor
+cat "${tables[@]}"
+printf '%-58s %12s %8s %8s %8s\n' "All together" \
+    "$(awk '$(NF - 3) ~ /^[0-9]+$/ { sum += $(NF - 3) } END { print sum }' "${tables[@]}")" 0 "$SECONDS" \
+    "$(awk '{ sum += $NF } END { print sum }' "${tables[@]}")"
+[ "$mode" != coverage ] || unreached

@@ -1,0 +1,68 @@
+"""The notebooks of examples/ run from top to bottom, and the outputs in them are those of such a run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import inplace_abn
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+
+if not NOTEBOOKS:
+    pytest.skip("the notebooks are in the sources only", allow_module_level=True)
+
+# In a process of its own: what the kernel's client warns of is none of our business, what the cells do is.
+RUN = """
+import sys, nbformat
+from nbclient import NotebookClient
+book = nbformat.read(sys.stdin, 4)
+strict = nbformat.v4.new_code_cell("import warnings; warnings.simplefilter('error')")
+book.cells.insert(0, strict)
+client = NotebookClient(book, timeout=300, kernel_name="python3")
+client.resources = {"metadata": {"path": sys.argv[1]}}
+client.execute()
+del book.cells[0]
+nbformat.write(book, sys.stdout)
+"""
+
+
+def code(book):
+    return [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+
+
+def kinds(cell):
+    """Return what a cell shows, without the texts, in which machines may differ; in pieces or as a whole."""
+    return sorted({(output["output_type"], *sorted(output.get("data", ()))) for output in cell["outputs"]})
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return json.loads(request.param.read_text(encoding="utf-8"))
+
+
+def test_notebooks_run_and_show_what_is_in_them(notebook, tmp_path):
+    pytest.importorskip("nbclient", reason="running notebooks needs the extra 'test'")
+    package = str(Path(inplace_abn.__file__).parents[1])  # the one that all other tests have
+    path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(tmp_path)], input=json.dumps(notebook), capture_output=True,
+        text=True, encoding="utf-8", check=False, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for there, again in zip(code(notebook), code(json.loads(done.stdout)), strict=True):
+        assert kinds(there) == kinds(again), "".join(there["source"])
+
+
+def test_notebooks_were_run_in_order_before_they_were_committed(notebook):
+    assert [cell["execution_count"] for cell in code(notebook)] == [*range(1, len(code(notebook)) + 1)]
+    assert any(cell["outputs"] for cell in code(notebook))
+
+
+def test_notebooks_show_no_folder_of_the_machine_they_ran_on(notebook):
+    texts = json.dumps([cell["outputs"] for cell in code(notebook)])
+    assert not [name for name in ("/tmp/", "site-packages") if name in texts]

@@ -1,0 +1,32 @@
+"""The code blocks of README.md and docs/ run, in order, and print what their `# ->` comments state."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [page for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))) if page.exists()]
+
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+STATED = re.compile(r"# -> (.*)$", re.MULTILINE)
+
+if not PAGES:
+    pytest.skip("the pages are part of the sources, not of the installed package", allow_module_level=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_blocks_run_and_print_what_they_state(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    names = {"__name__": "__main__"}
+    for block in BLOCK.finditer(text):
+        lines_before = text.count("\n", 0, block.start(1))
+        code = compile("\n" * lines_before + block[1], str(page), "exec")
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, names)
+        stated = STATED.findall(block[1])
+        assert not stated or printed.getvalue().splitlines() == stated, f"{page.name}, line {lines_before}"
