@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .._numbers import integer, not_negative, positive
+from .._arguments import integer, not_negative, positive
 from ..layers.context import is_grad_enabled
 from . import differences, subjects
 from .report import Report, Row

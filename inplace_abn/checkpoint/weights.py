@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 
+from .._arguments import choice
 from .._state import check_mapping, mismatch, stored
 from ..layers import ABN, Layer
-from ..layers.checks import choice
 from ..layers.state import IncompatibleKeys
 from .files import read
 from .names import names_in

@@ -5,13 +5,12 @@ from types import MappingProxyType
 
 import numpy as np
 
+from .. import _arguments as arguments
 from .. import functional
 from .._activations import ACTIVATIONS, KEEPS
-from .._numbers import fraction, integer, positive
-from ..ops import _arguments as arguments
+from .._arguments import choice, compatible_dtypes, fraction, integer, layer_dtype, positive
 from .activation import Activation, activation_of, parameter_of
 from .base import Layer, Parameter
-from .checks import choice, goes_with, precision
 from .context import is_recomputing
 from .saved_arrays import refuse_if_saved
 
@@ -121,7 +120,7 @@ class ABN(Layer):
         self.num_slopes = choice("num_slopes", num_slopes, (1, self.num_features))
         self.strategy = strategy
         self.channel_axis = channel_axis
-        dtype = precision(dtype)
+        dtype = layer_dtype(dtype)
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
         self.activation_param, self.slope = parameter_of(activation, activation_param, num_slopes, dtype)
@@ -170,7 +169,7 @@ class ABN(Layer):
         if not isinstance(chosen, (ABN, Activation)):
             raise TypeError(f"activation must be a layer, an Activation for one, or None, got {activation!r}")
         arrays = {"residual": residual, "slope": None if chosen.slope is None else chosen.slope.data}
-        goes_with(x, *self._arrays().values(), arrays["slope"])
+        compatible_dtypes(x, *self._arrays().values(), arrays["slope"])
         if self.overwrites_input:
             refuse_if_saved(x, f"strategy {self.strategy!r}")
         z = ctx.normalize(
@@ -233,16 +232,16 @@ class ABN(Layer):
         return 1 / (int(self.num_batches_tracked) + 1)
 
     def _check(self, x, mask):
-        arguments.plain("x", x)
+        arguments.plain_array("x", x)
         if x.ndim < 2:
             return  # functional.forward says what is wrong
         if x.shape[self.channel_axis] != self.num_features:
             features = self.num_features
             shape = f"(N, {features}, ...)" if self.channel_axis == 1 else f"(N, ..., {features})"
-            elsewhere = arguments.elsewhere(x.shape, features, self.channel_axis)
+            hint = arguments.channel_axis_hint(x.shape, features, self.channel_axis)
             raise ValueError(
                 f"num_features={features} takes x of shape {shape}, got {x.shape} with "
-                f"{x.shape[self.channel_axis]} channels{elsewhere}"
+                f"{x.shape[self.channel_axis]} channels{hint}"
             )
         if self._normalizes_by_batch and _values_per_channel(x, self.num_features, mask) == 1:
             raise ValueError(self._of_one_value(x, mask))

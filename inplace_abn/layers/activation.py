@@ -3,10 +3,9 @@
 import numpy as np
 
 from .._activations import ACTIVATIONS
-from .._numbers import finite, integer, positive
+from .._arguments import choice, finite, integer, layer_dtype, positive
 from ..ops import activation
 from .base import Layer, Parameter
-from .checks import choice, precision
 from .saved_arrays import refuse_if_saved
 
 #: Other names of activations, for hints in error messages.
@@ -41,7 +40,7 @@ def parameter_of(name, activation_param, num_slopes, dtype):
             )
         return positive("activation_param", activation_param), None
     first = finite("activation_param", activation_param)
-    return first, Parameter(np.full(slopes, first, precision(dtype)))
+    return first, Parameter(np.full(slopes, first, layer_dtype(dtype)))
 
 
 class Activation(Layer):

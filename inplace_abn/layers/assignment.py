@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from .checks import choice
 from .parameter import Named, Parameter
 
 
@@ -33,11 +32,6 @@ def checked(layer, key, value, current):
         return check(key, value)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{layer.label}: {error}") from None
-
-
-def channel_axis(name, value):
-    """Return 1 or -1, or refuse the value."""
-    return choice(name, value, (1, -1))
 
 
 def _check_buffer(layer, key, value, current):

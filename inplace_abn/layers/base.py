@@ -27,6 +27,7 @@ alone.
 import weakref
 from types import MappingProxyType
 
+from .._arguments import channel_axis
 from . import assignment, calls, nonfinite
 from . import repr as text
 from .calls import Call, here
@@ -78,7 +79,7 @@ class Layer(Named, StateMixin):
     """
 
     buffers = ()  # names of the attributes that belong into the state and are not trained
-    checks = MappingProxyType({"channel_axis": assignment.channel_axis})  # attribute -> function(name, value)
+    checks = MappingProxyType({"channel_axis": channel_axis})  # attribute -> function(name, value)
     training = True
     overwrites_input = False
     returns_input = False

@@ -16,8 +16,8 @@ import weakref
 
 import numpy as np
 
+from .. import _arguments as arguments
 from ..memory.tables import human
-from ..ops import _arguments as arguments
 from .context import LayerContext
 
 #: Calls of one layer in evaluation that may wait for their backward before a warning.

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ..ops import _arguments as arguments
+from .. import _arguments as arguments
+from .._arguments import choice
 from .activation import Activation
-from .checks import choice
 from .containers import Identity, Residual, Sequential
 from .gradient_sums import GradientSums
 from .joining import channel_slices, joined_array
@@ -65,7 +65,7 @@ class Concat(LayerSequence):
 
     def forward(self, ctx, x):
         """Run the branches and join their results."""
-        arguments.batch("x", x, "(N, C, ...)" if self.channel_axis == 1 else "(N, ..., C)", leading=True)
+        arguments.channel_batch("x", x, self.channel_axis)
         if not len(self):
             raise ValueError("there are no branches; expected at least one")
         joined = _Joined(

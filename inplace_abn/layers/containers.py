@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..ops import _arguments as arguments
+from .. import _arguments as arguments
 from .abn import ABN
 from .activation import Activation
 from .base import Layer
@@ -252,7 +252,7 @@ class Residual(Container):
 
     def forward(self, ctx, x, *, out=None):
         """Branch, shortcut, sum, activation; with `out`, the result lies in that array."""
-        arguments.plain("x", x)
+        arguments.plain_array("x", x)
         ctx.fused = self._fused
         z, shortcut = self._terms(ctx, x, out)
         if ctx.fused:

@@ -27,8 +27,8 @@ from types import MappingProxyType
 
 import numpy as np
 
+from .. import _arguments as arguments
 from .. import _core, memory
-from ..ops import _arguments as arguments
 from . import saved_arrays
 
 #: The ends of messages about a backward without a context.

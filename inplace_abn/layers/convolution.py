@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 
-from .._numbers import integer, pair
+from .._arguments import choice, compatible_dtypes, integer, layer_dtype, pair
 from ..ops import conv2d, conv_transpose2d
 from .base import OperationLayer, Parameter
-from .checks import choice, goes_with, precision
 
 
 class _Convolution(OperationLayer):
@@ -44,7 +43,7 @@ class _Convolution(OperationLayer):
 
     def forward(self, ctx, x, *, out=None):
         """Convolve."""
-        goes_with(x, self.weight.data, half=True)
+        compatible_dtypes(x, self.weight.data, half=True)
         return self.operation.forward(
             ctx, x, self.weight.data, None if self.bias is None else self.bias.data, out=out,
             weight_gradient=_is_trained(self.weight), bias_gradient=_is_trained(self.bias),
@@ -195,4 +194,4 @@ def draw_again(layer, rng):
 
 def uniform(rng, bound, shape, dtype):
     """Return a Parameter with numbers from [-bound, bound)."""
-    return Parameter(rng.uniform(-bound, bound, shape).astype(precision(dtype, half=True)))
+    return Parameter(rng.uniform(-bound, bound, shape).astype(layer_dtype(dtype, half=True)))

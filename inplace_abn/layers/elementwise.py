@@ -4,7 +4,8 @@ import numbers
 
 import numpy as np
 
-from ..ops import _arguments as arguments
+from .. import _arguments as arguments
+from .._dtypes import cast_code, compute_dtype
 from ..ops._layout import order_of
 from .operation import Operation, apply, in_order
 
@@ -84,11 +85,11 @@ class _Elementwise(Operation):
         found = [value for value in (a, b) if not isinstance(value, numbers.Real)]
         for name, value in (("a", a), ("b", b)):
             if len(found) == 0 or not isinstance(value, numbers.Real):
-                arguments.batch(name, value, "(...)", leading=True)
+                arguments.batch(name, value, "(...)", ellipsis=True)
         if len(found) == 2 and a.dtype != b.dtype:
             raise TypeError(
-                f"a is {a.dtype} and b is {b.dtype}: both must be of one dtype; pass "
-                f"{arguments.cast('b', a.dtype)}"
+                f"a is {a.dtype} and b is {b.dtype}: both must have the same dtype; pass "
+                f"{cast_code('b', a.dtype)}"
             )
         ctx.numbers = [isinstance(value, numbers.Real) for value in (a, b)]
         a, b = (np.asarray(value, found[0].dtype) for value in (a, b))
@@ -162,7 +163,7 @@ def _sum_of_products(dz, other, shape):
     step = max(1, CHUNK * len(dz) // max(1, dz.size))
     for first in range(0, len(dz), step):
         rows = slice(first, first + step)
-        wide = arguments.arithmetic(dz.dtype)
+        wide = compute_dtype(dz.dtype)
         products = np.multiply(dz[rows], other[rows], dtype=wide).sum(
             axis=axes, keepdims=True, dtype=np.float64
         )

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from .._numbers import integer, positive
+from .._arguments import choice, compatible_dtypes, integer, layer_dtype, positive
 from ..ops import group_norm
 from .base import OperationLayer, Parameter
-from .checks import choice, goes_with, precision
 
 
 class GroupNorm(OperationLayer):
@@ -48,7 +47,7 @@ class GroupNorm(OperationLayer):
             raise ValueError(f"num_groups must divide num_channels={num_channels}, got {num_groups}")
         self.eps, self.affine = positive("eps", eps), bool(affine)
         self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
-        dtype = precision(dtype, half=True)
+        dtype = layer_dtype(dtype, half=True)
         self.weight = Parameter(np.ones(num_channels, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_channels, dtype)) if affine else None
 
@@ -60,7 +59,7 @@ class GroupNorm(OperationLayer):
     def forward(self, ctx, x):
         """Normalize."""
         weight, bias = (self.weight.data, self.bias.data) if self.affine else (None, None)
-        goes_with(x, weight, bias, half=True)
+        compatible_dtypes(x, weight, bias, half=True)
         if isinstance(x, np.ndarray) and x.ndim > 1 and x.shape[self.channel_axis] != self.num_channels:
             raise ValueError(
                 f"num_channels={self.num_channels} takes x with as many channels, got shape {x.shape} with "

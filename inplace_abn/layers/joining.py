@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from .._numbers import integer
-from ..ops import _arguments as arguments
+from .. import _arguments as arguments
+from .._arguments import integer
 from ..ops._layout import layout_of, order_of
 from .operation import Operation, apply, in_order
 from .placing import place, same_place
@@ -48,7 +48,7 @@ def concat(arrays, *, channel_axis=1, out=None):
     >>> layers.concat([left, np.zeros((2, 2, 4, 4), np.float32)], out=joined) is joined
     True
     """
-    arguments.channel_axis_of(channel_axis)
+    arguments.channel_axis("channel_axis", channel_axis)
     arrays = list(arrays)
     slices = channel_slices(arrays, channel_axis)
     if out is None:
@@ -94,8 +94,7 @@ def joined_array(x, channels, *, channel_axis=1):
     >>> z is joined, z.shape
     (True, (2, 11, 4, 4))
     """
-    arguments.channel_axis_of(channel_axis)
-    arguments.batch("x", x, "(N, C, ...)" if channel_axis == 1 else "(N, ..., C)", leading=True)
+    arguments.channel_batch("x", x, channel_axis)
     channels = [integer("channels", number, least=1) for number in channels]
     shape = list(x.shape)
     shape[channel_axis] = sum(channels)
@@ -140,9 +139,7 @@ def channel_slices(arrays, channel_axis):
     if not arrays:
         raise ValueError("arrays: expected at least one array, got none")
     for i, array in enumerate(arrays):
-        arguments.batch(
-            f"arrays[{i}]", array, "(N, C, ...)" if channel_axis == 1 else "(N, ..., C)", leading=True
-        )
+        arguments.channel_batch(f"arrays[{i}]", array, channel_axis)
     first = arrays[0]
     for i, array in enumerate(arrays):
         if array.dtype != first.dtype:
@@ -168,7 +165,7 @@ def _slices(channels, channel_axis):
 
 def _check_out(arrays, slices, out, channel_axis):
     """Refuse an `out` that is not an array for the joined channels, before anything is written."""
-    arguments.plain("out", out)
+    arguments.plain_array("out", out)
     shape = list(arrays[0].shape)
     shape[channel_axis] = sum(array.shape[channel_axis] for array in arrays)
     if out.shape != tuple(shape) or out.dtype != arrays[0].dtype:

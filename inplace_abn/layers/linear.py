@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 
-from .._numbers import fraction, integer
+from .._arguments import compatible_dtypes, fraction, integer
 from ..ops import dropout, flatten, linear
 from .base import OperationLayer
-from .checks import goes_with
 from .convolution import draw_again, uniform
 
 
@@ -50,7 +49,7 @@ class Linear(OperationLayer):
 
     def forward(self, ctx, x):
         """Multiply by the weight and add the bias."""
-        goes_with(x, self.weight.data, half=True)
+        compatible_dtypes(x, self.weight.data, half=True)
         bias = None if self.bias is None else self.bias.data
         return linear.forward(ctx, x, self.weight.data, bias, weight_gradient=self.weight.requires_grad)
 

@@ -4,12 +4,11 @@ import math
 
 import numpy as np
 
-from .._numbers import fraction, integer
+from .._arguments import choice, fraction, integer
+from .._dtypes import compute_dtype
 from ..ops import cross_entropy, mean_squared_error
-from ..ops._arguments import arithmetic
 from . import nonfinite
 from .base import OperationLayer
-from .checks import choice
 
 
 class _Loss(OperationLayer):
@@ -89,7 +88,7 @@ class CrossEntropy(_Loss):
         """
         weight = self.weight
         if weight is not None and isinstance(scores, np.ndarray):
-            weight = weight.astype(arithmetic(scores.dtype))
+            weight = weight.astype(compute_dtype(scores.dtype))
         return self._finite(
             cross_entropy.forward(
                 ctx, scores, target, weight=weight, ignore_index=self.ignore_index,

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from ..ops import _arguments as arguments
+from .. import _arguments as arguments
 
 
 def run_into(layers, inputs, options, out):
@@ -67,7 +67,7 @@ def place(z, out):
         out = out(z)
     if same_place(z, out):
         return out
-    arguments.result("out", out, z.shape, z.dtype, {"the array that is copied into it": z})
+    arguments.output("out", out, z.shape, z.dtype, {"the array that is copied into it": z})
     out[...] = z
     return out
 

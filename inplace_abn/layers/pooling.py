@@ -1,9 +1,8 @@
 """Layers that change the size of images: pooling and interpolation."""
 
-from .._numbers import integer, pair, positive
+from .._arguments import choice, integer, pair, positive
 from ..ops import avg_pool2d, global_avg_pool2d, max_pool2d, upsample_bilinear2d, upsample_nearest2d
 from .base import OperationLayer
-from .checks import choice
 
 
 class _Pool2d(OperationLayer):

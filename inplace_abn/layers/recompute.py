@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ..ops import _arguments as arguments
+from .. import _arguments as arguments
 from .containers import Sequential
 from .context import no_grad, recomputing
 
@@ -62,7 +62,7 @@ class Recompute(Sequential):
 
     def forward(self, ctx, x):
         """Run the layers, keeping x, their modes and the states of their generators."""
-        arguments.plain("x", x)
+        arguments.plain_array("x", x)
         ctx.save_for_backward(input=x)
         ctx.modes, ctx.random = self._modes(), _states(self._generators())
         with no_grad():

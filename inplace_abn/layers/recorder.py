@@ -5,7 +5,7 @@ import weakref
 
 import numpy as np
 
-from ..ops import _arguments as arguments
+from .. import _arguments as arguments
 from .calls import Call, here
 from .context import is_grad_enabled
 from .recorded_arrays import RecordedArrays, describe, share_memory
@@ -36,7 +36,7 @@ class Recorder:
 
     def __init__(self, inputs=(), protected=()):
         for i, array in enumerate(inputs):
-            arguments.plain(f"inputs[{i}]", array)
+            arguments.plain_array(f"inputs[{i}]", array)
         self._declared, self._protected = inputs, protected
         #: Recorded calls: (layer, its Call, values of the inputs that get a gradient, values of the results,
         #: True if the result is a tuple). The value of an input that is a constant is None.

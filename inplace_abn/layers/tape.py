@@ -11,7 +11,7 @@
 (4, 2, 3, 3)
 """
 
-from ..ops import _arguments as arguments
+from .. import _arguments as arguments
 from .gradient_sums import GradientSums, may_overwrite
 from .recorder import Recorder, active
 

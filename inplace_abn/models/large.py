@@ -2,9 +2,8 @@
 
 from functools import partial
 
-from .._numbers import integer
+from .._arguments import choice, integer
 from ..layers import MaxPool2d, Recompute, Sequential
-from ..layers.checks import choice
 from .blocks import Style, inverted_residual, postactivation_block
 
 #: By block: channels of the result by those of the middle, and the sizes of the convolutions.

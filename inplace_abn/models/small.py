@@ -1,8 +1,7 @@
 """Small residual networks that classify images, or every pixel of them."""
 
-from .._numbers import integer
+from .._arguments import choice, integer
 from ..layers import Residual, Sequential, Upsample
-from ..layers.checks import choice
 from .blocks import Style, postactivation_block, preactivation_block
 
 BLOCKS = {"preactivation": preactivation_block, "postactivation": postactivation_block}

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from . import _arguments as arguments
+from .._dtypes import is_half
 
 #: Elements of a block.
 BLOCK = 1 << 15
@@ -35,7 +35,7 @@ def element_blocks(shape, most=BLOCK):
 
 def wide(array):
     """Return `array`, or a float32 copy if it is of a half type."""
-    return array.astype(np.float32) if arguments.is_half(array.dtype) else array
+    return array.astype(np.float32) if is_half(array.dtype) else array
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def rounded_into(ctx, out):
     >>> out
     array([0.3333, 0.3333], dtype=float16)
     """
-    if not arguments.is_half(out.dtype):
+    if not is_half(out.dtype):
         yield out
         return
     scratch = np.empty_like(out, np.float32)

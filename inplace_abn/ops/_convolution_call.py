@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from . import _arguments as arguments
+from .. import _arguments as arguments
+from .._dtypes import compute_dtype
 from ._convolve import Plan
 from ._layout import layout_of
 
@@ -18,8 +19,8 @@ def run_forward(
     shape = (len(x), channels, *size) if channel_axis == 1 else (len(x), *size, channels)
     layout = layout_of(x, channel_axis)
     if out is not None:
-        arguments.result("out", out, shape, x.dtype, {"x": x, "weight": weight, "bias": bias})
-    ctx.plan = Plan(axes, groups, layout.memory_axis == -1, arguments.arithmetic(x.dtype))
+        arguments.output("out", out, shape, x.dtype, {"x": x, "weight": weight, "bias": bias})
+    ctx.plan = Plan(axes, groups, layout.memory_axis == -1, compute_dtype(x.dtype))
     ctx.input_shape, ctx.output_shape, ctx.channel_axis, ctx.layout = x.shape, shape, channel_axis, layout
     ctx.weight, ctx.weight_gradient, ctx.dtype = weight, weight_gradient, x.dtype
     ctx.bias_dtype = bias.dtype if bias is not None and bias_gradient else None

@@ -2,8 +2,8 @@
 
 import math
 
-from .._numbers import pair
-from . import _arguments as arguments
+from .. import _arguments as arguments
+from .._arguments import pair
 from ._layout import layout_of
 
 
@@ -15,8 +15,7 @@ def prepare(ctx, x, size, scale_factor, channel_axis):
     list of (int, int, float or None)
         Along H and W: the size of x, of the result, and ``1 / scale_factor`` if that is given.
     """
-    arguments.channel_axis_of(channel_axis)
-    arguments.batch("x", x, arguments.images(channel_axis))
+    arguments.image_batch("x", x, channel_axis)
     before = x.shape[2:] if channel_axis == 1 else x.shape[1:3]
     after, steps = _target(before, size, scale_factor)
     if 0 in before:

@@ -4,8 +4,8 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
-from .._numbers import pair
-from . import _arguments as arguments
+from .. import _arguments as arguments
+from .._arguments import pair
 
 
 class Span(NamedTuple):
@@ -148,8 +148,7 @@ def taps(axes, block):
 
 def make_pooling_axes(x, kernel_size, stride, padding, dilation, channel_axis):
     """Check the arguments of a pooling; return the `Axis` along H and along W."""
-    arguments.channel_axis_of(channel_axis)
-    arguments.batch("x", x, arguments.images(channel_axis))
+    arguments.image_batch("x", x, channel_axis)
     kernel = pair("kernel_size", kernel_size, 1)
     stride = kernel if stride is None else pair("stride", stride, 1)
     padding = pair("padding", padding, 0)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import _arguments as arguments
 from .._activations import ACTIVATIONS
-from . import _arguments as arguments
 from ._blocks import element_blocks, wide
 from ._layout import order_of
 
@@ -55,7 +55,7 @@ def forward(ctx, x, *, activation, param=None, channel_axis=1, overwrite=False):
     >>> backward(ctx, np.ones((1, 2)))
     (array([[0.5, 1. ]]), None)
     """
-    arguments.batch("x", x, "(...)", leading=True)
+    arguments.batch("x", x, "(...)", ellipsis=True)
     known, layout = ACTIVATIONS[activation], order_of(x)
     param = _broadcast(param, x, channel_axis)
     ctx.activation, ctx.param, ctx.channel_axis = activation, param, channel_axis

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from . import _arguments as arguments
+from .. import _arguments as arguments
+from .._dtypes import compute_dtype
 from ._blocks import rounded_into, wide
 from ._layout import layout_of
 from ._windows import Block, make_pooling_axes, pooled_shape, some_samples, taps
@@ -49,7 +50,7 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=Tr
     axes = make_pooling_axes(x, kernel_size, stride, padding, 1, channel_axis)
     ctx.axes, ctx.channel_axis, ctx.input_shape, ctx.dtype = axes, channel_axis, x.shape, x.dtype
     ctx.layout = layout_of(x, channel_axis)
-    ctx.counts = _counts(axes, count_include_pad).astype(arguments.arithmetic(x.dtype))
+    ctx.counts = _counts(axes, count_include_pad).astype(compute_dtype(x.dtype))
     z = ctx.layout.empty(pooled_shape(ctx), x.dtype)
     images, means = (np.moveaxis(array, channel_axis, 1) for array in (x, z))
     for some in some_samples(z.shape):

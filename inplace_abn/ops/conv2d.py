@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .._numbers import integer, pair
-from . import _arguments as arguments
+from .. import _arguments as arguments
+from .._arguments import integer, pair
 from ._convolution_call import run_backward, run_forward
 from ._convolve import convolve, convolve_transposed
 from ._windows import make_axes
@@ -68,7 +68,6 @@ def forward(
     (array([[[[ 8., 12.],
              [20., 24.]]]]), None)
     """
-    arguments.channel_axis_of(channel_axis)
     groups = _check(x, weight, bias, groups, channel_axis)
     images = np.moveaxis(x, channel_axis, 1)
     stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
@@ -125,7 +124,7 @@ def padding_of(padding, kernel, stride, dilation):
 
 
 def _check(x, weight, bias, groups, channel_axis):
-    arguments.batch("x", x, arguments.images(channel_axis))
+    arguments.image_batch("x", x, channel_axis)
     arguments.parameter("weight", weight, "(O, C / groups, kernel height, kernel width)", x.dtype)
     groups = integer("groups", groups, 1)
     channels = x.shape[channel_axis]
@@ -134,7 +133,7 @@ def _check(x, weight, bias, groups, channel_axis):
         raise ValueError(
             f"weight of shape {weight.shape} with {groups=} is for {wanted} channels and a multiple of "
             f"{groups} outputs; x of shape {x.shape} with {channel_axis=} has {channels} channels"
-            f"{arguments.elsewhere(x.shape, wanted, channel_axis)}"
+            f"{arguments.channel_axis_hint(x.shape, wanted, channel_axis)}"
         )
     if bias is not None:
         arguments.parameter("bias", bias, "(O,)", x.dtype)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .._numbers import integer, pair
-from . import _arguments as arguments
+from .. import _arguments as arguments
+from .._arguments import integer, pair
 from ._convolution_call import run_backward, run_forward
 from ._convolve import convolve, convolve_transposed
 from ._windows import Axis
@@ -71,7 +71,6 @@ def forward(
     >>> dx, dweight, dbias
     (array([[[[1., 5.]]]]), array([[[[4., 7.]]]]), None)
     """
-    arguments.channel_axis_of(channel_axis)
     groups = _check(x, weight, bias, groups, channel_axis)
     size = np.moveaxis(x, channel_axis, 1).shape[2:]
     stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
@@ -136,7 +135,7 @@ def _axis(size, kernel, stride, padding, dilation, more):
 
 
 def _check(x, weight, bias, groups, channel_axis):
-    arguments.batch("x", x, arguments.images(channel_axis))
+    arguments.image_batch("x", x, channel_axis)
     arguments.parameter("weight", weight, "(C, O / groups, kernel height, kernel width)", x.dtype)
     groups = integer("groups", groups, 1)
     channels, wanted = x.shape[channel_axis], len(weight)
@@ -144,7 +143,7 @@ def _check(x, weight, bias, groups, channel_axis):
         raise ValueError(
             f"weight of shape {weight.shape} with {groups=} is for {wanted} channels, a multiple of "
             f"{groups}; x of shape {x.shape} with {channel_axis=} has {channels} channels"
-            f"{arguments.elsewhere(x.shape, wanted, channel_axis)}"
+            f"{arguments.channel_axis_hint(x.shape, wanted, channel_axis)}"
         )
     if bias is not None:
         outputs = weight.shape[1] * groups

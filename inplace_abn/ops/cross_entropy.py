@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from .._numbers import fraction, integer
-from . import _arguments as arguments
+from .. import _arguments as arguments
+from .._arguments import fraction, integer
+from .._dtypes import compute_dtype
 from ._blocks import rounded_into, wide
 from ._layout import layout_of
 from ._select import select
@@ -54,15 +55,14 @@ def forward(ctx, x, target, *, weight=None, ignore_index=-100, label_smoothing=0
     array([[ 0.25, -0.25],
            [ 0.  ,  0.  ]])
     """
-    arguments.channel_axis_of(channel_axis)
-    arguments.batch("x", x, "(N, C, ...)" if channel_axis == 1 else "(N, ..., C)", leading=True)
+    arguments.channel_batch("x", x, channel_axis)
     scores = np.moveaxis(x, channel_axis, 1)
     ctx.ignore_index = integer("ignore_index", ignore_index, -(1 << 62))
     ctx.smoothing = fraction("label_smoothing", label_smoothing)
     ctx.class_weight = _class_weight(weight, scores, x.dtype)
     counted = _check(x, scores, target, ignore_index, channel_axis)
     ctx.channel_axis, ctx.layout = channel_axis, layout_of(x, channel_axis)
-    logs = np.empty(target.shape, arguments.arithmetic(x.dtype))
+    logs = np.empty(target.shape, compute_dtype(x.dtype))
     total = ctx.divisor = 0.0
     for some in some_samples(x.shape):
         here = counted[some]
@@ -157,7 +157,7 @@ def _class_weight(weight, scores, dtype):
     arguments.same_shape("weight", weight, scores.shape[1:2], "one per class of x")
     if not (weight >= 0).all():
         raise ValueError(f"weight must be at least 0 for every class, got {weight.min()}")
-    return weight.astype(arguments.arithmetic(dtype))
+    return weight.astype(compute_dtype(dtype))
 
 
 def _check(x, scores, target, ignore_index, channel_axis):
@@ -170,7 +170,7 @@ def _check(x, scores, target, ignore_index, channel_axis):
     if not isinstance(target, np.ndarray) or not np.issubdtype(target.dtype, np.integer):
         got = target.dtype if isinstance(target, np.ndarray) else type(target).__name__
         raise TypeError(f"target must be a numpy.ndarray of integers, got {got}")
-    arguments.plain("target", target)
+    arguments.plain_array("target", target)
     shape = scores.shape[:1] + scores.shape[2:]
     arguments.same_shape("target", target, shape, f"a label for x of shape {x.shape} with {channel_axis=}")
     counted = target != ignore_index

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from .._numbers import fraction
-from . import _arguments as arguments
+from .. import _arguments as arguments
+from .._arguments import fraction
 from ._blocks import rounded_into, wide
 from ._layout import order_of
 from ._select import select
@@ -53,7 +53,7 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
     >>> bool((backward(ctx, np.ones((1, 8)))[0] == z).all())
     True
     """
-    arguments.batch("x", x, "(N, ...)", leading=True)
+    arguments.batch("x", x, "(N, ...)", ellipsis=True)
     p = fraction("p", p)
     ctx.input_shape, ctx.dtype, ctx.layout = x.shape, x.dtype, order_of(x)
     ctx.kept = None if not training or p == 0 else 1 - p

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import _arguments as arguments
+from .. import _arguments as arguments
 from ._layout import order_of
 
 
@@ -37,7 +37,7 @@ def forward(ctx, x):
     >>> dx.shape
     (2, 3, 4)
     """
-    arguments.batch("x", x, "(N, ...)", leading=True)
+    arguments.batch("x", x, "(N, ...)", ellipsis=True)
     ctx.input_shape, ctx.dtype, ctx.layout = x.shape, x.dtype, order_of(x)
     return x.reshape(_flat(x.shape))
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from . import _arguments as arguments
+from .. import _arguments as arguments
+from .._dtypes import compute_dtype
 from ._blocks import wide
 from ._layout import layout_of
 
@@ -40,8 +41,7 @@ def forward(ctx, x, *, keepdims=False, channel_axis=1):
     (array([[[[0.25, 0.25],
              [0.25, 0.25]]]]),)
     """
-    arguments.channel_axis_of(channel_axis)
-    arguments.batch("x", x, arguments.images(channel_axis))
+    arguments.image_batch("x", x, channel_axis)
     layout = layout_of(x, channel_axis)
     images = layout.in_memory_order(x)
     ctx.spatial = (2, 3) if layout.memory_axis == 1 else (1, 2)
@@ -50,7 +50,7 @@ def forward(ctx, x, *, keepdims=False, channel_axis=1):
         raise ValueError(f"x must have at least one pixel, got shape {x.shape}")
     ctx.input_shape, ctx.dtype, ctx.layout, ctx.channel_axis = x.shape, x.dtype, layout, channel_axis
     ctx.keepdims = keepdims
-    means = images.mean(axis=ctx.spatial, dtype=arguments.arithmetic(x.dtype))
+    means = images.mean(axis=ctx.spatial, dtype=compute_dtype(x.dtype))
     z = layout.empty(_shape(ctx), x.dtype) if keepdims else np.empty(means.shape, x.dtype)
     z.reshape(means.shape)[...] = means
     return z

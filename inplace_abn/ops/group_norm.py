@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from .._numbers import integer, positive
-from . import _arguments as arguments
+from .. import _arguments as arguments
+from .._arguments import integer, positive
 from ._blocks import rounded_into, wide
 from ._layout import layout_of
 from ._windows import some_samples
@@ -139,8 +139,7 @@ def backward(ctx, dz, *, overwrite=False):
 
 def _check(x, weight, bias, num_groups, channel_axis):
     """Refuse arguments that do not fit together; return the numbers of channels and groups."""
-    arguments.channel_axis_of(channel_axis)
-    arguments.batch("x", x, "(N, C, ...)" if channel_axis == 1 else "(N, ..., C)", leading=True)
+    arguments.channel_batch("x", x, channel_axis)
     if x.ndim < 2:
         raise ValueError(f"x must have at least the axes N and C, got shape {x.shape}")
     channels, groups = x.shape[channel_axis], integer("num_groups", num_groups, 1)

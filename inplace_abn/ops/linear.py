@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from . import _arguments as arguments
+from .. import _arguments as arguments
+from .._dtypes import compute_dtype, is_half
 from ._blocks import wide
 from ._layout import order_of
 
@@ -47,7 +48,7 @@ def forward(ctx, x, weight, bias=None, *, weight_gradient=True):
     >>> backward(ctx, np.array([[1.0]]))
     (array([[3., 4.]]), array([[1., 2.]]), array([1.]))
     """
-    arguments.batch("x", x, "(N, ..., features)", leading=True)
+    arguments.batch("x", x, "(N, ..., features)", ellipsis=True)
     arguments.parameter("weight", weight, "(outputs, features)", x.dtype)
     if weight.shape[1] != x.shape[-1]:
         raise ValueError(
@@ -97,7 +98,7 @@ def backward(ctx, dz, *, overwrite=False):
     if ctx.weight_gradient:
         dweight = _weight_gradient(gradient, _rows(ctx.saved["input"])).astype(ctx.weight.dtype, copy=False)
     if ctx.bias_dtype is not None:
-        dbias = gradient.sum(axis=0, dtype=arguments.arithmetic(dz.dtype)).astype(ctx.bias_dtype, copy=False)
+        dbias = gradient.sum(axis=0, dtype=compute_dtype(dz.dtype)).astype(ctx.bias_dtype, copy=False)
     return dx, dweight, dbias
 
 
@@ -119,7 +120,7 @@ def _weight_gradient(gradient, rows):
     blocks = _row_blocks(rows, gradient.shape[1])
     if len(blocks) == 1:
         return np.matmul(wide(gradient).T, wide(rows))
-    total = np.zeros((gradient.shape[1], rows.shape[1]), arguments.arithmetic(rows.dtype))
+    total = np.zeros((gradient.shape[1], rows.shape[1]), compute_dtype(rows.dtype))
     for some in blocks:
         total += np.matmul(wide(gradient[some]).T, wide(rows[some]))
     return total
@@ -127,7 +128,7 @@ def _weight_gradient(gradient, rows):
 
 def _row_blocks(rows, others):
     """Return slices of rows: one for all, or for half types blocks of about `BLOCK` elements."""
-    if not arguments.is_half(rows.dtype):
+    if not is_half(rows.dtype):
         return [slice(0, len(rows))]
     step = max(64, BLOCK // max(1, rows.shape[1], others))
     return [slice(first, first + step) for first in range(0, len(rows), step)]

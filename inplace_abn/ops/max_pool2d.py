@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import _arguments as arguments
+from .. import _arguments as arguments
 from ._blocks import rounded_into, wide
 from ._layout import layout_of
 from ._select import select

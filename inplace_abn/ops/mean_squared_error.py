@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import _arguments as arguments
+from .. import _arguments as arguments
 from ._blocks import element_blocks, wide
 from ._layout import order_of
 
@@ -38,7 +38,7 @@ def forward(ctx, x, target):
     >>> backward(ctx)
     (array([0., 2.]),)
     """
-    arguments.batch("x", x, "(N, ...)", leading=True)
+    arguments.batch("x", x, "(N, ...)", ellipsis=True)
     arguments.parameter("target", target, f"{x.shape}", x.dtype)
     arguments.same_shape("target", target, x.shape, "as x is")
     ctx.layout, total = order_of(x), 0.0

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from . import _arguments as arguments
+from .. import _arguments as arguments
+from .._dtypes import compute_dtype
 from ._blocks import rounded_into, wide
 from ._resize import prepare
 
@@ -48,7 +49,7 @@ def forward(ctx, x, *, size=None, scale_factor=None, align_corners=False, channe
     (array([[[[4., 4.]]]]),)
     """
     ctx.down, ctx.across = (
-        _interpolation(*axis, align_corners).astype(arguments.arithmetic(x.dtype))
+        _interpolation(*axis, align_corners).astype(compute_dtype(x.dtype))
         for axis in prepare(ctx, x, size, scale_factor, channel_axis)
     )
     z = ctx.layout.empty(ctx.output_shape, x.dtype)

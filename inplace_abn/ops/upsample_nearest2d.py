@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from . import _arguments as arguments
+from .. import _arguments as arguments
+from .._dtypes import compute_dtype
 from ._blocks import rounded_into
 from ._resize import prepare
 
@@ -79,7 +80,7 @@ def backward(ctx, dz, *, overwrite=False):
     """
     arguments.gradient("dz", dz, ctx.output_shape, ctx.dtype)
     dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
-    down, dtype = (1 if ctx.layout.memory_axis == 1 else 0), arguments.arithmetic(dz.dtype)
+    down, dtype = (1 if ctx.layout.memory_axis == 1 else 0), compute_dtype(dz.dtype)
     # Copies of a pixel are neighbors. A smaller result has no copy of some pixels.
     used, starts = zip(
         *(np.unique(index, return_index=True) for index in (ctx.rows, ctx.columns)), strict=True

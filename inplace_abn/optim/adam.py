@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .._numbers import not_negative, number
+from .._arguments import not_negative, number
 from .optimizer import Optimizer
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from .._numbers import not_negative
+from .._arguments import not_negative
 
 
 def decay_groups(network, weight_decay):

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from .. import _core
-from ..ops._arguments import arithmetic, is_half
+from .._dtypes import compute_dtype, is_half
 from . import groups
 from .state import read_groups, read_states
 
@@ -217,12 +217,12 @@ def _is_trained(parameter):
 def _check(number, parameter):
     """Raise if a parameter cannot be updated."""
     data, grad, name = parameter.data, parameter.grad, f"parameters[{number}]{groups.called(parameter)}"
-    if not isinstance(data, np.ndarray) or arithmetic(data.dtype) not in (np.float32, np.float64):
+    if not isinstance(data, np.ndarray) or compute_dtype(data.dtype) not in (np.float32, np.float64):
         kind = data.dtype if isinstance(data, np.ndarray) else type(data).__name__
         raise TypeError(f"{name}: data must be an array of float32, float64 or a half type, got {kind}")
     if np.shape(grad) != data.shape:
         raise ValueError(f"{name}: expected a grad of shape {data.shape}, got {np.shape(grad)}")
-    if not np.can_cast(np.asarray(grad).dtype, arithmetic(data.dtype), "same_kind"):
+    if not np.can_cast(np.asarray(grad).dtype, compute_dtype(data.dtype), "same_kind"):
         raise TypeError(f"{name}: grad of {np.asarray(grad).dtype} does not fit data of {data.dtype}")
     if not data.flags.writeable:
         raise ValueError(f"{name}: data is read-only; the optimizer updates it in place")

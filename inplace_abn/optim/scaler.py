@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .._numbers import fraction, integer, positive
+from .._arguments import fraction, integer, positive
 from .numbers_state import NumbersState
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import ClassVar
 
-from .._numbers import integer, not_negative
+from .._arguments import integer, not_negative
 from .numbers_state import NumbersState
 
 

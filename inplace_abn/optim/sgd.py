@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from .._numbers import finite, not_negative
+from .._arguments import finite, not_negative
 from .optimizer import Optimizer
 
 

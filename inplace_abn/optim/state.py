@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
+from .._dtypes import compute_dtype, is_half
 from .._state import check_mapping, converted, mismatch, stored
-from ..ops._arguments import arithmetic, is_half
 from .groups import called
 
 _ENTRY = re.compile(r"state\.(\d+)\.(\w+)")
@@ -91,8 +91,8 @@ def read_states(optimizer, state, settings):
 
 
 def _array(optimizer, parameter, name, key, array):
-    """Return a copy of one array of a parameter's state, in the dtype of the arithmetic."""
-    shape, dtype = parameter.data.shape, arithmetic(parameter.data.dtype)
+    """Return a copy of one array of a parameter's state, in the dtype in which the parameter is updated."""
+    shape, dtype = parameter.data.shape, compute_dtype(parameter.data.dtype)
     if key == "step" and key in optimizer.state_names:
         shape, dtype = (), np.dtype(np.int64)
     elif key not in optimizer.state_names and not (key == "master" and is_half(parameter.data.dtype)):

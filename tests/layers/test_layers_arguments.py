@@ -113,7 +113,7 @@ def test_a_gradient_of_another_dtype_than_bfloat16_is_told_its_name():
     layer(x.copy())
     _, ctx = functional.forward(x)
     for backward in (layer.backward, partial(functional.backward, ctx)):
-        with pytest.raises(TypeError, match=r"dz must be bfloat16 .*; pass dz.astype\(ml_dtypes.bfloat16\)"):
+        with pytest.raises(TypeError, match=r"dz must be bfloat16, .*; pass dz.astype\(ml_dtypes.bfloat16\)"):
             backward(dz)
         backward(dz.astype(ml_dtypes.bfloat16))
 
@@ -191,7 +191,7 @@ def test_num_slopes_are_for_prelu_alone():
 
 @pytest.mark.parametrize(("shape", "axis"), [((2, 8, 8, 3), 1), ((2, 3, 8, 8), -1)])
 def test_channels_in_the_other_place_are_seen(shape, axis):
-    hint = f"axis {-axis} of x has 3: channel_axis={-axis} is for channels there"
+    hint = f"axis {-axis} of x has 3: pass channel_axis={-axis} if the channels are there"
     for make in (partial(InPlaceABN, 3), partial(Conv2d, 3, 4, 3)):
         x = np.ones(shape, np.float32)
         with pytest.raises(ValueError, match=f"; {hint}$"):
@@ -215,8 +215,8 @@ def test_channels_in_the_other_place_are_seen(shape, axis):
             "activation_param must be greater than 0, got -1",
         ),
         (lambda: InPlaceABN(2, activation_param=np.inf), ValueError, "activation_param must be finite"),
-        (lambda: InPlaceABN(2, channel_axis=2), ValueError, "channel_axis must be one of 1, -1, got 2"),
-        (lambda: InPlaceABN(2, channel_axis=1.0), ValueError, "channel_axis must be one of 1, -1, got 1.0"),
+        (lambda: InPlaceABN(2, channel_axis=2), ValueError, "channel_axis must be 1, .* got 2"),
+        (lambda: InPlaceABN(2, channel_axis=1.0), ValueError, "channel_axis must be 1, .* got 1.0"),
         (lambda: InPlaceABN(2, eps=10**400), ValueError, "eps must be finite, got 1000"),
         (
             lambda: InPlaceABN(2, activation=["relu"]),

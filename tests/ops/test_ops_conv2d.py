@@ -253,7 +253,7 @@ def test_refusals(changes, kind, words):
     ("dz", "kind", "words"),
     [
         (None, TypeError, "dz must be a numpy.ndarray, got NoneType"),
-        (np.zeros((2, 6, 3, 3), "f4"), TypeError, "dz must be float64 as .* was, got float32"),
+        (np.zeros((2, 6, 3, 3), "f4"), TypeError, "dz must be float64, .*, got float32"),
         (np.zeros((2, 6, 5, 5)), ValueError, "dz must be of shape (2, 6, 3, 3), .* got (2, 6, 5, 5)"),
     ],
 )

@@ -170,7 +170,7 @@ SHAPE = (2, 6, 3, 3)
     ("out", "kind", "words"),
     [
         ([], TypeError, "out must be a numpy.ndarray, got list"),
-        (np.ones(SHAPE, "f4"), TypeError, "out must be float64 as x is, got float32"),
+        (np.ones(SHAPE, "f4"), TypeError, "out must be float64, the dtype of x, got float32"),
         (np.ones((2, 6, 3, 4)), ValueError, "out must be of shape (2, 6, 3, 3), .* got (2, 6, 3, 4)"),
         (np.broadcast_to(1.0, SHAPE), ValueError, "out must be writeable"),
         (np.lib.stride_tricks.as_strided(np.ones(99), SHAPE, (80, 8, 8, 8)), ValueError, "overlaps itself"),

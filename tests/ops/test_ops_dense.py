@@ -350,5 +350,5 @@ def test_gradients_that_do_not_fit_are_refused(operation, arguments):
     z = operation.forward(ctx, np.zeros((2, 6)), *arguments)
     with pytest.raises(ValueError, match=r"dz must be of shape \(2, \d\), .* got \(2, 5\)"):
         operation.backward(ctx, np.zeros((2, 5)))
-    with pytest.raises(TypeError, match=r"dz must be float64 as the .*; pass dz.astype\(numpy.float64\)"):
+    with pytest.raises(TypeError, match=r"dz must be float64, the .*; pass dz.astype\(numpy.float64\)"):
         operation.backward(ctx, z.astype("f4"))

@@ -1,14 +1,15 @@
-"""What is asked of arguments that are numbers, and the words in which they are refused."""
+"""Checks of arguments that are numbers."""
 
 import math
 import operator
 
 
 def number(name, value):
-    """Return `value` as a float."""
+    """Return `value` as a float; an int too large for float becomes infinity."""
+    is_text = isinstance(value, (str, bytes, bytearray))  # float() would parse it
     try:
-        return float(None if isinstance(value, (str, bytes, bytearray)) else value)  # which would read text
-    except OverflowError:  # an int that float does not hold
+        return float(None if is_text else value)
+    except OverflowError:
         return math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
@@ -23,7 +24,7 @@ def finite(name, value):
 
 
 def positive(name, value):
-    """Return `value` as a float above 0."""
+    """Return `value` as a finite float above 0."""
     found = finite(name, value)
     if found <= 0:
         raise ValueError(f"{name} must be greater than 0, got {value!r}")
@@ -31,7 +32,7 @@ def positive(name, value):
 
 
 def not_negative(name, value):
-    """Return `value` as a float of at least 0."""
+    """Return `value` as a finite float of at least 0."""
     found = finite(name, value)
     if found < 0:
         raise ValueError(f"{name} must be at least 0, got {value!r}")
@@ -39,7 +40,7 @@ def not_negative(name, value):
 
 
 def fraction(name, value):
-    """Return `value` as a float from 0 to 1."""
+    """Return `value` as a float in [0, 1]."""
     found = number(name, value)
     if not 0 <= found <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {value!r}")
@@ -47,9 +48,9 @@ def fraction(name, value):
 
 
 def integer(name, value, least):
-    """Return `value` as an int of at least `least`."""
+    """Return `value` as an int of at least `least`; bools and floats are refused."""
     try:
-        found = operator.index(None if isinstance(value, bool) else value)  # which would take True for 1
+        found = operator.index(None if isinstance(value, bool) else value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
     if found < least:
@@ -58,8 +59,8 @@ def integer(name, value, least):
 
 
 def pair(name, value, least):
-    """Return `value`, one integer or two, as (along H, along W)."""
+    """Return `value`, one integer for both axes or two, as (along H, along W)."""
     both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(both) != 2:
         raise ValueError(f"{name} must be one integer or two, (along H, along W), got {value!r}")
-    return tuple(integer(name, part, least) for part in both)
+    return tuple(integer(name, one, least) for one in both)
