@@ -128,20 +128,40 @@ class Ledger:
         seconds, live, total = zip(*rows, strict=True)
         return np.array(seconds), np.array(live), np.array(total)
 
-    def plot(self, *others, ax=None):
-        """Plot bytes kept over time, and those of other ledgers, by matplotlib.
+    def events(self):
+        """Return the events so far, and the time of `time.perf_counter` when the ledger was made."""
+        return list(self._events), self._began
+
+    def plot(self, *others, x="event", y="bytes", ax=None):
+        """Plot what is kept for the backward, with other ledgers for comparison, by matplotlib.
+
+        A dashed line marks the end of the forward. Thin vertical lines are temporaries: scratch memory of
+        running operations. Where ledgers keep the same, dashes of one lie on the line of the other.
 
         Parameters
         ----------
         *others : Ledger
+        x : {"event", "time"}
+            "event": one step for each layer that saves or frees arrays; the ends of the forward agree.
+            "time": milliseconds of this run. A single step of training is slower than later ones.
+        y : {"bytes", "buffers"}
+            "bytes" in the unit of the table; "buffers": how many.
         ax : matplotlib.axes.Axes, optional
             Default: of a new figure.
 
         Returns
         -------
         ax : matplotlib.axes.Axes
+            ``ax.figure.savefig("kept.svg")`` or ``.pdf`` writes vectors.
+
+        Raises
+        ------
+        ValueError
+            For another `x` or `y`.
+        ImportError
+            If matplotlib is not installed and `ax` is None.
         """
-        return plot.draw((self, *others), ax)
+        return plot.draw((self, *others), x, y, ax)
 
     def __repr__(self):
         name = f" {self.label!r}" if self.label else ""

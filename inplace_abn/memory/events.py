@@ -134,6 +134,11 @@ class Count:
             if not self._buffers[buffer]:
                 del self._buffers[buffer], self._sizes[buffer]
 
+    @property
+    def buffers(self):
+        """The number of buffers kept by contexts."""
+        return len(self._buffers)
+
     def of(self, context):
         """Return the entries of one context."""
         return self._contexts.get(context, [])

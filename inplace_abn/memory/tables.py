@@ -8,7 +8,7 @@ import numpy as np
 
 from . import events
 
-__all__ = ["Row", "Table", "escape", "human", "make", "plural"]
+__all__ = ["Row", "Table", "escape", "human", "in_unit", "make", "plural"]
 
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
 
@@ -26,6 +26,11 @@ def human(nbytes):
 def plural(count, name):
     """Return "1 buffer", "2 buffers"."""
     return f"{count} {name}{'' if count == 1 else 's'}"
+
+
+def in_unit(unit):
+    """Return the number of bytes of "GiB", "MiB", "KiB" or "bytes"."""
+    return _UNITS[unit]
 
 
 def _unit(nbytes):
@@ -66,6 +71,11 @@ class Table(Sequence):
         self.rows, self.buffers, self.beside = rows, buffers, beside
         self.nbytes = sum(row.nbytes for row in rows)
 
+    @property
+    def unit(self):
+        """The unit of all sizes in the table: "GiB", "MiB", "KiB" or "bytes"."""
+        return _unit(max([self.nbytes, *self.beside.values()]))
+
     def __len__(self):
         return len(self.rows)
 
@@ -74,7 +84,7 @@ class Table(Sequence):
 
     def _cells(self):
         """Return unit, body and foot as strings; rows of (layer, role, shape, dtype, size)."""
-        unit = _unit(max([self.nbytes, *self.beside.values()]))
+        unit = self.unit
         sizes = [row.nbytes for row in self.rows] + list(self.beside.values())
         digits = 3 if any(0 < size < _UNITS[unit] for size in sizes) else 1
         body = []
@@ -108,7 +118,7 @@ class Table(Sequence):
         share = [row.nbytes / max(self.nbytes, 1) for row in self.rows]
         rows = ""
         for (*cells, size), part in zip(body, share, strict=True):
-            bar = f'<div style="background:#4c72b0;height:0.8em;width:{100 * part:.0f}px"></div>'
+            bar = f'<div style="background:#0072B2;height:0.8em;width:{100 * part:.0f}px"></div>'
             texts = "".join(f"<td{left}>{escape(cell)}</td>" for cell in cells)
             rows += f"<tr>{texts}<td>{escape(size)}</td><td{left}>{bar}</td></tr>"
         sums = ""
