@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from . import events, explain, plot, tables
+from . import events, explain, history, plot, tables
 
 
 class Ledger:
@@ -128,10 +128,6 @@ class Ledger:
         seconds, live, total = zip(*rows, strict=True)
         return np.array(seconds), np.array(live), np.array(total)
 
-    def events(self):
-        """Return the events so far, and the time of `time.perf_counter` when the ledger was made."""
-        return list(self._events), self._began
-
     def plot(self, *others, x="event", y="bytes", ax=None):
         """Plot what is kept for the backward, with other ledgers for comparison, by matplotlib.
 
@@ -161,7 +157,13 @@ class Ledger:
         ImportError
             If matplotlib is not installed and `ax` is None.
         """
-        return plot.draw((self, *others), x, y, ax)
+        ledgers = (self, *others)
+        return plot.draw(
+            [ledger._history() for ledger in ledgers],
+            [ledger.label for ledger in ledgers],
+            tables.largest_unit(ledger.table().unit for ledger in ledgers),
+            x, y, ax,
+        )  # fmt: skip
 
     def __repr__(self):
         name = f" {self.label!r}" if self.label else ""
@@ -169,10 +171,10 @@ class Ledger:
         return f"<Ledger{name}: {kept} kept for the backward, peak with temporaries {peak}, {live} now>"
 
     def __str__(self):
-        return f"{self!r}\n{self.table()}\n{plot.line(self)}"
+        return f"{self!r}\n{self.table()}\n{history.line(self._history())}"
 
     def _repr_html_(self):
-        return f"<p>{tables.escape(repr(self))}</p>{plot.svg(self)}{self.table()._repr_html_()}"
+        return f"<p>{tables.escape(repr(self))}</p>{history.svg(self._history())}{self.table()._repr_html_()}"
 
     # ---- counting --------------------------------------------------------------------------------------
 
@@ -186,6 +188,9 @@ class Ledger:
                 kept, peak = max(kept, count.live), max(peak, count.total)
             self._summary = len(known), count.live, kept, peak
         return self._summary
+
+    def _history(self):
+        return history.history(list(self._events), self._began)
 
     def _entries(self, when):
         if when not in ("kept", "now"):

@@ -1,123 +1,20 @@
-"""Plots of what a ledger counted: one line of text, SVG for notebooks, and matplotlib."""
+"""Plots of what ledgers counted, by matplotlib, which is imported by the caller or on use."""
 
 import itertools
-from typing import NamedTuple
 
 import numpy as np
 
-from . import events
-from .tables import escape, human, in_unit, plural
-
-_BARS = " ▁▂▃▄▅▆▇█"
+from .tables import ACCENT, human, in_unit, plural
 
 #: Okabe and Ito's palette, which stays distinct for colour-blind readers; grey is for "standard".
-GREY, ACCENT, INK = "#7F7F7F", "#0072B2", "#222222"
-_OTHERS = ("#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442")
-
-
-class History(NamedTuple):
-    """What is kept after each step.
-
-    In a step one context saves its arrays, or frees them. ``spikes`` has a row for each temporary: index of
-    the step before it, bytes kept and temporary bytes together, and the layer. ``forward_ends`` are the
-    steps before the first free since nothing was kept.
-    """
-
-    seconds: np.ndarray
-    nbytes: np.ndarray
-    buffers: np.ndarray
-    spikes: list
-    forward_ends: list
-
-
-def history(ledger):
-    """Return the `History` of a ledger."""
-    known, began = ledger.events()
-    count, last, saving = events.Count(), None, True
-    rows, spikes, forward_ends = [(0.0, 0, 0)], [], []
-    for event in known:
-        if isinstance(event, events.Freed):
-            if not count.of(event.context):
-                continue  # a context that saved nothing
-            if saving:
-                forward_ends.append(len(rows) - 1)
-            saving = False
-        count.add(event)
-        row = event.seconds - began, count.live, count.buffers
-        if isinstance(event, events.Temporary):
-            spikes.append((len(rows) - 1, count.total, event.layer, event.seconds - began))
-        elif isinstance(event, events.Saved) and event.context == last:
-            rows[-1] = row
-        else:
-            rows.append(row)
-        if not isinstance(event, events.Temporary):
-            last = event.context if isinstance(event, events.Saved) else None
-        saving = saving or not count.buffers
-    return History(*map(np.array, zip(*rows, strict=True)), spikes, forward_ends)
-
-
-# ---- text and SVG ------------------------------------------------------------------------------------------
-
-
-def line(ledger, width=60):
-    """Return the bytes kept, step by step, as one line of bars; "│" marks the end of the forward."""
-    found = history(ledger)
-    nbytes, top = found.nbytes, max(found.nbytes.max(), 1)
-    if not found.forward_ends:
-        return f"forward {_bars(nbytes, width, top)}".rstrip()
-    middle = found.forward_ends[0] + 1
-    share = max(1, round(width * middle / len(nbytes)))
-    before, after = _bars(nbytes[:middle], share, top), _bars(nbytes[middle:], width - share, top)
-    return f"forward {before}│{after} backward"
-
-
-def _bars(nbytes, width, top):
-    edges = np.linspace(0, len(nbytes), min(max(width, 1), len(nbytes)) + 1).astype(int)
-    heights = (int(nbytes[a:b].max()) for a, b in itertools.pairwise(edges))
-    return "".join(_BARS[-(-height * (len(_BARS) - 1) // top)] for height in heights)
-
-
-def svg(ledger, width=520, height=90):
-    """Return the bytes kept, step by step, as an SVG picture for HTML."""
-    found, margin = history(ledger), 16
-    count, top = max(len(found.nbytes) - 1, 1), max(int(found.nbytes.max()), 1)
-    x = np.arange(len(found.nbytes)) / count * width
-    y = margin + (1 - found.nbytes / top) * (height - margin)
-    corners = [f"0,{height}"]
-    for i in range(len(x)):
-        corners.append(f"{x[i]:.1f},{y[max(i - 1, 0)]:.1f}")
-        corners.append(f"{x[i]:.1f},{y[i]:.1f}")
-    corners.append(f"{width},{height}")
-    highest = int(found.nbytes.argmax())
-    summary = f"{human(ledger.kept)} in {plural(int(found.buffers[highest]), 'buffer')}"
-    marks = "".join(
-        f'<line x1="{x[end]:.1f}" x2="{x[end]:.1f}" y1="{margin}" y2="{height}" stroke="currentColor" '
-        f'stroke-dasharray="3 3"/>'
-        for end in found.forward_ends
-    )
-    on_the_right = x[highest] > width / 2
-    place = f'x="{x[highest]:.1f}" text-anchor="middle"'
-    if not width / 4 < x[highest] < 3 * width / 4:
-        place = f'x="{width}" text-anchor="end"' if on_the_right else 'x="0"'
-    texts = f'<text {place} y="11" font-weight="bold">{summary}</text>'
-    if len(found.forward_ends) == 1:
-        texts += '<text x="0" y="11">forward</text>' if x[highest] >= width / 4 else ""
-        texts += f'<text x="{width}" y="11" text-anchor="end">backward</text>' if x[highest] < width * 0.75 else ""
-    title = f"Bytes kept for the backward, step by step: at most {summary}"
-    return (
-        f'<svg width="{width}" height="{height}" role="img" style="border-bottom:1px solid #888" '
-        f'font-family="sans-serif" font-size="11" fill="currentColor"><title>{escape(title)}</title>'
-        f'<polygon fill="{ACCENT}" fill-opacity="0.8" points="{" ".join(corners)}"/>{marks}{texts}</svg>'
-    )
-
-
-# ---- matplotlib --------------------------------------------------------------------------------------------
+GREY, INK = "#7F7F7F", "#222222"
+_OTHERS = ("#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
 
 
 def styles(labels):
-    """Return keywords of `Axes.plot` for each label: "standard" grey, one in-place strategy blue, others thin.
+    """Return keywords of `Axes.plot` for each label: "standard" is grey, the last in-place strategy blue.
 
-    If no label is the name of a strategy, all lines have the same width.
+    The other lines are thin if one is blue.
     """
     accent = next((label for label in reversed(labels) if label.startswith("inplace")), None)
     others, found = itertools.cycle(_OTHERS), []
@@ -149,7 +46,9 @@ def label_ends(ax, ends, x=None):
             textcoords="offset points", va="center", fontsize=size, color=color, annotation_clip=False,
         )  # fmt: skip
         if x is not None:
-            ax.plot([x[i], ax.get_xlim()[1]], [value, value], color=color, linewidth=0.8, linestyle=":", zorder=1)
+            ax.plot(
+                [x[i], ax.get_xlim()[1]], [value, value], color=color, linewidth=0.8, linestyle=":", zorder=1
+            )
 
 
 def _apart(heights, spacing):
@@ -169,8 +68,8 @@ def _apart(heights, spacing):
     return placed
 
 
-def draw(ledgers, x="event", y="bytes", ax=None):
-    """Plot several ledgers in one figure; see `Ledger.plot`."""
+def draw(histories, labels, unit, x="event", y="bytes", ax=None):
+    """Plot several histories in one figure, bytes in `unit`; see `Ledger.plot`."""
     _check("x", x, ("event", "time"))
     _check("y", y, ("bytes", "buffers"))
     if ax is None:
@@ -179,34 +78,64 @@ def draw(ledgers, x="event", y="bytes", ax=None):
         except ImportError as error:
             raise ImportError("a plot needs matplotlib: pip install 'inplace-abn-numpy[demo]'") from error
         _, ax = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    labels = [ledger.label or f"ledger {index}" for index, ledger in enumerate(ledgers, 1)]
-    histories = [history(ledger) for ledger in ledgers]
-    unit = _common_unit(ledgers)
-    curves = _curves(histories, x, y, unit)
+    labels = [label or f"ledger {index}" for index, label in enumerate(labels, 1)]
+    places, calls = _places(histories) if x == "event" else ([1e3 * found.seconds for found in histories], 0)
+    values = [found.buffers if y == "buffers" else found.nbytes / in_unit(unit) for found in histories]
     looks = styles(labels)
-    for look, dashes in zip(looks, _dashes(curves, looks), strict=True):
+    for look, dashes in zip(looks, _dashes(places, values, looks), strict=True):
         look.update(dashes)
-    for (places, values), look in zip(curves, looks, strict=True):
-        ax.step(places, values, where="post", solid_capstyle="butt", dash_capstyle="butt", **look)
-    highest = max(values.max() for _, values in curves)
+    for place, value, look in zip(places, values, looks, strict=True):
+        ax.step(
+            [*place, place[-1] + (x == "event")],
+            [*value, value[-1]],
+            where="post",
+            solid_capstyle="butt",
+            dash_capstyle="butt",
+            **look,
+        )
+    left, right = min(place[0] for place in places), max(place[-1] for place in places) + (x == "event")
+    ax.set_xlim(left, max(right, left + 1e-3))
+    notes, highest = [], max(value.max() for value in values)
     if y == "bytes":
-        highest = max(highest, _draw_spikes(ax, histories, curves, looks, x, unit))
+        highest = max(highest, _draw_spikes(ax, histories, places, labels, looks, x, unit, notes))
     ax.set_ylim(0, 1.14 * highest or 1)
-    left, right = min(places[0] for places, _ in curves), max(places[-1] for places, _ in curves)
-    ax.set_xlim(left, right if right > left else left + 1)
-    _mark_forward(ax, histories, curves, x)
+    _mark_forward(ax, histories, places, values, x, notes)
     ends = [
-        (values.max(), _label(label, found, y, unit), look["color"])
-        for label, found, (_, values), look in zip(labels, histories, curves, looks, strict=True)
+        (value.max(), _label(label, found, y, unit), look["color"])
+        for label, found, value, look in zip(labels, histories, values, looks, strict=True)
     ]
-    label_ends(ax, ends, [places[values.argmax()] for places, values in curves])
-    ax.set_xlabel("step: a layer saves or frees arrays" if x == "event" else "time of a single run (ms)")
+    label_ends(ax, ends, [place[value.argmax()] for place, value in zip(places, values, strict=True)])
+    _label_axes(ax, x, y, unit, calls)
+    ax.text(
+        0, 1, "; ".join(notes), transform=ax.transAxes + _points(0, 5, ax), fontsize=8, color=INK, va="bottom"
+    )
+    title = _title(labels, histories, y)
+    ax.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=20 if notes else 8)
+    return ax
+
+
+def _points(right, up, ax):
+    from matplotlib.transforms import ScaledTranslation
+
+    return ScaledTranslation(right / 72, up / 72, ax.figure.dpi_scale_trans)
+
+
+def _label_axes(ax, x, y, unit, calls):
+    """Set names and ticks; layers count up to `calls` in the forward and down in the backward."""
+    if x == "time":
+        ax.set_xlabel("time of a single run (ms)")
+    elif calls:
+        ax.set_xlabel("layer that saves arrays (forward) or frees them (backward), in order")
+        every = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, calls) if calls <= 8 * n)
+        ticks = range(every, calls + 1 - every // 2, every)
+        places = [*ticks, *(2 * calls + 1 - tick for tick in reversed(ticks))]
+        ax.set_xticks(places, [str(tick) for tick in [*ticks, *reversed(ticks)]])
+    else:
+        ax.set_xlabel("step: a layer saves or frees arrays")
+        ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_ylabel(f"kept for the backward ({unit})" if y == "bytes" else "buffers kept for the backward")
-    ax.xaxis.get_major_locator().set_params(integer=x == "event")
     ax.yaxis.get_major_locator().set_params(integer=y == "buffers")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.set_title(_title(labels, histories, y), loc="left", fontsize=11, fontweight="bold", pad=10)
-    return ax
 
 
 def _check(name, value, allowed):
@@ -214,35 +143,48 @@ def _check(name, value, allowed):
         raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}")
 
 
-def _common_unit(ledgers):
-    """Return the unit of the ledgers' tables; the largest if they differ."""
-    found = {ledger.table().unit for ledger in ledgers}
-    return next(unit for unit in ("GiB", "MiB", "KiB", "bytes") if unit in found)
+def _places(histories):
+    """Return the x of each step of each history, and the number of calls that the axis has in each direction.
+
+    In one step of training, save and free of the same call are at the same distance from the end of the
+    forward, in all histories alike. Otherwise steps are counted, from the end of the first forward.
+    """
+    if not all(found.is_one_step for found in histories):
+        ends = [found.forward_ends[0] if found.forward_ends else 0 for found in histories]
+        return [
+            np.arange(len(found.nbytes)) + max(ends) - end
+            for found, end in zip(histories, ends, strict=True)
+        ], 0  # fmt: skip
+    order = []
+    for found in sorted(histories, key=lambda found: -len(found.calls)):
+        after = 0
+        for call in found.calls[1:]:
+            if call not in order:
+                order.insert(after, call)
+            after = order.index(call) + 1
+    index = {call: number for number, call in enumerate(order, 1)}
+    index[None], mirror = 0, 2 * len(order) + 1
+    places = [
+        [
+            mirror - index[call] if frees else index[call]
+            for call, frees in zip(found.calls, found.frees, strict=True)
+        ]
+        for found in histories
+    ]
+    return [np.maximum.accumulate(place) for place in places], len(order)
 
 
-def _curves(histories, x, y, unit):
-    """Return (places, values) of each ledger; steps are counted so that the ends of the first forward agree."""
-    ends = [found.forward_ends[0] if found.forward_ends else len(found.nbytes) - 1 for found in histories]
-    curves = []
-    for found, end in zip(histories, ends, strict=True):
-        steps = np.arange(len(found.nbytes)) + (max(ends) - end)
-        values = found.buffers if y == "buffers" else found.nbytes / in_unit(unit)
-        curves.append((steps if x == "event" else 1e3 * found.seconds, values))
-    return curves
-
-
-def _dashes(curves, looks):
-    """Return line styles that show equal curves side by side: the widest is solid, the others dashed on it."""
-    groups, top = [], max(values.max() for _, values in curves)
-    for index, (_, values) in enumerate(curves):
+def _dashes(places, values, looks):
+    """Return line styles for curves that are equal: the widest is solid, dashes of the others lie on it."""
+    groups, top = [], max(value.max() for value in values)
+    for index, (place, value) in enumerate(zip(places, values, strict=True)):
         for group in groups:
-            other = curves[group[0]][1]
-            if len(values) == len(other) and np.abs(values - other).max() <= 0.02 * top:
+            if _mostly_equal(places[group[0]], values[group[0]], place, value, top):
                 group.append(index)
                 break
         else:
             groups.append([index])
-    found = [{} for _ in curves]
+    found = [{} for _ in values]
     for group in groups:
         base = max(group, key=lambda index: looks[index]["linewidth"])
         above = [index for index in group if index != base]
@@ -253,48 +195,64 @@ def _dashes(curves, looks):
     return found
 
 
-def _draw_spikes(ax, histories, curves, looks, x, unit):
-    """Draw temporaries as thin lines above the steps, and name the largest; return the highest."""
-    highest, named = 0, None
-    width = 0.6 / len(histories)
-    for index, (found, (places, values), look) in enumerate(zip(histories, curves, looks, strict=True)):
-        for step, total, layer, seconds in found.spikes:
-            bottom, top = values[step], total / in_unit(unit)
-            if top <= bottom:
+def _mostly_equal(place, value, other_place, other, top):
+    """Return True if two step functions differ by less than 2% of `top`, in their highest and most places."""
+    grid = np.union1d(place, other_place)
+    one, two = (
+        v[np.maximum(np.searchsorted(p, grid, "right") - 1, 0)]
+        for p, v in ((place, value), (other_place, other))
+    )
+    if abs(value.max() - other.max()) > 0.02 * top:
+        return False
+    return np.mean(np.abs(one - two) <= 0.02 * top) > 0.5
+
+
+def _draw_spikes(ax, histories, places, labels, looks, x, unit, notes):
+    """Draw temporaries as thin lines above the steps, and note the largest; return the highest."""
+    highest, largest = 0, None
+    for found, place, label, look in zip(histories, places, labels, looks, strict=True):
+        steps = [step for step, *_ in found.spikes]
+        for number, (step, total, layer, seconds) in enumerate(found.spikes):
+            kept = int(found.nbytes[step])
+            if total <= kept:
                 continue
-            place = places[step] + 0.2 + width * index if x == "event" else 1e3 * seconds
-            ax.vlines(place, bottom, top, color=look["color"], linewidth=1, alpha=0.5, zorder=1.5)
-            if top > highest:
-                highest, named = top, (place, top, top - bottom, layer)
-    if named is not None:
-        place, top, size, layer = named
-        on_the_left = place < (curves[0][0][0] + curves[0][0][-1]) / 2
-        ax.annotate(
-            f"largest temporary: {size:.{_digits(size)}f} {unit}, {layer}", (place, top),
-            xytext=(4 if on_the_left else -4, 6), textcoords="offset points", fontsize=8, color=INK, va="center",
-            ha="left" if on_the_left else "right",
-        )  # fmt: skip
+            until = place[min(step + 1, len(place) - 1)]
+            share = (number - steps.index(step) + 1) / (steps.count(step) + 1)
+            where = place[step] + share * (until - place[step]) if x == "event" else 1e3 * seconds
+            ax.vlines(
+                where,
+                kept / in_unit(unit),
+                total / in_unit(unit),
+                color=look["color"],
+                linewidth=1,
+                zorder=1.5,
+            )
+            highest = max(highest, total / in_unit(unit))
+            if largest is None or total - kept > largest[0]:
+                largest = total - kept, where, total / in_unit(unit), f"{label}, {layer}", look["color"]
+    if largest is not None:
+        nbytes, where, top, name, color = largest
+        ax.plot([where], [top], "v", color=color, markersize=5, zorder=6)
+        notes.append(f"thin lines: temporaries; \u25bc the largest, {human(nbytes)} in {name}")
     return highest
 
 
-def _mark_forward(ax, histories, curves, x):
+def _mark_forward(ax, histories, places, values, x, notes):
     """Mark the end of the forward: by a line over steps, by a dot on each curve over time."""
-    for found, (places, values) in zip(histories, curves, strict=True):
-        if x == "time":
-            ends = found.forward_ends
-            ax.plot(places[ends], values[ends], "o", color=INK, markersize=4, zorder=6)
     if x == "time":
-        if any(found.forward_ends for found in histories):
-            ax.text(1, 1, "dots: end of the forward", transform=ax.transAxes, fontsize=8, ha="right", va="bottom")
+        for found, place, value in zip(histories, places, values, strict=True):
+            ax.plot(
+                place[found.forward_ends], value[found.forward_ends], "o", color=INK, markersize=4, zorder=6
+            )
+        notes.append("dots: the forward ends")
         return
-    ends = histories[0].forward_ends
+    ends = [places[0][end] + 0.5 for end in histories[0].forward_ends]
     for end in ends:
-        ax.axvline(curves[0][0][end], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    if ends:
+        ax.axvline(end, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    if len(ends) == 1:
         style = {"fontsize": 8, "color": INK, "xycoords": ax.get_xaxis_transform(), "va": "top"}
-        place = curves[0][0][ends[0]], 1
-        ax.annotate("forward ", place, xytext=(-2, 0), textcoords="offset points", ha="right", **style)
-        ax.annotate(" backward", place, xytext=(2, 0), textcoords="offset points", ha="left", **style)
+        for text, side, shift in (("forward", "right", -3), ("backward", "left", 3)):
+            ax.annotate(text, (ends[0], 1), xytext=(shift, 0), textcoords="offset points", ha=side, **style)
 
 
 def _label(label, found, y, unit):
@@ -316,7 +274,8 @@ def _title(labels, histories, y):
     what = "buffers" if y == "buffers" else "memory"
     least = min(most)
     if len(most) == 1 or not most[0]:
-        return f"{labels[0]} keeps {plural(most[0], 'buffer') if y == 'buffers' else human(most[0])}"
+        kept = plural(most[0], "buffer") if y == "buffers" else human(most[0])
+        return f"{labels[0]} keeps {kept} for the backward"
     if least >= most[0]:
         return f"No other keeps less {what} than {labels[0]}".replace("less buffers", "fewer buffers")
     best = [label for label, value in zip(labels, most, strict=True) if value <= 1.02 * least]

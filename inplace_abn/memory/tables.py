@@ -8,8 +8,10 @@ import numpy as np
 
 from . import events
 
-__all__ = ["Row", "Table", "escape", "human", "in_unit", "make", "plural"]
+__all__ = ["ACCENT", "Row", "Table", "escape", "human", "in_unit", "largest_unit", "make", "plural"]
 
+#: Blue of Okabe and Ito's palette, which stays distinct for colour-blind readers.
+ACCENT = "#0072B2"
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
 
 
@@ -31,6 +33,11 @@ def plural(count, name):
 def in_unit(unit):
     """Return the number of bytes of "GiB", "MiB", "KiB" or "bytes"."""
     return _UNITS[unit]
+
+
+def largest_unit(units):
+    """Return the largest of some units."""
+    return max(units, key=in_unit)
 
 
 def _unit(nbytes):
@@ -118,7 +125,7 @@ class Table(Sequence):
         share = [row.nbytes / max(self.nbytes, 1) for row in self.rows]
         rows = ""
         for (*cells, size), part in zip(body, share, strict=True):
-            bar = f'<div style="background:#0072B2;height:0.8em;width:{100 * part:.0f}px"></div>'
+            bar = f'<div style="background:{ACCENT};height:0.8em;width:{100 * part:.0f}px"></div>'
             texts = "".join(f"<td{left}>{escape(cell)}</td>" for cell in cells)
             rows += f"<tr>{texts}<td>{escape(size)}</td><td{left}>{bar}</td></tr>"
         sums = ""

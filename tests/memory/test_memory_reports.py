@@ -195,6 +195,8 @@ def test_explain_shows_itself_as_it_is():
 def test_one_line_of_text():
     ledger = run(chain("standard"), images())
     line = str(ledger).splitlines()[-1]
+    assert line.count("│") == 1  # the end of the forward
+    line = line.removeprefix("forward ").removesuffix(" backward").replace("│", "")
     heights = [" ▁▂▃▄▅▆▇█".index(bar) for bar in line]
     top = heights.index(max(heights))
     assert heights[:top] == sorted(heights[:top])
@@ -238,22 +240,108 @@ def test_timeline():
     assert (total >= live).all()
 
 
-def test_plot():
+@pytest.fixture
+def agg():
     pyplot = pytest.importorskip("matplotlib.pyplot", reason="plots need matplotlib")
-    ledgers = [run(chain(strategy), images(), strategy) for strategy in ("standard", "checkpoint", "inplace")]
     backend = pyplot.rcParams["backend"]
     pyplot.switch_backend("agg")
-    try:
-        ax = ledgers[0].plot(*ledgers[1:])
-        labels = [text.get_text() for text in ax.get_legend().get_texts()]
-        assert labels == ["standard: 2.2 MiB kept", "checkpoint: 1.2 MiB kept", "inplace: 1.2 MiB kept"]
-        heights = [max(line.get_ydata()) for line in ax.get_lines()]
-        assert heights == [ledger.kept / 2**20 for ledger in ledgers]
-        ax.figure.canvas.draw()
-        assert ledgers[0].plot(ax=ax) is ax
-    finally:
-        pyplot.close("all")
-        pyplot.switch_backend(backend)
+    yield
+    pyplot.close("all")
+    pyplot.switch_backend(backend)
+
+
+def curves(ax, count):
+    """Return the step functions of a plot: the first lines."""
+    return [line.get_xydata() for line in ax.get_lines()[:count]]
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+@pytest.mark.usefixtures("agg")
+def test_plot():
+    strategies = ("standard", "checkpoint", "inplace")
+    ledgers = [run(chain(strategy), images(), strategy) for strategy in strategies]
+    ax = ledgers[0].plot(*ledgers[1:])
+    assert {
+        "standard: 2.2 MiB, 5 buffers", "checkpoint: 1.2 MiB, 3 buffers", "inplace: 1.2 MiB, 3 buffers",
+    } < set(texts(ax))  # fmt: skip
+    assert ax.get_title("left") == "checkpoint and inplace keep 56% of the memory of standard"
+    assert ax.get_ylabel() == "kept for the backward (MiB)"
+    found = curves(ax, 3)
+    assert [points[:, 1].max() for points in found] == [ledger.kept / 2**20 for ledger in ledgers]
+    ax.figure.canvas.draw()
+    assert ledgers[0].plot(ax=ax) is ax
+
+
+@pytest.mark.usefixtures("agg")
+def test_save_and_free_of_a_layer_are_mirrored_in_a_plot():
+    """Five layers: saves at 1 to 5, frees at 6 to 10; layers that save nothing leave their place free."""
+    ledgers = [run(chain(strategy), images(), strategy) for strategy in ("standard", "checkpoint")]
+    standard, checkpoint = curves(ledgers[0].plot(ledgers[1]), 2)
+    assert standard[:, 0].tolist() == list(range(12))
+    assert checkpoint[:, 0].tolist() == [0, 1, 2, 4, 7, 9, 10, 11]
+    assert checkpoint[-1, 1] == standard[-1, 1] == 0
+
+
+@pytest.mark.usefixtures("agg")
+def test_equal_strategies_are_both_visible_in_a_plot():
+    ledgers = [run(chain(strategy), images(), strategy) for strategy in STRATEGIES]
+    lines = ledgers[0].plot(*ledgers[1:]).get_lines()[: len(STRATEGIES)]
+    dashed = [line for line in lines if line.is_dashed()]
+    solid = [line for line in lines if not line.is_dashed()]
+    assert len(dashed) == len(STRATEGIES) - 2  # standard is solid, and one of those that keep half
+    assert all(line.get_linewidth() < min(other.get_linewidth() for other in solid) for line in dashed)
+    assert len({line.get_color() for line in lines}) == len(STRATEGIES)
+
+
+@pytest.mark.usefixtures("agg")
+def test_plot_of_buffers():
+    ledgers = [run(chain(strategy), images(), strategy) for strategy in ("standard", "inplace")]
+    ax = ledgers[0].plot(ledgers[1], y="buffers")
+    assert [points[:, 1].max() for points in curves(ax, 2)] == [5, 3]
+    assert ax.get_title("left") == "inplace keeps 3 buffers, standard 5"
+    assert {"standard: 5 buffers", "inplace: 3 buffers"} < set(texts(ax))
+
+
+@pytest.mark.usefixtures("agg")
+def test_plot_names_the_largest_temporary():
+    ledgers = [run(chain(strategy), images(), strategy) for strategy in ("standard", "checkpoint")]
+    (note,) = (text for text in texts(ledgers[0].plot(ledgers[1])) if "temporaries" in text)
+    assert note.endswith("the largest, 512.0 KiB in checkpoint, 4 (Pointwise)")
+
+
+@pytest.mark.usefixtures("agg")
+def test_plot_over_time():
+    ledger = run(chain("standard"), images(), "standard")
+    ax = ledger.plot(x="time")
+    (points,) = curves(ax, 1)
+    assert points[:-1, 0].tolist() == sorted(1e3 * ledger.timeline()[0])
+    assert any("dots: the forward ends" in text for text in texts(ax))
+    for wrong in ({"x": "layer"}, {"y": "KiB"}):
+        with pytest.raises(ValueError, match=r"must be '\w+' or '\w+', got "):
+            ledger.plot(**wrong)
+
+
+@pytest.mark.usefixtures("agg")
+def test_plot_of_several_steps_counts_steps():
+    net, x = chain("standard"), images()
+    with memory.ledger() as ledger:
+        for _ in range(2):
+            net.backward(np.ones_like(net(x)))
+    (points,) = curves(ledger.plot(), 1)
+    assert points[:, 0].tolist() == list(range(22))
+
+
+@pytest.mark.usefixtures("agg")
+def test_plot_of_nothing():
+    with memory.ledger() as ledger:
+        pass
+    ledger.plot().figure.canvas.draw()
+    with memory.ledger() as ledger:
+        chain("standard")(images())
+    ledger.plot(ledger).figure.canvas.draw()
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch):

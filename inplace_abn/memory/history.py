@@ -1,0 +1,124 @@
+"""What was kept step by step, and its pictures without matplotlib: a line of text, and SVG for notebooks."""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from . import events
+from .tables import ACCENT, escape, human, plural
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+class History(NamedTuple):
+    """What is kept after each step; in a step one context saves its arrays, or frees them.
+
+    ``nbytes`` and ``buffers`` are what is kept, ``calls`` (layer, number of its call) of the context, and
+    ``frees`` is True where it frees. ``spikes`` are the temporaries: (step before, bytes kept and temporary
+    bytes together, layer, seconds). ``forward_ends`` are the steps before the first free since nothing was
+    kept.
+    """
+
+    seconds: np.ndarray
+    nbytes: np.ndarray
+    buffers: np.ndarray
+    calls: list
+    frees: list
+    spikes: list
+    forward_ends: list
+
+    @property
+    def is_one_step(self):
+        """True if all saves come before all frees, as in one step of training without `Recompute`."""
+        return len(self.forward_ends) <= 1 and sorted(self.frees) == self.frees
+
+
+def history(known, began):
+    """Return the `History` of events; `began` is the time of the first step."""
+    count, calls, numbers, last, saving = events.Count(), {}, {}, None, True
+    rows, spikes, forward_ends = [(0.0, 0, 0, None, False)], [], []
+    for event in known:
+        if isinstance(event, events.Temporary):
+            count.add(event)
+            spikes.append((len(rows) - 1, count.total, event.layer, event.seconds - began))
+            continue
+        frees = isinstance(event, events.Freed)
+        if frees and not count.of(event.context):
+            continue  # a context that saved nothing
+        if frees and saving:
+            forward_ends.append(len(rows) - 1)
+        count.add(event)
+        if not frees and event.context not in calls:
+            numbers[event.layer] = numbers.get(event.layer, 0) + 1
+            calls[event.context] = event.layer, numbers[event.layer]
+        if frees or event.context != last:
+            rows.append(None)
+        rows[-1] = event.seconds - began, count.live, count.buffers, calls[event.context], frees
+        if frees:
+            del calls[event.context]  # its number may be used again
+        last = None if frees else event.context
+        saving = not count.buffers if frees else saving
+    seconds, nbytes, buffers, called, freed = zip(*rows, strict=True)
+    return History(
+        np.array(seconds),
+        np.array(nbytes),
+        np.array(buffers),
+        list(called),
+        list(freed),
+        spikes,
+        forward_ends,
+    )
+
+
+def line(found, width=60):
+    """Return the bytes kept, step by step, as one line of bars; "│" marks the end of the forward."""
+    nbytes, top = found.nbytes, max(found.nbytes.max(), 1)
+    if not found.forward_ends:
+        return f"forward {_bars(nbytes, width, top)}".rstrip()
+    middle = found.forward_ends[0] + 1
+    share = max(1, round(width * middle / len(nbytes)))
+    before, after = _bars(nbytes[:middle], share, top), _bars(nbytes[middle:], width - share, top)
+    return f"forward {before}│{after} backward"
+
+
+def _bars(nbytes, width, top):
+    edges = np.linspace(0, len(nbytes), min(max(width, 1), len(nbytes)) + 1).astype(int)
+    heights = (int(nbytes[a:b].max()) for a, b in itertools.pairwise(edges))
+    return "".join(_BARS[-(-height * (len(_BARS) - 1) // top)] for height in heights)
+
+
+def svg(found, width=520, height=90):
+    """Return the bytes kept, step by step, as an SVG picture for HTML."""
+    margin = 16
+    count, top = len(found.nbytes), int(found.nbytes.max())
+    x = np.arange(len(found.nbytes)) / count * width
+    y = margin + (1 - found.nbytes / max(top, 1)) * (height - margin)
+    corners = [f"0,{height}"]
+    for i in range(len(x)):
+        corners.append(f"{x[i]:.1f},{y[max(i - 1, 0)]:.1f}")
+        corners.append(f"{x[i]:.1f},{y[i]:.1f}")
+    corners += [f"{width},{y[-1]:.1f}", f"{width},{height}"]
+    highest = int(found.nbytes.argmax())
+    summary = f"{human(top)} in {plural(int(found.buffers[highest]), 'buffer')}"
+    marks = "".join(
+        f'<line x1="{x[end + 1]:.1f}" x2="{x[end + 1]:.1f}" y1="{margin}" y2="{height}" '
+        f'stroke="currentColor" stroke-dasharray="3 3"/>'
+        for end in found.forward_ends
+    )
+    on_the_right = x[highest] > width / 2
+    place = f'x="{x[highest]:.1f}" text-anchor="middle"'
+    if not width / 4 < x[highest] < 3 * width / 4:
+        place = f'x="{width}" text-anchor="end"' if on_the_right else 'x="0"'
+    texts = f'<text {place} y="11" font-weight="bold">{summary}</text>'
+    if len(found.forward_ends) == 1:
+        texts += '<text x="0" y="11">forward</text>' if x[highest] >= width / 4 else ""
+        texts += (
+            f'<text x="{width}" y="11" text-anchor="end">backward</text>' if x[highest] < width * 0.75 else ""
+        )
+    title = f"Bytes kept for the backward, step by step: at most {summary}"
+    return (
+        f'<svg width="{width}" height="{height}" role="img" style="border-bottom:1px solid #888" '
+        f'font-family="sans-serif" font-size="11" fill="currentColor"><title>{escape(title)}</title>'
+        f'<polygon fill="{ACCENT}" fill-opacity="0.8" points="{" ".join(corners)}"/>{marks}{texts}</svg>'
+    )
