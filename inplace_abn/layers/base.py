@@ -28,7 +28,7 @@ import weakref
 from types import MappingProxyType
 
 from .._arguments import channel_axis
-from . import assignment, calls, nonfinite
+from . import assignment, calls, nonfinite, pending
 from . import repr as text
 from .calls import Call, here
 from .context import AGAIN, OUTSIDE, LayerContext, name_of
@@ -206,7 +206,7 @@ class Layer(Named, StateMixin):
         """
         outer = here.call
         try:
-            call = calls.find(self, dz, outer) if call is None else calls.check(self, call)
+            call = pending.find(self, dz, outer) if call is None else calls.check(self, call)
         except (RuntimeError, TypeError, ValueError) as error:
             raise text.with_name(error, self) from None
         here.call = call

@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 
 from .. import _arguments as arguments
-from .calls import Call, here
+from .calls import Call, here, is_floating, with_named
 from .context import is_grad_enabled
 from .recorded_arrays import RecordedArrays, describe, share_memory
 
@@ -74,7 +74,7 @@ class Recorder:
         if self._closed is not None:
             self.check_open()
         entries, sources = self._arrays.entries, []
-        for i, array in enumerate(_with_named(inputs, options) if options else inputs):
+        for i, array in enumerate(with_named(inputs, options) if options else inputs):
             entry = entries.get(id(array))
             if entry is not None and entry[0]() is array:
                 sources.append(entry[1])
@@ -263,13 +263,3 @@ class Recorder:
             raise RuntimeError(
                 f"tape: {self._closed}; record the forward on another tape, with layers.record()"
             )
-
-
-def is_floating(value):
-    """Return whether a value is an array that may have a gradient."""
-    return isinstance(value, np.ndarray) and value.dtype.kind in "fcV"  # V: bfloat16
-
-
-def _with_named(inputs, options):
-    """Return the inputs by position and by name; `out` is none."""
-    return (*inputs, *(value for name, value in options.items() if name != "out"))

@@ -12,6 +12,7 @@
 """
 
 from .. import _arguments as arguments
+from .calls import number_or_type
 from .gradient_sums import GradientSums, may_overwrite
 from .recorder import Recorder, active
 
@@ -195,7 +196,8 @@ class Tape(Recorder):
             gradients = [None] * len(outputs) if dz is None else dz
             if not isinstance(gradients, (tuple, list)) or len(gradients) != len(outputs):
                 raise TypeError(
-                    f"dz: expected a list of {len(outputs)} gradients, one for each output, got {_kind(dz)}"
+                    f"dz: expected a list of {len(outputs)} gradients, one for each output, got "
+                    f"{number_or_type(dz)}"
                 )
             pairs = [
                 (self.value_of(f"outputs[{i}]", output), gradient, f"dz[{i}]")
@@ -260,7 +262,3 @@ def _checked(dz, name, like):
         return 1.0 if dz is None else dz
     arguments.gradient(name, dz, *like)
     return dz
-
-
-def _kind(value):
-    return f"{len(value)} of them" if isinstance(value, (tuple, list)) else type(value).__name__

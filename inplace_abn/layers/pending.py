@@ -1,0 +1,94 @@
+"""The calls of a layer whose backward has not run: which one ``layer.backward(dz)`` belongs to.
+
+A backward that runs inside the backward of another layer belongs to the last call which the forward of that
+layer made. For an outermost backward:
+
+1. The call given as ``call=``.
+2. Otherwise, if `dz` was returned by the backward of another layer: the call whose result that layer took.
+3. Otherwise the last call whose backward has not run.
+"""
+
+import threading
+import warnings
+
+from ..memory.tables import human
+from .producers import producer_of_input
+
+#: Number of pending calls of one layer in evaluation at which a warning is issued.
+MANY = 8
+
+DROPPED = (
+    "; earlier calls in eval() were dropped because their results no longer exist, or because there were "
+    "many of them: keep the result, or layer.last_call, until the backward"
+)
+
+
+def find(layer, dz, outer):
+    """Return the call of `layer` that ``layer.backward(dz)`` belongs to.
+
+    Parameters
+    ----------
+    layer : Layer
+    dz : ndarray or tuple
+    outer : Call or None
+        The call whose backward runs.
+
+    Raises
+    ------
+    RuntimeError
+        If no call is pending, or if another thread has called the layer since this thread has.
+    """
+    if outer is not None:
+        found = _last_inside(outer, layer)
+        if found is not None:
+            return found
+    pending = list(layer._calls)
+    if len(pending) == 1:
+        return pending[0]
+    pending = [call for call in pending if call.outermost] or pending
+    if not pending:
+        raise RuntimeError(f"backward() was called without a pending forward: {layer._last}{layer._dropped}")
+    producer = producer_of_input(dz)
+    if producer in pending:
+        return producer
+    own = threading.get_ident()
+    if pending[-1].thread != own and own in (call.thread for call in pending):
+        raise RuntimeError(
+            "another thread has called this layer since this thread has, and backward() runs the last call; "
+            "train in one thread at a time, pass call=, or give each thread a copy.deepcopy of the network"
+        )
+    return pending[-1]
+
+
+def _last_inside(outer, layer):
+    """Return the last pending call of `layer` that the call `outer` made, or None."""
+    inner = outer.inner
+    while inner and inner[-1].freed:
+        inner.pop()
+    reference = layer._reference
+    for call in reversed(inner):
+        if call._layer is reference and not call.freed:
+            return call
+    return None
+
+
+def drop_abandoned(layer):
+    """Drop earlier calls in evaluation whose backward cannot be meant; warn if many remain pending.
+
+    Dropped are calls whose results no longer exist, and all but the last `MANY` calls of a loss: its result
+    is a number, which has no identity.
+    """
+    waiting = [call for call in layer._calls if call.outermost and (call.evaluation or not call._results)]
+    losses = [call for call in waiting if call.evaluation and not call._results]
+    for call in [call for call in waiting[:-1] if call.result_is_gone] + losses[:-MANY]:
+        waiting.remove(call)
+        call.detach()
+        vars(layer)["_dropped"] = DROPPED
+    if len(waiting) >= MANY and not vars(layer).get("_warned"):
+        vars(layer)["_warned"] = True
+        nbytes = human(sum(call.nbytes for call in waiting))
+        warnings.warn(
+            f"{layer.label}: {len(waiting)} calls wait for their backward and keep {nbytes}; make calls "
+            "without a backward inside layers.no_grad(), or drop what they keep with layer.release()",
+            stacklevel=4,
+        )
