@@ -113,7 +113,7 @@ def test_a_gradient_of_another_dtype_than_bfloat16_is_told_its_name():
     layer(x.copy())
     _, ctx = functional.forward(x)
     for backward in (layer.backward, partial(functional.backward, ctx)):
-        with pytest.raises(TypeError, match=r"dz must be bfloat16, .*; pass dz.astype\(ml_dtypes.bfloat16\)"):
+        with pytest.raises(TypeError, match=r"dz must be bfloat16.*; pass dz.astype\(ml_dtypes.bfloat16\)"):
             backward(dz)
         backward(dz.astype(ml_dtypes.bfloat16))
 
