@@ -1,8 +1,8 @@
-"""Activations and strategies: what the package must know of them, without their formulas.
+"""Properties of the activations and strategies that the Python layers need.
 
 The kernels have their own table, ``ABN_EACH_ACTIVATION`` in ``csrc/abn.h``, and the specification has
-`inplace_abn.reference.ACTIVATIONS`. The tests compare the three. The formulas of activations on their own are
-in `inplace_abn.ops.activation`.
+`inplace_abn.reference.ACTIVATIONS`. The tests compare the three. The formulas that layers use are in
+`inplace_abn.ops.activation`.
 """
 
 from typing import Literal, NamedTuple
@@ -18,11 +18,12 @@ class Activation(NamedTuple):
     param : {None, "one", "channel"}
         Its parameter: none, one number above 0, or one number of any sign per channel.
     invertible : bool
-        True if y can be recovered from z, and the branch where there is a minimum, as in-place strategies do.
+        True if y can be recovered from z (and the branch mask, if there is a minimum). In-place strategies
+        require it.
     minimum : float or None
-        The y at which the activation turns. On both sides of it there are y with the same z.
+        The y at which z is smallest; None if the activation is monotonic. z has one inverse on each side.
     slope_from_z : bool
-        True if the derivative is a function of z alone, so that an activation on its own need not keep y.
+        True if the derivative is a function of z alone: a layer with the activation alone keeps z, not x.
     """
 
     param: Literal["one", "channel"] | None = None
@@ -39,7 +40,7 @@ def _with_minimum(minimum):
 ACTIVATIONS = {
     "identity": Activation(),
     "leaky_relu": Activation("one"),
-    "prelu": Activation("channel", slope_from_z=False),  # slopes below 0: two y for a z
+    "prelu": Activation("channel", slope_from_z=False),  # two y for a z if a slope is below 0
     "elu": Activation("one"),
     "celu": Activation("one"),
     "selu": Activation(),
@@ -53,7 +54,7 @@ ACTIVATIONS = {
     "relu": Activation(invertible=False),
 }
 
-#: The array that each strategy keeps for the backward (Fig. 2 of the paper).
+#: strategy -> the array that it keeps for the backward (Fig. 2 of the paper)
 KEEPS = {
     "standard": "x",
     "checkpoint": "x",

@@ -1,4 +1,4 @@
-"""Keyword-only parameters whose error message lists the keywords."""
+"""A decorator for keyword-only parameters: its error message lists the keywords."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -9,7 +9,7 @@ R = TypeVar("R")
 
 
 def lists_keywords(function: Callable[P, R]) -> Callable[P, R]:
-    """Return the function with a TypeError for too many positional arguments that lists the keywords.
+    """Decorate `function` so that the TypeError for too many positional arguments lists the keywords.
 
     >>> @lists_keywords
     ... def scale(x, *, by=1):

@@ -1,6 +1,7 @@
-"""Several batches normalized as one (section 4 of the paper): forward and backward, each in two halves.
+"""Synchronized batch normalization: several batches normalized as one (section 4 of the paper).
 
-Statistics and sums of the halves are plain arrays: how they travel between processes is the caller's.
+Forward and backward have two steps each. The caller sends the statistics and sums between the steps from one
+process to the others; they are plain arrays.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from ._types import Activation, Batch, ChannelAxis, Mask, Number, Rows, Strategy
 def statistics(
     x: Batch, *, channel_axis: ChannelAxis = 1, mask: Mask | None = None, threads: Threads = None,
 ) -> tuple[Sums, Sums, int]:  # fmt: skip
-    """Mean and biased variance of every channel, the first step of synchronized batch normalization.
+    """Mean and biased variance of each channel: the first step of a synchronized forward.
 
     Parameters
     ----------
@@ -26,15 +27,16 @@ def statistics(
         Read only.
     channel_axis : {1, -1}
     mask : bool ndarray of shape (N, ...), optional
-        As for `forward`: only positions where it is True count.
+        As for `forward`: the statistics are those of the positions where it is True.
     threads : int, optional
+        Number of threads, as for `forward`.
 
     Returns
     -------
     mean, var : float64 ndarray of shape (C,)
         Zeros for an empty batch.
     count : int
-        Elements per channel, of valid positions.
+        Elements per channel at valid positions.
 
     Raises
     ------
@@ -51,49 +53,53 @@ def statistics(
 
 
 def merge_statistics(means: Rows, vars: Rows, counts: Sequence[int]) -> tuple[Sums, Sums, int]:
-    """Statistics of several batches as if they were one (section 4 of the paper), to rounding.
+    """Statistics of the union of several batches, from those of each (section 4 of the paper).
+
+    With the shares ``p = counts / sum(counts)``: ``mean = sum(p * means)`` and
+    ``var = sum(p * (vars + (means - mean)**2))``.
 
     Parameters
     ----------
     means, vars : sequence of array_like of shape (C,)
-        Mean and biased variance of each batch, as `statistics` gives them.
+        Mean and biased variance of each batch, from `statistics`.
     counts : sequence of int
-        Elements per channel of each batch; batches of none are skipped.
+        Elements per channel of each batch; batches without elements are ignored.
 
     Returns
     -------
     mean, var : float64 ndarray of shape (C,)
         Zeros if all batches are empty.
     count : int
+        The sum of `counts`.
 
     Raises
     ------
     ValueError
-        For sequences that are empty or do not match, and counts that are negative or no whole numbers.
+        For empty sequences, different lengths or shapes, and counts that are negative or not whole numbers.
 
     Examples
     --------
     >>> merge_statistics([[0.0], [3.0]], [[1.0], [1.0]], [2, 1])
     (array([1.]), array([3.]), 3)
     """
-    part_means, part_vars = np.array(means, np.float64), np.array(vars, np.float64)
+    batch_means, batch_vars = np.array(means, np.float64), np.array(vars, np.float64)
     shares = np.array(counts, np.float64)
-    shape = part_means.shape
-    if len(shape) != 2 or shape != part_vars.shape or shares.shape != shape[:1] or not shares.size:
+    shape = batch_means.shape
+    if len(shape) != 2 or shape != batch_vars.shape or shares.shape != shape[:1] or not shares.size:
         raise ValueError(
-            "means and vars must be equally many arrays of shape (C,), and counts as many numbers, at least "
-            f"one of each; got them stacked to shapes {shape}, {part_vars.shape} and {shares.shape}"
+            "means, vars and counts must have the same length, at least 1: arrays of shape (C,) and numbers; "
+            f"got arrays of shapes {shape}, {batch_vars.shape} and {shares.shape}"
         )
     if not (np.isfinite(shares) & (shares >= 0) & (shares == np.floor(shares))).all():
-        raise ValueError(f"counts must be whole numbers from 0 on, got {counts}")
+        raise ValueError(f"counts must be whole numbers of at least 0, got {counts}")
     count = int(shares.sum())
     if count == 0:
         return np.zeros(shape[1]), np.zeros(shape[1]), 0
     full = shares > 0
-    part_means, part_vars, shares = part_means[full], part_vars[full], shares[full, None] / count
-    # From one of the means on: what they have in common would cost digits of what they differ in.
-    mean = part_means[0] + (shares * (part_means - part_means[0])).sum(axis=0)
-    var = (shares * (part_vars + (part_means - mean) ** 2)).sum(axis=0)
+    batch_means, batch_vars, shares = batch_means[full], batch_vars[full], shares[full, None] / count
+    # Sum the differences to the first mean: a large common offset would cancel digits.
+    mean = batch_means[0] + (shares * (batch_means - batch_means[0])).sum(axis=0)
+    var = (shares * (batch_vars + (batch_means - mean) ** 2)).sum(axis=0)
     return mean, var, count
 
 
@@ -106,26 +112,27 @@ def normalize(
     residual: Batch | None = None, slope: Vector | None = None, mask: Mask | None = None,
     threads: Threads = None,
 ) -> tuple[Batch, Context]:  # fmt: skip
-    """`functional.forward` in training with the statistics of several batches (section 4 of the paper).
+    """`functional.forward` in training with given statistics of several batches (section 4 of the paper).
 
     Parameters
     ----------
     x : ndarray
-        One of the batches behind the statistics. It may be empty, and may have one value per channel.
+        One of the batches of the statistics. It may be empty or have one value per channel.
     mean, var : float64 ndarray of shape (C,)
-        Mean and biased variance, as `merge_statistics` gives them. Read only.
+        Mean and biased variance of all batches, from `merge_statistics`. Read only.
     count : int
-        Elements per channel behind them; more than one.
+        Elements per channel of all batches; more than 1.
     weight, bias, running_mean, running_var, momentum, eps
-        As for `forward`. The running variance is updated with ``var * count / (count - 1)``.
+        As for `forward`. The batch statistics of the update are `mean` and ``var * count / (count - 1)``.
     activation, activation_param, strategy, channel_axis, residual, slope, mask, threads
         As for `forward`.
 
     Returns
     -------
     z : ndarray
+        As from `forward`.
     ctx : Context
-        As from `forward`; for `backward_reduce` and `backward_apply`.
+        For `backward_reduce` and `backward_apply`.
 
     Raises
     ------
@@ -163,24 +170,27 @@ def normalize(
 
 @lists_keywords
 def backward_reduce(ctx: Context, dz: Batch, *, threads: Threads = None) -> ChannelSums:
-    """First half of `backward`: the sums over each channel that dx needs (section 3.2 of the paper).
+    """First step of a synchronized backward: the sums over each channel of this batch.
 
-    With ``dy = dz * activation'(y)``. Added up over all batches behind the statistics they go to
-    `backward_apply`; there they are the gradients of bias and weight as well.
+    ``sum_dy = sum(dy)`` and ``sum_dy_xhat = sum(dy * xhat)`` with ``dy = dz * activation'(y)`` (section 3.2
+    of the paper). Add them up over all batches and pass the totals to `backward_apply`. The totals are the
+    gradients of bias and weight.
 
     Parameters
     ----------
     ctx : Context
-        Stays as it is.
+        From `normalize`; not changed.
     dz : ndarray
-        Of the shape, dtype and memory layout of x; read only.
+        Shape, dtype and memory layout of x; read only.
     threads : int, optional
+        Number of threads, as for `forward`.
 
     Returns
     -------
-    sum_dy, sum_dy_xhat : float64 ndarray of shape (C,)
-        Zeros for an empty batch. With prelu, the gradient of the slope is an attribute beside the two,
-        ``dslope``, a float64 array of the slope's shape, that is added up in the same way.
+    ChannelSums
+        A tuple of sum_dy and sum_dy_xhat, float64 arrays of shape (C,); zeros for an empty batch. For prelu,
+        its attribute ``dslope`` is the gradient of the slope, a float64 array of the slope's shape, which is
+        added up over all batches as well.
 
     Raises
     ------
@@ -204,23 +214,27 @@ def backward_apply(
     ctx: Context, dz: Batch, *, sum_dy: Sums, sum_dy_xhat: Sums, count: int,
     overwrite: bool = False, residual_grad: Batch | None = None, threads: Threads = None,
 ) -> Batch:  # fmt: skip
-    """Second half of `backward`: dx, from sums over all batches behind the statistics.
+    """Second step of a synchronized backward: dx of this batch from the sums over all batches.
+
+    ``dx = weight / sqrt(var + eps) * (dy - sum_dy / count - xhat * sum_dy_xhat / count)`` (section 3.2 of the
+    paper).
 
     Parameters
     ----------
     ctx : Context
-        It is freed, as by `backward`.
+        From `normalize`. It is freed, as by `backward`.
     dz : ndarray
-        Of the shape, dtype and memory layout of x.
+        Shape, dtype and memory layout of x.
     sum_dy, sum_dy_xhat : float64 ndarray of shape (C,)
-        Sums of what `backward_reduce` gave for each batch; read only.
+        The totals over all batches of the results of `backward_reduce`; read only.
     count : int
-        Elements per channel behind the sums, as for `normalize`; ignored unless forward was in training.
+        Elements per channel of all batches, as for `normalize`; ignored if the forward was not in training.
     overwrite : bool
         True writes dx over dz.
     residual_grad : ndarray, optional
-        As for `backward`, and needed after a forward with residual: its gradient is added to it.
+        Required after a forward with residual: the gradient of the residual is added to it.
     threads : int, optional
+        Number of threads, as for `forward`.
 
     Returns
     -------

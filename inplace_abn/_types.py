@@ -1,6 +1,6 @@
-"""What `_core.pyi` and `functional` call their arguments' types.
+"""Names of the types of arguments in `_core.pyi` and `functional`.
 
-Spelled out, where `numpy.typing` has short names: importing that costs every user of the package time.
+They are written without `numpy.typing`, whose import would make the import of this package slower.
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ import numpy as np
 
 # float32, float64, float16 or ml_dtypes.bfloat16; 2 to 5 dimensions
 Batch: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
-# one element per channel (a slope: or one for all); float64 beside a float64 batch, else float32
+# (C,), or (1,) for a slope; float64 for a float64 batch, else float32
 Vector: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
-# which positions are valid, of shape (N, *spatial)
+# (N, *spatial); True for valid positions
 Mask: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.bool_]]
-# one element per channel
+# (C,)
 Sums: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
-# for `merge_statistics`
+# one (C,) per batch, for `merge_statistics`
 Rows: TypeAlias = Sequence[Sequence[float] | Sums] | Sums
 Activation: TypeAlias = Literal[
     "identity", "leaky_relu", "prelu", "elu", "celu", "selu", "softplus", "sigmoid", "tanh", "silu", "gelu",

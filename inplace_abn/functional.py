@@ -4,19 +4,20 @@
 DNNs (CVPR 2018, https://arxiv.org/abs/1712.02616). Batches are (N, C, *spatial) of 2 to 5 dimensions, or
 (N, *spatial, C) with ``channel_axis=-1``, of float32, float64, float16 or ``ml_dtypes.bfloat16``.
 
-What goes for every function here:
+All functions here follow these rules:
 
-- Slices of larger arrays along N or C are taken as they are, and so is a (N, C, *spatial) view of
-  channels-last memory, such as ``numpy.moveaxis(nhwc, -1, 1)``. Whatever would need a copy is refused.
-- Everything is checked before the first write: an exception means untouched arrays. TypeError is for what is
-  no array, of another dtype or not a number, ValueError for everything else; the message says what would do.
-- ``threads=None`` is `get_num_threads` for large batches and one thread for small ones. The results do not
-  depend on it, to the bit. The interpreter lock is released for large batches; the arrays belong to the call
-  until it returns: a thread that writes into them spoils the result, one that frees their memory by
-  ``resize(refcheck=False)`` crashes the process.
-- What a live context keeps is written by no function here, through whatever view: that is a ValueError.
+- Slices of a larger array along N or C are accepted without a copy, and so is a (N, C, *spatial) view of
+  channels-last memory, such as ``numpy.moveaxis(nhwc, -1, 1)``. Arrays with other strides are refused,
+  because they would need a copy.
+- All arguments are checked before the first write: after an exception the arrays are unchanged. A TypeError
+  is raised for a wrong type or dtype, a ValueError for everything else; the message says what is expected.
+- ``threads=None`` uses `get_num_threads` threads for large batches and one for small ones. The results are
+  bitwise identical for any number of threads. The interpreter lock is released for large batches. Other
+  threads must not touch the arrays until the call returns: a write corrupts the result, and freeing the
+  memory by ``resize(refcheck=False)`` crashes the process.
+- A write to an array that a live context keeps, through any view, is refused with a ValueError.
 
-Two calls make a training step of one layer:
+A training step of one layer takes two calls:
 
 >>> import numpy as np
 >>> from inplace_abn import functional as abn
@@ -67,25 +68,26 @@ def forward(
 ) -> tuple[Batch, Context]:  # fmt: skip
     """Batch normalization and activation: ``z = activation(weight * xhat + bias + residual)``.
 
-    ``xhat = (x - mean) / sqrt(var + eps)``, with mean and biased variance of the batch in training, and
-    with the running ones otherwise (paper, section 3.1).
+    ``xhat = (x - mean) / sqrt(var + eps)``. mean and var are the mean and biased variance of the batch in
+    training, and the running statistics otherwise (section 3.1 of the paper).
 
     Parameters
     ----------
     x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
-        Overwritten by z or xhat, or kept, as `strategy` says.
+        Overwritten by z or xhat, or unchanged, depending on `strategy`.
     weight, bias : ndarray of shape (C,), optional
-        float64 beside a float64 x, float32 beside all others; read only. Any value will do, negative
-        and zero as well. None is 1 and 0.
+        float64 for a float64 x, float32 for all others; read only. Any value, including negative ones and
+        zero. None means a weight of 1 and a bias of 0.
     running_mean, running_var : ndarray of shape (C,), optional
-        Same dtype as `weight`; both or none. Updated in place in training, the variance with the unbiased one
-        of the batch: ``running = (1 - momentum) * running + momentum * batch``. Read otherwise.
+        Same dtype as `weight`; pass both or neither. Updated in place in training:
+        ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance of the batch.
+        Read only otherwise.
     training : bool
         False normalizes with the running statistics.
     momentum : float in [0, 1]
     eps : float > 0
     activation : str
-        relu has no inverse: not for the in-place strategies.
+        relu has no inverse and is refused by the in-place strategies.
 
         ============  ======================================================
         activation    z, with ``a = activation_param``
@@ -108,47 +110,54 @@ def forward(
     activation_param : float > 0
         Slope of leaky_relu below zero, alpha of elu and celu.
     strategy : {"inplace", "inplace_1", "inplace_2", "checkpoint_xhat", "checkpoint", "standard"}
-        What is kept for the backward (Fig. 2 of the paper). "inplace" is "inplace_2".
+        Which array is kept for the backward (Fig. 2 of the paper), in addition to what the consumer of z
+        keeps. "inplace" is another name of "inplace_2".
 
-        =================  ==============  ==========================  ==============
-        strategy           x is            kept, beside z's consumer   Fig. 2
-        =================  ==============  ==========================  ==============
-        "standard"         left alone      x                           (a)
-        "checkpoint"       left alone      x; z from `ctx.recompute`   (b)
-        "checkpoint_xhat"  made into xhat  xhat; z likewise            (c)
-        "inplace_1"        made into z     z; xhat = (y - bias)/weight (d)
-        "inplace_2"        made into z     z; no division              (e)
-        =================  ==============  ==========================  ==============
+        =================  ===================  =================================  ======
+        strategy           x                    kept                               Fig. 2
+        =================  ===================  =================================  ======
+        "standard"         unchanged            x                                  (a)
+        "checkpoint"       unchanged            x; `ctx.recompute` returns z       (b)
+        "checkpoint_xhat"  overwritten by xhat  xhat; `ctx.recompute` returns z    (c)
+        "inplace_1"        overwritten by z     z; xhat = (y - bias) / weight      (d)
+        "inplace_2"        overwritten by z     z; formulas in y, no division      (e)
+        =================  ===================  =================================  ======
     channel_axis : {1, -1}
     residual : ndarray, optional
-        Of the shape, dtype and memory layout of x; read only. Kept for the backward with every strategy: it
-        tells the normalized x from z.
+        Added to y before the activation. Shape, dtype and memory layout of x; read only. Every strategy keeps
+        it for the backward, which subtracts it to recover y from z.
     slope : ndarray of shape (C,) or (1,), optional
-        For prelu, and for it alone: per channel, or one for all. Same dtype as `weight`, any finite numbers;
-        read only.
-    mask : bool ndarray of shape (N, ...), that of x without its channels, optional
-        True where a position is valid, False where it is padding. Statistics, z and gradients are those of a
-        batch of the valid positions alone. Elsewhere z and the gradients of x and residual are 0, and x,
-        residual and dz are not read: they may be NaN. Any strides; copied, a bit per position.
+        Required for prelu and refused for all others: one per channel, or one for all. Same dtype as
+        `weight`, any finite values; read only.
+    mask : bool ndarray of shape (N, ...), the shape of x without its channel axis, optional
+        True for valid positions, False for padding. Statistics, z and gradients are those of a batch of the
+        valid positions alone. At all other positions z and the gradients of x and residual are 0, and x,
+        residual and dz are not read: they may be NaN. Any strides; a copy is kept, one bit per position.
     threads : int, optional
+        Number of threads; see the top of this page.
 
     Returns
     -------
     z : ndarray
         x itself for the in-place strategies, else a fresh array of x's shape, dtype and memory layout.
     ctx : Context
-        For `backward`. While it lives, the arrays that it keeps are locked (``flags.writeable`` is False):
-        until the backward has run, the context is dropped or ``ctx.release()`` is called. ``ctx.saved``
-        has all that is kept, by role. Beside x or z, and the residual, this is little: xhat of channels whose
-        weight is zero or tiny beside the bias, xhat of single elements that a flat activation would lose and,
-        beside z of silu, gelu, gelu_tanh and mish, which have a minimum, on which side of it y was: a bit per
-        element. Weight, bias, slope, mask and statistics are copied, so an update of the weight before the
-        backward does not change the gradients.
+        For `backward`. The arrays that it keeps are read-only (``flags.writeable`` is False) until the
+        backward has run, the context is deleted or ``ctx.release()`` is called. ``ctx.saved`` lists the kept
+        arrays by role: x, xhat or z, the residual and, with the in-place strategies,
+
+        - xhat of the channels whose weight is zero or tiny compared to the bias,
+        - xhat of single elements that cannot be recovered from z because the activation is too flat,
+        - for silu, gelu, gelu_tanh and mish a branch mask, one bit per element: True if y is left of the
+          activation's minimum.
+
+        Weight, bias, slope, mask and statistics are copied, so an update of the weight before the backward
+        does not change the gradients.
 
     Raises
     ------
     TypeError, ValueError
-        See the top of this page: one value per channel in training, overlapping arrays, a read-only x, ...
+        See the top of this page. For example for a wrong dtype or shape, one value per channel in training,
+        overlapping arrays, a read-only x, an activation without inverse for an in-place strategy.
 
     Examples
     --------
@@ -161,7 +170,7 @@ def forward(
     >>> {role: array.nbytes for role, array in ctx.saved.items()}
     {'z': 16}
 
-    The end of a residual block, and an activation with a minimum:
+    With a residual, and with an activation that has a minimum:
 
     >>> x, shortcut = np.array([[1.0], [3.0]]), np.array([[0.5], [0.5]])
     >>> z, ctx = forward(x, residual=shortcut, activation="identity")
@@ -194,35 +203,42 @@ def backward(
     ctx: Context, dz: Batch, *, overwrite: bool = False, residual_grad: Batch | None = None,
     threads: Threads = None,
 ) -> Gradients:  # fmt: skip
-    """Gradients of all that the forward took, given the gradient dz of z (section 3.2 of the paper).
+    """Gradients of x, weight, bias, slope and residual from dz, the gradient of z (section 3.2 of the paper).
+
+    With ``dy = dz * activation'(y)``, ``dbias = sum(dy)``, ``dweight = sum(dy * xhat)`` and
+    ``dx = weight / sqrt(var + eps) * (dy - dbias / m - xhat * dweight / m)`` in training, for the m values of
+    a channel; ``dx = weight / sqrt(var + eps) * dy`` otherwise.
 
     Parameters
     ----------
     ctx : Context
-        From `forward`; it is freed, and what it kept is unlocked and let go.
+        From `forward`. It is freed, and the arrays that it keeps become writeable again.
     dz : ndarray
-        Of the shape, dtype and memory layout of x.
+        Shape, dtype and memory layout of x.
     overwrite : bool
-        True writes dx over dz, and then needs no memory of dz's size.
+        True writes dx over dz and allocates no array of that size.
     residual_grad : ndarray, optional
-        Of the shape, dtype and memory layout of x: the gradient of the residual is added to it, rather than
-        written into a fresh array. For a forward with residual alone.
+        Shape, dtype and memory layout of x. The gradient of the residual is added to it instead of written to
+        a fresh array. Refused for a forward without residual.
     threads : int, optional
+        Number of threads; see the top of this page.
 
     Returns
     -------
     Gradients
-        dx, a fresh array with the memory layout of x, or dz itself; dweight and dbias of shape (C,) and the
-        dtype of the weight, or None where there was none. As attributes that are not unpacked: dslope of that
-        dtype and the shape of the slope, and dresidual, a fresh array like dx or `residual_grad` itself.
+        A tuple of dx, dweight and dbias. dx is a fresh array with the memory layout of x, or dz itself.
+        dweight and dbias have shape (C,) and the dtype of the weight, or are None if the forward had none.
+        Attributes outside of the tuple: dslope with the dtype and shape of the slope, and dresidual, a fresh
+        array like dx or `residual_grad` itself.
 
     Raises
     ------
     RuntimeError
-        For a ctx that is freed or in use, or whose arrays were resized, made another dtype or unlocked.
+        For a ctx that is freed or in use, or whose arrays were resized, changed their dtype or were made
+        writeable.
     TypeError, ValueError
-        See the top of this page. Also for a ctx of `normalize` with the statistics of more than its own
-        batch: that takes `backward_reduce` and `backward_apply`.
+        See the top of this page. Also for a ctx of `normalize` with statistics of more than its own batch;
+        call `backward_reduce` and `backward_apply` instead.
 
     Examples
     --------
@@ -233,12 +249,12 @@ def backward(
     >>> ctx.freed
     True
 
-    With a residual, whose gradient joins what its array has from elsewhere:
+    With a residual, whose gradient is added to an existing gradient:
 
     >>> z, ctx = forward(np.array([[1.0], [3.0]]), residual=np.zeros((2, 1)), activation="identity")
-    >>> elsewhere = np.full((2, 1), 0.5)
-    >>> gradients = backward(ctx, np.array([[1.0], [2.0]]), residual_grad=elsewhere)
-    >>> gradients.dresidual is elsewhere, elsewhere.ravel()
+    >>> shortcut_grad = np.full((2, 1), 0.5)
+    >>> gradients = backward(ctx, np.array([[1.0], [2.0]]), residual_grad=shortcut_grad)
+    >>> gradients.dresidual is shortcut_grad, shortcut_grad.ravel()
     (True, array([1.5, 2.5]))
     >>> dx, dweight, dbias = gradients
     """

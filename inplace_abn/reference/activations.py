@@ -1,7 +1,7 @@
-"""The activations in plain NumPy, each from its formula: what `inplace_abn.reference` activates with.
+"""The activations of `inplace_abn.reference` in plain NumPy, each from its formula.
 
-Every function takes an array and the activation's parameter, and computes in the array's type, float64 or
-longdouble. Nothing here is fast: what has no formula is searched for.
+Every function takes an array and the activation's parameter, and computes in the dtype of the array, float64
+or longdouble. Inverses without a closed form are found by a search.
 
 =========================  ==============================================================================
 prelu                      He, Zhang, Ren, Sun 2015, https://arxiv.org/abs/1502.01852
@@ -34,20 +34,20 @@ __all__ = ["ACTIVATIONS", "Activation"]
 class Activation(NamedTuple):
     """An activation phi.
 
-    With `inverse` and `derivative_from_z`, z alone is enough for the backward (section 3.2 of the paper);
-    without (None), x or xhat is kept. Where there is a minimum, they take a third argument: where y lies left
-    of it, as an array of bool.
+    With `inverse` and `derivative_from_z` the backward needs z alone (section 3.2 of the paper). If they are
+    None, x or xhat must be kept. If there is a minimum, they take a third argument, an array of bool: True if
+    y is left of the minimum.
     """
 
     phi: Callable  # y -> z
     derivative: Callable  # y -> phi'(y)
     inverse: Callable | None  # z -> y
     derivative_from_z: Callable | None  # z -> phi'(y)
-    param: str | None = None  # None, "one" number above 0, or a number for each "channel" (the last axis)
-    minimum: np.longdouble | None = None  # the y at which phi turns, if it does
+    param: str | None = None  # None, "one" number above 0, or one per "channel" (the last axis)
+    minimum: np.longdouble | None = None  # the y at which phi has its minimum, or None
 
 
-# ---- what the formulas are made of -------------------------------------------------------------------------
+# ---- parts of the formulas ---------------------------------------------------------------------------------
 
 
 def _constant(like, digits):
@@ -60,14 +60,14 @@ def _sigmoid(y):
 
 
 def _cubic(y):
-    """Return u and u' of the tanh that approximates gelu, 1 + tanh(u) = 2 * sigmoid(2u)."""
+    """Return u and its derivative, for gelu_tanh: y * (1 + tanh(u)) / 2 = y * sigmoid(2u)."""
     scale = _constant(y, "0.797884560802865355879892119868763737")  # sqrt(2 / pi)
     cubic = _constant(y, "0.044715")
     return scale * (y + cubic * y**3), scale * (1 + 3 * cubic * y**2)
 
 
 def _tanh_softplus(y):
-    """Return tanh(log(1 + exp(y))): with e = exp(y) that is e(e + 2) / (e(e + 2) + 2)."""
+    """Return tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2) for e = exp(y), without overflow."""
     small = np.exp(-np.abs(y))
     top = np.where(y >= 0, 1 + 2 * small, small * (small + 2))
     return top / (top + 2 * np.where(y >= 0, small**2, 1))
@@ -81,7 +81,7 @@ _PI = np.longdouble("3.14159265358979323846264338327950288")
 
 
 def _normal_cdf(y):
-    """Return the integral of the normal density up to y, relatively right far out on the left as well."""
+    """Return the cumulative distribution function of the normal distribution, accurate in the left tail."""
     x = np.abs(y) / _constant(y, "1.41421356237309504880168872420969808")  # sqrt(2)
     half = _erfc(x) / 2
     return np.where(y < 0, half, 1 - half)
@@ -95,7 +95,7 @@ def _erfc(x):
 
 
 def _erf_near_0(x):
-    """Add up Abramowitz and Stegun 7.1.6, a series of positive terms."""
+    """Return erf(x) from the series of positive terms in Abramowitz and Stegun 7.1.6, for 0 <= x <= 1."""
     term = total = x
     for n in range(1, 26):
         term = term * (2 * x**2) / (2 * n + 1)
@@ -104,7 +104,7 @@ def _erf_near_0(x):
 
 
 def _erfc_from_1(x):
-    """Integrate by the trapezoidal rule, whose error is about exp(-(pi / h)^2) (Hunter, Regan 1972)."""
+    """Return 1 - erf(x) for x >= 1 by the trapezoidal rule (Hunter, Regan 1972); error exp(-(pi / h)^2)."""
     h = np.longdouble(0.45)
     total = 1 / (2 * x**2)
     for n in range(1, 17):
@@ -117,11 +117,11 @@ def _erfc_from_1(x):
 
 
 def _two_sided(phi, derivative, minimum):
-    """Return the `Activation`, whose inverse is found by Newton's method, kept inside of a bracket."""
+    """Return the `Activation`; its inverse is found by Newton's method with bisection as the fallback."""
 
     def inverse(z, param, left):
         y = np.array(z)
-        known = np.isfinite(z) & ~(left & (z >= 0))  # on the left z is below 0, unless it underflows
+        known = np.isfinite(z) & ~(left & (z >= 0))  # left of the minimum z < 0, unless it underflows
         y[known] = _search(phi, derivative, z.dtype.type(minimum), z[known], left[known])
         return y
 
@@ -133,14 +133,14 @@ def _two_sided(phi, derivative, minimum):
 
 @np.errstate(all="ignore")
 def _search(phi, derivative, turn, z, left):
-    """Return y with phi(y) = z on the side of `turn` that `left` says."""
+    """Return y with phi(y) = z: y <= turn where `left` is True, else y >= turn."""
     low, high, y = _bracket(phi, turn, z, left)
     open_ = np.arange(z.size)
     for _ in range(200):
         if not open_.size:
             break
         here, value = y[open_], phi(y[open_], None)
-        # Far out on the left the logarithm is nearly straight. Both grow with y.
+        # In the left tail log(-z) is nearly linear in y. Both differences increase with y.
         on_left = left[open_]
         off = np.where(on_left, np.log(value / z[open_]), value - z[open_])
         slope = derivative(here, None) / np.where(on_left, value, 1)
@@ -153,7 +153,7 @@ def _search(phi, derivative, turn, z, left):
 
 
 def _bracket(phi, turn, z, left):
-    """Return where y lies for sure, and a first guess: from parabola and straight line, or exponential."""
+    """Return bounds of y, and an initial guess from a parabola and a line or, left of `turn`, exp(y)."""
     above = np.maximum(z - phi(turn, None), 0)
     lowest = np.log(np.finfo(z.dtype).smallest_subnormal) - 16
     low, high = np.where(left, lowest, turn), np.where(left, turn, np.maximum(z, 0) + 1)
@@ -162,7 +162,7 @@ def _bracket(phi, turn, z, left):
 
 
 # ---- the table ---------------------------------------------------------------------------------------------
-# In the order of csrc/abn.h. At y = 0 the derivative is the one from the right, the same from y as from z.
+# In the order of csrc/abn.h. At y = 0 the derivative is the right-hand one, from y as well as from z.
 
 _LEAKY = {
     "phi": lambda y, slope: np.where(y >= 0, y, slope * y),
@@ -173,7 +173,7 @@ _LEAKY = {
 
 
 def _selu(like):
-    """Return scale and scale * alpha, the numbers that keep mean 0 and variance 1."""
+    """Return scale and scale * alpha, chosen so that mean 0 and variance 1 are a fixed point."""
     scale = _constant(like, "1.0507009873554804934193349852946")
     return scale, scale * _constant(like, "1.6732632423543772848170429916717")
 
@@ -186,7 +186,7 @@ ACTIVATIONS = {
         derivative_from_z=lambda z, _: np.ones_like(z),
     ),
     "leaky_relu": Activation(**_LEAKY, param="one"),
-    "prelu": Activation(**_LEAKY, param="channel"),  # of slopes below 0, z >= 0 has two y: xhat is kept
+    "prelu": Activation(**_LEAKY, param="channel"),  # two y for a z >= 0 if a slope is below 0: xhat is kept
     "elu": Activation(
         phi=lambda y, alpha: np.where(y >= 0, y, alpha * np.expm1(np.minimum(y, 0))),
         derivative=lambda y, alpha: np.where(y >= 0, 1, alpha * np.exp(np.minimum(y, 0))),

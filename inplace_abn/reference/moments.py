@@ -1,27 +1,27 @@
-"""Mean and variance of every channel, of a batch and of several.
+"""Mean and variance of every channel, of one batch and of several.
 
-Inside of the reference the channels are the last axis, where NumPy broadcasts an array of C numbers unasked.
+The reference moves the channels to the last axis, where an array of shape (C,) broadcasts.
 """
 
 import numpy as np
 
 from .._keyword_only import lists_keywords
 
-#: NaN and infinity pass through their channel without a warning.
+#: NaN and infinity propagate within their channel; NumPy does not warn.
 quiet = np.errstate(all="ignore")
 
 
 def channels_last(array, channel_axis, dtype=None, mask=None):
-    """Return the array, in another type if one is given, with the channels as its last axis.
+    """Return the array as `dtype`, if one is given, with the channels as its last axis.
 
-    With a mask of shape (N, *spatial) its valid positions alone are returned, as an array of shape (M, C).
+    With a mask of shape (N, *spatial), return the M valid positions as an array of shape (M, C).
     """
     array = np.moveaxis(np.asarray(array, dtype), channel_axis, -1)
     return array if mask is None else array[mask]
 
 
-def as_given(array, channel_axis, mask=None):
-    """Return the array with the channels where they were given; with a mask, zeros where it is False."""
+def restore_axes(array, channel_axis, mask=None):
+    """Invert `channels_last`: move the channels back to `channel_axis`; with a mask, fill with zeros."""
     if mask is not None:
         valid, array = array, np.zeros((*mask.shape, array.shape[-1]), array.dtype)
         array[mask] = valid
@@ -46,7 +46,7 @@ def sum_per_channel(array):
 
 
 def values_per_channel(array):
-    """Return m, the number of values behind each of those sums."""
+    """Return m, the number of values per channel of an array with the channels last."""
     return int(np.prod(array.shape[:-1]))
 
 
@@ -55,9 +55,9 @@ def values_per_channel(array):
 def statistics(x, *, channel_axis=1, mask=None, dtype=np.float64):
     """Mean and biased variance of every channel, and the number m of values behind them (section 3.1).
 
-    The variance is the mean square of the deviations: E[x^2] - E[x]^2 would lose every digit once the mean is
-    far above the spread. An empty batch has zeros. With a mask of shape (N, *spatial), a bool array, only the
-    positions where it is True count.
+    The variance is computed in two passes, E[(x - mean)^2], because E[x^2] - E[x]^2 cancels all digits if the
+    mean is much larger than the standard deviation. An empty batch gives zeros. With `mask`, a bool array of
+    shape (N, *spatial), the statistics are those of the positions where it is True.
 
     >>> statistics([[1.0, 5.0], [3.0, 5.0]])
     (array([2., 5.]), array([1., 0.]), 2)
@@ -70,13 +70,15 @@ def statistics(x, *, channel_axis=1, mask=None, dtype=np.float64):
 
 
 def merge_statistics(means, vars, counts, *, dtype=np.float64):
-    """Statistics of batches taken together, from those of each (section 4): zeros if all batches are empty.
+    """Statistics of the union of several batches, from those of each (section 4); zeros if all are empty.
 
     >>> merge_statistics([[0.0], [3.0]], [[1.0], [1.0]], [2, 1])
     (array([1.]), array([3.]), 3)
     """
     if not len(means) == len(vars) == len(counts) > 0 or any(n < 0 or n % 1 != 0 for n in counts):
-        raise ValueError("means, vars and counts must be equally many, and counts whole numbers from 0 on")
+        raise ValueError(
+            "means, vars and counts must have the same length, and counts must be whole numbers of at least 0"
+        )
     means, vars, shares = np.array(means, dtype), np.array(vars, dtype), np.array(counts, dtype)[:, None]
     means, vars, count = np.where(shares > 0, means, 0), np.where(shares > 0, vars, 0), int(sum(counts))
     mean = (shares * means).sum(axis=0) / max(count, 1)
@@ -85,7 +87,9 @@ def merge_statistics(means, vars, counts, *, dtype=np.float64):
 
 
 def update_running(running_mean, running_var, mean, var, count, momentum=0.1):
-    """Return 1 - momentum of the old statistics and momentum of the batch's, with the unbiased variance.
+    """Return the updated running mean and variance: ``(1 - momentum) * running + momentum * batch``.
+
+    The batch variance is the unbiased one, var * count / (count - 1).
 
     >>> update_running(np.zeros(1), np.ones(1), np.ones(1), np.ones(1), 2)
     (array([0.1]), array([1.1]))

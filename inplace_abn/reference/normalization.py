@@ -1,4 +1,4 @@
-"""Forward and backward of batch normalization and activation, whatever is kept in between."""
+"""Forward and backward of batch normalization and activation, for every strategy."""
 
 from dataclasses import dataclass, replace
 
@@ -8,10 +8,10 @@ from .._keyword_only import lists_keywords
 from .._results import ChannelSums, Gradients
 from .activations import ACTIVATIONS
 from .moments import (
-    as_given,
     channels_last,
     check_mask,
     quiet,
+    restore_axes,
     statistics,
     sum_per_channel,
     values_per_channel,
@@ -19,33 +19,36 @@ from .moments import (
 
 # ---- the strategies ----------------------------------------------------------------------------------------
 
-# What batch norm and activation keep for their backward. The consumer of z (a convolution) keeps z itself.
+# strategy -> the array that batch norm and activation keep for the backward. The consumer of z, such as a
+# convolution, keeps z in addition.
 KEEPS = {
-    "standard": "x",  # Fig. 2(a): x here and z there, two buffers
-    "checkpoint": "x",  # (b): x alone; z is computed once more, from x
-    "checkpoint_xhat": "xhat",  # (c): xhat, in the memory of x; z is computed once more, from xhat
+    "standard": "x",  # Fig. 2(a): x here and z in the consumer, two buffers
+    "checkpoint": "x",  # (b): x alone; z is recomputed from x
+    "checkpoint_xhat": "xhat",  # (c): xhat, in the memory of x; z is recomputed from xhat
     "inplace_1": "z",  # (d): z, in the memory of x; xhat = (phi^-1(z) - bias) / weight
-    "inplace_2": "z",  # (e): z, in the memory of x; the gradient is written in y = phi^-1(z)
+    "inplace_2": "z",  # (e): z, in the memory of x; gradients in terms of y = phi^-1(z)
     "inplace": "z",  # another name of inplace_2, the default
 }
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a forward keeps for its backward.
+    """The arrays and settings that a forward keeps for its backward.
 
     Attributes
     ----------
-    x, xhat, z : ndarray or None
-        One of them is kept, with the axes as given; the other two are None. Zeros where a mask is False.
-    residual : ndarray or None
-        With the axes as given, kept by every strategy.
+    x, xhat, z : ndarray of the shape of x, or None
+        The one that the strategy keeps; the other two are None. 0 where the mask is False.
+    residual : ndarray of the shape of x, or None
+        Kept by every strategy.
     mask : ndarray of bool and shape (N, *spatial), or None
-        Which positions are valid. All else is computed from the array of valid positions, of shape (M, C).
-    sides : ndarray of bool, or None
-        With the axes as given: does y lie left of the activation's minimum? Where z is kept and there is one.
-    lost, lost_xhat : ndarray
-        Where z alone has forgotten xhat (bool, the channels last), and xhat at those places: see `_lost`.
+        True for valid positions. Everything is computed on the array of valid positions, of shape (M, C).
+    branch_mask : ndarray of bool and the shape of x, or None
+        True if y is left of the activation's minimum. None if z is not kept or there is no minimum.
+    unrecoverable : ndarray of bool, with the channels last, or None
+        True if xhat cannot be recovered from z: see `_unrecoverable`. None if z is not kept.
+    kept_xhat : ndarray or None
+        xhat of the elements where `unrecoverable` is True.
     weight, bias : ndarray of shape (C,) or None
     mean, inv_std : ndarray of shape (C,)
         inv_std = 1 / sqrt(var + eps), with the biased variance.
@@ -68,32 +71,32 @@ class Context:
     x: np.ndarray | None = None
     xhat: np.ndarray | None = None
     z: np.ndarray | None = None
-    sides: np.ndarray | None = None
-    lost: np.ndarray | None = None
-    lost_xhat: np.ndarray | None = None
+    branch_mask: np.ndarray | None = None
+    unrecoverable: np.ndarray | None = None
+    kept_xhat: np.ndarray | None = None
 
     @property
     def gamma(self):
-        """The weight, or 1 where there is none."""
+        """The weight, or 1 without one."""
         return 1 if self.weight is None else self.weight
 
     @property
     def beta(self):
-        """The bias, or 0 where there is none."""
+        """The bias, or 0 without one."""
         return 0 if self.bias is None else self.bias
 
     @property
     def added(self):
-        """The residual, the channels last, or 0 where there is none."""
+        """The residual with the channels last, or 0 without one."""
         return 0 if self.residual is None else self.channels_last(self.residual)
 
     def channels_last(self, array, dtype=None):
         """Return the array with the channels last; with a mask, its valid positions."""
         return channels_last(array, self.channel_axis, dtype, self.mask)
 
-    def as_given(self, array):
-        """Return the array with the axes of x; with a mask, zeros where it is False."""
-        return as_given(array, self.channel_axis, self.mask)
+    def restore_axes(self, array):
+        """Return an array from `channels_last` with the axes of x; with a mask, 0 where it is False."""
+        return restore_axes(array, self.channel_axis, self.mask)
 
 
 # ---- forward ----------------------------------------------------------------------------------------------
@@ -110,16 +113,18 @@ def forward(
     Parameters
     ----------
     x : array_like of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
-    weight, bias : array_like of shape (C,), optional; any sign, and zero
+    weight, bias : array_like of shape (C,), optional
+        Any values, including negative ones and zero.
     running_mean, running_var : array_like of shape (C,)
-        Used where `training` is False; `update_running` makes new ones from those of a batch.
+        Required and used if `training` is False. `update_running` computes new ones from those of a batch.
     training, eps, activation, activation_param, strategy, channel_axis
         As in `inplace_abn.functional.forward`.
     residual : array_like of the shape of x, optional
-    slope : array_like of shape (C,) or (1,), of any sign; for prelu, which needs it
+    slope : array_like of shape (C,) or (1,), optional
+        Required for prelu. Any sign.
     mask : ndarray of bool and shape (N, *spatial), optional
-        True where a position is valid. Statistics, z and gradients are those of the valid positions alone.
-        Elsewhere z and the gradients of x and residual are 0; x, residual and dz are not looked at.
+        True for valid positions. Statistics, z and gradients are those of the valid positions alone. At all
+        others z and the gradients of x and residual are 0, and x, residual and dz are not read.
     dtype : float64 or longdouble
         The type to compute in.
 
@@ -131,7 +136,8 @@ def forward(
     Raises
     ------
     ValueError
-        For one value per channel in training, no running statistics without it, unknown or unfit choices.
+        For one value per channel in training, missing running statistics in evaluation, an unknown strategy
+        or activation, and an in-place strategy with an activation that has no inverse.
 
     Examples
     --------
@@ -158,7 +164,7 @@ def normalize(
     x, *, mean, var, count, weight=None, bias=None, eps=1e-5, activation="leaky_relu", activation_param=0.01,
     strategy="inplace", channel_axis=1, residual=None, slope=None, mask=None, dtype=np.float64,
 ):  # fmt: skip
-    """`forward` in training, with the statistics of `count` values per channel, x among them (section 4).
+    """`forward` in training, with given statistics of `count` values per channel that include x (section 4).
 
     >>> x, names = np.array([[1.0], [3.0]]), ("mean", "var", "count")
     >>> z, ctx = normalize(x, **dict(zip(names, statistics(x))), eps=1e-300, activation="identity")
@@ -188,18 +194,18 @@ def _normalize(
     z = ACTIVATIONS[activation].phi(y, param)
 
     keeps = KEEPS[strategy]
-    ctx = replace(ctx, **{keeps: ctx.as_given({"x": x, "xhat": xhat, "z": z}[keeps]).copy()})
+    ctx = replace(ctx, **{keeps: ctx.restore_axes({"x": x, "xhat": xhat, "z": z}[keeps]).copy()})
     if keeps == "z":
         minimum = ACTIVATIONS[activation].minimum
-        sides = None if minimum is None else ctx.as_given(y < minimum)
-        ctx = replace(ctx, sides=sides)
-        lost = _lost(xhat, _xhat_from_z(ctx))
-        ctx = replace(ctx, lost=lost, lost_xhat=xhat[lost])
-    return ctx.as_given(z), ctx
+        branch_mask = None if minimum is None else ctx.restore_axes(y < minimum)
+        ctx = replace(ctx, branch_mask=branch_mask)
+        unrecoverable = _unrecoverable(xhat, _xhat_from_z(ctx))
+        ctx = replace(ctx, unrecoverable=unrecoverable, kept_xhat=xhat[unrecoverable])
+    return ctx.restore_axes(z), ctx
 
 
 def _parameter(activation, activation_param, slope, strategy, dtype):
-    """Return the one of activation_param and slope that the activation takes."""
+    """Check the choices; return the parameter of the activation: activation_param or slope."""
     if strategy not in KEEPS:
         raise ValueError(f"strategy must be one of {', '.join(KEEPS)}, got {strategy!r}")
     if activation not in ACTIVATIONS:
@@ -213,13 +219,14 @@ def _parameter(activation, activation_param, slope, strategy, dtype):
     return np.array(slope, dtype)
 
 
-def _lost(xhat, recovered):
-    """Where z has forgotten xhat.
+def _unrecoverable(xhat, recovered):
+    """Return an array of bool: True if xhat cannot be recovered from z to working precision.
 
-    That is a channel whose weight is 0 or far below bias and residual, the flat end of elu, the minimum of
-    silu, and what a slope of 0 or below maps to where y >= 0 goes. The paper leaves these cases open. Here
-    xhat is kept for them, beside z, so that every scheme has the gradients of the standard one. The compiled
-    functions tell by weight, bias, residual and z alone.
+    This happens where the weight of a channel is 0 or much smaller than bias and residual, where an
+    activation such as elu is flat, close to the minimum of silu, and where a slope of prelu of 0 or below
+    makes two y have the same z. The paper does not treat these cases. Here xhat is kept for them, so that
+    every strategy has the gradients of the standard one. The C core decides from weight, bias, residual and
+    z, without the recovered xhat.
     """
     tolerance = 1024 * np.finfo(xhat.dtype).eps
     return np.isfinite(xhat) & ~(np.abs(recovered - xhat) <= tolerance * np.maximum(1, np.abs(xhat)))
@@ -227,27 +234,27 @@ def _lost(xhat, recovered):
 
 @quiet
 def recompute(ctx):
-    """Return z once more, from x or xhat: the checkpointing schemes, Fig. 2(b) and the paper's own, (c).
+    """Recompute z from x or xhat, for the checkpointing strategies: Fig. 2(b), and (c), which the paper adds.
 
     >>> z, ctx = forward([[1.0], [3.0]], strategy="checkpoint_xhat")
     >>> bool((recompute(ctx) == z).all())
     True
     """
-    return ctx.as_given(ACTIVATIONS[ctx.activation].phi(_y(ctx), ctx.param))
+    return ctx.restore_axes(ACTIVATIONS[ctx.activation].phi(_y(ctx), ctx.param))
 
 
 # ---- backward ----------------------------------------------------------------------------------------------
 
 
 def _from_z(ctx, function):
-    """Return a function of z; where phi has a minimum, of z and its sides."""
-    kept = (ctx.z,) if ctx.sides is None else (ctx.z, ctx.sides)
-    z, *sides = (ctx.channels_last(array) for array in kept)
-    return function(z, ctx.param, *sides)
+    """Evaluate a function of z or, if phi has a minimum, of z and the branch mask."""
+    kept = (ctx.z,) if ctx.branch_mask is None else (ctx.z, ctx.branch_mask)
+    z, *left = (ctx.channels_last(array) for array in kept)
+    return function(z, ctx.param, *left)
 
 
 def _y_from_z(ctx):
-    """Return weight * xhat + bias: phi^-1(z), less the residual."""
+    """Return weight * xhat + bias = phi^-1(z) - residual."""
     return _from_z(ctx, ACTIVATIONS[ctx.activation].inverse) - ctx.added
 
 
@@ -262,7 +269,7 @@ def _xhat(ctx):
     if ctx.xhat is not None:
         return ctx.channels_last(ctx.xhat)
     xhat = _xhat_from_z(ctx)
-    xhat[ctx.lost] = ctx.lost_xhat
+    xhat[ctx.unrecoverable] = ctx.kept_xhat
     return xhat
 
 
@@ -271,19 +278,19 @@ def _y(ctx):
 
 
 def _dy(ctx, dz):
-    """Gradient by y: dz * phi'(y), from z itself where that is what was kept."""
+    """Return the gradient of y, dz * phi'(y), with phi' computed from z if z is kept."""
     activation = ACTIVATIONS[ctx.activation]
     if ctx.z is None:
         slope = activation.derivative(_y(ctx), ctx.param)
     else:
         slope = _from_z(ctx, activation.derivative_from_z)
-        if ctx.lost.any():
-            slope = np.where(ctx.lost, activation.derivative(_y(ctx), ctx.param), slope)
+        if ctx.unrecoverable.any():
+            slope = np.where(ctx.unrecoverable, activation.derivative(_y(ctx), ctx.param), slope)
     return ctx.channels_last(dz, ctx.inv_std.dtype) * slope
 
 
 def _dslope(ctx, dz):
-    """Gradient of prelu's slope (He et al. 2015): z = slope * y where y < 0, so sum dz * y there."""
+    """Return the gradient of prelu's slope, sum(dz * min(y, 0)) (He et al. 2015); None for all others."""
     if ACTIVATIONS[ctx.activation].param != "channel":
         return None
     sums = sum_per_channel(ctx.channels_last(dz) * np.minimum(_y(ctx), 0))
@@ -292,9 +299,9 @@ def _dslope(ctx, dz):
 
 @quiet
 def backward_reduce(ctx, dz):
-    """Sum dy and dy * xhat over each channel, which is dbias and dweight; dy = dz * phi'(y) (section 3.1).
+    """Sum dy and dy * xhat over each channel, with dy = dz * phi'(y): dbias and dweight (section 3.1).
 
-    Beside the two there is dslope, as an attribute.
+    Returns ChannelSums(sum_dy, sum_dy_xhat), with dslope as an attribute.
     """
     dy = _dy(ctx, dz)
     return ChannelSums(sum_per_channel(dy), sum_per_channel(dy * _xhat(ctx)), _dslope(ctx, dz))
@@ -303,21 +310,21 @@ def backward_reduce(ctx, dz):
 @quiet
 @lists_keywords
 def backward_apply(ctx, dz, *, sum_dy, sum_dy_xhat, count):
-    """Gradient by x (section 3.1), given the sums over all `count` values of a channel, wherever they are.
+    """Gradient of x (section 3.1) from the sums over the `count` values per channel of one or more batches.
 
-    The two terms with sums are there because the statistics of the batch depend on x.
+    The two terms with sums are the gradients through mean and variance, which depend on x.
     """
     dx = _dy(ctx, dz)
     if ctx.training:
         dx = dx - np.asarray(sum_dy) / count - _xhat(ctx) * (np.asarray(sum_dy_xhat) / count)
-    return ctx.as_given(ctx.gamma * ctx.inv_std * dx)
+    return ctx.restore_axes(ctx.gamma * ctx.inv_std * dx)
 
 
 @quiet
 def backward(ctx, dz):
-    """Gradients(dx, dweight, dbias) from dz, of the shape of z (section 3.1), whatever was kept.
+    """Return Gradients(dx, dweight, dbias) from dz, for every strategy (section 3.1).
 
-    As attributes they have the gradients of slope and residual; that of the residual is dy.
+    The gradients of slope and residual are attributes; that of the residual is dy.
 
     >>> z, ctx = forward([[1.0], [3.0]], weight=[2.0], activation_param=0.5, residual=[[1.0], [1.0]])
     >>> gradients = backward(ctx, [[1.0], [1.0]])
@@ -331,36 +338,36 @@ def backward(ctx, dz):
 
 
 def _gradients(ctx, dz, dx, dweight, dbias):
-    """Return what the forward had arguments for."""
+    """Return the `Gradients`, with None for arguments that the forward did not have."""
     return Gradients(
         dx, None if ctx.weight is None else dweight, None if ctx.bias is None else dbias, _dslope(ctx, dz),
-        None if ctx.residual is None else ctx.as_given(_dy(ctx, dz)),
+        None if ctx.residual is None else ctx.restore_axes(_dy(ctx, dz)),
     )  # fmt: skip
 
 
-# ---- backward from z, as the paper writes it ---------------------------------------------------------------
-# For training, and where z has forgotten nothing. There `backward` gives the same numbers, which is tested.
+# ---- backward from z with the formulas of the paper --------------------------------------------------------
+# In training, if xhat can be recovered from z everywhere. The tests compare them with `backward`.
 
 
 @quiet
 def backward_inplace_1(ctx, dz):
-    """InPlace-ABN I (section 3.2, Fig. 2(d)): back from z to y and on to xhat, then the standard formulas."""
+    """InPlace-ABN I (section 3.2, Fig. 2(d)): recover y and xhat from z, then apply the standard formulas."""
     dy = _dy(ctx, dz)
     m = values_per_channel(dy)
     xhat = _xhat_from_z(ctx)  # (phi^-1(z) - beta) / gamma
     dbias = sum_per_channel(dy)
     dweight = sum_per_channel(dy * xhat)
     dx = (dy - dbias / m - xhat * dweight / m) * ctx.gamma * ctx.inv_std
-    return _gradients(ctx, dz, ctx.as_given(dx), dweight, dbias)
+    return _gradients(ctx, dz, ctx.restore_axes(dx), dweight, dbias)
 
 
 @quiet
 def backward_inplace_2(ctx, dz):
-    """InPlace-ABN II (section 3.2, Fig. 2(e)): the same gradients in terms of y; xhat is never formed."""
+    """InPlace-ABN II (section 3.2, Fig. 2(e)): the same gradients in terms of y, without xhat."""
     dy = _dy(ctx, dz)
     m = values_per_channel(dy)
     y, gamma, beta = _y_from_z(ctx), ctx.gamma, ctx.beta
     dbias = sum_per_channel(dy)
     dweight = (sum_per_channel(dy * y) - beta * dbias) / gamma
     dx = (dy - y * dweight / (gamma * m) - (dbias - dweight * beta / gamma) / m) * gamma * ctx.inv_std
-    return _gradients(ctx, dz, ctx.as_given(dx), dweight, dbias)
+    return _gradients(ctx, dz, ctx.restore_axes(dx), dweight, dbias)

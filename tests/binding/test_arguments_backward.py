@@ -200,10 +200,10 @@ def test_merge_statistics():
         (one[0], [np.ones(4)], [2]),
         ([0.0], [1.0], [2]),
     ]:
-        with pytest.raises(ValueError, match="means and vars must be equally many arrays"):
+        with pytest.raises(ValueError, match="means, vars and counts must have the same length"):
             functional.merge_statistics(means, variances, counts)
     for counts in ([-1], [2.5], [np.nan]):
-        with pytest.raises(ValueError, match="counts must be whole numbers from 0 on"):
+        with pytest.raises(ValueError, match="counts must be whole numbers of at least 0"):
             functional.merge_statistics(*one, counts)
 
 

@@ -132,7 +132,7 @@ def test_the_schemes_of_the_paper_equal_standard_batch_norm(scheme, literally, a
 
 
 @pytest.mark.parametrize("strategy", ["inplace_1", "inplace_2", "inplace"])
-def test_what_z_forgets_is_kept_beside_it(strategy):
+def test_xhat_that_z_does_not_determine_is_kept(strategy):
     """For gamma = 0, gamma far below beta and flat elu, z alone would give 0 / 0, noise and infinity."""
     x, dz, weight, bias = batch((4, 5, 7), 3)
     weight[:3], bias[:3] = (0, 1e-17, 30), (0.5, 3, -20)
@@ -140,29 +140,29 @@ def test_what_z_forgets_is_kept_beside_it(strategy):
         arguments = options(activation, 5)
         _, ctx = reference.forward(x, weight=weight, bias=bias, strategy=strategy, **arguments)
         _, standard = reference.forward(x, weight=weight, bias=bias, strategy="standard", **arguments)
-        assert ctx.lost[..., :2].all()
-        assert ctx.lost.any(axis=(0, 1))[3:].tolist() == [False, False]
+        assert ctx.unrecoverable[..., :2].all()
+        assert ctx.unrecoverable.any(axis=(0, 1))[3:].tolist() == [False, False]
         flat = ("elu", "celu", "selu", "sigmoid", "tanh", "gelu", "gelu_tanh")
-        assert ctx.lost[..., 2].any() == (activation in flat)
+        assert ctx.unrecoverable[..., 2].any() == (activation in flat)
         for got, want in zip(reference.backward(ctx, dz), reference.backward(standard, dz), strict=True):
             close(got, want, 1e-11)
 
 
 @pytest.mark.parametrize("activation", INVERTIBLE)
-def test_what_a_large_residual_drowns_is_kept_beside_z(activation):
+def test_xhat_is_kept_if_a_large_residual_absorbs_it(activation):
     x, dz, weight, bias = (array.astype(float) for array in batch((4, 5, 7), 3))
     arguments = {**options(activation, 5), "residual": np.where(x > 2, 1e14, x / 10)}
     _, ctx = reference.forward(x, weight=weight, bias=bias, strategy="inplace", **arguments)
     _, standard = reference.forward(x, weight=weight, bias=bias, strategy="standard", **arguments)
-    assert ctx.lost[np.moveaxis(x, 1, -1) > 2].all()
+    assert ctx.unrecoverable[np.moveaxis(x, 1, -1) > 2].all()
     got, want = reference.backward(ctx, dz), reference.backward(standard, dz)
     for one, other in zip((*got, got.dresidual), (*want, want.dresidual), strict=True):
         close(one, other, 1e-9)
 
 
 @pytest.mark.parametrize("activation", TWO_SIDED)
-def test_z_at_the_minimum_and_sides_of_it(activation):
-    """Around the minimum z has lost half of its digits, and at it all of them."""
+def test_z_at_the_minimum_and_on_both_sides(activation):
+    """Near the minimum z determines y to half of the digits, at the minimum to none."""
     minimum = float(reference.ACTIVATIONS[activation].minimum)
     y = minimum + np.array([[-1.0, -1e-3, -1e-9, 1e-9, 1e-3, 1, 30]]).T
     dz = np.arange(1.0, 8)[:, None]
@@ -171,12 +171,12 @@ def test_z_at_the_minimum_and_sides_of_it(activation):
     _, standard = reference.forward(
         y, running_mean=[0.0], running_var=[1.0], strategy="standard", **arguments
     )
-    assert ctx.sides.dtype == bool
-    assert ctx.sides.ravel().tolist() == [True] * 3 + [False] * 4
-    assert ctx.lost.ravel()[2:4].all()
-    assert not ctx.lost.ravel()[[0, -2, -1]].any()
+    assert ctx.branch_mask.dtype == bool
+    assert ctx.branch_mask.ravel().tolist() == [True] * 3 + [False] * 4
+    assert ctx.unrecoverable.ravel()[2:4].all()
+    assert not ctx.unrecoverable.ravel()[[0, -2, -1]].any()
     close(reference.backward(ctx, dz).dx, reference.backward(standard, dz).dx, 1e-11)
-    assert standard.sides is None
+    assert standard.branch_mask is None
 
 
 def test_one_slope_for_all_channels_has_the_sum_of_the_gradients():
