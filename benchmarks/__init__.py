@@ -1,8 +1,8 @@
-"""Measurements of `inplace_abn`: ``python -m benchmarks.limit`` and ``python -m benchmarks.accuracy``.
+"""Benchmarks of `inplace_abn`: ``python -m benchmarks.limit`` and others, see docs/benchmarks.md.
 
-Run from the root of the source tree, these commands measure the *installed* package. Python puts the
-current folder first on the search path, where the source tree's ``inplace_abn`` would hide an installed
-one; the lines below put it last.
+Run from the root of the source tree, the commands measure the *installed* package. Python puts the
+current folder first on the search path, where the source tree's ``inplace_abn`` would hide the installed
+package; the lines below move it to the end.
 """
 
 import sys

@@ -1,12 +1,13 @@
-"""How exact: ``python -m benchmarks.accuracy``.
+"""Accuracy: ``python -m benchmarks.accuracy``.
 
-Relative L2 errors of z, dx and dweight against float64, on random float32 data in the shapes and layouts of
-the limit table, PyTorch's own beside them; whether results have the same bits for 1, 2 and 7 threads; and two
-hard cases: a mean of 1e4 with a spread of 1, and weights from 1e-6 to 10 of either sign with zeros between.
-Then every activation, also with a residual, in every dtype, in place and by the strategy "standard".
+Measures relative L2 errors of z, dx and dweight against float64, for random float32 data in the shapes and
+layouts of the limit table; PyTorch's errors for comparison; whether results have the same bits for 1, 2 and 7
+threads; two hard cases: a mean of 1e4 with a standard deviation of 1, and weights from 1e-6 to 10 of either
+sign with some zeros. Then every activation, two of them also with a residual, in every dtype, for the
+strategies "inplace" and "standard".
 
-At a kink float32 and float64 may differ in the sign of y, and either slope is a derivative there. The float64
-gradients take the side that the judged z is on.
+At a kink, float32 and float64 may disagree on the sign of y, and both one-sided slopes are valid derivatives.
+The float64 gradients use the side of the measured z.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from benchmarks.contestants import EPS, Batch, InPlaceABN, parameter
 from benchmarks.report import Judged
 from inplace_abn import functional, reference
 
-_BLOCK = 1 << 22  # elements taken to float64 at a time
+_BLOCK = 1 << 22  # elements converted to float64 at a time
 _THREADS = (1, 2, 7)
 _HARD = (32, 64, 28, 28)
 _KINKED = ("leaky_relu", "prelu", "selu")
@@ -30,14 +31,14 @@ _DTYPES = ("float32", "float64", "float16", "bfloat16")
 _DOCS = ROOT / "docs" / "functions.md"
 BEGIN, END = "<!-- accuracy-table:begin -->", "<!-- accuracy-table:end -->"
 _LEGEND = (
-    "z, dx, dweight: the norm of the difference from the float64 result / the norm of that result, over the "
-    "whole array. In brackets the bound; PyTorch is shown, not judged.",
-    "same bits: whether all three are the same, bit for bit, for every number of threads.",
+    "z, dx, dweight: norm of the difference from the float64 result / norm of the float64 result, over the "
+    "whole array. The target is in parentheses; PyTorch has none.",
+    "same bits: yes if z, dx and dweight are equal, bit for bit, for every number of threads.",
 )
 
 
 class Errors(NamedTuple):
-    """Of each result: the relative L2 error, that of the worst channel, and farthest / largest element."""
+    """By name of a result: relative L2 error, that of the worst channel, and max |error| / max |value|."""
 
     total: dict
     worst: dict
@@ -52,10 +53,10 @@ def exact(batch, z, activation="leaky_relu", residual=False):
     batch : Batch
         The inputs x0, dz0, weight and bias.
     z : ndarray
-        The judged output, in the batch's layout; only its sign is used.
+        The measured output, in the batch's layout; only its sign is used.
     activation : str
     residual : bool
-        Whether the batch's residual is added.
+        True to add the batch's residual.
 
     Yields
     ------
@@ -78,7 +79,7 @@ def exact(batch, z, activation="leaky_relu", residual=False):
             y = y + _columns(_by_channel(batch.residual, batch), channels).astype(np.float64)
         side = y
         if activation in _KINKED:
-            left = np.signbit(_columns(z, channels).astype(np.float32))  # -0.0: a z that was rounded to 0
+            left = np.signbit(_columns(z, channels).astype(np.float32))  # z = -0.0: a y < 0 that underflowed
             side = np.where(left, -np.abs(y) - np.finfo(np.float64).tiny, np.abs(y))
         dy = dz * phi.derivative(side, param)
         dweight = (dy * xhat).sum(0)
@@ -93,12 +94,12 @@ def _by_channel(array, batch):
 
 
 def _columns(array, channels):
-    """Return these channels of (N, C, *spatial) as (elements, channels)."""
+    """Return these channels of an (N, C, *spatial) array as (elements, channels)."""
     return np.moveaxis(array[:, channels], 1, -1).reshape(-1, array[:, channels].shape[1])
 
 
 def errors(batch, judged, **layer):
-    """Return the `Errors` of each judged result; 0 where it and the exact one are both all zeros.
+    """Return the `Errors` of the measured results; 0 where measured and exact result are all zeros.
 
     Parameters
     ----------
@@ -128,7 +129,7 @@ def errors(batch, judged, **layer):
 
 
 def run(batch, threads, **options):
-    """Return inplace_abn's z, dx and dweight; in place z and dx are the batch's x and dz, written over."""
+    """Return z, dx and dweight of inplace_abn; in place they overwrite the batch's x and dz."""
     return results(make(batch, threads, **options))
 
 
@@ -168,7 +169,7 @@ def same_bits(batch):
 
 
 def measure(rows, threads, with_torch):
-    """Return one entry for each row and contestant: "shape", "layout", "who", errors and "same_bits"."""
+    """Return an entry for each row and contestant: "shape", "layout", "who", errors and "same_bits"."""
     entries = []
     for row in rows:
         print(f"{row.shape} {row.layout}", file=sys.stderr, flush=True)
@@ -184,7 +185,7 @@ def measure(rows, threads, with_torch):
 
 
 def hard_cases(threads, shape):
-    """Return one entry for each hard case, layout and result: "case", "layout", "result" and "error"."""
+    """Return an entry for each hard case, layout and result: "case", "layout", "result" and "error"."""
     entries = []
     for layout in targets.LAYOUTS:
         batch = Batch(shape, layout)
@@ -192,7 +193,7 @@ def hard_cases(threads, shape):
         batch.restore()
         _, var, _ = functional.statistics(batch.x, channel_axis=batch.channel_axis, threads=threads)
         judged = run(batch, threads) | {"var": var}
-        found = [("mean 1e4, spread 1", errors(batch, judged), targets.ACCURACY_OFFSET)]
+        found = [("mean 1e4, deviation 1", errors(batch, judged), targets.ACCURACY_OFFSET)]
         batch = Batch(shape, layout)
         rng = np.random.default_rng(1)
         batch.weight[:] = np.geomspace(1e-6, 10, shape[1]) * rng.choice([-1, 1], shape[1])
@@ -209,7 +210,7 @@ def hard_cases(threads, shape):
 
 
 def activations(threads, shape):
-    """Return an entry for each activation, also with a residual, in each dtype."""
+    """Return an entry for each dtype and activation, with and without a residual."""
     entries = []
     for dtype in _DTYPES:
         print(f"activations, {dtype}", file=sys.stderr, flush=True)
@@ -243,16 +244,17 @@ def _activation(batch, threads, dtype, name, residual):
 
 
 def activations_text(entries):
-    """Return their tables as Markdown."""
+    """Return the tables of the activations as Markdown."""
     rows = {}
     for entry in entries:
         name = entry["activation"] + (" + residual" if entry["residual"] else "")
         own = tables.judged(entry["dx"], ".1e")
-        if entry["times"].target is not None:
+        if entry["dtype"] in ("float16", "bfloat16"):
             own += f", {tables.judged(entry['times'], '.1f', 'x')}"
         rows.setdefault(name, [name]).append(f"{entry['standard']:.1e}; {own}")
     blocks = [
-        "Relative L2 error of dx against float64: standard; in place",
+        'Relative L2 error of dx against float64: strategy "standard"; strategy "inplace". For half types '
+        "also the ratio of the two.",
         tables.grid(["", *_DTYPES], rows.values()),
     ]
     rows = [
@@ -264,12 +266,12 @@ def activations_text(entries):
         for entry in entries
         if entry["dtype"] == "float32"
     ]
-    headers = ["", "dx, the farthest element / the largest", "escaped elements"]
-    return "\n\n".join([*blocks, "In place, float32", tables.grid(headers, rows)])
+    headers = ["", "dx: max error / max value", "escaped elements"]
+    return "\n\n".join([*blocks, 'Strategy "inplace", float32:', tables.grid(headers, rows)])
 
 
 def text(description, entries, hard):
-    """Return both tables as Markdown."""
+    """Return the tables of the shapes and of the hard cases as Markdown."""
     rows = [
         [
             tables.shape_name(entry["shape"]),
@@ -280,7 +282,7 @@ def text(description, entries, hard):
         ]
         for entry in entries
     ]
-    headers = ["shape", "layout", "", *targets.ACCURACY, "same bits for 1, 2, 7 threads"]
+    headers = ["shape", "layout", "", *targets.ACCURACY, "same bits with 1, 2, 7 threads"]
     blocks = [
         "\n".join(machine.header(description)),
         "Relative L2 error against float64",
@@ -291,7 +293,7 @@ def text(description, entries, hard):
         [entry["case"], entry["layout"], entry["result"], tables.judged(entry["error"], ".1e")]
         for entry in hard
     ]
-    blocks += ["Hard cases: the worst channel's relative L2 error"]
+    blocks += ["Hard cases: relative L2 error of the worst channel"]
     blocks += [tables.grid(["case", "layout", "result", "error"], rows)]
     return "\n\n".join(blocks)
 
@@ -303,10 +305,10 @@ def main(argv=None):
     )
     parser.add_argument("--shapes", nargs="+", type=limit.shape, metavar="NxCxHxW")
     parser.add_argument("--layouts", nargs="+", choices=targets.LAYOUTS)
-    parser.add_argument("--no-peers", action="store_true", help="leave PyTorch out")
-    parser.add_argument("--activations", action="store_true", help="the activations only")
+    parser.add_argument("--no-peers", action="store_true", help="skip PyTorch")
+    parser.add_argument("--activations", action="store_true", help="measure the activations only")
     parser.add_argument("--docs", type=Path, nargs="?", const=_DOCS, metavar="FILE",
-                        help="put the activations between the markers of docs/functions.md")  # fmt: skip
+                        help="write the tables of activations into docs/functions.md")  # fmt: skip
     limit.add_threads(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="write accuracy.json there")
     arguments = parser.parse_args(argv)
@@ -321,7 +323,8 @@ def main(argv=None):
     found = activations(arguments.threads, _HARD)
     print(activations_text(found))
     if arguments.docs:
-        tables.rewrite(arguments.docs, activations_text(found), BEGIN, END)
+        published = activations_text(tables.without_targets(found))
+        tables.rewrite(arguments.docs, published, BEGIN, END)
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
         content = {"machine": description, "accuracy": entries, "hard_cases": hard, "activations": found}

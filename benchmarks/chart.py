@@ -1,4 +1,4 @@
-"""The limit and the peers as a picture; needs matplotlib."""
+"""Charts of speed relative to memory bandwidth and to other libraries; needs matplotlib."""
 
 from benchmarks import machine
 from benchmarks.peers import PEERS
@@ -11,9 +11,9 @@ _INK, _GREY = "#222222", "#999999"
 
 
 def draw(summary, path):
-    """Write a picture to `path`, in the format of its suffix: shares of the limit, and below them the peers.
+    """Draw the sections "limit" and "peers" into the file `path`, in the format of its suffix.
 
-    Without figures of either kind nothing is written.
+    Nothing is written if both sections are empty.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def draw(summary, path):
 
 
 def _places(entries):
-    """Return a row number for each shape and layout, in the order of the table."""
+    """Return the row number of each shape and layout, in the order of the table."""
     names = dict.fromkeys((tuple(entry["shape"]), entry["layout"]) for entry in entries)
     return {name: row for row, name in enumerate(names)}
 
@@ -55,7 +55,7 @@ def _row(places, entry):
 
 
 def _draw_limit(axes, entries):
-    """Draw a bar for each pass, of the processes where memory is the limit."""
+    """Draw a bar for each pass, for the processes where memory bandwidth is the limit."""
     entries = [entry for entry in entries if entry["state"] != "faster"]
     places = _places(entries)
     found = {name: [entry[name]["of_limit"].value for entry in entries] for name in _PASSES}
@@ -69,19 +69,19 @@ def _draw_limit(axes, entries):
         )  # fmt: skip
     _label_rows(axes, places)
     axes.axvline(1, color=_INK, linewidth=1)
-    axes.text(1.01, len(places) - 0.6, "1.0 = the memory's limit", fontsize=8, color=_INK, va="bottom")
+    axes.text(1.01, len(places) - 0.6, "1.0 = memory bandwidth", fontsize=8, color=_INK, va="bottom")
     axes.set_xlim(0, 1.3)
     axes.set_xlabel("share of the speed of an in-place stream over the same arrays")
     least, most = ({name: extreme(values) for name, values in found.items()} for extreme in (min, max))
     axes.set_title(
-        f"Forward runs at {least['forward']:.2f} to {most['forward']:.2f} of the memory's limit, "
+        f"Forward runs at {least['forward']:.2f} to {most['forward']:.2f} of memory bandwidth, "
         f"backward at {least['backward']:.2f} to {most['backward']:.2f}",
         loc="left", fontsize=10, fontweight="bold",
     )  # fmt: skip
 
 
 def _draw_peers(axes, entries):
-    """Draw a dot for each peer: right of 1 where inplace_abn is faster."""
+    """Draw a dot for each peer; to the right of 1, inplace_abn is faster."""
     places = _places(entries)
     columns = list(dict.fromkeys((entry["environment"], entry["peer"]) for entry in entries))
     for color, (environment, peer) in zip(_PEERS * len(columns), columns, strict=False):
@@ -106,10 +106,10 @@ def _draw_peers(axes, entries):
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(axis="x", color="#E5E5E5", zorder=0)
-    axes.set_xlabel("their time / ours, forward + backward; 1 = the same")
+    axes.set_xlabel("time / time of inplace_abn, forward + backward")
     times = [entry["times"].value for entry in entries]
     axes.set_title(
-        f"The others take {min(times):.1f} to {max(times):.1f} times as long", loc="left", fontsize=10,
+        f"Other libraries take {min(times):.1f} to {max(times):.1f} times as long", loc="left", fontsize=10,
         fontweight="bold",
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""What is measured: the stream that sets the limit, and inplace_abn's passes.
+"""Contestants: the stream, which stands for memory bandwidth, and the passes of inplace_abn.
 
-A contestant has a method `run` that yields (name of a pass, callable). The code between two yields restores
-inputs and is not timed; the callable is. The peers in `benchmarks.peers` have the same form.
+A contestant has a method `run` that yields (name of a pass, callable). Only the callable is timed; the code
+between two yields restores inputs. The peers in `benchmarks.peers` have the same interface.
 """
 
 import functools
@@ -18,12 +18,12 @@ MOMENTUM = 0.1
 
 
 def parameter(activation):
-    """Return the parameter that `activation` has here: a slope or alpha."""
+    """Return the parameter of `activation` in the benchmarks: a slope or alpha."""
     return {"elu": 1.0, "celu": 1.0, "prelu": PRELU_SLOPE}.get(activation, SLOPE)
 
 
 def resolve_dtype(name):
-    """Return the NumPy dtype called `name`; ImportError when bfloat16 is asked for without ml_dtypes."""
+    """Return the NumPy dtype `name`; ImportError for bfloat16 without ml_dtypes."""
     if name == "bfloat16":
         import ml_dtypes
 
@@ -32,12 +32,12 @@ def resolve_dtype(name):
 
 
 class Batch:
-    """Random inputs of one layer: pristine x0 and dz0, and x and dz to work on.
+    """Random inputs of a layer: x0 and dz0, which stay unchanged, and x and dz, which may be overwritten.
 
     Parameters
     ----------
     shape : tuple of int
-        (N, C, *spatial), whatever the layout in memory.
+        (N, C, *spatial), independent of the layout in memory.
     layout : str
         "channels-first" or "channels-last". The arrays are contiguous: (N, C, *spatial) or (N, *spatial, C).
     dtype : str
@@ -61,27 +61,27 @@ class Batch:
 
     @functools.cached_property
     def residual(self):
-        """What is added before the activation."""
+        """The array added before the activation."""
         return np.random.default_rng(1).standard_normal(self.x0.shape, dtype=np.float32).astype(self.x0.dtype)
 
     @functools.cached_property
     def residual_grad(self):
-        """What the gradient of the residual is added to."""
+        """The array that the gradient of the residual is added to."""
         return np.zeros_like(self.x0)
 
     def restore(self):
-        """Make x and dz what they were at first."""
+        """Restore x and dz."""
         np.copyto(self.x, self.x0)
         np.copyto(self.dz, self.dz0)
 
 
 class Stream:
-    """The yardstick, over the same arrays: 1 read + 1 write for forward, 2 reads + 1 write for backward.
+    """In-place stream over the same arrays: 1 read + 1 write for forward, 2 reads + 1 write for backward.
 
-    With a residual, 2 reads + 1 write for forward (x and the residual, x). Backward is 4 reads + 2 writes, by
-    two streams: from z to dz, and from the residual to its gradient, which is added to and so is read too.
+    With a residual, forward is 2 reads (x, residual) + 1 write (x), and backward is 4 reads + 2 writes in two
+    streams: z and dz to dz, residual and its gradient to that gradient.
 
-    The factor 1 and a small addend leave the values bounded, however often it runs.
+    The factor 1 and a small addend keep the values bounded over all repetitions.
     """
 
     def __init__(self, batch, threads, residual=False):
@@ -104,7 +104,7 @@ class Stream:
 
 
 class InPlaceABN:
-    """forward and backward(overwrite=True) of `inplace_abn.functional` in training mode."""
+    """`inplace_abn.functional.forward` in training mode, and `backward` with ``overwrite=True``."""
 
     def __init__(self, batch, threads, activation="leaky_relu", strategy="inplace", residual=False):
         self.batch, self.threads = batch, threads

@@ -1,11 +1,11 @@
-"""Convolutions: ``python -m benchmarks.convolution``.
+"""Time and scratch memory of convolutions: ``python -m benchmarks.convolution``.
 
 Times forward and backward of `inplace_abn.ops.conv2d`, alternating with PyTorch's if that is installed. The
 threads of both libraries spin for a while after a call, so there is a pause before each timed call. Scratch
-is what NumPy allocates beyond the results.
+is the memory that NumPy allocates beyond the results.
 
-A convolution makes some hundred calls of BLAS, and each waits for all of its threads. On a busy machine,
-measure with ``--threads 1 --clock processor``.
+A convolution calls BLAS some hundred times, and each call waits for all threads. On a busy machine, measure
+with ``--threads 1 --clock processor``.
 """
 
 import argparse
@@ -30,9 +30,9 @@ except ImportError:
 
 
 class Case(NamedTuple):
-    """A convolution that keeps the size of its images if the stride is 1."""
+    """A convolution with padding kernel // 2."""
 
-    shape: tuple  # (N, C, H, W) whatever the layout
+    shape: tuple  # (N, C, H, W), independent of the layout
     outputs: int
     kernel: int = 3
     stride: int = 1
@@ -47,7 +47,7 @@ class Case(NamedTuple):
         return name if self.dtype == "float32" else f"{name}, {self.dtype}"
 
 
-#: Times PyTorch's time, and share of the input in scratch, that the first case has to stay below.
+#: Targets of the first case: time / PyTorch's time, and scratch / bytes of the input.
 RATIO, SHARE = 3.0, 0.1
 TARGET = Case((8, 64, 56, 56), 64)
 CASES = (
@@ -62,16 +62,16 @@ CASES = (
 )
 LEGEND = (
     "convolution: (N, C, H, W) -> channels of the result, size of the kernel.",
-    "ms: medians of inplace_abn's forward + backward. PyTorch: the same of PyTorch's.",
-    "ratio: inplace_abn's time / PyTorch's, both passes; the median of pairs measured next to each other.",
-    "scratch: the most that NumPy allocated beyond the results, and that as a share of the input's bytes.",
+    "ms: median times of inplace_abn, forward + backward. PyTorch: those of PyTorch.",
+    "ratio: time of inplace_abn / time of PyTorch, both passes; median over pairs measured in succession.",
+    "scratch: peak of NumPy's allocations beyond the results, and its share of the input's bytes.",
 )
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 LAYOUTS = ("channels-first", "channels-last")
 
 
 class Own:
-    """`inplace_abn.ops.conv2d` and, at once, the context that it asks for."""
+    """`inplace_abn.ops.conv2d`; the object is also the context of its calls."""
 
     name = "inplace_abn"
 
@@ -118,14 +118,14 @@ class Peer:
 
 
 def measure(case, layout, repeat, pause, clock=time.perf_counter):
-    """Time forward and backward of everyone in turn.
+    """Time forward and backward of all contestants in turn.
 
     Returns
     -------
     seconds : dict of str to list of (float, float)
-        By name: those of forward and of backward in each repetition.
+        By name: seconds of forward and of backward for each repetition.
     nbytes : int
-        Scratch of inplace_abn's.
+        Scratch of inplace_abn, in bytes.
     """
     rng = np.random.default_rng(0)
     samples, channels, *size = case.shape
@@ -151,7 +151,7 @@ def measure(case, layout, repeat, pause, clock=time.perf_counter):
 
 
 def scratch(own):
-    """Return the most bytes that NumPy allocated beyond the results, in forward and in backward."""
+    """Return the peak of NumPy's allocations beyond the results, in bytes, over forward and backward."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -167,14 +167,14 @@ def scratch(own):
 
 
 def row(case, layout, *settings):
-    """Return one row of the table, as a dict; the settings are those of `measure`."""
+    """Return a row of the table as a dict. `settings` are passed to `measure`."""
     seconds, nbytes = measure(case, layout, *settings)
     found = {"case": str(case), "layout": layout, "scratch": nbytes}
     found["share"] = nbytes / (np.prod(case.shape) * np.dtype(case.dtype).itemsize)
     for name, pairs in seconds.items():
         found[name] = [statistics.median(part) * 1e3 for part in zip(*pairs, strict=True)]
     if len(seconds) == 2:
-        # Pairs that were measured next to each other: a change of the machine's load meets both.
+        # Pairs measured in succession, so that a change of the machine's load affects both.
         found["ratio"] = statistics.median(
             sum(own) / sum(peer) for own, peer in zip(*seconds.values(), strict=True)
         )
@@ -214,11 +214,11 @@ def parser():
     make = argparse.ArgumentParser(
         prog="python -m benchmarks.convolution", description=__doc__.splitlines()[0]
     )
-    make.add_argument("--quick", action="store_true", help="only the case that has a target")
+    make.add_argument("--quick", action="store_true", help="measure only the case that has a target")
     make.add_argument("--repeat", type=int, default=15)
     limit.add_threads(make)
     make.add_argument("--pause", type=float, default=0.2, help="seconds before each call (0.2)")
-    make.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: the time that it worked")
+    make.add_argument("--clock", choices=CLOCKS, default="wall", help="wall-clock or processor time (wall)")
     make.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS)
     make.add_argument("--shrink", type=int, default=1, help=argparse.SUPPRESS)
     return make
@@ -241,12 +241,12 @@ def main(argv=None):
         print(f"processors busy in the last minute: {busy:.1f}")
     print(text(rows))
     print(tables.listed(LEGEND))
-    print(f"to reach, by the first case: ratio <= {RATIO:g}, scratch < {100 * SHARE:g} % of the input")
+    print(f"targets of the first case: ratio <= {RATIO:g}, scratch < {100 * SHARE:g} % of the input")
     return 0
 
 
 def in_fresh_process():
-    """Run the command with the number of threads set before NumPy is loaded: BLAS asks for it but once."""
+    """Run the command in a process whose number of threads is set before BLAS is loaded."""
     threads = str(parser().parse_args().threads)
     names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
     code = "import sys; from benchmarks import convolution; sys.exit(convolution.main())"

@@ -1,9 +1,9 @@
-"""How close to the limit: ``python -m benchmarks.limit``.
+"""Speed relative to memory bandwidth and to other libraries: ``python -m benchmarks.limit``.
 
-Every pass of inplace_abn is timed beside an in-place stream over the same arrays, and beside the peers that
-run here (PyTorch eager, torch.compile, JAX jit, oneDNN; of the others it says why not): one after the other
-in the same process, with cold caches, medians over the repetitions, in several fresh processes. Losses are
-printed like the rest.
+Each pass of inplace_abn is timed in turn with an in-place stream over the same arrays and with the peers
+that are available: PyTorch eager, torch.compile, JAX jit, oneDNN. For the others the reason is printed. All
+run in the same process, with cold caches; the figures are medians over repetitions and over several fresh
+processes. Cases where inplace_abn is slower are printed like all others.
 """
 
 import argparse
@@ -44,35 +44,35 @@ def shape(text):
 
 
 def add_threads(parser):
-    """Add --threads; the default is what inplace_abn would use."""
+    """Add --threads; the default is the number of threads that inplace_abn uses by default."""
     parser.add_argument(
         "--threads",
         type=int,
         default=functional.get_num_threads(),
-        help="default: all that this process may use, here %(default)s; the targets and the published table "
-        f"are for {targets.THREADS}",
+        help="default: all processors of this process, here %(default)s; targets and published tables are "
+        f"for {targets.THREADS}",
     )
 
 
 def parser():
     """Return the command's parser."""
     make = argparse.ArgumentParser(prog="python -m benchmarks.limit", description=__doc__.splitlines()[0])
-    make.add_argument("--quick", action="store_true", help="a few shapes without peers, below a minute")
+    make.add_argument("--quick", action="store_true", help="a few shapes, no peers; less than a minute")
     make.add_argument(
-        "--shapes", nargs="+", type=shape, metavar="NxCxHxW", help="instead of the table's rows"
+        "--shapes", nargs="+", type=shape, metavar="NxCxHxW", help="shapes to measure instead of the table's"
     )
     make.add_argument("--layouts", nargs="+", choices=targets.LAYOUTS)
     peers = make.add_mutually_exclusive_group()
-    peers.add_argument("--peers", nargs="+", choices=tuple(PEERS), help="default: all that run here")
+    peers.add_argument("--peers", nargs="+", choices=tuple(PEERS), help="default: all that are available")
     peers.add_argument("--no-peers", action="store_true")
     make.add_argument(
-        "--processes", type=int, help="fresh processes for each allocator setting (5; quick: 3)"
+        "--processes", type=int, help="fresh processes per allocator setting (5; with --quick 3)"
     )
-    make.add_argument("--repeat", type=int, default=7, help="timed repetitions in each process (7)")
+    make.add_argument("--repeat", type=int, default=7, help="timed repetitions per process (7)")
     add_threads(make)
     make.add_argument("--isa", help="force an instruction set of inplace_abn: v4, v3, v2, neon, baseline")
     make.add_argument(
-        "--flush", type=float, metavar="MB", help="buffer touched before each call (128 or more)"
+        "--flush", type=float, metavar="MB", help="size of the buffer written before each call (128 or more)"
     )
     make.add_argument("--output", type=Path, metavar="DIR", help="write limit.json and limit.png there")
     make.add_argument(
@@ -81,30 +81,30 @@ def parser():
         nargs="?",
         const=ROOT,
         metavar="DIR",
-        help="put the tables into docs/benchmarks.md and the short one into README.md",
+        help="write the tables into docs/benchmarks.md and the short one into README.md",
     )
     only = make.add_argument_group(
-        "sections", "Without any of these, all are measured (--quick: limit, overhead)."
+        "sections", "Default: all sections; with --quick the sections limit and overhead."
     )
-    only.add_argument("--limit", action="store_true", help="the stream and the peers")
+    only.add_argument("--limit", action="store_true", help="compare with the stream and the peers")
     only.add_argument("--dtypes", nargs="*", choices=("float16", "bfloat16", "float64"))
     only.add_argument(
         "--activations",
         nargs="*",
         choices=[name for name in plans.ACTIVATIONS if name != "leaky_relu"],
         metavar="NAME",
-        help="as shares of the stream, with leaky_relu, residuals, and PyTorch's silu beside them",
+        help="compare activations with the stream, leaky_relu and PyTorch's silu, also with a residual",
     )
     only.add_argument(
         "--strategies", nargs="*", choices=("checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2")
     )
-    only.add_argument("--overhead", action="store_true", help="the cost of a call on a tiny array")
+    only.add_argument("--overhead", action="store_true", help="the time of a call on a tiny array")
     make.add_argument("--worker", metavar="PLAN", help=argparse.SUPPRESS)
     return make
 
 
 def options(arguments):
-    """Turn parsed arguments into `Options`: defaults, and which sections are wanted."""
+    """Return the `Options` of parsed arguments: defaults and selected sections filled in."""
     named = [name for name in SECTIONS if getattr(arguments, name) not in (None, False)]
     wanted = named or (("limit", "overhead") if arguments.quick else SECTIONS)
     rows = {
@@ -141,11 +141,11 @@ def main(argv=None):
     wanted, notes = options(arguments), []
     if (busy := machine.load()) > 0.5:
         notes.append(
-            f"In the minute before, {busy:.1f} processors were busy: where others share the machine, every "
-            "figure is worse than on a quiet one, and so is every verdict."
+            f"In the last minute {busy:.1f} processors were busy. Other load on the machine makes all "
+            "figures worse and more targets missed."
         )
     if wanted.threads != targets.THREADS:
-        notes.append(f"The targets are for {targets.THREADS} threads; these are {wanted.threads}.")
+        notes.append(f"The targets are for {targets.THREADS} threads; this run used {wanted.threads}.")
     if wanted.peers:
         wanted.peers, missing = plans.available(wanted.peers, wanted.threads)
         notes += [f"{PEERS[peer][1]} is not available: {reason}" for peer, reason in missing.items()]
@@ -168,7 +168,7 @@ def main(argv=None):
 
 
 def _work(plan):
-    """Be one of the measuring processes."""
+    """Run the plan in this process and write the results to standard output as JSON."""
     out = worker.redirect_stdout()
     try:
         json.dump(worker.work(json.loads(plan)), out)
@@ -179,7 +179,7 @@ def _work(plan):
 
 
 def _run_all(todo, isa, notes):
-    """Carry out the plans one by one; after an interrupt return what has been measured so far."""
+    """Run the plans one by one; after an interrupt return the results measured so far."""
     runs = []
     try:
         for number, plan in enumerate(todo, 1):
@@ -188,7 +188,7 @@ def _run_all(todo, isa, notes):
             runs.append(run)
             notes += [problem] if problem else []
     except KeyboardInterrupt:
-        notes.append(f"Interrupted: these are the figures of {len(runs)} of {len(todo)} processes.")
+        notes.append(f"Interrupted: the figures are those of {len(runs)} of {len(todo)} processes.")
     return runs
 
 
@@ -200,7 +200,7 @@ def _write(folder, summary, runs):
     try:
         chart.draw(summary, folder / "limit.png")
     except ImportError as error:
-        print(f"no picture: {error}", file=sys.stderr)
+        print(f"limit.png was not drawn: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The machine under the measurement: processor, caches, versions, and which processors a run may use."""
+"""Description of the machine: processor, caches, versions; and the processors that a run may use."""
 
 import importlib.metadata
 import os
@@ -34,7 +34,7 @@ def cpu_model():
 
 
 def caches():
-    """Return the data caches of one processor, innermost first, as {"L1d": bytes, "L2": bytes, ...}."""
+    """Return the data caches of a processor, innermost first: {"L1d": bytes, "L2": bytes, ...}."""
     found = {}
     for index in sorted((_CPU / "cpu0" / "cache").glob("index*")):
         level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
@@ -48,7 +48,7 @@ def caches():
 
 
 def processors():
-    """Return the processors that this process may use, one of each physical core before their siblings."""
+    """Return the processors that this process may use: one per physical core first, then their siblings."""
     if not hasattr(os, "sched_getaffinity"):
         return list(range(os.cpu_count() or 1))
     first, siblings, seen = [], [], set()
@@ -63,21 +63,21 @@ def processors():
 
 
 def pin(threads):
-    """Keep this process to `threads` processors, so that peers without a thread setting use no more.
+    """Restrict this process to `threads` processors, for peers without a setting for threads.
 
-    Does nothing where the operating system has no such call.
+    Has no effect on systems without processor affinity.
     """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, processors()[:threads])
 
 
 def load():
-    """Return how many processors were busy in the last minute; 0 where the system does not tell."""
+    """Return the number of busy processors in the last minute; 0 if the system does not report it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def versions():
-    """Return the versions of Python and of every installed package that takes part."""
+    """Return the versions of Python and of the installed packages that are measured."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -88,7 +88,7 @@ def versions():
 
 
 def describe(threads):
-    """Return what a reader needs to judge the figures: machine, versions, threads, instruction set."""
+    """Return machine, versions, threads and instruction set as a dict."""
     from inplace_abn import functional
 
     return {
@@ -103,7 +103,7 @@ def describe(threads):
 
 
 def header(machine):
-    """Return `describe`'s answer as a few lines of text."""
+    """Return the result of `describe` as a few lines of text."""
     sizes = ", ".join(f"{label} {_size(count)}" for label, count in machine["caches"].items())
     versions_ = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     own = machine["inplace_abn"]
@@ -118,7 +118,7 @@ def header(machine):
 
 
 def short(machine):
-    """Return `describe`'s answer in one line: processor, threads, versions of the libraries compared."""
+    """Return the result of `describe` as one line: processor, threads, versions of the libraries."""
     versions_ = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"{machine['cpu']}, {machine['threads']} threads, {machine['inplace_abn']['isa_active']}; {versions_}"

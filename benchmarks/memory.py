@@ -1,7 +1,7 @@
-"""What a training step keeps for its backward: ``python -m benchmarks.memory``.
+"""Bytes that whole networks keep for the backward: ``python -m benchmarks.memory``.
 
-From the ledger, to the byte; nothing is timed. ResNet-50, ResNet-34 and MobileNetV2 with small images: with
-larger ones all that is kept grows, and its shares stay.
+Counted by the ledger, to the byte; nothing is timed. The networks are ResNet-50, ResNet-34 and MobileNetV2
+with small images. With larger images all entries grow in proportion, and the shares are the same.
 """
 
 import argparse
@@ -23,22 +23,23 @@ NETWORKS = {
     "MobileNetV2": lambda width, **style: models.mobilenet_v2(3, 1000, width=width / 64, **style),
 }
 ACTIVATIONS = ("leaky_relu", "silu")
-STANDARD, INPLACE, AGAIN = "standard", "inplace", "inplace, stem recomputed"
-#: Options of the networks, by the name of a column.
+STANDARD, INPLACE, RECOMPUTED = "standard", "inplace", "inplace, stem recomputed"
+#: Name of a column -> options of the networks.
 VARIANTS = {
     STANDARD: {"strategy": "standard"},
     "checkpoint": {"strategy": "checkpoint"},
     INPLACE: {"strategy": "inplace"},
-    AGAIN: {"strategy": "inplace", "recompute_stem": True},
+    RECOMPUTED: {"strategy": "inplace", "recompute_stem": True},
 }
 
 CONVOLUTIONS, SHORTCUTS, OFFSETS = "inputs of convolutions", "projection shortcuts", "offsets of the pooling"
 POOLED, REST = "results before a pooling", "inputs of other layers"
-#: What cannot be had for less, as rows of the table; then what normalizations and activations add.
+#: The first rows of the table: what every strategy keeps. The other rows are what normalizations and
+#: activations add.
 FLOOR = (CONVOLUTIONS, SHORTCUTS, OFFSETS)
 _ROLES = {
     "z": POOLED,
-    "branch_mask": "sides, a bit per element",
+    "branch_mask": "branch masks, a bit per element",
     "guarded_xhat": "guarded channels",
     "escape_index": "escaped elements",
     "escape_xhat": "escaped elements",
@@ -47,20 +48,20 @@ _ROLES = {
 }
 ROWS = (*FLOOR, *dict.fromkeys(_ROLES.values()), REST)
 
-#: To reach: kept / kept by standard, and what is kept beside the floor / the floor.
-KEPT = {("ResNet-50", "leaky_relu", AGAIN): 0.56, ("ResNet-50", "silu", AGAIN): 0.59}
-BESIDE = {("ResNet-50", "leaky_relu", AGAIN): 0.01}
+#: Targets: kept / kept by standard, and kept beyond the floor / the floor.
+KEPT = {("ResNet-50", "leaky_relu", RECOMPUTED): 0.56, ("ResNet-50", "silu", RECOMPUTED): 0.59}
+BEYOND = {("ResNet-50", "leaky_relu", RECOMPUTED): 0.01}
 BEGIN, END = "<!-- memory-table:begin -->", "<!-- memory-table:end -->"
 SHORT_BEGIN, SHORT_END = "<!-- memory-summary:begin -->", "<!-- memory-summary:end -->"
 
 
 def variants_of(network):
-    """Return the variants that there are: in MobileNetV2 the stem keeps what a convolution takes in."""
-    return [variant for variant in VARIANTS if variant != AGAIN or network.startswith("ResNet")]
+    """Return the variants of a network. Recomputing the stem of MobileNetV2 saves nothing."""
+    return [variant for variant in VARIANTS if variant != RECOMPUTED or network.startswith("ResNet")]
 
 
 def measure(network, width, shape, activation, variant):
-    """Return the bytes kept at the end of a forward, by row of the table."""
+    """Return the bytes kept at the end of the forward, by row of the table."""
     net = NETWORKS[network](width, activation=activation, rng=0, **VARIANTS[variant])
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with ledger() as book:
@@ -69,7 +70,7 @@ def measure(network, width, shape, activation, variant):
 
 
 def by_row(table):
-    """Add up what a ledger's table lists. What several layers keep counts where `ROWS` has it first."""
+    """Add up the rows of a ledger's table. A buffer of several layers counts in the first of `ROWS`."""
     into = {}
     for row in table:
         place = row.shared_with or (row.layer, row.role)
@@ -91,10 +92,10 @@ def _row(row):
 
 
 def judge(results):
-    """Return the figures that have a target, and those beside them, by name."""
+    """Return the figures of the in-place variants by name, with targets where there are any."""
     figures = {}
     for (network, activation), found in results.items():
-        for variant in (INPLACE, AGAIN):
+        for variant in (INPLACE, RECOMPUTED):
             if variant not in found:
                 continue
             kept, name = found[variant], f"{network}, {activation}, {variant}: "
@@ -102,16 +103,16 @@ def judge(results):
             target = KEPT.get((network, activation, variant))
             figures[name + "of standard"] = Judged(share, target, at_most=True)
             floor = sum(kept[row] for row in FLOOR)
-            beside = (sum(kept.values()) - floor - kept[REST]) / floor
-            target = BESIDE.get((network, activation, variant))
-            figures[name + "normalizations and activations beside the floor"] = Judged(
-                beside, target, at_most=True
+            beyond = (sum(kept.values()) - floor - kept[REST]) / floor
+            target = BEYOND.get((network, activation, variant))
+            figures[name + "normalizations and activations, share of the floor"] = Judged(
+                beyond, target, at_most=True
             )
     return figures
 
 
 def by_network(results):
-    """Return a table of what each network keeps with each strategy."""
+    """Return a table of the bytes that each network keeps with each strategy."""
     rows = []
     for (network, activation), kept in results.items():
         totals = {variant: sum(kept[variant].values()) for variant in kept}
@@ -121,7 +122,7 @@ def by_network(results):
 
 
 def by_role(network, results):
-    """Return a table of what `network` keeps: a row for each role, in MiB."""
+    """Return a table of the MiB that `network` keeps, with a row for each role."""
     kept = {
         f"{variant}, {activation}": kept
         for name, activation in results
@@ -130,7 +131,7 @@ def by_role(network, results):
     }
     rows = [[role, *(_mib(one[role]) for one in kept.values())] for role in ROWS]
     rows = [row for row in rows if any(float(cell) for cell in row[1:])]
-    rows.append(["together", *(_mib(sum(one.values())) for one in kept.values())])
+    rows.append(["total", *(_mib(sum(one.values())) for one in kept.values())])
     return tables.grid([f"{network}, MiB", *kept], rows)
 
 
@@ -141,7 +142,7 @@ def short(results):
         if network == "ResNet-34":
             continue
         standard, inplace = (sum(kept[variant].values()) for variant in (STANDARD, INPLACE))
-        again = f"{sum(kept[AGAIN].values()) / standard:.0%}" if AGAIN in kept else ""
+        again = f"{sum(kept[RECOMPUTED].values()) / standard:.0%}" if RECOMPUTED in kept else ""
         rows.append([f"{network}, {activation}", f"{_mib(standard)} MiB", f"{_mib(inplace)} MiB",
                      f"{inplace / standard:.0%}", again])  # fmt: skip
     return tables.grid(["network", "standard", "in place", "share", "stem recomputed"], rows)
@@ -155,10 +156,12 @@ def parser():
     """Return the command's parser."""
     make = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.splitlines()[0])
     make.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
-    make.add_argument("--images", type=int, default=2, metavar="N", help="in the batch (%(default)s)")
-    make.add_argument("--size", type=int, default=64, metavar="PIXELS", help="of an image (%(default)s)")
+    make.add_argument("--images", type=int, default=2, metavar="N", help="images in the batch (%(default)s)")
     make.add_argument(
-        "--width", type=int, default=64, metavar="CHANNELS", help="of the first stage; the networks have 64"
+        "--size", type=int, default=64, metavar="PIXELS", help="height and width of an image (%(default)s)"
+    )
+    make.add_argument(
+        "--width", type=int, default=64, metavar="CHANNELS", help="channels of the first stage (%(default)s)"
     )
     make.add_argument("--output", type=Path, metavar="FILE.json", help="write all numbers there")
     make.add_argument("--docs", type=Path, nargs="?", const=ROOT, metavar="DIR",

@@ -1,7 +1,7 @@
 """oneDNN through ctypes: the shared library of the package ``onednn-cpu-gomp``, or any oneDNN 3.
 
-Training-mode batch norm with the ReLU fused in, which needs a byte of workspace per element. oneDNN cannot
-fuse a leaky ReLU in training, and a second primitive would only add to its time: this is its better case.
+Batch norm in training mode with a fused ReLU, which needs a byte of workspace per element. oneDNN cannot fuse
+leaky ReLU in training, and a second primitive would take additional time, so ReLU is its better case.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ class _Version(ctypes.Structure):
 
 
 def find_library():
-    """Return the path or name of oneDNN's library (`DNNL_LIBRARY` goes first), or None."""
+    """Return the path or name of oneDNN's library, `DNNL_LIBRARY` first, or None."""
     candidates = (os.environ.get("DNNL_LIBRARY"), Path(sys.prefix) / "lib" / "libdnnl.so.3")
     for candidate in candidates:
         if candidate and Path(candidate).exists():
@@ -41,17 +41,17 @@ def find_library():
 
 
 class _Library:
-    """oneDNN's functions, with a status other than success turned into an error."""
+    """oneDNN's functions; a status other than success raises an error."""
 
     def __init__(self):
         path = find_library()
         if path is None:
-            raise ImportError("no shared library of oneDNN was found; DNNL_LIBRARY may name one")
+            raise ImportError("no shared library of oneDNN found; set DNNL_LIBRARY to its path")
         self.raw = ctypes.CDLL(path)
         self.raw.dnnl_version.restype = ctypes.POINTER(_Version)
         version = self.raw.dnnl_version().contents
         if version.major != 3:
-            raise ImportError(f"oneDNN {version.major}.{version.minor} found; the benchmark speaks oneDNN 3")
+            raise ImportError(f"oneDNN: expected version 3, found {version.major}.{version.minor}")
         query = self.raw.dnnl_primitive_desc_query_md
         query.restype, query.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
         size = self.raw.dnnl_memory_desc_get_size
@@ -70,7 +70,7 @@ class _Library:
         return handle
 
     def descriptor(self, array, order=None):
-        """Describe `array`; `order` gives the axes as oneDNN names them, (N, C, *spatial)."""
+        """Describe `array`; `order` lists its axes in oneDNN's order, (N, C, *spatial)."""
         order = range(array.ndim) if order is None else order
         lengths, strides = (
             (ctypes.c_int64 * array.ndim)(*values)
@@ -91,7 +91,7 @@ class _Library:
 
 
 class OneDNN:
-    """The batch norm primitives over buffers that are made once. `threads` is OMP_NUM_THREADS here."""
+    """The batch norm primitives over buffers allocated once. `threads` is set by OMP_NUM_THREADS."""
 
     def __init__(self, batch, threads):
         self.library = library = _Library()
@@ -106,7 +106,7 @@ class OneDNN:
         self.z, self.dx = np.zeros_like(batch.x0), np.zeros_like(batch.x0)
         self.mean, self.var, self.dweight, self.dbias = np.zeros((4, batch.weight.size), np.float32)
         workspace = np.zeros(library.raw.dnnl_memory_desc_get_size(mask), np.uint8)
-        self.used = (batch, workspace)  # oneDNN holds their addresses only
+        self.used = (batch, workspace)  # keeps them alive: oneDNN has only their addresses
         memories = {
             _SRC: library.memory(full, batch.x0),
             _DST: library.memory(full, self.z),

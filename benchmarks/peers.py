@@ -1,7 +1,7 @@
-"""The peers, each as its users run it: training-mode batch norm, then an activation, then the gradients.
+"""The peers with default settings: batch norm in training mode, an activation, and the gradients.
 
-They take the same arrays as inplace_abn and allocate their results themselves (oneDNN, which leaves that to
-its user, writes into buffers that are made once). Importing this module imports none of them.
+They take the same arrays as inplace_abn and allocate their results themselves, except oneDNN, which writes
+into buffers of its caller. Importing this module imports none of them.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ class TorchEager:
         functional = torch.nn.functional
         self.activation = {
             "leaky_relu": lambda y: functional.leaky_relu_(y, SLOPE),
-            "silu": functional.silu,  # in place it would overwrite what its backward needs
+            "silu": functional.silu,  # in place it would overwrite the input that its backward needs
         }[activation]
         self.x, self.dz = (self._tensor(array, batch.layout) for array in (batch.x0, batch.dz0))
         self.parameters = [torch.from_numpy(array.copy()) for array in (batch.weight, batch.bias)]
@@ -53,16 +53,16 @@ class TorchEager:
 
 
 class TorchCompile(TorchEager):
-    """The same through torch.compile, for this one shape."""
+    """The same, compiled by torch.compile for one shape."""
 
     def __init__(self, batch, threads):
         super().__init__(batch, threads)
-        self.torch._dynamo.reset()  # past eight shapes of one function it would quietly run eagerly
+        self.torch._dynamo.reset()  # after eight shapes of a function it would fall back to eager silently
         self.layer = self.torch.compile(self._layer, dynamic=False, fullgraph=True)
 
 
 class Jax:
-    """One jitted function for z, the gradients and the new running statistics, so that XLA may fuse all."""
+    """One jitted function of z, the gradients and the running statistics, so that XLA may fuse all of it."""
 
     def __init__(self, batch, threads):
         import jax
@@ -100,13 +100,13 @@ class Jax:
 
 
 def onednn(batch, threads):
-    """Return oneDNN as a contestant; its module loads the library when imported."""
+    """Return oneDNN as a contestant. Importing its module loads the library."""
     from benchmarks.onednn import OneDNN
 
     return OneDNN(batch, threads)
 
 
-#: name -> (makes a contestant from a batch and a thread count, name in the reports)
+#: name -> (function of a batch and a number of threads that returns a contestant, name in reports)
 PEERS = {
     "torch-eager": (TorchEager, "PyTorch eager"),
     "torch-compile": (TorchCompile, "torch.compile"),
@@ -116,7 +116,7 @@ PEERS = {
 
 
 def installed():
-    """Return the names of the peers that can be had here."""
+    """Return the names of the peers that are installed."""
     torch = importlib.util.find_spec("torch") is not None
     found = {"torch-eager": torch, "torch-compile": torch, "jax": importlib.util.find_spec("jax") is not None}
     try:

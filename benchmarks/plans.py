@@ -1,4 +1,4 @@
-"""What each fresh process is told to measure, and how it is started."""
+"""Plans: what each fresh process measures, and how it is started."""
 
 import json
 import os
@@ -11,23 +11,24 @@ from benchmarks.peers import PEERS
 from benchmarks.targets import CHANNELS_FIRST
 from inplace_abn import reference
 
-#: How the C allocator is set in a process. As users run it, glibc hands every large block back to the system,
-#: and the next step pays for the page faults; "kept" is the setting that users who noticed make.
+#: Settings of the C allocator. "as-is": by default, glibc returns large blocks to the system when they are
+#: freed, and the next allocation has page faults. "kept": freed memory is kept.
 _KEEP = f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={1 << 40}"
 ENVIRONMENTS = {"as-is": {}, "kept": {"GLIBC_TUNABLES": _KEEP}}
 
 STREAM = {"kind": "stream"}
 OWN = {"kind": "inplace_abn"}
 
-#: Which peers take part in which sections; only in the limit's also with an allocator that keeps its buffers.
+#: Peers of each section. Only "limit" is also measured with the allocator "kept".
 TAKES_PART = {"limit": tuple(PEERS), "activations": ("torch-eager",)}
-#: Those that have an inverse, with the ones that a residual is added to, and that peers have.
+#: Activations that work in place; those measured with a residual as well; those that the peers are measured
+#: with.
 ACTIVATIONS = [name for name, activation in reference.ACTIVATIONS.items() if activation.inverse]
 RESIDUAL, PEERS_HAVE = ("leaky_relu", "silu"), ("silu",)
 
 
 def contestants(section, options):
-    """Return who is interleaved in the rows of `section`."""
+    """Return the contestants that are measured in turn in the rows of `section`."""
     if section == "limit":
         return [STREAM, OWN, *({"kind": peer} for peer in options.peers)]
     if section == "dtypes":
@@ -47,7 +48,7 @@ def contestants(section, options):
 
 
 def make(options):
-    """Return the plans of all processes, in the order in which they run.
+    """Return the plans of all processes, in order of execution.
 
     Parameters
     ----------
@@ -58,8 +59,8 @@ def make(options):
     Returns
     -------
     list of dict
-        Plans as `benchmarks.worker.work` takes them. The two environments alternate, so that a drift of the
-        machine meets both. Without peers there is one environment: the others do not allocate.
+        Plans for `benchmarks.worker.work`. The two environments alternate, so that a change of the machine's
+        speed affects both. Without peers there is one environment, since inplace_abn does not allocate.
     """
     groups = {
         section: [
@@ -92,12 +93,12 @@ def make(options):
 
 
 def run(plan, isa=None):
-    """Carry out `plan` in a fresh process and return what `benchmarks.worker.work` returned there.
+    """Run `plan` in a fresh process and return the result of `benchmarks.worker.work`.
 
     Raises
     ------
     RuntimeError
-        The process failed; its own words are on standard error.
+        The process failed. Its messages are on standard error.
     """
     environment = {
         **os.environ,
@@ -117,14 +118,14 @@ def run(plan, isa=None):
 
 
 def available(peers, threads):
-    """Try each peer on a tiny array, in a process of its own: a library may take its process down with it.
+    """Try each peer on a tiny array, in a process of its own, since a library may crash its process.
 
     Returns
     -------
     found : list of str
         The peers that ran.
     missing : dict of str to str
-        Why each of the others did not.
+        The reason for each of the others.
     """
     found, missing = [], {}
     group = {"section": "limit", "shape": (2, 4, 4, 4), "layout": CHANNELS_FIRST}
@@ -145,19 +146,19 @@ def available(peers, threads):
 
 
 def run_robustly(plan, isa=None):
-    """Carry out `plan`; if its process dies, once more without the peers, since one of them may be why.
+    """Run `plan`; if its process fails, repeat it without the peers, one of which may be the cause.
 
     Returns
     -------
-    run : dict
-        What `run` returned.
+    result : dict
+        The result of `run`.
     problem : str or None
-        What went wrong at first.
+        The error of the first attempt.
 
     Raises
     ------
     RuntimeError
-        The process failed and had no peers, or failed without them too.
+        The process failed without peers.
     """
     try:
         return run(plan, isa), None
@@ -168,9 +169,9 @@ def run_robustly(plan, isa=None):
         ]
         if groups == plan["groups"]:
             raise
-        return run(plan | {"groups": groups}, isa), f"{error}; it was run again without the peers"
+        return run(plan | {"groups": groups}, isa), f"{error}; it was repeated without the peers"
 
 
 def flush_bytes():
-    """Return a size beyond every cache: 128 MiB, or four times a larger last-level cache."""
+    """Return a size larger than every cache: 128 MiB, or four times the largest cache if that is more."""
     return max(128 << 20, 4 * max(machine.caches().values(), default=0))

@@ -1,4 +1,4 @@
-"""From the raw seconds of all processes to the figures of the tables, each beside its target."""
+"""Computes the figures of the tables, with their targets, from the times measured by all processes."""
 
 import dataclasses
 import itertools
@@ -10,18 +10,18 @@ from benchmarks.plans import OWN, STREAM
 
 #: Arrays read and written in a pass of the stream.
 _TRAFFIC = {"forward": 2, "backward": 3}
-#: section of variants -> (what varies, what it is compared with)
+#: section -> (what varies in it, the value that the others are compared with)
 _BASE = {
     "dtypes": ("dtype", "float32"),
     "strategies": ("strategy", "standard"),
 }
-#: What a contestant is unless it says otherwise.
+#: Defaults of a contestant.
 _DEFAULTS = {"dtype": "float32", "activation": "leaky_relu", "strategy": "inplace", "residual": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A figure and what it is held against: at least `target`, or at most."""
+    """A figure and its target: at least `target`, or at most `target` if `at_most`."""
 
     value: float
     target: float | None = None
@@ -34,7 +34,7 @@ class Judged:
         return self.value > self.target if self.at_most else self.value < self.target
 
     def plain(self):
-        """Return what JSON can hold."""
+        """Return a dict for JSON."""
         return {"value": self.value, "target": self.target, "at_most": self.at_most, "missed": self.missed}
 
 
@@ -43,7 +43,7 @@ def _identity(contestant):
 
 
 class Process:
-    """The medians of one process. A `row` is (section, shape, layout)."""
+    """The median times of one process. A `row` is (section, shape, layout)."""
 
     def __init__(self, run):
         self.environment, self.overhead = run["environment"], run["overhead"]
@@ -59,7 +59,7 @@ class Process:
                     self.peaks[key] = record["peak"]
 
     def seconds(self, row, contestant, name):
-        """Return the median of pass `name`, "both" being forward + backward; None if it was not measured."""
+        """Return the median of pass `name`, or None if not measured. "both" is forward + backward."""
         identity = _identity(contestant)
         found = self.medians.get((row, identity, name))
         if found is None and name == "both":
@@ -73,7 +73,7 @@ class Process:
         return None if None in seconds else seconds[0] / seconds[1]
 
     def has_stream(self, row):
-        """Return whether the stream was measured there."""
+        """Return True if the stream was measured in this row."""
         return self.seconds(row, STREAM, "forward") is not None
 
     def bandwidth(self, row, name):
@@ -92,22 +92,21 @@ def _milliseconds(processes, row, contestant, name):
 
 
 def summarise(runs, notes=()):
-    """Return every table's rows.
+    """Return the rows of every table.
 
     Parameters
     ----------
     runs : list of dict
-        What `benchmarks.worker.work` returned, one for each process.
+        Results of `benchmarks.worker.work`, one for each process.
     notes : sequence of str
-        What a reader has to know besides: who could not take part, how busy the machine was.
+        Notes for the reader: missing peers, load of the machine.
 
     Returns
     -------
     dict
-        "machine" of the first process, "notes" (those given, and a line for each contestant that failed),
-        "states" (name -> processes, GB/s), and a list of dicts for each of "limit", "peers", "dtypes",
-        "activations", "strategies", "overhead". A figure that may have a target is `Judged`: the median over
-        the processes of what each one measured.
+        "machine" of the first process; "notes": `notes` and a line for each contestant that failed; "states":
+        name -> processes, GB/s; and a list of dicts for each of "limit", "peers", "dtypes", "activations",
+        "strategies", "overhead". A figure that may have a target is a `Judged`, a median over processes.
     """
     processes = [Process(run) for run in runs]
     states = split_states(processes)
@@ -147,10 +146,11 @@ def _bandwidth(process):
 
 
 def split_states(processes):
-    """Group processes by the state of the machine's bandwidth, which flips from process to process.
+    """Group processes by the bandwidth of their streams, which may differ from process to process.
 
-    The largest gap between their streams' GB/s parts "slower" from "faster", if it is at least
-    `targets.STATE_GAP` wide; otherwise all are in "one" state. No process, no state.
+    Sorted by GB/s, the processes are split at the largest ratio of neighbours into "slower" and "faster" if
+    that ratio is at least `targets.STATE_GAP`; otherwise all are in the state "one". Without processes the
+    result is empty.
     """
     ranked = sorted(
         (process for process in processes if any(map(process.has_stream, process.rows))), key=_bandwidth
@@ -178,7 +178,7 @@ def _limit(row, state, processes, extra_memory):
 
 
 def _extra_memory(row, processes):
-    """Return the most memory that either pass allocated, as a share of x's bytes."""
+    """Return the peak of memory that either pass allocated, as a share of the bytes of x."""
     peaks = [peak for process in processes for key, peak in process.peaks.items() if key[0] == row]
     size = 4 * math.prod(row[1])
     bound = targets.EXTRA_MEMORY if size >= targets.EXTRA_MEMORY_FROM else None
@@ -251,7 +251,7 @@ def _activations(row, records, state, processes):
 
 
 def _eager(row, contestant, processes):
-    """Return PyTorch eager's forward + backward of the same activation, or None if it was not measured."""
+    """Return forward + backward of PyTorch eager with the same activation, or None if not measured."""
     peer = contestant | {"kind": "torch-eager"}
     times = _median(process.ratio(row, peer, contestant, "both") for process in processes)
     if times is None:
@@ -265,7 +265,7 @@ def _contestant(record):
 
 
 def _judge(row, value, target, at_most=False):
-    """Return the figure with its target, without one for rows that are not in the table."""
+    """Return the figure, with its target if the row is in the table."""
     if value is None:
         return None
     return Judged(value, None if targets.find(*row[1:]).forward is None else target, at_most)
@@ -291,5 +291,5 @@ def _failures(runs):
                     error[name] for name in ("kind", "dtype", "activation", "strategy") if name in error
                 )
                 where = f"{group['section']} {'x'.join(map(str, group['shape']))} {group['layout']}"
-                lines[f"{who} did not take part ({where}): {error['error']}"] = None
+                lines[f"{who} was not measured ({where}): {error['error']}"] = None
     return list(lines)

@@ -1,4 +1,4 @@
-"""The summary as tables of text: for the terminal, and for README and docs between their markers."""
+"""Tables in Markdown, for the terminal and for the marked regions of README and docs."""
 
 import dataclasses
 from pathlib import Path
@@ -19,64 +19,63 @@ SHORT_BEGIN, SHORT_END = "<!-- speed-summary:begin -->", "<!-- speed-summary:end
 _SHORT = ((32, 256, 56, 56), (32, 1024, 14, 14))
 
 _TITLES = {
-    "limit": "How close to the limit of memory",
-    "peers": "How many times as fast as its peers",
-    "dtypes": "The storage types beside float32",
-    "activations": "The activations, and with a residual",
-    "strategies": "The strategies beside the standard one",
-    "overhead": "What a call costs: forward + backward on an array of (2, 8, 4, 4)",
+    "limit": "Speed relative to memory bandwidth",
+    "peers": "Speed relative to other libraries",
+    "dtypes": "Storage types relative to float32",
+    "activations": "Activations and residuals",
+    "strategies": "Strategies relative to standard",
+    "overhead": "Overhead of a call: forward + backward on an array of (2, 8, 4, 4)",
 }
 
-#: Section -> what its columns mean, printed below it.
+#: Section -> the meaning of its columns, printed below it.
 _LEGENDS = {
     "limit": (
-        "A shape is (N, C, spatial); channels-last memory holds it as (N, spatial, C). float32, leaky_relu, "
-        "cold caches: other memory is written before each pass.",
-        "stream: GB/s of a loop that does nothing but read and write the same arrays in place, as the pass "
-        "has to: one read and one write for forward, two reads and one write for backward. ms: the pass.",
-        "of the limit: the stream's time / the pass's time; 1.00 is as fast as memory lets it. A batch that "
-        "does not stay in cache between its sums and its second pass is read twice; then 0.67 forward and "
-        "0.6 backward is all there is.",
-        "group: where the stream was much faster in some processes (B) than in others (A), by its median "
-        "over all shapes, each group has a row, with the number of its processes. How fast it was at one "
-        "shape is in the row. The targets are for A, where memory is the limit; in B arithmetic is, and the "
-        "same targets are shown for comparison.",
-        "extra memory: the most that was allocated during a pass, as a share of the array's bytes.",
+        "Shapes are (N, C, spatial); channels-last memory holds them as (N, spatial, C). float32, "
+        "leaky_relu, cold caches: a large buffer is written before each pass.",
+        "stream: GB/s of a loop that only reads and writes the same arrays in place: one read and one "
+        "write for forward, two reads and one write for backward. ms: time of the pass.",
+        "of the limit: the stream's time / the pass's time; at 1.00 memory bandwidth is the limit. A batch "
+        "that leaves the cache between its sums and its second pass is read twice; the limit is then 0.67 "
+        "forward and 0.6 backward.",
+        "group: on some machines memory bandwidth differs from process to process. If it does, the "
+        "processes form a slower group A and a faster group B by the stream's median over all shapes, and "
+        "each group has its own row with the number of processes.",
+        "extra memory: peak of allocations during a pass / the array's bytes.",
     ),
     "peers": (
-        "Forward + backward: the peer's time / inplace_abn's time, then the peer's milliseconds. More than "
-        "1x: inplace_abn is faster.",
-        "as-is: as its users run it. kept: with a C allocator set to keep the memory it has freed, which "
-        "spares a peer that allocates its results the page faults.",
+        "Forward + backward: the peer's time / inplace_abn's time, then the peer's milliseconds. Above 1x, "
+        "inplace_abn is faster.",
+        "as-is: default settings. kept: the C allocator keeps freed memory, which avoids page faults for "
+        "libraries that allocate their results.",
     ),
-    "dtypes": ("relative: time / float32's time. ms: the pass.",),
+    "dtypes": ("relative: time / time of float32. ms: time of the pass.",),
     "activations": (
-        "ms: the pass. of the limit: the time of a stream that reads and writes the same arrays in place / "
-        "the pass's time. relative: leaky_relu's time / time.",
-        "That stream reads one array and writes one for forward, reads two and writes one for backward. With "
-        "a residual it reads two and writes one for forward; for backward it reads four, z, the residual, dz "
-        "and the residual's gradient, to which the layer's share is added, and writes two.",
-        "A batch that does not stay in cache between its sums and its second pass is read twice; then 0.67 "
-        "forward, with a residual 0.75, is all there is.",
-        "times as fast: PyTorch eager's time for batch norm and the same activation, forward + backward, as "
-        "its users run it / inplace_abn's time; PyTorch's milliseconds.",
+        "ms: time of the pass. of the limit: time of an in-place stream over the same arrays / time of the "
+        "pass. relative: time of leaky_relu / time.",
+        "The stream has one read and one write for forward, two reads and one write for backward. With a "
+        "residual it has two reads and one write for forward, and four reads (z, residual, dz, gradient of "
+        "the residual) and two writes for backward, which adds to the gradient of the residual.",
+        "A batch that leaves the cache between its sums and its second pass is read twice; the limit is then "
+        "0.67 forward, or 0.75 with a residual.",
+        "times as fast as PyTorch: time of PyTorch eager with default settings, batch norm and the same "
+        "activation, forward + backward / time of inplace_abn; PyTorch's milliseconds.",
     ),
     "strategies": (
-        "relative: time / the standard strategy's time. ms: the pass. recompute: giving z back to the next "
-        "layer, which only the checkpoint strategies have to do.",
+        "relative: time / time of the strategy standard. ms: time of the pass. recompute: computing z "
+        "again for the next layer; checkpoint strategies only.",
     ),
     "overhead": (
-        "median, least: over all calls of all processes. functional is the public module, _core the compiled "
-        "one below it.",
+        "median, least: over all calls of all processes. functional: the public module. _core: the compiled "
+        "module below it.",
     ),
 }
 
-#: What a reader is told the states are called: the slower one need not be the slower one in every row.
+#: Published names of the bandwidth groups. "slower" and "faster" would be wrong for single rows.
 GROUPS = {"slower": "A", "faster": "B"}
 
 _VERDICTS = (
-    "In brackets behind a figure is the target that this project has set itself, at least (>=) or at most "
-    "(<=); MISSED: the figure does not reach it."
+    "The project's target is in parentheses after a figure: at least (>=) or at most (<=). MISSED: the "
+    "figure does not meet it. Targets of speed are for group A, where memory bandwidth is the limit."
 )
 
 
@@ -101,7 +100,7 @@ def _place(entry):
 
 
 def _places(entries):
-    """Return the first columns' headers, and their cells for each entry."""
+    """Return the headers of the first columns and their cells for each entry."""
     if len({entry["state"] for entry in entries}) == 1:
         return ["shape", "layout"], [_place(entry) for entry in entries]
     return ["shape", "layout", "group (processes)"], [
@@ -110,7 +109,7 @@ def _places(entries):
 
 
 def _plain(value):
-    """Return three digits, without the point that nothing follows."""
+    """Return the value with three significant digits and no trailing point."""
     return "" if value is None else format(value, "#.3g").rstrip(".")
 
 
@@ -203,7 +202,7 @@ _TABLES = {
 
 
 def grid(headers, rows):
-    """Return a table in Markdown, by `tabulate` where it is installed."""
+    """Return a table in Markdown, made by `tabulate` if that is installed."""
     if tabulate is not None:
         return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
@@ -223,11 +222,11 @@ def _states(states):
         count = f"{state['processes']} process{'es' if state['processes'] > 1 else ''}"
         group = f"group {GROUPS[name]}, " if name in GROUPS else ""
         parts.append(f"{group}{count}, stream {_plain(state['stream_gbs'])} GB/s")
-    return f"The memory's bandwidth, which may differ from process to process: {'; '.join(parts)}."
+    return f"Memory bandwidth, by group of processes: {'; '.join(parts)}."
 
 
 def without_targets(value):
-    """Return a summary, or a part of it, whose figures have no targets: those are for developers."""
+    """Return a copy of a summary, or of a part of it, without targets. Published tables have none."""
     if isinstance(value, Judged):
         return dataclasses.replace(value, target=None)
     if isinstance(value, dict):
@@ -236,7 +235,7 @@ def without_targets(value):
 
 
 def short(summary):
-    """Return a table of a few shapes for the README: our time, and the peers' as multiples of it."""
+    """Return the README's table of a few shapes: inplace_abn's time, and the peers' as multiples of it."""
     rows, columns = {}, {}
     for entry in without_targets(summary["peers"]):
         if tuple(entry["shape"]) in _SHORT:
@@ -253,7 +252,7 @@ def short(summary):
 
 
 def text(summary, targets=True):
-    """Return the machine, the notes and every table that has rows with its legend, as Markdown."""
+    """Return machine, notes, and each table that has rows with its legend, as Markdown."""
     blocks = ["\n".join(f"{line}  " for line in machine.header(summary["machine"])).rstrip()]
     blocks += [_states(summary["states"])] if summary["states"] else []
     blocks += [listed(summary["notes"])] if summary["notes"] else []
@@ -266,12 +265,12 @@ def text(summary, targets=True):
 
 
 def rewrite(path, content, begin=BEGIN, end=END):
-    """Replace what is between the two markers in the file `path` with `content`.
+    """Replace the region between two markers in the file `path` with `content`.
 
     Raises
     ------
     ValueError
-        The file has no such region; it is left as it was.
+        The file has no such region. It is unchanged.
     """
     path = Path(path)
     before, found, rest = path.read_text(encoding="utf-8").partition(begin)

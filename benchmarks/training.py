@@ -1,8 +1,8 @@
-"""What training shows: ``python -m benchmarks.training``.
+"""Accuracy, memory and time of whole trainings: ``python -m benchmarks.training``.
 
-The training of ``python -m inplace_abn demo``, once for each seed, with a step of every strategy in turn:
-whether all reach the same accuracy, what they keep for the backward, how long a step takes. Scores are means
-over the seeds, times medians over the steps of each seed and then over the seeds.
+Repeats the training of ``python -m inplace_abn demo`` for several seeds, alternating between the strategies
+from step to step. Scores are means over the seeds; times are medians over the steps of each seed, then over
+the seeds.
 """
 
 import argparse
@@ -16,13 +16,14 @@ from benchmarks.report import Judged
 from inplace_abn import demo, functional
 from inplace_abn.demo import report, tasks, training
 
-#: To reach: test accuracy in %, points from standard's; what is kept and the time, beside standard's.
+#: Targets: test accuracy in %; distance from the strategy standard in points; kept bytes and time / those of
+#: standard.
 ACCURACY, POINTS, KEPT, SECONDS = {"classification": 97}, {"classification": 0.5}, 0.55, 1.0
 BEGIN, END = "<!-- demo-table:begin -->", "<!-- demo-table:end -->"
 
 
 def measure(task, seeds, strategies=demo.STRATEGIES, **options):
-    """Train with each seed; returns a list of what `inplace_abn.demo.report.results` gives."""
+    """Train with each seed; return a list of the results of `inplace_abn.demo.report.results`."""
     found = []
     for seed in range(seeds):
         setting = tasks.TASKS[task].setting(seed=seed, **options)
@@ -32,7 +33,7 @@ def measure(task, seeds, strategies=demo.STRATEGIES, **options):
 
 
 def combine(runs):
-    """Return the results of several seeds as those of one: the mean of scores, the median of all else."""
+    """Combine the results of several seeds: the mean of scores, the median of all other numbers."""
     combined = {**runs[0], "strategies": {}}
     for strategy, row in runs[0]["strategies"].items():
         every = [run["strategies"][strategy] for run in runs]
@@ -50,8 +51,10 @@ def judge(task, runs):
     scores = [row["score"] for row in rows.values()]
     farthest = max(abs(score - standard["score"]) for score in scores)
     return {
-        "the lowest score of a strategy, %": Judged(100 * min(scores), ACCURACY.get(task)),
-        "the farthest score from standard's, points": Judged(100 * farthest, POINTS.get(task), at_most=True),
+        "lowest score of a strategy, %": Judged(100 * min(scores), ACCURACY.get(task)),
+        "largest distance from the score of standard, points": Judged(
+            100 * farthest, POINTS.get(task), at_most=True
+        ),
         "kept, inplace_2 / standard": Judged(inplace["kept"] / standard["kept"], KEPT, at_most=True),
         "time of a step, inplace_2 / standard": Judged(
             inplace["seconds"] / standard["seconds"], SECONDS, at_most=True
@@ -69,7 +72,7 @@ def per_seed(runs):
 
 
 def headline(numbers):
-    """Return the result in a sentence."""
+    """Return the result as one sentence."""
     inplace, standard = (numbers["strategies"][name] for name in ("inplace_2", "standard"))
     return (
         f"**{numbers['task'].capitalize()}: {inplace['kept'] / standard['kept']:.0%} of the activation "
@@ -81,7 +84,7 @@ def headline(numbers):
 
 
 def block(results):
-    """Return what goes into the documentation, for a dict of task to runs."""
+    """Return the text for the documentation, for a dict of task to runs."""
     parts = []
     for runs in results.values():
         numbers = combine(runs)
@@ -94,13 +97,13 @@ def parser():
     """Return the command's parser."""
     make = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.splitlines()[0])
     make.add_argument("--tasks", nargs="+", choices=list(tasks.TASKS), default=list(tasks.TASKS)[:1])
-    make.add_argument("--seeds", type=int, default=5, metavar="N", help="how many (5)")
-    make.add_argument("--quick", action="store_true", help="the demo's smaller networks and fewer epochs")
+    make.add_argument("--seeds", type=int, default=5, metavar="N", help="number of seeds (5)")
+    make.add_argument("--quick", action="store_true", help="smaller networks and fewer epochs")
     make.add_argument("--epochs", type=int, metavar="N")
     make.add_argument("--batch-size", type=int, metavar="N")
     make.add_argument("--output", type=Path, metavar="FILE.json", help="write all numbers there")
     make.add_argument("--docs", type=Path, nargs="?", const=ROOT / "docs" / "benchmarks.md", metavar="FILE",
-                      help="put the results between the markers of docs/benchmarks.md")  # fmt: skip
+                      help="write the results into docs/benchmarks.md")  # fmt: skip
     return make
 
 

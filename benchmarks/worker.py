@@ -1,4 +1,4 @@
-"""One fresh process of a measurement: takes a plan, times every contestant in turn, returns plain data."""
+"""A measuring process: takes a plan, times all contestants in turn, returns plain data."""
 
 import gc
 import os
@@ -21,23 +21,23 @@ _KINDS = {"stream": Stream, "inplace_abn": InPlaceABN} | {name: make for name, (
 
 
 def work(plan):
-    """Measure what `plan` says.
+    """Run a plan.
 
     Parameters
     ----------
     plan : dict
-        "environment": name of the environment this process was given; "threads", "repeat", "warmup": counts;
-        "flush_bytes": size of the buffer that is touched before each timed call; "memory": trace the memory
-        that inplace_abn's passes allocate, too; "overhead": number of tiny calls, or 0; "groups": what is
-        interleaved, each a dict of "section", "shape", "layout" and "contestants" (see `_make`).
+        "environment": name of the environment of this process; "threads", "repeat", "warmup": counts;
+        "flush_bytes": size of the buffer written before each timed call; "memory": True to trace the memory
+        that the passes of inplace_abn allocate; "overhead": number of tiny calls, or 0; "groups": contestants
+        measured in turn, each a dict of "section", "shape", "layout" and "contestants" (see `_make`).
 
     Returns
     -------
     dict
         "environment", "machine", "overhead" and "groups": the plan's groups with "records" instead of
         "contestants". A record is its contestant with "pass", "seconds" (one figure per repetition), "faults"
-        (page faults, where the system counts them) and perhaps "peak" (bytes allocated in the pass).
-        "errors" holds a line for each contestant that could not take part.
+        (page faults, if the system counts them) and, if traced, "peak" (bytes allocated in the pass).
+        "errors" has an entry for each contestant that was not measured.
     """
     machine.pin(plan["threads"])
     flush = Flush(plan["flush_bytes"])
@@ -56,10 +56,10 @@ def work(plan):
 
 
 class Flush:
-    """Fill the caches with somebody else's modified lines, as in a network where other layers have run.
+    """Fill the caches with modified lines of another array, as other layers of a network do.
 
-    Reading would leave clean lines: the results of a small pass could then stay in the cache, and their way
-    to memory would not be counted. One thread does it, so that nobody's thread pool is woken.
+    Reading alone would leave clean lines: the results of a small pass could stay in the cache, and the time
+    to write them to memory would not be measured. A single thread writes, so that no thread pool is woken.
     """
 
     def __init__(self, size):
@@ -70,7 +70,7 @@ class Flush:
 
 
 def _make(contestant, batches, group, threads):
-    """Make what {"kind": "stream" | "inplace_abn" | a peer, "dtype", and options of its own} describes."""
+    """Make a contestant from {"kind": "stream" | "inplace_abn" | a peer, "dtype": ..., options}."""
     options = dict(contestant)
     kind, dtype = options.pop("kind"), options.pop("dtype", "float32")
     if dtype not in batches:
@@ -123,7 +123,7 @@ def _faults():
 
 
 def _peaks(runner):
-    """Return the most memory that Python and NumPy held in each pass beyond what they held before it."""
+    """Return the peak of memory allocated by Python and NumPy in each pass, without what was held before."""
     peaks = {}
     tracemalloc.start()
     try:
@@ -138,7 +138,7 @@ def _peaks(runner):
 
 
 def _give_up(errors, contestant, error):
-    """Note why a peer, or a dtype whose package is missing, takes no part; anything else is an error."""
+    """Record the error of a peer or of a dtype without its package; raise any other error."""
     if contestant["kind"] not in PEERS and not isinstance(error, ImportError):
         raise error
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -147,7 +147,7 @@ def _give_up(errors, contestant, error):
 
 
 def redirect_stdout():
-    """Send what libraries print to standard error, and return a stream for the real standard output."""
+    """Redirect prints of libraries to standard error; return a stream for the real standard output."""
     sys.stdout.flush()
     real = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

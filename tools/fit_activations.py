@@ -1,4 +1,4 @@
-"""Fits what kernels/curves.h needs of silu, gelu, gelu_tanh and mish; prints csrc/kernels/curve_fits.h.
+"""Fit the approximations of silu, gelu, gelu_tanh and mish that csrc/kernels/curves.h uses.
 
 python tools/fit_activations.py | clang-format --assume-filename=csrc/abn.h > csrc/kernels/curve_fits.h
 """
@@ -17,9 +17,9 @@ def log_gate_mish(y):
     return y + np.log((e + 2) / (e * (e + 2) + 2))
 
 
-# z = y gate(y). name: log(gate) for y < 0; the gate for mpmath; y left of which log(-z) serves; y that is z;
-# for the pieces of float: the least y, the greatest, and how fast pieces follow one another at the ends
-# (found by search).
+# z = y gate(y). name: log(gate) for y < 0; the gate for mpmath; the y below which the fit is in log(-z); the
+# y above which z = y; for the piecewise fits of float: least y, greatest y, and the density of intervals at
+# both ends (found by search).
 CURVES = {
     "silu": (log_expit, lambda y: 1 / (1 + mp.exp(-y)), -5, 20, (-4.7, 17.8, 1.22, 1.24)),
     "gelu": (log_ndtr, lambda y: mp.ncdf(y), -3.2, 6, (-2.8, 5.5, 1.86, 2.58)),
@@ -32,7 +32,7 @@ CURVES = {
     ),
     "mish": (log_gate_mish, lambda y: mp.tanh(mp.log1p(mp.exp(y))), -5, 11, (-4.5, 10, 1.09, 2.23)),
 }
-LEAST_LOG = -690  # log(-z) to which the tails are fitted
+LEAST_LOG = -690  # the tails are fitted down to this log(-z)
 
 
 def chebyshev(x, degree):
@@ -41,13 +41,13 @@ def chebyshev(x, degree):
 
 
 def monomials(coefficients, x):
-    """Turn coefficients in Chebyshev's basis on the range of x into coefficients of 1, x, x^2, ..."""
+    """Convert coefficients in the Chebyshev basis on the range of x to coefficients of 1, x, x^2, ..."""
     series = np.polynomial.Chebyshev(coefficients, [x.min(), x.max()])
     return series.convert(kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1]).coef
 
 
 def fit_rational(x, f, weight, above, below, rounds=60):
-    """Return N(x)/D(x), nearly minimax: least squares, reweighted by 1/D and by the errors (Lawson)."""
+    """Fit f by a nearly minimax N(x)/D(x): least squares, reweighted by 1/D and by the errors (Lawson)."""
     numerator, denominator = chebyshev(x, above), chebyshev(x, below)
     bottom, lawson, best = np.ones_like(x), np.ones_like(x), (np.inf,)
     for _ in range(rounds):
@@ -80,11 +80,11 @@ def near_fit(gate, minimum, least_z, low, high):
 
 
 def fit_piece(d, rise, slope, dz, degree=8, rounds=20):
-    """Fit rise = y - z by a polynomial in d; dz, z's derivative, by dz plus the polynomial's: the slope."""
+    """Fit rise = y - z by a polynomial in d whose derivative, added to dz/dd, gives the slope as well."""
     scale = np.abs(d).max()
     values = np.polynomial.polynomial.polyvander(d / scale, degree)
     derivatives = np.hstack([np.zeros((len(d), 1)), values[:, :-1] * np.arange(1, degree + 1)]) / scale
-    weight = slope**2 / dz  # what an error of the derivative does to the slope
+    weight = slope**2 / dz  # error of the slope / error of the derivative
     rows = np.vstack([values, derivatives * weight[:, None]])
     f = np.r_[rise, (dz / slope - dz) * weight]
     lawson, best = np.ones_like(f), (np.inf,)
@@ -99,10 +99,10 @@ def fit_piece(d, rise, slope, dz, degree=8, rounds=20):
 
 
 def pieces_fit(gate, minimum, least_z, low, high, first, last):
-    """Fit y - z in v = sqrt(s - (s of z = -0)), s = +-sqrt(z - least z), in eight pieces.
+    """Fit y - z in v = sqrt(s - (s of z = -0)), s = +-sqrt(z - least z), in eight intervals.
 
-    Their numbers are the cubic of v that goes from -0.49 to 7.49, with slopes of `first` and `last` times the
-    mean.
+    The number of an interval is a cubic of v from -0.49 to 7.49, rounded. Its slopes at the ends are `first`
+    and `last` times the mean slope.
     """
     angle = np.linspace(0, np.pi, 3000)
     y = (low + high) / 2 - (high - low) / 2 * np.cos(angle)
@@ -126,7 +126,7 @@ def pieces_fit(gate, minimum, least_z, low, high, first, last):
 
 
 def tail_fit(log_gate, low):
-    """Fit y in x = sqrt(-log(-z)); the error counts as it changes log(-z)."""
+    """Fit y in x = sqrt(-log(-z)); errors are weighted by their effect on log(-z)."""
 
     def log_z(y):
         return np.log(-y) + log_gate(y)

@@ -114,7 +114,7 @@ def test_a_peer_takes_part(peer, tmp_path):
     if peer not in peers.installed():
         pytest.skip(f"{peer} is not installed")
     content = run_limit(tmp_path, "--shapes", SHAPES[0], "--peers", peer, "--limit")
-    assert not any("did not take part" in note for note in content["summary"]["notes"])
+    assert not any("was not measured" in note for note in content["summary"]["notes"])
     environments = {run["environment"] for run in content["runs"]}
     rows = content["summary"]["peers"]
     assert {(row["layout"], row["environment"], row["peer"]) for row in rows} == {
@@ -194,7 +194,7 @@ def test_a_process_that_dies_with_peers_is_repeated_without_them(monkeypatch):
     monkeypatch.setattr(plans, "run", run)
     done, problem = plans.run_robustly(a_plan("stream", "inplace_abn", "jax"))
     assert {record["kind"] for record in done["groups"][0]["records"]} == {"stream", "inplace_abn"}
-    assert "code -11; it was run again without the peers" in problem
+    assert "code -11; it was repeated without the peers" in problem
     assert plans.available(["jax"], threads=1) == ([], {"jax": "a measuring process ended with code -11"})
 
 
@@ -388,7 +388,7 @@ def test_an_interrupt_prints_what_has_been_measured(monkeypatch, capsys):
     monkeypatch.setattr(limit.tables.machine, "header", lambda machine: [])
     assert limit.main(["--limit", "--no-peers", "--processes", "3"]) == 0
     printed = capsys.readouterr().out
-    assert "Interrupted: these are the figures of 1 of 3 processes." in printed
+    assert "Interrupted: the figures are those of 1 of 3 processes." in printed
     assert "| 32x2048x7x7 " in printed
     assert limit.main(["--limit", "--no-peers", "--processes", "3"]) == 130
 
@@ -416,7 +416,7 @@ def test_accuracy_prints_every_row_and_meets_its_bounds(tmp_path, capsys, monkey
 
 
 def test_accuracy_has_every_activation_in_every_dtype(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(accuracy, "_HARD", (8, 16, 14, 14))  # fewer elements: one may stand out
+    monkeypatch.setattr(accuracy, "_HARD", (8, 16, 14, 14))  # smaller, to be fast
     page = tmp_path / "functions.md"
     page.write_text((ROOT / "docs" / "functions.md").read_text(encoding="utf-8"), encoding="utf-8")
     assert accuracy.main(["--activations", "--docs", str(page), "--output", str(tmp_path)]) == 0
@@ -433,7 +433,8 @@ def test_accuracy_has_every_activation_in_every_dtype(tmp_path, capsys, monkeypa
         assert not any(row[name]["missed"] for name in ("dx", "times", "farthest", "escaped")), row
     table = page.read_text(encoding="utf-8").split(accuracy.BEGIN)[1].split(accuracy.END)[0]
     assert "| silu + residual " in table
-    assert table.strip() in capsys.readouterr().out
+    assert "(<=" not in table  # targets are for developers
+    assert "(<= 1%)" in capsys.readouterr().out
 
 
 def test_nan_is_no_small_error():

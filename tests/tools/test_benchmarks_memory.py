@@ -43,17 +43,17 @@ def test_in_place_keeps_the_same_inputs_of_convolutions_and_no_inputs_of_normali
 
 
 def test_a_stem_that_is_run_again_keeps_the_images_alone():
-    inplace, again = kept("inplace"), kept(memory.AGAIN)
+    inplace, again = kept("inplace"), kept(memory.RECOMPUTED)
     assert again.pop(memory.OFFSETS) == 0 < inplace.pop(memory.OFFSETS)
     assert inplace.pop(memory.POOLED) - again.pop(memory.POOLED) == 4 * 2 * 8 * 16 * 16
     assert again == inplace
 
 
 def test_a_silu_adds_a_bit_per_element():
-    sides = kept("inplace", "silu")["sides, a bit per element"]
+    mask = kept("inplace", "silu")["branch masks, a bit per element"]
     activated = sum(kept("inplace")[row] for row in (memory.CONVOLUTIONS, memory.POOLED))
     first = 4 * np.prod(SHAPE) + 4 * 2 * 8 * 8 * 8  # the images, and what the pooling gives
-    assert sides == (activated - first) / 32
+    assert mask == (activated - first) / 32
 
 
 def test_what_guards_a_channel_has_its_row():
@@ -67,7 +67,7 @@ def test_what_guards_a_channel_has_its_row():
 
 
 def results(share):
-    """Return made-up results, in place `share` of standard, with 2 of 100 bytes beside the floor."""
+    """Return made-up results, in place `share` of standard, with 2 of 100 bytes beyond the floor."""
     rows = dict.fromkeys(memory.ROWS, 0)
     kept = {variant: rows | {memory.CONVOLUTIONS: 98, memory.POOLED: 2} for variant in memory.VARIANTS}
     kept["standard"] = rows | {memory.REST: 100 / share}
@@ -77,11 +77,11 @@ def results(share):
 def test_figures_are_judged_where_there_is_a_target():
     figures = memory.judge(results(0.57))
     assert [name for name, figure in figures.items() if figure.missed] == [
-        f"ResNet-50, leaky_relu, {memory.AGAIN}: of standard",
-        f"ResNet-50, leaky_relu, {memory.AGAIN}: normalizations and activations beside the floor",
+        f"ResNet-50, leaky_relu, {memory.RECOMPUTED}: of standard",
+        f"ResNet-50, leaky_relu, {memory.RECOMPUTED}: normalizations and activations, share of the floor",
     ]
-    assert figures[f"ResNet-34, silu, {memory.AGAIN}: of standard"].target is None
-    assert not memory.judge(results(0.55))[f"ResNet-50, leaky_relu, {memory.AGAIN}: of standard"].missed
+    assert figures[f"ResNet-34, silu, {memory.RECOMPUTED}: of standard"].target is None
+    assert not memory.judge(results(0.55))[f"ResNet-50, leaky_relu, {memory.RECOMPUTED}: of standard"].missed
 
 
 def test_the_command_prints_and_writes_its_tables(tmp_path, capsys):
