@@ -1,7 +1,7 @@
-"""Layers on NumPy arrays, with their gradients: what a convolutional network needs, and nothing kept twice.
+"""Layers on NumPy arrays, with their gradients, for convolutional networks.
 
-``z = layer(x)`` is the forward, ``dx = layer.backward(dz)`` the backward; the gradients of the parameters
-add up in ``parameter.grad``:
+``z = layer(x)`` is the forward, ``dx = layer.backward(dz)`` the backward. The backward adds the gradients of
+the parameters to ``parameter.grad``:
 
 >>> import numpy as np
 >>> from inplace_abn import layers
@@ -12,9 +12,9 @@ add up in ``parameter.grad``:
 >>> [parameter.name for parameter in net.parameters()], dx.shape
 (['0.weight', '0.bias'], (4, 3, 8, 8))
 
-What a call keeps for its backward is locked, and freed as soon as that has run; `no_grad` is for calls
-without one. Networks of these layers are in `inplace_abn.models`, writing a layer is shown in
-`inplace_abn.layers.base`.
+A call keeps arrays for its backward. They are read-only until the backward has run, and are then released;
+layers that keep the same array share it. Inside `no_grad`, calls keep nothing. `inplace_abn.models` has
+networks of these layers. `inplace_abn.layers.base` shows how to write a layer.
 """
 
 from .abn import ABN, InPlaceABN

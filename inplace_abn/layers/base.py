@@ -1,8 +1,8 @@
-"""Layers and their parameters: what all layers have in common, and how to write one.
+"""The base class of layers, and how to write a layer.
 
-A layer is parameters and two functions. ``forward(ctx, x)`` saves on ctx what the other one needs;
-``gradients(ctx, dz, overwrite=False)`` returns dx, or one gradient for each floating input, followed by the
-gradients of the parameters in the order in which they were assigned:
+A layer has parameters and two functions. ``forward(ctx, x)`` returns z, and saves on ctx the arrays which the
+backward needs. ``gradients(ctx, dz, overwrite=False)`` returns dx, or one gradient for each floating-point
+input, followed by the gradients of the parameters in the order in which they were assigned:
 
 >>> import numpy as np
 >>> class Scale(Layer):
@@ -20,8 +20,8 @@ array([[1., 1.]])
 >>> layer.weight.grad
 array([1., 2.])
 
-A layer made of layers calls them in ``forward``, and their ``backward`` in ``gradients``, where it returns dx
-alone.
+A layer that contains layers calls them in ``forward``, and calls their ``backward`` in ``gradients``, which
+then returns dx alone.
 """
 
 import weakref
@@ -35,51 +35,61 @@ from .context import AGAIN, OUTSIDE, LayerContext, name_of
 from .parameter import Named, Parameter
 from .recorder import active
 from .state import StateMixin
+from .tree import LayerTree
 
 __all__ = ["Call", "Layer", "LayerContext", "OperationLayer", "Parameter"]
 
-_DONE = f"the backward has run already and has freed what was kept; {AGAIN}"
+_DONE = f"the backward has run already and has released the saved arrays; {AGAIN}"
 _OUTSIDE = f"it was called {OUTSIDE}"
 
 
-class Layer(Named, StateMixin):
+class Layer(LayerTree, StateMixin, Named):
     """Base of all layers.
 
-    A layer may be called several times before its backwards; `backward` says which call each belongs to. What
-    a call keeps is freed as soon as its backward has run.
+    A layer may be called several times before its backwards; see `backward` for the call that each belongs
+    to. The backward releases the arrays that its call keeps.
 
     Attributes
     ----------
     name : str
         The path from the outermost layer, such as "body.0".
     buffers : tuple of str
-        Attributes that are arrays of the state and not trained.
-    checks : mapping
-        Attributes whose values are checked when they are assigned -> a function of name and value that
-        returns the value to assign.
+        Names of the attributes that are arrays of the state but are not trained.
+    checks : mapping of str to function
+        Attribute -> function of name and value, called at each assignment. It returns the value to assign,
+        or raises an error.
     training : bool
-        Set by `train` and `eval`.
+        True in training, False in evaluation. Set by `train` and `eval`.
     overwrites_input : bool
         True if a call overwrites its input.
     returns_input : bool
         True if a call may return its input itself, or a view of it.
     overwrite_input : bool
-        True allows that a call overwrites an array that comes from outside, where layers inside work in
-        place. Containers copy it otherwise; a single in-place layer does not.
+        True if a container may overwrite the array of the caller. Otherwise it copies an input that a layer
+        inside overwrites. A single in-place layer never copies.
     copies_input : bool
-        True for containers, which copy an input from outside that a layer inside would overwrite.
+        True for containers: they copy the array of the caller if a layer inside would overwrite it.
     works_in_place : bool
         True if a call overwrites its input and returns that array.
     places_result : bool
-        Does ``forward(..., out=)`` take a function that finds a place, beside an array? See `placing`.
+        True if ``out=`` of ``forward`` may also be a function that returns the output array; see `placing`.
     inputs_without_gradient : tuple of int
         Positions of floating-point inputs that get no gradient, such as the target of a loss.
     takes_mask : bool
-        True if a call may have ``mask=``, the valid positions of its input.
+        True if a call takes ``mask=``, the valid positions of its input.
+
+    Examples
+    --------
+    >>> from inplace_abn import layers
+    >>> net = layers.Sequential(layers.Conv2d(3, 8, 1), layers.InPlaceABN(8))
+    >>> [path for path, _ in net.named_parameters()]
+    ['0.weight', '0.bias', '1.weight', '1.bias']
+    >>> net.eval().training, net[1].label
+    (False, '1 (InPlaceABN)')
     """
 
-    buffers = ()  # names of the attributes that belong into the state and are not trained
-    checks = MappingProxyType({"channel_axis": channel_axis})  # attribute -> function(name, value)
+    buffers = ()
+    checks = MappingProxyType({"channel_axis": channel_axis})
     training = True
     overwrites_input = False
     returns_input = False
@@ -88,7 +98,7 @@ class Layer(Named, StateMixin):
     places_result = False
     inputs_without_gradient = ()
     takes_mask = False
-    _dropped = ""  # the end of the message of a backward without a call
+    _dropped = ""  # appended to the message of a backward without a pending call
 
     def __new__(cls, *args, **kwargs):  # noqa: D102
         self = super().__new__(cls)
@@ -110,7 +120,7 @@ class Layer(Named, StateMixin):
         super().__delattr__(key)
         vars(self).pop("_parameters", None)
 
-    def __reduce_ex__(self, protocol):  # pickle's protocols 0 and 1 go past __new__
+    def __reduce_ex__(self, protocol):  # pickle's protocols 0 and 1 do not call __new__
         return super().__reduce_ex__(max(protocol, 2))
 
     def __setstate__(self, state):
@@ -118,23 +128,50 @@ class Layer(Named, StateMixin):
             setattr(self, key, value)
         self._last = "this layer is a copy and was not called itself; call it before its backward"
 
-    # ---- to be written by each layer ---------------------------------------------------------------------
+    # ---- implemented by each layer ---------------------------------------------------------------------
 
     def forward(self, ctx, x):
-        """Return z, having saved on ctx what `gradients` needs."""
+        """Return z, and save on ctx the arrays that `gradients` needs.
+
+        Parameters
+        ----------
+        ctx : LayerContext
+        x : ndarray
+            A layer may take several inputs and keyword arguments.
+
+        Returns
+        -------
+        ndarray, number, or tuple of them
+        """
         raise NotImplementedError(f"{type(self).__name__} has no forward(ctx, x)")
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Return dx, or a tuple: one gradient per floating input and own parameter, None for no gradient."""
+        """Return the gradients of the inputs and of the layer's own parameters.
+
+        Parameters
+        ----------
+        ctx : LayerContext
+            The context of the forward.
+        dz : ndarray, or tuple of ndarray and None
+            Gradient of the result, of its shape and dtype.
+        overwrite : bool
+            True if dz may be overwritten.
+
+        Returns
+        -------
+        ndarray, or tuple of ndarray and None
+            dx alone, or one gradient for each floating-point input, then one for each own parameter in the
+            order of assignment. None stands for no gradient.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no gradients(ctx, dz, overwrite=False)")
 
     # ---- forward and backward ----------------------------------------------------------------------------
 
     def __call__(self, *inputs, **options):
-        """Return ``forward(ctx, *inputs, **options)``, with a context that is kept for the backward.
+        """Return ``forward(ctx, *inputs, **options)``, and keep the context for the backward.
 
-        Floating arrays among inputs and options are inputs that have a gradient. An error releases what the
-        layers inside have kept, and names the layer.
+        Floating-point arrays among inputs and options get a gradient. If the forward raises an error, the
+        arrays kept by the layers inside are released, and the message begins with the name of the layer.
         """
         if active.tape is not None:
             return active.tape.call(self, inputs, options)
@@ -147,7 +184,7 @@ class Layer(Named, StateMixin):
         return z
 
     def _run(self, call, inputs, options):
-        """Return the result of the forward of a call, which belongs to the one that runs already, if any."""
+        """Run the forward of a call, with `here.call` set to it."""
         here.call = call
         try:
             forward = self._watched if nonfinite.watching else self.forward
@@ -159,6 +196,7 @@ class Layer(Named, StateMixin):
             here.call = call.outer
 
     def _watched(self, ctx, *inputs, **options):
+        """Run the forward inside `watch_nonfinite`."""
         nonfinite.begin(self, (*inputs, *options.values()))
         z = None
         try:
@@ -169,40 +207,40 @@ class Layer(Named, StateMixin):
 
     @property
     def last_call(self):
-        """The last `Call` whose backward has not run, or None: for ``backward(dz, call=...)``."""
+        """The last `Call` whose backward has not run, or None; for ``backward(dz, call=...)``."""
         return self._calls[-1] if self._calls else None
 
     def backward(self, dz, *, call=None, overwrite=False):
-        """Gradient of the input of a call; those of the parameters are added to their ``grad``.
+        """Return the gradient of the input of a call, and add those of the parameters to their ``grad``.
 
-        Without `call`, a dz that another layer's backward has returned goes through the call whose result
-        that layer took; any other dz goes through the last call whose backward has not run. Backwards of
+        Without `call`, a dz that was returned by another layer's backward belongs to the call whose result
+        that layer took. Any other dz belongs to the last call whose backward has not run. So backwards of
         several calls run in reverse order, or in any order with `call`.
 
         Parameters
         ----------
         dz : ndarray, or tuple of ndarray
-            Gradient of the result, of its shape and dtype; a tuple after a forward that returned a tuple,
-            with None for a result that has no influence.
+            Gradient of the result, of its shape and dtype. A tuple if the forward returned a tuple; None in
+            it stands for zeros.
         call : Call, optional
-            `last_call` as it was right after the forward that is meant.
+            The value of `last_call` right after the forward.
         overwrite : bool
-            True allows that dx is written over dz.
+            True if dz may be overwritten, with dx.
 
         Returns
         -------
         dx : ndarray, or tuple of ndarray
-            A tuple after a call with several floating arrays as inputs, keyword arguments such as
-            ``residual=`` included: one gradient for each, in their order.
+            A tuple if the call took several floating-point arrays, including keyword arguments such as
+            ``residual=``: one gradient for each, in their order.
 
         Raises
         ------
         RuntimeError
-            If no call is pending, or the backward of `call` has run; without `call`, if another thread has
+            If no call is pending, or the backward of `call` has run. Without `call`, if another thread has
             called the layer since this thread has.
         TypeError, ValueError
-            For a dz of another dtype or shape, and for a number of gradients that does not fit inputs and
-            parameters. The backward of a single layer can be repeated then, that of a container cannot.
+            If dtype or shape of dz is wrong, or ``gradients`` returns a wrong number of gradients. After such
+            an error, the backward of a single layer can be repeated, that of a container cannot.
         """
         outer = here.call
         try:
@@ -229,7 +267,7 @@ class Layer(Named, StateMixin):
         return dx
 
     def _accumulate(self, call, found, own):
-        """Add the gradients of the parameters to theirs; return that of the input, or a tuple for several."""
+        """Add the gradients of parameters to their ``grad``; return the gradient of the input, or a tuple."""
         inputs, parameters = call.split(found, own)
         for parameter, gradient in parameters:
             if gradient is not None:
@@ -237,78 +275,13 @@ class Layer(Named, StateMixin):
         return inputs[0] if len(inputs) == 1 else inputs
 
     def release(self):
-        """Drop all that was kept for backwards that will not run. Returns the layer."""
+        """Release everything kept for backwards that will not run. Return the layer."""
         for _, layer in self.named_layers():
             for call in list(layer._calls):
-                call.release(f"what it kept was released; {AGAIN}")
+                call.release(f"its saved arrays were released; {AGAIN}")
         return self
 
-    # ---- the layers and parameters inside ----------------------------------------------------------------
-
-    def own_parameters(self):
-        """Return the layer's own parameters by name, without those of layers inside."""
-        found = vars(self).get("_parameters")
-        if found is None:
-            found = {key: value for key, value in vars(self).items() if isinstance(value, Parameter)}
-            vars(self)["_parameters"] = found
-        return found
-
-    def children(self):
-        """Go through the layers right inside, as (name, layer)."""
-        for key, value in vars(self).items():
-            if isinstance(value, Layer):
-                yield key, value
-
-    def named_layers(self, prefix=""):
-        """Go through this layer, named `prefix`, and all those inside, as (path, layer); each once."""
-        seen, waiting = set(), [(prefix, self)]
-        while waiting:
-            path, layer = waiting.pop()
-            if id(layer) in seen:
-                continue
-            seen.add(id(layer))
-            yield path, layer
-            inside = [(f"{path}.{key}" if path else key, child) for key, child in layer.children()]
-            waiting.extend(reversed(inside))
-
-    def named_parameters(self):
-        """Go through all parameters, as (path, Parameter); each once."""
-        seen = set()
-        for path, layer in self.named_layers():
-            for key, value in vars(layer).items():
-                if isinstance(value, Parameter) and id(value) not in seen:
-                    seen.add(id(value))
-                    yield f"{path}.{key}" if path else key, value
-
-    def parameters(self):
-        """Return the list of all parameters, each once."""
-        return [parameter for _, parameter in self.named_parameters()]
-
-    def requires_grad_(self, requires_grad=True):
-        """Freeze all parameters with False, or train them again; return self. See `Parameter`."""
-        for parameter in self.parameters():
-            parameter.requires_grad = bool(requires_grad)
-        return self
-
-    def zero_grad(self):
-        """Set all gradients to None."""
-        for parameter in self.parameters():
-            parameter.grad = None
-
-    def train(self, mode=True):
-        """Switch this layer and those inside to training or, with False, to evaluation; return self."""
-        for _, layer in self.named_layers():
-            layer.training = bool(mode)
-        return self
-
-    def eval(self):
-        """Switch to evaluation: ABN takes the running statistics, Dropout passes on. Return self.
-
-        Calls still keep what their backward needs; `inplace_abn.layers.no_grad` is for those without one.
-        """
-        return self.train(False)
-
-    # ---- what it looks like ------------------------------------------------------------------------------
+    # ---- text ------------------------------------------------------------------------------
 
     @property
     def label(self):
@@ -317,7 +290,7 @@ class Layer(Named, StateMixin):
         return f"{self.name} ({kind})" if self.name else kind
 
     def extra_repr(self):
-        """Return the arguments of the layer, as they are shown by repr."""
+        """Return the arguments of the layer, as repr shows them."""
         return ""
 
     def __repr__(self):
@@ -328,10 +301,16 @@ class Layer(Named, StateMixin):
 
 
 class OperationLayer(Layer):
-    """A layer over a pair of functions of `inplace_abn.ops`, the module `operation`."""
+    """A layer whose forward and backward are those of a module of `inplace_abn.ops`.
+
+    Attributes
+    ----------
+    operation : module
+        Has ``forward(ctx, ...)`` and ``backward(ctx, dz, overwrite=)``.
+    """
 
     operation = None
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Return what the operation's backward returns: dx and the gradients of the parameters."""
+        """Return the gradients of the input and of the parameters."""
         return self.operation.backward(ctx, dz, overwrite=overwrite)

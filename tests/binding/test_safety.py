@@ -454,5 +454,5 @@ def test_release():
     assert net.release() is net
     assert x.flags.writeable
     assert added() == 0
-    with pytest.raises(RuntimeError, match="what it kept was released"):
+    with pytest.raises(RuntimeError, match="its saved arrays were released"):
         net.backward(normal(SHAPE))
