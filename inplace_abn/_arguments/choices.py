@@ -54,6 +54,12 @@ def compatible_dtypes(x, *parameters, half=False):
     if not isinstance(x, np.ndarray) or not is_supported(x.dtype):
         return
     needed = np.float64 if x.dtype.itemsize == 8 else np.float32
+    dtypes = sorted({str(array.dtype) for array in parameters if array is not None and array.dtype in FULL})
+    if len(dtypes) > 1:
+        raise TypeError(
+            f"the layer's parameters and buffers are {' and '.join(dtypes)}, expected one dtype; assign "
+            f"array.astype(numpy.{needed.__name__}) to those of the other one"
+        )
     for array in parameters:
         if array is None or (half and array.dtype == x.dtype):
             continue

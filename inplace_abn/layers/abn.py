@@ -192,13 +192,16 @@ class ABN(Layer):
         if ctx.slope is not None:
             ctx.slope.accumulate(found.dslope)
         inputs = (found.dx,) if found.dresidual is None else (found.dx, found.dresidual)
-        others = (found.dweight, found.dbias) if self.affine else ()
+        others = (found.dweight, found.dbias) if self.weight is not None else ()
         return (*inputs, *others) if self.slope is None else (*inputs, *others, None)  # accumulated already
 
     def reset_running_stats(self):
         """Set the running mean to 0, the running variance to 1 and the number of batches to 0."""
-        if self.track_running_stats:
-            self.running_mean[...], self.running_var[...], self.num_batches_tracked[...] = 0, 1, 0
+        if not self.track_running_stats:
+            return
+        for buffer, value in ((self.running_mean, 0), (self.running_var, 1), (self.num_batches_tracked, 0)):
+            if buffer is not None:
+                buffer[...] = value
 
     def reset_parameters(self):
         """Set weight, bias, slope and running statistics to what a new layer has."""
@@ -218,7 +221,7 @@ class ABN(Layer):
 
     def _arrays(self):
         arrays = {}
-        if self.affine:
+        if self.weight is not None:
             arrays |= {"weight": self.weight.data, "bias": self.bias.data}
         if self._updates or not self.training:
             arrays |= {"running_mean": self.running_mean, "running_var": self.running_var}

@@ -2,7 +2,10 @@
 
 import numpy as np
 
-from .parameter import Named, Parameter
+from .parameter import NOT_COPIED, Named, Parameter
+
+#: Containers in which a layer would not be found.
+PLAIN = (list, tuple, set, frozenset, dict)
 
 
 def checked(layer, key, value, current):
@@ -16,7 +19,7 @@ def checked(layer, key, value, current):
     current : object
         What the attribute is now, or None.
     """
-    if isinstance(value, (list, tuple, set, frozenset, dict)):
+    if isinstance(value, PLAIN):
         _refuse_hidden(layer, key, value)
     if isinstance(current, Parameter) and not isinstance(value, Parameter):
         raise TypeError(
@@ -51,9 +54,36 @@ def _check_buffer(layer, key, value, current):
         raise TypeError(f"{name}: expected {current.dtype}, got {value.dtype}")
 
 
-def _refuse_hidden(layer, key, value):
-    """Refuse a list or dict with layers or parameters inside: they would not be trained or saved."""
-    found = list(_hidden(value, ""))
+def refuse_lost(layer):
+    """Refuse layers and parameters in lists and dicts that were filled after their assignment.
+
+    Those that are also an attribute of a layer of the network are found by that attribute.
+    """
+    root = layer
+    while (parent := root._parent and root._parent()) is not None:
+        root = parent
+    known = set()
+    for _, one in root.named_layers():
+        known.update([id(one), *map(id, one.own_parameters().values())])
+    for _, one in layer.named_layers():
+        for key, value in vars(one).items():
+            if isinstance(value, PLAIN) and value and key not in NOT_COPIED:
+                _refuse_hidden(one, key, value, known)
+
+
+def _refuse_hidden(layer, key, value, known=()):
+    """Refuse a list or dict with layers or parameters inside: they would not be trained or saved.
+
+    Parameters
+    ----------
+    layer : Layer
+    key : str
+        Attribute of the layer.
+    value : list or dict
+    known : set of int
+        Ids of layers and parameters that are found elsewhere.
+    """
+    found = [(path, one) for path, one in _hidden(value, "") if id(one) not in known]
     if not found:
         return
     shown = ", ".join(f"{path} ({type(one).__name__})" for path, one in found[:4])
@@ -71,6 +101,6 @@ def _refuse_hidden(layer, key, value):
 def _hidden(value, path):
     if isinstance(value, Named):
         yield path, value
-    elif isinstance(value, (list, tuple, set, frozenset, dict)):
+    elif isinstance(value, PLAIN):
         for key, inside in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _hidden(inside, f"{path}[{key!r}]")

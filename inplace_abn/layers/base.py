@@ -27,6 +27,8 @@ then returns dx alone.
 import weakref
 from types import MappingProxyType
 
+import numpy as np
+
 from .._arguments import channel_axis
 from . import assignment, calls, nonfinite, pending
 from . import repr as text
@@ -252,7 +254,7 @@ class Layer(LayerTree, StateMixin, Named):
             found = self.gradients(call, call.check_gradient(dz), overwrite=overwrite)
             own = self.own_parameters()
             if own or isinstance(found, (tuple, list)) or len(call.inputs) != 1:
-                dx = self._accumulate(call, found, own)
+                dx = self._accumulate(call, dz, found, own)
             else:
                 dx = found
         except BaseException as error:
@@ -266,12 +268,20 @@ class Layer(LayerTree, StateMixin, Named):
         call.release(_DONE)
         return dx
 
-    def _accumulate(self, call, found, own):
-        """Add the gradients of parameters to their ``grad``; return the gradient of the input, or a tuple."""
+    def _accumulate(self, call, dz, found, own):
+        """Add the gradients of parameters to their ``grad``; return the gradient of the input, or a tuple.
+
+        A gradient that shares memory with another array is copied: a parameter adds to its gradient in place.
+        """
         inputs, parameters = call.split(found, own)
+        others = [*(dz if isinstance(dz, tuple) else (dz,)), *inputs, *call._saved.values()]
         for parameter, gradient in parameters:
-            if gradient is not None:
-                parameter.accumulate(gradient)
+            if gradient is None or not parameter.requires_grad:
+                continue
+            if any(_overlap(gradient, other) for other in (*others, parameter.data)):
+                gradient = gradient.copy()
+            others.append(gradient)
+            parameter.accumulate(gradient)
         return inputs[0] if len(inputs) == 1 else inputs
 
     def release(self):
@@ -298,6 +308,15 @@ class Layer(LayerTree, StateMixin, Named):
 
     def _repr_html_(self):
         return text.html(self)
+
+
+def _overlap(array, other):
+    """Return whether two arrays may share memory; views are compared by their bounds."""
+    if array is other:
+        return True
+    if not isinstance(other, np.ndarray) or (array.base is None and other.base is None):
+        return False
+    return np.may_share_memory(array, other)
 
 
 class OperationLayer(Layer):

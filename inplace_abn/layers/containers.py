@@ -1,5 +1,7 @@
 """Layers made of layers: one after the other, and with a shortcut around."""
 
+from itertools import combinations
+
 import numpy as np
 
 from .. import _arguments as arguments
@@ -145,9 +147,13 @@ def _pass_on(*inputs):
 
 
 def _writeable(gradients):
-    if isinstance(gradients, tuple):
-        return all(_writeable(gradient) for gradient in gradients if gradient is not None)
-    return gradients.flags.writeable
+    """Return whether gradients may be overwritten: all are writeable, and no two of them share memory."""
+    if not isinstance(gradients, tuple):
+        return gradients.flags.writeable
+    present = [gradient for gradient in gradients if gradient is not None]
+    return all(gradient.flags.writeable for gradient in present) and not any(
+        np.may_share_memory(one, other) for one, other in combinations(present, 2)
+    )
 
 
 def _share_memory(some, others):

@@ -58,7 +58,7 @@ class GroupNorm(OperationLayer):
 
     def forward(self, ctx, x):
         """Normalize."""
-        weight, bias = (self.weight.data, self.bias.data) if self.affine else (None, None)
+        weight, bias = (self.weight.data, self.bias.data) if self.weight is not None else (None, None)
         compatible_dtypes(x, weight, bias, half=True)
         if isinstance(x, np.ndarray) and x.ndim > 1 and x.shape[self.channel_axis] != self.num_channels:
             raise ValueError(
@@ -72,7 +72,7 @@ class GroupNorm(OperationLayer):
     def gradients(self, ctx, dz, *, overwrite=False):
         """Gradients of x and, if there are any, of weight and bias."""
         found = group_norm.backward(ctx, dz, overwrite=overwrite)
-        return found if self.affine else found[0]
+        return found if self.weight is not None else found[0]
 
     def extra_repr(self):
         """Return the arguments."""

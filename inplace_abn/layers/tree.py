@@ -1,5 +1,6 @@
 """Layers inside layers: iteration over layers and parameters, and what applies to all of them."""
 
+from .assignment import refuse_lost
 from .parameter import Parameter
 
 
@@ -43,6 +44,7 @@ class LayerTree:
 
     def parameters(self):
         """Return the list of all parameters, each once."""
+        refuse_lost(self)
         return [parameter for _, parameter in self.named_parameters()]
 
     def requires_grad_(self, requires_grad=True):
@@ -58,6 +60,7 @@ class LayerTree:
 
     def train(self, mode=True):
         """Switch this layer and those inside to training or, with False, to evaluation; return self."""
+        refuse_lost(self)
         for _, layer in self.named_layers():
             layer.training = bool(mode)
         return self

@@ -167,6 +167,9 @@ def test_reset():
     for name, array in layer.state_dict().items():
         np.testing.assert_array_equal(array, fresh.state_dict()[name])
     ABN(3, affine=False, track_running_stats=False).reset_parameters()
+    layer = ABN(3)
+    layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    layer.reset_running_stats()
 
 
 @pytest.mark.parametrize(

@@ -219,3 +219,19 @@ def test_a_frozen_parameter_is_not_checked_by_gradcheck():
 def test_flatten_is_still_a_layer_of_a_sequence():
     net = Sequential(Flatten(), linear())
     assert net.extend([Flatten()])[-1].name == "2"
+
+
+def test_a_list_that_is_filled_after_its_assignment_is_refused():
+    class Net(Layer):
+        def __init__(self):
+            self.blocks, self.named = [], []
+            self.blocks.append(Linear(2, 2))
+            self.first = Linear(2, 2)
+            self.named.append(self.first)
+
+    net = Net()
+    for use in (net.parameters, net.state_dict, net.eval, net.zero_grad):
+        with pytest.raises(TypeError, match=r"Net: blocks is a list that holds \[0\] \(Linear\)"):
+            use()
+    net.blocks = ModuleList(net.blocks)
+    assert len(net.eval().parameters()) == 4

@@ -6,7 +6,18 @@ import pickle
 import numpy as np
 import pytest
 
-from inplace_abn.layers import ABN, Activation, Conv2d, InPlaceABN, Linear, Parameter, Sequential
+from inplace_abn import gradcheck
+from inplace_abn.layers import (
+    ABN,
+    Activation,
+    Conv2d,
+    GroupNorm,
+    InPlaceABN,
+    Layer,
+    Linear,
+    Parameter,
+    Sequential,
+)
 
 PLACES = [
     (lambda: ABN(4), "weight"),
@@ -83,3 +94,92 @@ def test_a_frozen_weight_of_linear_costs_no_gradient_and_keeps_no_input():
     np.testing.assert_allclose(dx, want, rtol=1e-6)
     assert layer.weight.grad is None
     np.testing.assert_allclose(layer.bias.grad, z.sum(axis=0), rtol=1e-6)
+
+
+class TwoBiases(Layer):
+    """x plus two biases; ``gradients`` returns the same array several times."""
+
+    def __init__(self, shape):
+        self.first, self.second = Parameter(np.zeros(shape)), Parameter(np.zeros(shape))
+
+    def forward(self, ctx, x):
+        return x + self.first.data + self.second.data
+
+    def gradients(self, ctx, dz, *, overwrite=False):
+        gradient = dz if self.first.data.shape == dz.shape else dz.sum(axis=0)
+        return dz, gradient, gradient
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_gradients_of_parameters_share_no_memory(shape, overwrite):
+    net = Sequential(Activation("tanh"), TwoBiases(shape))
+    x = np.ones((2, 3))
+    for calls in (1, 2):
+        z = net(x)
+        net.backward(np.ones_like(z), overwrite=overwrite)
+        want = np.full(shape, 2.0 * calls if shape == (3,) else calls)
+        assert np.array_equal(net[1].first.grad, want)
+        assert np.array_equal(net[1].second.grad, want)
+
+
+def test_a_gradient_that_is_the_data_of_its_parameter_is_copied():
+    class Penalty(Layer):
+        def __init__(self):
+            self.weight = Parameter(np.array([1.0, 2.0]))
+
+        def forward(self, ctx, x):
+            return x
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            return dz, self.weight.data
+
+    layer = Penalty()
+    for _ in range(2):
+        layer.backward(layer(np.ones(1)))
+    assert layer.weight.data.tolist() == [1, 2]
+    assert layer.weight.grad.tolist() == [2, 4]
+
+
+def test_gradients_in_one_array_are_not_overwritten_by_the_layer_before():
+    class Split(Layer):
+        def __init__(self):
+            self.left, self.right = Activation("tanh"), Activation("sigmoid")
+
+        def forward(self, ctx, x):
+            return self.left(x), self.right(x)
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            return self.left.backward(dz[0], overwrite=overwrite) + self.right.backward(
+                dz[1], overwrite=overwrite
+            )
+
+    class Add(Layer):
+        def forward(self, ctx, x, y):
+            return x + y
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            return dz, dz
+
+    net, x = Sequential(Split(), Add()), np.linspace(-1, 1, 6).reshape(2, 3)
+    want = net.backward(np.ones_like(net(x)))
+    assert np.array_equal(net.backward(np.ones_like(net(x)), overwrite=True), want)
+    assert gradcheck(net, x).ok
+
+
+def test_parameters_and_buffers_of_two_dtypes_are_named_as_the_reason():
+    layer = ABN(2)
+    layer.running_mean = np.zeros(2)
+    with pytest.raises(TypeError, match="parameters and buffers are float32 and float64, expected one dtype"):
+        layer(np.ones((4, 2), np.float32))
+
+
+@pytest.mark.parametrize("make", [lambda: ABN(2), lambda: GroupNorm(1, 2)])
+def test_affine_set_to_false_later_keeps_weight_and_bias_in_use(make):
+    layer, x = make(), np.arange(8, dtype=np.float32).reshape(4, 2)
+    want = layer(x.copy())
+    dx = layer.backward(np.ones_like(want))
+    layer.affine = False
+    assert np.array_equal(layer(x.copy()), want)
+    assert np.array_equal(layer.backward(np.ones_like(want)), dx)
+    assert layer.weight.grad.shape == (2,)
