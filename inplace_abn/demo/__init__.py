@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 
 from .._activations import KEEPS
@@ -46,7 +47,7 @@ def main(options):
             f"The demo needs {', '.join(missing)}: pip install 'inplace-abn-numpy[demo]', or in a checkout "
             "pip install '.[demo]'"
         )
-    from . import report, training
+    from . import figure, report, training
 
     setting = tasks.TASKS[options.task].setting(
         quick=options.quick, epochs=options.epochs, batch_size=options.batch_size, dtype=options.dtype,
@@ -58,10 +59,12 @@ def main(options):
         runs = training.compare(setting, strategies)
     except (OSError, ValueError) as error:
         return _refuse(f"demo: {error}")
-    report.draw(setting, runs, picture)
+    figure.draw(setting, runs, picture)
     numbers = report.results(setting, runs)
     report.write(numbers, picture.with_suffix(".json"))
     print(report.table(numbers))
+    if len(runs) > 1:
+        print("\n" + textwrap.fill(figure.WHY_SCORES_DIFFER, 100))
     print(f"\n{picture} has the memory over one step and the learning curves.")
     return 0
 

@@ -133,27 +133,3 @@ def place(output, default):
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"output: nothing may be written into {path.parent.resolve()}")
     return path
-
-
-def draw(setting, runs, path):
-    """Write a picture of the memory over one step, and of the learning curves."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    runs[0].ledger.plot(*(run.ledger for run in runs[1:]), ax=left)
-    left.set_title("memory during one step")
-    for number, run in enumerate(runs):
-        style = {"linewidth": 1 + 1.5 * (len(runs) - number), "alpha": 0.8, "label": run.strategy}
-        middle.plot(smooth(run.losses), **style)
-        right.plot(range(1, len(run.scores) + 1), run.scores, marker="o", **style)
-    middle.set(title="training loss", xlabel="step", yscale="log")
-    right.set(title=setting.task.scored, xlabel="epoch")
-    right.legend()
-    figure.savefig(path, dpi=120)
-
-
-def smooth(losses, window=10):
-    """Return running means of the losses."""
-    window = min(window, len(losses))
-    return np.convolve(losses, np.full(window, 1 / window), "valid")

@@ -7,6 +7,7 @@ import numpy as np
 
 from .. import layers, memory
 from . import peaks
+from .progress import Progress
 from .trainer import Trainer
 
 #: The number of the step that the ledger records. The steps before do work that is done only once.
@@ -74,14 +75,12 @@ def compare(setting, strategies, progress=True):
     setting : tasks.Setting
     strategies : sequence of str
     progress : bool
-        Show the progress.
+        Show the progress on stderr: a bar in a terminal, else a line for each epoch.
 
     Returns
     -------
     list of Run
     """
-    from tqdm import tqdm
-
     data = setting.data()
     steps = setting.epochs * data.steps
     if steps <= WATCHED + 1:
@@ -91,22 +90,30 @@ def compare(setting, strategies, progress=True):
     runs = [
         Run(strategy, Trainer(setting.network(strategy), steps, setting.dtype)) for strategy in strategies
     ]
-    with (
-        one_blas_thread(),
-        tqdm(total=(steps + 1) * len(runs), unit="step", disable=None if progress else True) as bar,
-    ):
+    with one_blas_thread(), Progress((steps + 1) * len(runs), progress) as shown:
         for run in runs:
-            bar.set_description(f"{run.strategy}: memory")
+            shown.stage(f"{run.strategy}: memory")
             run.peaks = peaks.in_a_process_of_its_own(setting, run.strategy)
-            bar.update()
+            shown.step()
+        shown.line(f"memory of {len(runs)} {'strategy' if len(runs) == 1 else 'strategies'} measured")
         for epoch in range(setting.epochs):
-            bar.set_description(f"epoch {epoch + 1}/{setting.epochs}")
+            name = f"epoch {epoch + 1}/{setting.epochs}"
+            shown.stage(name)
             for number, (images, targets) in enumerate(data.batches(epoch)):
                 first = number % len(runs)  # so that no strategy always runs after the same one
                 for run in runs[first:] + runs[:first]:
                     run.step(images, targets)
-                    bar.update()
-                bar.set_postfix(loss=f"{runs[0].losses[-1]:.3f}")
+                    shown.step(loss=f"{run.losses[-1]:.3f}")
             for run in runs:
                 run.test(setting, *data.test)
+            shown.line(f"{name}: {_ranges(setting, runs)}")
     return runs
+
+
+def _ranges(setting, runs):
+    """Return the ranges of the losses and scores of the last epoch as text."""
+    losses, scores = [run.losses[-1] for run in runs], [run.scores[-1] for run in runs]
+    return (
+        f"loss {min(losses):.3f} to {max(losses):.3f}, "
+        f"{setting.task.scored} {min(scores):.1%} to {max(scores):.1%}"
+    )

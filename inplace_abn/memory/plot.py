@@ -125,7 +125,7 @@ def _label_axes(ax, x, y, unit, calls):
     if x == "time":
         ax.set_xlabel("time of a single run (ms)")
     elif calls:
-        ax.set_xlabel("layer that saves arrays (forward) or frees them (backward), in order")
+        ax.set_xlabel("layer that saves (forward) or frees (backward), in order")
         every = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, calls) if calls <= 8 * n)
         ticks = range(every, calls + 1 - every // 2, every)
         places = [*ticks, *(2 * calls + 1 - tick for tick in reversed(ticks))]

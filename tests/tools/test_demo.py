@@ -11,7 +11,8 @@ import pytest
 
 from inplace_abn import demo
 from inplace_abn.__main__ import main
-from inplace_abn.demo import peaks, report, tasks, training
+from inplace_abn.demo import figure, peaks, report, tasks, training
+from inplace_abn.memory import plot
 
 for needed in demo.NEEDED:
     pytest.importorskip(needed, reason="the demo needs the extra 'demo'")
@@ -199,8 +200,51 @@ def test_table_without_a_process_peak(compared):
     assert "unknown" in report.table(numbers)
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_panels_of_the_picture(epochs, compared):
+    """Bars after one or two epochs, then lines over whole epochs; the final values are written out."""
+    from matplotlib.figure import Figure
+
+    setting, runs = compared
+    runs = [replace(run, scores=[0.25, 0.5, 0.75][:epochs]) for run in runs]
+    looks = plot.styles([run.strategy for run in runs])
+    losses, scores = Figure(figsize=(12, 5)).subplots(1, 2)
+    figure.draw_losses(losses, runs, looks)
+    figure.draw_scores(scores, setting, runs, looks)
+    assert len(scores.patches) == (len(runs) if epochs <= 2 else 0)
+    texts = [text.get_text() for text in scores.texts]
+    final = f"{[0.25, 0.5, 0.75][epochs - 1]:.1%}"
+    assert all(final in text for text in texts)
+    assert len(texts) == len(losses.texts) == len(runs)
+    assert scores.get_title("left") == f"Test accuracy of {final}"
+    labels = [label.get_text() for label in losses.get_yticklabels() + scores.get_xticklabels()]
+    assert not any("\\times" in label or "^" in label for label in labels)
+    if epochs == 3:
+        assert [tick for tick in scores.get_xticks() if 1 <= tick <= 3] == [1, 2, 3]
+
+
+def test_ticks_of_losses_are_plain_numbers():
+    from matplotlib.figure import Figure
+
+    run = training.Run("standard", None, losses=list(np.geomspace(2.4, 0.03, 100)))
+    ax = Figure().subplots()
+    figure.draw_losses(ax, [run], plot.styles(["standard"]))
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == ["0.05", "0.1", "0.2", "0.5", "1", "2"]
+
+
+def test_progress_without_a_terminal_is_a_line_for_each_epoch(capsys):
+    setting = small("classification", batch_size=256, epochs=2)
+    training.compare(setting, ["inplace_2"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0].split(",")[0] for line in lines] == [
+        "memory of 1 strategy measured", "epoch 1/2", "epoch 2/2",
+    ]  # fmt: skip
+    assert "test accuracy" in lines[1]
+
+
 def test_picture_and_numbers(compared, tmp_path):
-    report.draw(*compared, tmp_path / "picture.png")
+    figure.draw(*compared, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     report.write(report.results(*compared), tmp_path / "numbers.json")
     numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
@@ -219,6 +263,7 @@ def test_command(task, tmp_path, capsys, monkeypatch):
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "inplace_2" in out
+    assert "scores differ by chance" not in out  # there is one strategy alone
     assert str(picture) in out
     assert picture.exists()
     assert picture.with_suffix(".json").exists()
