@@ -176,6 +176,48 @@ def test_kinks_are_told_from_errors():
     assert not gradcheck(between, x)  # beyond both slopes
 
 
+def channel_at_kink(strategy):
+    """Return a layer whose y are all 0 in channel 2: at the kink of leaky_relu."""
+    layer = ABN(3, strategy=strategy, dtype=np.float64)
+    layer.weight.data[2] = layer.bias.data[2] = 0
+    return layer
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_channel_of_weight_0_and_bias_0_is_at_a_kink(strategy):
+    """The gradient of the weight takes the slope above 0 for all elements, whatever the sign of x-hat."""
+    report = gradcheck(channel_at_kink(strategy), normal(4, 3, 5))
+    assert report, report
+    kinks = {(row.mode, row.name): row.kinks for row in report.rows}
+    assert kinks["train", "weight"] == kinks["eval", "weight"] == 1
+    assert kinks["train", "bias"] == kinks["eval", "bias"] == 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_channel_at_a_kink_inside_a_network(strategy):
+    net = Sequential(Pointwise(2, 3), channel_at_kink(strategy), Pointwise(3, 2))
+    report = gradcheck(net, normal(4, 2, 3, 3))
+    assert report, report
+
+
+@pytest.mark.parametrize("change", [-1, 0, 0.9, 0.99, 1.01, 2])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_wrong_gradient_at_a_kink_is_found(strategy, change):
+    class Wrong(ABN):
+        def gradients(self, ctx, dz, *, overwrite=False):
+            dx, dweight, *rest = super().gradients(ctx, dz, overwrite=overwrite)
+            dweight[2] *= change
+            return dx, dweight, *rest
+
+    layer = channel_at_kink(strategy)
+    layer.__class__ = Wrong
+    report = gradcheck(layer, normal(4, 3, 5))
+    assert {(row.mode, row.name, row.wrong) for row in report.rows if row.wrong} == {
+        ("train", "weight", 1), ("eval", "weight", 1),
+    }, report  # fmt: skip
+    assert report.worst.index == (2,)
+
+
 def test_where_all_is_kinks_nothing_is_checked():
     relu = (lambda x: (np.maximum(x, 0), x), lambda ctx, dz: np.where(ctx > 0, dz, 0))
     report = gradcheck(relu, np.zeros(20))
@@ -276,7 +318,7 @@ def test_a_dz_that_is_used_after_it_was_overwritten():
     layer.weight.data[:] = 2
     report = gradcheck(layer, normal(4, 3))
     assert not report
-    assert "train: the gradient of weight is another one with overwrite=True" in report.problems
+    assert "train: the gradient of weight differs with overwrite=True" in report.problems
 
 
 def test_an_error_in_one_mode_alone():

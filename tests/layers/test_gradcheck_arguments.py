@@ -33,7 +33,7 @@ X = np.random.default_rng(0).normal(size=(3, 4))
         ({"step": -1e-4}, ValueError, "step must be greater than 0, got -0.0001"),
         ({"step": np.nan}, ValueError, "step must be finite, got nan"),
         ({"step": None}, TypeError, "step must be a number, got None"),
-        ({"step": 1e-300}, ValueError, "step is too small for elements like"),
+        ({"step": 1e-300}, ValueError, "step is too small to change elements like"),
     ],
 )
 def test_numbers_that_would_check_nothing(options, error, message):
