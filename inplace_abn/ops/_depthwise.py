@@ -1,57 +1,59 @@
-"""Depthwise convolution of images with the channels last in memory: every channel by itself.
+"""Depthwise convolution of channels-last images: one channel per group.
 
-BLAS has next to nothing to do there, and unfolding would move single values. Instead every tap of the window
-is one multiplication of pixels by a value per channel, a block of rows at a time: results and products
-stay in the cache. The functions are those of `_convolve`, for one channel per group.
+The matrix products of `_convolve` would have one row here, and unfolding would copy single values. Instead,
+each tap of the window multiplies pixels by one value per channel, one block of rows at a time, so that
+results and products stay in the cache. The functions are those of `_convolve`.
 """
 
 import numpy as np
 
-from ._rows import BlockResult, PixelReader, RowReader, RowSums, total_bytes
+from ._rows import BlockWriter, PixelReader, RowReader, RowSums, total_bytes
 from ._windows import blocks_within, taps
 
-#: Values of a block of products.
+#: Number of values in a block of products.
 BLOCK = 1 << 16
 
 
 def convolve(ctx, plan, images, weight, out, *, bias=None, other=None):
-    """Write the convolution of images, plus bias, into `out`; return the gradient of weight for `other`."""
-    reader = RowReader(images, plan.axes[0], plan.dtype, plan.last)
-    gradients = None if other is None else PixelReader(other, plan.dtype, plan.last)
-    result = BlockResult(out, plan.dtype, plan.last)
+    """Write the convolution of `images` plus `bias` to `out`; return as `_convolve.convolve` does."""
+    reader = RowReader(images, plan.axes[0], plan.dtype, plan.channels_last)
+    gradients = None if other is None else PixelReader(other, plan.dtype, plan.channels_last)
+    result = BlockWriter(out, plan.dtype, plan.channels_last)
     products = _Products(plan, weight, out)
     total = _zeros(weight, plan) if other is not None else None
     for block in products.blocks(ctx, reader, gradients, result):
-        rows, written = reader.of(block), _channels_last(result.of(block))
+        rows, written = reader.read(block), _channels_last(result.begin_block(block))
         pixels = _channels_last(rows.images)
         written[...] = 0 if bias is None else bias
-        gradient = None if other is None else _channels_last(gradients.of(block))
+        gradient = None if other is None else _channels_last(gradients.read(block))
         for tap, inside, source in products.taps(rows):
-            written[inside] += products.of(pixels[source], products.tiles[tap])
+            written[inside] += products.multiply(pixels[source], products.tiles[tap])
             if other is not None:
-                total[tap] += products.sum(pixels[source], gradient[inside])
-        result.done(block)
+                total[tap] += products.channel_sums(pixels[source], gradient[inside])
+        result.end_block(block)
     return _gradient(total, weight)
 
 
 def convolve_transposed(ctx, plan, images, weight, out, *, bias=None, other=None):
-    """Write the transposed convolution of images, plus bias, into `out`; return as `convolve` does."""
-    sums = RowSums(out, plan.axes[0], plan.dtype, plan.last, 0 if bias is None else bias[:, None, None])
-    reader = None if other is None else RowReader(other, plan.axes[0], plan.dtype, plan.last)
-    gradients = PixelReader(images, plan.dtype, plan.last)
+    """Write the transposed convolution of `images` plus `bias` to `out`; return as `_convolve` does."""
+    sums = RowSums(
+        out, plan.axes[0], plan.dtype, plan.channels_last, 0 if bias is None else bias[:, None, None]
+    )
+    reader = None if other is None else RowReader(other, plan.axes[0], plan.dtype, plan.channels_last)
+    gradients = PixelReader(images, plan.dtype, plan.channels_last)
     products = _Products(plan, weight, images)
     total = _zeros(weight, plan) if other is not None else None
     for block in products.blocks(ctx, sums, reader, gradients):
-        gradient, rows = _channels_last(gradients.of(block)), sums.of(block)
-        read = rows if other is None else reader.of(block)
+        gradient, rows = _channels_last(gradients.read(block)), sums.begin_block(block)
+        read = rows if other is None else reader.read(block)
         pixels, seen = _channels_last(rows.images), _channels_last(read.images)
         for (tap, inside, written), (_, _, source) in zip(
             products.taps(rows), products.taps(read), strict=True
         ):
-            pixels[written] += products.of(gradient[inside], products.tiles[tap])
+            pixels[written] += products.multiply(gradient[inside], products.tiles[tap])
             if other is not None:
-                total[tap] += products.sum(seen[source], gradient[inside])
-        sums.done(block)
+                total[tap] += products.channel_sums(seen[source], gradient[inside])
+        sums.end_block(block)
     return _gradient(total, weight)
 
 
@@ -73,8 +75,8 @@ def _gradient(total, weight):
 class _Products:
     """Products of the pixels of a block with values per channel or with other pixels, in one buffer.
 
-    `like` has as many pixels as there are windows. `tiles` has the values of the taps, [i, j], repeated for
-    every column, since long runs of memory are faster.
+    `like` has one pixel per window. `tiles[i, j]` has the values of a tap, repeated for every column: NumPy
+    multiplies long contiguous rows faster.
     """
 
     def __init__(self, plan, weight, like):
@@ -83,10 +85,10 @@ class _Products:
         taps_ = weight[:, 0].transpose(1, 2, 0)[:, :, None].astype(plan.dtype, copy=False)
         self.tiles = np.repeat(taps_, self.columns, axis=2)
 
-    def blocks(self, ctx, *users):
-        """Return the blocks; `users`, readers and results, need scratch for conversions."""
+    def blocks(self, ctx, *buffers):
+        """Return the blocks that the batch is cut into; `buffers` are their readers and writers."""
         row, item = self.channels * self.columns, self.plan.dtype.itemsize
-        uses = (row * item, 0), total_bytes(*users)
+        uses = (row * item, 0), total_bytes(*buffers)
         found, scratch = blocks_within(BLOCK * item, self.samples, self.rows, *uses)
         most = max(((b.samples.stop - b.samples.start) * (b.end - b.begin) for b in found), default=0)
         self.buffer = np.empty(most * row, self.plan.dtype)
@@ -95,7 +97,7 @@ class _Products:
         return found
 
     def taps(self, rows):
-        """Iterate over the taps: [i, j], where in the block, and which pixels of `rows.images`."""
+        """Iterate over the taps: index of the tap, of its windows in the block, and of the pixels it reads."""
         _, down, block = rows
         for i, j, inner, columns in taps((down, self.plan.axes[1]), block):
             first, last = inner.first - block.begin, inner.last - block.begin
@@ -103,12 +105,12 @@ class _Products:
                 inside = slice(None), slice(first, last), slice(columns.first, columns.last)
                 yield (i, j), inside, (block.samples, inner.source, columns.source)
 
-    def of(self, images, other):
-        """Return the product of (samples, rows, columns, C) and something of that shape, or a tile."""
+    def multiply(self, images, other):
+        """Return `images`, of (samples, rows, columns, C), times an array of that shape or a tile."""
         out = self.buffer[: images.size].reshape(images.shape)
         return np.multiply(images, other[..., : images.shape[2], :], out=out)
 
-    def sum(self, images, other):
-        """Return the sum of the products for every channel."""
-        flat = self.of(images, other).reshape(-1, self.channels)
+    def channel_sums(self, images, other):
+        """Return the sum of the products for each channel."""
+        flat = self.multiply(images, other).reshape(-1, self.channels)
         return self.ones[: len(flat)] @ flat

@@ -1,7 +1,7 @@
-"""Rows of images that a block of windows reads or writes, in the dtype of the arithmetic.
+"""Reading and writing the rows of images that a block of windows needs, in the compute dtype.
 
-Images are (N, C, H, W) views. Those of the arithmetic's dtype are used in place. Those of a half type are
-converted to float32 a block at a time, and a result is rounded once, after its last term is added.
+Images are (N, C, H, W) views. Images of the compute dtype are used in place. Images of a half type are
+converted to float32 one block at a time, and results are rounded once, after the last term is added.
 """
 
 import math
@@ -21,7 +21,7 @@ class Rows(NamedTuple):
     axis : Axis
         The windows along H, counted from the first row of `images`.
     block : Block
-        The samples of `images`, and the windows of `axis`, that the block is made of.
+        The samples of `images` and the windows of `axis` in the block.
     """
 
     images: np.ndarray
@@ -30,96 +30,96 @@ class Rows(NamedTuple):
 
 
 class Scratch:
-    """One buffer for images of changing shapes, in one of the two memory orders."""
+    """One buffer that is reused for images of several shapes, channels-first or channels-last in memory."""
 
-    def __init__(self, dtype, last):
-        self.last, self._flat = last, np.empty(0, dtype)
+    def __init__(self, dtype, channels_last):
+        self.channels_last, self._flat = channels_last, np.empty(0, dtype)
 
-    def of(self, shape, most_rows=0):
+    def images(self, shape, most_rows=0):
         """Return uninitialized images of `shape`, valid until the next call.
 
-        There is room for images of `most_rows`, so that the next call needs no larger buffer.
+        The buffer is allocated for images of `most_rows` rows, so that later calls need no larger one.
         """
         samples, channels, rows, columns = shape
         size, room = math.prod(shape), samples * channels * max(rows, most_rows) * columns
         if self._flat.size < size:
             self._flat = np.empty(room, self._flat.dtype)
-        if not self.last:
+        if not self.channels_last:
             return self._flat[:size].reshape(shape)
         return np.moveaxis(self._flat[:size].reshape(samples, rows, columns, channels), -1, 1)
 
 
-def is_ordered(images, last):
-    """Return whether (N, C, H, W) are in one of the two memory orders, without gaps between pixels."""
+def is_ordered(images, channels_last):
+    """Return True if the pixels of (N, C, H, W) images are contiguous in the given memory order."""
     samples, _, rows, columns = images.shape
     outer, channel, along, across = images.strides
     return (
-        (channel if last else across) == images.itemsize
+        (channel if channels_last else across) == images.itemsize
         and (rows == 1 or along == across * columns)
-        and (not last or samples == 1 or outer == along * rows)
+        and (not channels_last or samples == 1 or outer == along * rows)
     )
 
 
 class PixelReader:
-    """Reads the pixels of a block of images, in the memory order and the dtype of the arithmetic.
+    """Reads the pixels of a block of images, in the given memory order and the compute dtype.
 
     Attributes
     ----------
     bytes : (int, int)
-        Scratch for every row in a block, and for every sample in addition.
+        Scratch memory per row of a block, and in addition per sample.
     """
 
-    def __init__(self, images, dtype, last):
+    def __init__(self, images, dtype, channels_last):
         self.images = images
-        self.in_place = images.dtype == dtype and is_ordered(images, last)
+        self.in_place = images.dtype == dtype and is_ordered(images, channels_last)
         self.bytes = (0 if self.in_place else _row_bytes(images, dtype)), 0
-        self._scratch = Scratch(dtype, last)
+        self._scratch = Scratch(dtype, channels_last)
 
-    def of(self, block):
+    def read(self, block):
         """Return the pixels (samples, C, rows, W) of a block, valid until the next call."""
         part = self.images[block.samples, :, block.begin : block.end]
         if self.in_place:
             return part
-        pixels = self._scratch.of(part.shape)
+        pixels = self._scratch.images(part.shape)
         pixels[...] = part
         return pixels
 
 
 class RowReader:
-    """Reads the rows of images that the windows of a block see.
+    """Reads the rows of images that the windows of a block cover.
 
     Attributes
     ----------
     bytes : (int, int)
-        As for `PixelReader`, for every row of windows.
+        As for `PixelReader`, per row of windows.
     """
 
-    def __init__(self, images, axis, dtype, last):
+    def __init__(self, images, axis, dtype, channels_last):
         self.images, self.axis = images, axis
         self.in_place = images.dtype == dtype
-        self.bytes = (0, 0) if self.in_place else _bytes(images, axis, dtype)
-        self._scratch = Scratch(dtype, last)
+        self.bytes = (0, 0) if self.in_place else _window_bytes(images, axis, dtype)
+        self._scratch = Scratch(dtype, channels_last)
 
-    def of(self, block):
+    def read(self, block):
         """Return the `Rows` of a block, valid until the next call."""
         if self.in_place:
             return Rows(self.images, self.axis, block)
         top, bottom = self.axis.reach(block.begin, block.end)
         part = self.images[block.samples, :, top:bottom]
-        rows = self._scratch.of(part.shape, self.axis.extent(block.end - block.begin))
+        rows = self._scratch.images(part.shape, self.axis.extent(block.end - block.begin))
         rows[...] = part
-        return _cut_out(rows, self.axis, block, top)
+        return _shifted(rows, self.axis, block, top)
 
 
 class RowSums:
-    """Adds the terms of all windows to the pixels of images. The blocks must come in order.
+    """Accumulates the terms of all windows in the pixels of images. Blocks must be processed in order.
 
     Parameters
     ----------
     out : ndarray of shape (N, C, H, W)
-        The images. Overwritten.
+        The images; overwritten.
     start : ndarray, or 0
-        Where the sums begin: it is broadcast to (N, C, H, W).
+        The initial value of the sums, broadcast to (N, C, H, W).
 
     Attributes
     ----------
@@ -127,17 +127,17 @@ class RowSums:
         As for `RowReader`.
     """
 
-    def __init__(self, out, axis, dtype, last, start):
+    def __init__(self, out, axis, dtype, channels_last, start):
         self.out, self.axis, self.start = out, axis, start
         self.in_place = out.dtype == dtype
-        row, shared = (0, 0) if self.in_place else _bytes(out, axis, dtype)
-        self.bytes = row, 2 * shared  # those that the next block adds to are copied
-        self._scratch = Scratch(dtype, last)
+        row, shared = (0, 0) if self.in_place else _window_bytes(out, axis, dtype)
+        self.bytes = row, 2 * shared  # the rows that the next block adds to as well are copied
+        self._scratch = Scratch(dtype, channels_last)
         self._carry = None
         if self.in_place:
             out[...] = start
 
-    def of(self, block):
+    def begin_block(self, block):
         """Return the `Rows` to which the caller adds the terms of a block."""
         if self.in_place:
             return Rows(self.out, self.axis, block)
@@ -148,14 +148,14 @@ class RowSums:
         samples = len(self.out[block.samples])
         height = max(bottom, self._complete) - self._top
         shape = samples, self.out.shape[1], height, self.out.shape[3]
-        rows = self._scratch.of(shape, self.axis.extent(block.end - block.begin))
+        rows = self._scratch.images(shape, self.axis.extent(block.end - block.begin))
         rows[...] = self.start
         if self._carry is not None:
             rows[:, :, : self._carry.shape[2]] = self._carry
         self._rows = rows
-        return _cut_out(rows, self.axis, block, self._top)
+        return _shifted(rows, self.axis, block, self._top)
 
-    def done(self, block):
+    def end_block(self, block):
         """Write the rows that no later block adds to."""
         if self.in_place:
             return
@@ -171,8 +171,8 @@ class RowSums:
         return axis.reach(block.end, block.end + 1)[0]
 
 
-class BlockResult:
-    """Images that are written a block at a time: in place if they have the memory order and dtype for it.
+class BlockWriter:
+    """Writes images one block at a time, in place if they have the given memory order and the compute dtype.
 
     Parameters
     ----------
@@ -184,26 +184,26 @@ class BlockResult:
         As for `PixelReader`.
     """
 
-    def __init__(self, out, dtype, last):
-        self.out, self.in_place = out, out.dtype == dtype and is_ordered(out, last)
+    def __init__(self, out, dtype, channels_last):
+        self.out, self.in_place = out, out.dtype == dtype and is_ordered(out, channels_last)
         self.bytes = (0 if self.in_place else _row_bytes(out, dtype)), 0
-        self._scratch = Scratch(dtype, last)
+        self._scratch = Scratch(dtype, channels_last)
 
-    def of(self, block):
-        """Return the images (samples, C, rows, W) of a block, which the caller fills."""
+    def begin_block(self, block):
+        """Return the images (samples, C, rows, W) of a block for the caller to fill."""
         part = self.out[block.samples, :, block.begin : block.end]
-        self._filled = part if self.in_place else self._scratch.of(part.shape)
+        self._filled = part if self.in_place else self._scratch.images(part.shape)
         return self._filled
 
-    def done(self, block):
+    def end_block(self, block):
         """Convert the block and write it to `out`, if it was not computed in place."""
         if not self.in_place:
             self.out[block.samples, :, block.begin : block.end] = self._filled
 
 
-def total_bytes(*users):
-    """Return the sum of the `bytes` of readers and results; None is left out."""
-    pairs = [user.bytes for user in users if user is not None]
+def total_bytes(*buffers):
+    """Return the sum of the `bytes` of readers and writers; None is ignored."""
+    pairs = [buffer.bytes for buffer in buffers if buffer is not None]
     return tuple(sum(parts) for parts in zip(*pairs, strict=True))
 
 
@@ -211,15 +211,15 @@ def _row_bytes(images, dtype):
     return images.shape[1] * images.shape[3] * dtype.itemsize
 
 
-def _bytes(images, axis, dtype):
-    """Return the bytes of the rows that a row of windows sees first, and of those it shares with others."""
+def _window_bytes(images, axis, dtype):
+    """Return the bytes of the rows that each row of windows adds, and of those it shares with the previous."""
     row = _row_bytes(images, dtype)
     shared = max(0, axis.extent(1) - axis.stride)
     return row * axis.stride, row * shared
 
 
-def _cut_out(rows, axis, block, top):
-    """Return `Rows` for rows that begin with row `top` of the images of `axis`."""
+def _shifted(rows, axis, block, top):
+    """Return the `Rows` for a copy of rows that begins with row `top` of the images of `axis`."""
     height, windows = rows.shape[2], block.end - block.begin
     padding = axis.padding + top - block.begin * axis.stride
     uneven = axis.extent(windows) - height - 2 * padding
