@@ -86,7 +86,7 @@ class Conv2d(_Convolution):
         Along H and W, here and below.
     stride, dilation : int or (int, int)
     padding : int, (int, int), "valid" or "same"
-        Zeros around the images. "valid" is 0. "same" keeps their size and needs a stride of 1; of an odd
+        Zeros around the images. "valid" is 0. "same" keeps their size and requires a stride of 1; of an odd
         number of zeros, the end gets one more.
     groups : int
         Divides both numbers of channels; outputs of a group see only the inputs of that group.

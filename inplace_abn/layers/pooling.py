@@ -130,7 +130,7 @@ class Upsample(OperationLayer):
 
     def __init__(self, size=None, scale_factor=None, mode="bilinear", align_corners=None, *, channel_axis=1):
         if (size is None) == (scale_factor is None):
-            raise ValueError(f"give either size or scale_factor, got {size=} and {scale_factor=}")
+            raise ValueError(f"pass either size or scale_factor, got {size=} and {scale_factor=}")
         self.size = size if size is None or isinstance(size, tuple) else integer("size", size, least=1)
         self.scale_factor = scale_factor
         if scale_factor is not None and not isinstance(scale_factor, tuple):

@@ -1,4 +1,4 @@
-"""Blocks of arrays: temporaries of the size of a block stay in the cache, whatever the size of the batch."""
+"""Processing arrays in blocks, so that temporaries stay in the cache for any size of the batch."""
 
 import math
 from contextlib import contextmanager
@@ -7,12 +7,12 @@ import numpy as np
 
 from .._dtypes import is_half
 
-#: Elements of a block.
+#: Number of elements in a block.
 BLOCK = 1 << 15
 
 
 def element_blocks(shape, most=BLOCK):
-    """Go through the indices of blocks of at most `most` elements that together make up an array of `shape`.
+    """Iterate over the indices of blocks of at most `most` elements that partition an array of `shape`.
 
     >>> list(element_blocks((3, 4), 8))
     [(slice(0, 2, None),), (slice(2, 4, None),)]
@@ -34,13 +34,13 @@ def element_blocks(shape, most=BLOCK):
 
 
 def wide(array):
-    """Return `array`, or a float32 copy if it is of a half type."""
+    """Return `array`, or a float32 copy if its dtype is a half type."""
     return array.astype(np.float32) if is_half(array.dtype) else array
 
 
 @contextmanager
 def rounded_into(ctx, out):
-    """Give an array to compute in: `out`, or for half types float32 scratch, rounded into `out` at the end.
+    """Yield the array for a result: `out`, or for half types a float32 array that is then rounded to `out`.
 
     >>> class Operation:
     ...     def temporary(self, nbytes):

@@ -1,22 +1,22 @@
-"""What the two convolutions have in common: the arrays and the context of a call."""
+"""Forward and backward of both convolutions: arrays, context and result of a call."""
 
 import numpy as np
 
 from .. import _arguments as arguments
 from .._dtypes import compute_dtype
 from ._convolve import Plan
-from ._layout import layout_of
+from ._layout import image_shape, layout_of
 
 
 def run_forward(
     ctx, compute, x, weight, bias, *, axes, groups, channels, size, channel_axis, out,
     weight_gradient, bias_gradient,
 ):  # fmt: skip
-    """Check `out`, save on ctx what `run_backward` needs, and return z with `channels` images of `size`.
+    """Compute z of `channels` channels and `size`, (H, W); set the attributes of ctx for `run_backward`.
 
     `compute` is `_convolve.convolve` or `_convolve.convolve_transposed`.
     """
-    shape = (len(x), channels, *size) if channel_axis == 1 else (len(x), *size, channels)
+    shape = image_shape(len(x), channels, size, channel_axis)
     layout = layout_of(x, channel_axis)
     if out is not None:
         arguments.output("out", out, shape, x.dtype, {"x": x, "weight": weight, "bias": bias})
@@ -31,7 +31,7 @@ def run_forward(
 
 
 def run_backward(ctx, compute, dz):
-    """Return dx, dweight and dbias; `compute` is the transpose of that of the forward."""
+    """Return dx, dweight and dbias; `compute` is the other one of the two functions of `_convolve`."""
     arguments.gradient("dz", dz, ctx.output_shape, ctx.dtype)
     dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
     x = _images(ctx, ctx.saved["input"]) if ctx.weight_gradient else None
@@ -45,7 +45,7 @@ def _images(ctx, array):
 
 
 def _bias_gradient(ctx, dz):
-    """Return the sums of dz over all pixels, or None if there is no bias to be trained."""
+    """Return the sum of dz over samples and pixels, or None for a missing or frozen bias."""
     if ctx.bias_dtype is None:
         return None
     others = (0, 2, 3) if ctx.channel_axis == 1 else (0, 1, 2)

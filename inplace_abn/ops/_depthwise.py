@@ -97,7 +97,7 @@ class _Products:
         return found
 
     def taps(self, rows):
-        """Iterate over the taps: index of the tap, of its windows in the block, and of the pixels it reads."""
+        """Iterate over the taps: index of the tap, of its windows in the block, and of its pixels."""
         _, down, block = rows
         for i, j, inner, columns in taps((down, self.plan.axes[1]), block):
             first, last = inner.first - block.begin, inner.last - block.begin

@@ -1,10 +1,10 @@
-"""Memory layouts of batches, and fresh arrays in the layout of a given one.
+"""Memory layouts of batches, fresh arrays in a given layout, and the shapes of images.
 
-A batch is seen as (N, C, *spatial), ``channel_axis=1``, or as (N, *spatial, C), ``channel_axis=-1``. Its
-memory has one of these two orders as well, independently: ``nhwc.transpose(0, 3, 1, 2)`` is seen with the
-channels first and has them last in memory. An operation runs on `Layout.in_memory_order` of its arrays, with
-`Layout.memory_axis` as the channel axis. So a view costs no copy and gives the same bits as the contiguous
-array with the same memory.
+The axes of a batch are (N, C, *spatial), ``channel_axis=1``, or (N, *spatial, C), ``channel_axis=-1``. Its
+memory has one of these two orders, independently of the axes: ``nhwc.transpose(0, 3, 1, 2)`` has
+channels-first axes and channels-last memory. An operation runs on `Layout.in_memory_order` of its arrays,
+with `Layout.memory_axis` as the channel axis. A transposed view is therefore not copied, and gives bitwise
+the same result as the contiguous array of the same memory.
 """
 
 from itertools import pairwise
@@ -19,20 +19,20 @@ class Layout(NamedTuple):
     Attributes
     ----------
     order : tuple of int
-        Axes of the array, from the largest stride to the smallest.
+        Axes of the array, from the largest stride to the smallest one.
     memory_axis : int or None
-        1 if the channels come second in memory, -1 if they come last; None from `order_of`.
+        1 for channels-first memory, -1 for channels-last memory; None from `order_of`.
     """
 
     order: tuple
     memory_axis: int | None
 
     def in_memory_order(self, array):
-        """Return a view with the axes in memory order: C-contiguous if `array` is as `empty` makes it."""
+        """Return a view with the axes in memory order; it is C-contiguous for an array from `empty`."""
         return array.transpose(self.order)
 
     def empty(self, shape, dtype):
-        """Return an array of `shape` with this layout, without gaps, that owns its memory."""
+        """Return an uninitialized array of `shape` with this layout, without gaps, that owns its memory."""
         strides, step = [0] * len(shape), np.dtype(dtype).itemsize
         for axis in reversed(self.order):
             strides[axis] = step
@@ -40,7 +40,7 @@ class Layout(NamedTuple):
         return np.ndarray(shape, dtype, strides=strides)
 
     def full(self, shape, dtype, value):
-        """Return an array as `empty` does, filled with `value`."""
+        """Return an array like that of `empty`, filled with `value`."""
         array = self.empty(shape, dtype)
         array[...] = value
         return array
@@ -57,7 +57,7 @@ def layout_of(x, channel_axis):
     Parameters
     ----------
     x : ndarray of shape (N, C, *spatial), or (N, *spatial, C) with ``channel_axis=-1``
-        With any strides. The channels are second in memory if their stride spans all positions of an image.
+        Any strides. It is channels-first in memory if the stride of C spans all positions of an image.
     channel_axis : {1, -1}
 
     Examples
@@ -74,9 +74,9 @@ def layout_of(x, channel_axis):
     channel = channel_axis % x.ndim
     spatial = tuple(axis for axis in range(1, x.ndim) if axis != channel)
     if x.flags.c_contiguous or all(x.shape[axis] == 1 for axis in (channel, *spatial)):
-        # One channel or one position has both orders at once: choose that of the axes.
+        # One channel or one position: both orders are the same memory. Use the order of the axes.
         return Layout(tuple(range(x.ndim)), channel_axis)
-    # The stride of an axis of length 1 says nothing.
+    # The stride of an axis of length 1 is arbitrary.
     reach = max((abs(x.strides[axis]) * x.shape[axis] for axis in spatial if x.shape[axis] > 1), default=0)
     if abs(x.strides[channel]) < reach:
         return Layout((0, *spatial, channel), -1)
@@ -84,9 +84,23 @@ def layout_of(x, channel_axis):
 
 
 def order_of(x):
-    """Return the `Layout` of an array of any axes, for results of its shape.
+    """Return the `Layout` of an array without a channel axis, for results of the same shape.
 
     >>> order_of(np.zeros((2, 5, 7, 3)).transpose(0, 3, 1, 2)).order
     (0, 2, 3, 1)
     """
     return Layout(tuple(sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))), None)
+
+
+def spatial_shape(shape, channel_axis):
+    """Return (H, W) of a batch of images of `shape`."""
+    return shape[2:] if channel_axis == 1 else shape[1:3]
+
+
+def image_shape(samples, channels, size, channel_axis):
+    """Return the shape of a batch of images of `size`, (H, W).
+
+    >>> image_shape(2, 3, (4, 5), -1)
+    (2, 4, 5, 3)
+    """
+    return (samples, channels, *size) if channel_axis == 1 else (samples, *size, channels)

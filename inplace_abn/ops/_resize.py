@@ -1,37 +1,34 @@
-"""Sizes of interpolated images."""
+"""The arguments of both interpolations: sizes and scale factors."""
 
 import math
 
 from .. import _arguments as arguments
 from .._arguments import pair
-from ._layout import layout_of
+from ._layout import image_shape, layout_of, spatial_shape
 
 
 def prepare(ctx, x, size, scale_factor, channel_axis):
-    """Check the arguments of an interpolation and note on ctx what the backward needs.
+    """Check the arguments of an interpolation and set the attributes of ctx that the backward needs.
 
     Returns
     -------
     list of (int, int, float or None)
-        Along H and W: the size of x, of the result, and ``1 / scale_factor`` if that is given.
+        For H and for W: the size of x, the size of the result, and ``1 / scale_factor`` or None.
     """
     arguments.image_batch("x", x, channel_axis)
-    before = x.shape[2:] if channel_axis == 1 else x.shape[1:3]
+    before = spatial_shape(x.shape, channel_axis)
     after, steps = _target(before, size, scale_factor)
     if 0 in before:
         raise ValueError(f"x must have at least one pixel, got shape {x.shape}")
     ctx.input_shape, ctx.dtype, ctx.layout = x.shape, x.dtype, layout_of(x, channel_axis)
-    if channel_axis == 1:
-        ctx.output_shape = (*x.shape[:2], *after)
-    else:
-        ctx.output_shape = (x.shape[0], *after, x.shape[3])
+    ctx.output_shape = image_shape(len(x), x.shape[channel_axis], after, channel_axis)
     return list(zip(before, after, steps, strict=True))
 
 
 def _target(before, size, scale_factor):
-    """Return the size of the result, and the distance of its pixels in pixels of x if that is given."""
+    """Return the size of the result, and 1 / scale_factor or None, along H and along W."""
     if (size is None) == (scale_factor is None):
-        raise ValueError(f"give either size or scale_factor, got {size=}, {scale_factor=}")
+        raise ValueError(f"pass either size or scale_factor, got {size=}, {scale_factor=}")
     if size is not None:
         return pair("size", size, 1), (None, None)
     factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor,) * 2
@@ -43,5 +40,7 @@ def _target(before, size, scale_factor):
         raise ValueError(f"scale_factor must be one positive number or two, got {scale_factor!r}")
     after = tuple(math.floor(old * factor) for old, factor in zip(before, factors, strict=True))
     if 0 in after and 0 not in before:
-        raise ValueError(f"scale_factor {scale_factor} leaves nothing of {before[0]} x {before[1]} pixels")
+        raise ValueError(
+            f"scale_factor {scale_factor} gives a size of 0 for images of {before[0]} x {before[1]} pixels"
+        )
     return after, tuple(1 / factor for factor in factors)

@@ -212,7 +212,7 @@ def _row_bytes(images, dtype):
 
 
 def _window_bytes(images, axis, dtype):
-    """Return the bytes of the rows that each row of windows adds, and of those it shares with the previous."""
+    """Return the bytes of the rows that each row of windows adds, and of those it shares with others."""
     row = _row_bytes(images, dtype)
     shared = max(0, axis.extent(1) - axis.stride)
     return row * axis.stride, row * shared

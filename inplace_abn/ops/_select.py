@@ -1,4 +1,4 @@
-"""Masks applied by integer multiplication, many times as fast as ``where=`` of NumPy's functions."""
+"""Masking by integer multiplication, which is much faster than ``where=`` of NumPy's functions."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ _BITS = {2: np.int16, 4: np.int32, 8: np.int64}
 
 
 def select(values, mask, out):
-    """Write values where the mask is true and 0 elsewhere to `out`, which may be `values`; return it.
+    """Write `values` where the mask is True, and 0 elsewhere, to `out`, which may be `values`; return it.
 
-    The bits are multiplied by 1 or 0 as integers, so that a masked infinity or NaN gives 0.
+    The bit patterns are multiplied by 1 or 0 as integers: infinity and NaN become 0 where the mask is False.
 
     >>> select(np.array([1.5, np.nan, np.inf]), np.array([True, False, True]), np.empty(3))
     array([1.5, 0. , inf])

@@ -1,4 +1,7 @@
-"""Sliding windows over an image: their number, the pixels that each tap reads, and blocks of windows."""
+"""Sliding windows over an image: their number, the pixels that each tap reads, and blocks of windows.
+
+A tap is one element of the window: of the kernel of a convolution, or of the pixels that a pooling combines.
+"""
 
 import math
 from itertools import pairwise
@@ -6,12 +9,13 @@ from typing import NamedTuple
 
 from .. import _arguments as arguments
 from .._arguments import pair
+from ._layout import image_shape, spatial_shape
 
 
 class Span(NamedTuple):
-    """Along one axis, the outputs whose tap lies inside the input, and the inputs that it reads.
+    """Along one axis: the windows whose tap lies inside the image, and the pixels that the tap reads.
 
-    ``first`` and ``last`` bound the outputs, ``source`` is the slice of the input.
+    The windows are [first, last); `source` is the slice of the pixels.
     """
 
     first: int
@@ -20,9 +24,9 @@ class Span(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """The windows along one axis: taps of output ``o`` read ``o * stride + tap * dilation - padding``.
+    """The windows along one axis: tap t of window w reads pixel ``w * stride + t * dilation - padding``.
 
-    There is padding at both ends, and `uneven` zeros more at the second one.
+    There are `padding` zeros at both ends, and `uneven` more at the second end, which may be negative.
     """
 
     length: int
@@ -34,23 +38,23 @@ class Axis(NamedTuple):
 
     @property
     def windows(self):
-        """How many windows there are; less than one if the input is too short."""
+        """The number of windows; less than 1 if the image is too small."""
         padded = self.length + 2 * self.padding + self.uneven
         return (padded - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
     def extent(self, windows):
-        """Return the length that so many windows see, padding included."""
+        """Return the length that `windows` consecutive windows cover, including padding."""
         return (windows - 1) * self.stride + self.dilation * (self.kernel - 1) + 1
 
     def reach(self, begin, end):
-        """Return the bounds of the input that the windows in [begin, end) see."""
+        """Return the bounds of the pixels that the windows in [begin, end) cover."""
         start = begin * self.stride - self.padding
         stop = start + self.extent(end - begin)
         start = min(max(0, start), self.length)
         return start, min(max(start, stop), self.length)
 
     def span(self, tap, begin, end):
-        """Return the `Span` of a tap among the outputs in [begin, end)."""
+        """Return the `Span` of a tap for the windows in [begin, end)."""
         offset = tap * self.dilation - self.padding
         first = min(end, max(begin, -(offset // self.stride)))
         last = max(first, min(end, (self.length - 1 - offset) // self.stride + 1))
@@ -61,7 +65,7 @@ class Axis(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some whole samples, or some rows of one."""
+    """A part of a batch: whole samples, or the rows [begin, end) of one sample."""
 
     samples: slice
     begin: int
@@ -69,7 +73,7 @@ class Block(NamedTuple):
 
 
 def make_axes(name, size, kernel, stride, padding, dilation, uneven=(0, 0)):
-    """Return the `Axis` along H and along W, or refuse an image that is smaller than the window."""
+    """Return the `Axis` along H and along W; raise a ValueError for images smaller than the window."""
     axes = tuple(map(Axis, size, kernel, stride, padding, dilation, uneven))
     if any(axis.windows < 1 for axis in axes):
         reach = tuple(axis.dilation * (axis.kernel - 1) + 1 for axis in axes)
@@ -81,10 +85,10 @@ def make_axes(name, size, kernel, stride, padding, dilation, uneven=(0, 0)):
 
 
 def blocks(samples, rows, row_bytes, budget, sample_bytes=0):
-    """Cut a batch of images into blocks of at most `budget` bytes, or of one row where that is more.
+    """Cut a batch of images into blocks of at most `budget` bytes, but at least one row.
 
-    A row takes `row_bytes`, and every sample in a block another `sample_bytes`. The blocks of a batch are of
-    nearly equal size.
+    A block takes `row_bytes` per row and in addition `sample_bytes` per sample. The blocks have nearly equal
+    sizes.
 
     >>> [(block.samples.start, block.begin, block.end) for block in blocks(2, 5, 10, 20)]
     [(0, 0, 2), (0, 2, 4), (0, 4, 5), (1, 0, 2), (1, 2, 4), (1, 4, 5)]
@@ -102,27 +106,27 @@ def blocks(samples, rows, row_bytes, budget, sample_bytes=0):
             yield Block(slice(sample, sample + 1), begin, end)
 
 
-def blocks_within(budget, samples, rows, *uses):
-    """Cut a batch of images into blocks for which no use of scratch takes more than `budget` bytes.
+def blocks_within(budget, samples, rows, *buffers):
+    """Cut a batch of images into blocks for which each scratch buffer has at most `budget` bytes.
 
-    `uses` are pairs of bytes: for every row of a block, and for every sample in addition. Returns the blocks,
-    and the most bytes that all uses together take.
+    `buffers` are pairs: bytes per row of a block, and in addition per sample. Returns the blocks, and the
+    maximum over the blocks of the bytes of all buffers together.
 
     >>> found, most = blocks_within(20, 2, 5, (10, 0), (2, 4))
     >>> len(found), most
     (10, 16)
     """
-    row_bytes, sample_bytes = (max(parts) for parts in zip(*uses, strict=True))
+    row_bytes, sample_bytes = (max(parts) for parts in zip(*buffers, strict=True))
     found = list(blocks(samples, rows, row_bytes, budget, sample_bytes))
-    row_bytes, sample_bytes = (sum(parts) for parts in zip(*uses, strict=True))
+    row_bytes, sample_bytes = (sum(parts) for parts in zip(*buffers, strict=True))
     sizes = ((b.samples.stop - b.samples.start, b.end - b.begin) for b in found)
     return found, max((n * (r * row_bytes + sample_bytes) for n, r in sizes), default=0)
 
 
-def some_samples(shape, least=1 << 16):
-    """Cut a batch of this shape into slices of at least so many elements, of whole samples.
+def sample_slices(shape, least=1 << 16):
+    """Cut a batch of `shape` into slices of whole samples with at least `least` elements each.
 
-    >>> some_samples((5, 3), 6)
+    >>> sample_slices((5, 3), 6)
     [slice(0, 2, None), slice(2, 4, None), slice(4, 6, None)]
     """
     step = -(-least // max(1, math.prod(shape[1:])))
@@ -130,14 +134,14 @@ def some_samples(shape, least=1 << 16):
 
 
 def _parts(total, most):
-    """Return the bounds of parts of at most `most` elements, whose lengths differ by at most one."""
+    """Cut range(total) into parts of at most `most`, whose lengths differ by at most 1; return the bounds."""
     count = max(1, -(-total // most))
     bounds = [-(-total * part // count) for part in range(count + 1)]
     return list(pairwise(bounds)) if total else []
 
 
 def taps(axes, block):
-    """Go through the taps of the window: (row, column, `Span` along H, `Span` along W) in a block."""
+    """Iterate over the taps of the window: (row, column, `Span` along H, `Span` along W) in a block."""
     down, across = axes
     columns = [(j, across.span(j, 0, across.windows)) for j in range(across.kernel)]
     for i in range(down.kernel):
@@ -147,20 +151,18 @@ def taps(axes, block):
 
 
 def make_pooling_axes(x, kernel_size, stride, padding, dilation, channel_axis):
-    """Check the arguments of a pooling; return the `Axis` along H and along W."""
+    """Check the arguments of a pooling; return the `Axis` along H and the one along W."""
     arguments.image_batch("x", x, channel_axis)
     kernel = pair("kernel_size", kernel_size, 1)
     stride = kernel if stride is None else pair("stride", stride, 1)
     padding = pair("padding", padding, 0)
     if any(2 * pad > width for pad, width in zip(padding, kernel, strict=True)):
         raise ValueError(f"padding must be at most half of kernel_size, got {padding} for {kernel}")
-    size = x.shape[2:] if channel_axis == 1 else x.shape[1:3]
+    size = spatial_shape(x.shape, channel_axis)
     return make_axes("x", size, kernel, stride, padding, pair("dilation", dilation, 1))
 
 
 def pooled_shape(ctx):
     """Return the shape of the result of a pooling."""
     size = tuple(axis.windows for axis in ctx.axes)
-    if ctx.channel_axis == 1:
-        return ctx.input_shape[:2] + size
-    return ctx.input_shape[:1] + size + ctx.input_shape[3:]
+    return image_shape(ctx.input_shape[0], ctx.input_shape[ctx.channel_axis], size, ctx.channel_axis)

@@ -80,7 +80,7 @@ def backward(ctx, dz, *, overwrite=False):
     ctx : LayerContext
         From `forward`.
     dz : ndarray
-        Of z's shape and dtype.
+        Shape and dtype of z.
     overwrite : bool
         True writes dx over dz, if that has the memory layout of x.
 
@@ -94,7 +94,7 @@ def backward(ctx, dz, *, overwrite=False):
     Raises
     ------
     TypeError, ValueError
-        For a dz that does not fit the result of the forward.
+        If dz does not have the shape and dtype of z.
     """
     arguments.gradient("dz", dz, ctx.input_shape, ctx.dtype)
     (kept,) = ctx.saved.values()

@@ -6,7 +6,7 @@ from .. import _arguments as arguments
 from .._dtypes import compute_dtype
 from ._blocks import rounded_into, wide
 from ._layout import layout_of
-from ._windows import Block, make_pooling_axes, pooled_shape, some_samples, taps
+from ._windows import Block, make_pooling_axes, pooled_shape, sample_slices, taps
 
 
 def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=True, channel_axis=1):
@@ -29,7 +29,7 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=Tr
     Returns
     -------
     z : ndarray of shape (N, C, Ho, Wo), or (N, Ho, Wo, C)
-        Fresh, in the memory layout of x. Half types are summed in float32 and rounded once.
+        A fresh array in the memory layout of x. Half types are summed in float32 and rounded once.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=Tr
     ctx.counts = _counts(axes, count_include_pad).astype(compute_dtype(x.dtype))
     z = ctx.layout.empty(pooled_shape(ctx), x.dtype)
     images, means = (np.moveaxis(array, channel_axis, 1) for array in (x, z))
-    for some in some_samples(z.shape):
+    for some in sample_slices(z.shape):
         source = wide(images[some])
         with rounded_into(ctx, means[some]) as sums:
             sums[...] = 0
@@ -72,24 +72,24 @@ def backward(ctx, dz, *, overwrite=False):
     ctx : LayerContext
         From `forward`.
     dz : ndarray
-        Of z's shape and dtype.
+        Shape and dtype of z.
     overwrite : bool
         True may write anything into dz.
 
     Returns
     -------
     tuple of ndarray
-        dx alone, fresh, in the memory layout of x.
+        (dx,): a fresh array in the memory layout of x.
 
     Raises
     ------
     TypeError, ValueError
-        For a dz that does not fit the result of the forward.
+        If dz does not have the shape and dtype of z.
     """
     arguments.gradient("dz", dz, pooled_shape(ctx), ctx.dtype)
     dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
     images, gradients = (np.moveaxis(array, ctx.channel_axis, 1) for array in (dx, dz))
-    for some in some_samples(dz.shape):
+    for some in sample_slices(dz.shape):
         gradient = wide(gradients[some])
         own = overwrite or gradient.dtype != dz.dtype
         share = np.divide(gradient, ctx.counts, out=gradient if own else None)

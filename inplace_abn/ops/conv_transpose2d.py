@@ -1,11 +1,10 @@
-"""Transposed convolution of images: the gradient of a convolution by its input, as an operation."""
-
-import numpy as np
+"""Transposed convolution of images."""
 
 from .. import _arguments as arguments
 from .._arguments import integer, pair
 from ._convolution_call import run_backward, run_forward
 from ._convolve import convolve, convolve_transposed
+from ._layout import spatial_shape
 from ._windows import Axis
 
 
@@ -13,44 +12,47 @@ def forward(
     ctx, x, weight, bias=None, *, stride=1, padding=0, output_padding=0, groups=1, dilation=1, channel_axis=1,
     out=None, weight_gradient=True, bias_gradient=True,
 ):  # fmt: skip
-    """Add the weights of every pixel to z: ``z[n, o, p * stride + tap] += weight[c, o, tap] * x[n, c, p]``.
+    """Transposed convolution: ``z[n, o, p * stride + tap * dilation] += weight[c, o, tap] * x[n, c, p]``.
+
+    For all channels c of the group, pixels p and taps, starting from the bias, as in
+    `torch.nn.functional.conv_transpose2d`.
 
     Parameters
     ----------
     ctx : LayerContext
     x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
-        float32, float64, float16 or bfloat16, in memory of any strides. Read only, and kept for the backward.
+        float32, float64, float16 or bfloat16, any strides. Read only, and kept for the backward.
     weight : ndarray of shape (C, O / groups, kernel height, kernel width)
-        Of x's dtype, or float32 for an x of a half type; in this order of axes for both layouts. Read again
-        by the backward.
+        dtype of x, or float32 for a half type; the axes have this order for both layouts. Not copied: the
+        backward reads the same array.
     bias : ndarray of shape (O,), optional
-        Of one of the dtypes that the weight may have.
+        dtype of x, or float32 for a half type.
     stride, dilation : int or (int, int)
-        Along H and W, as in `torch.nn.functional.conv_transpose2d`.
+        Along H and W.
     padding : int or (int, int)
-        Rows and columns that are cut off z at both ends.
+        Number of rows and columns that are removed from z on both sides.
     output_padding : int or (int, int)
-        Rows and columns that z has more at the end. Less than stride or dilation.
+        Number of additional rows and columns at the end of z. Less than stride or dilation.
     groups : int
-        Group g of the outputs gets only group g of the channels.
+        Outputs of group g depend on the channels of group g only.
     channel_axis : {1, -1}
     out : ndarray, optional
-        Where z is written: of z's shape and x's dtype, with any strides, not overlapping an argument.
+        Array for z: shape of z, dtype of x, any strides, no overlap with another argument.
     weight_gradient, bias_gradient : bool
-        False for a frozen parameter: the backward returns None for its gradient. x is kept for that of the
-        weight alone.
+        False for a frozen parameter: the backward returns None for its gradient. x is kept only for the
+        gradient of the weight.
 
     Returns
     -------
     z : ndarray of shape (N, O, Ho, Wo), or (N, Ho, Wo, O)
-        `out`, or a fresh array with the memory layout of x.
+        `out`, or a fresh array in the memory layout of x.
         ``Ho = (H - 1) * stride - 2 * padding + dilation * (kernel - 1) + output_padding + 1``.
 
     Raises
     ------
     TypeError, ValueError
-        For arrays of other dtypes, shapes that do not fit together, results without pixels, an `out` that
-        cannot be written.
+        For other dtypes, shapes that do not match, results without pixels, and an `out` that is read-only,
+        overlaps an argument or is kept by a live context.
 
     Notes
     -----
@@ -71,8 +73,8 @@ def forward(
     >>> dx, dweight, dbias
     (array([[[[1., 5.]]]]), array([[[[4., 7.]]]]), None)
     """
-    groups = _check(x, weight, bias, groups, channel_axis)
-    size = np.moveaxis(x, channel_axis, 1).shape[2:]
+    groups = _check_arguments(x, weight, bias, groups, channel_axis)
+    size = spatial_shape(x.shape, channel_axis)
     stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
     padding, more = pair("padding", padding, 0), output_padding_of(output_padding, stride, dilation)
     axes = tuple(map(_axis, size, weight.shape[2:], stride, padding, dilation, more))
@@ -88,34 +90,34 @@ def forward(
 
 
 def backward(ctx, dz, *, overwrite=False):
-    """Gradients of images, weight and bias.
+    """Gradients of x, weight and bias.
 
     Parameters
     ----------
     ctx : LayerContext
         From `forward`.
     dz : ndarray
-        Of z's shape and dtype, in memory of any strides; read only.
+        Shape and dtype of z, any strides; read only.
     overwrite : bool
-        Makes no difference: dx is of another shape than dz, or needs it until the end.
+        Ignored: dx has another shape than dz, or reads it until the end.
 
     Returns
     -------
     dx : ndarray
-        Fresh, with the memory layout of x.
+        A fresh array in the memory layout of x.
     dweight, dbias : ndarray or None
-        Fresh, of the dtypes of weight and bias; None for a frozen parameter, and without a bias.
+        Fresh arrays with the dtypes of weight and bias; None for a frozen parameter or a missing bias.
 
     Raises
     ------
     TypeError, ValueError
-        For a dz that does not fit the result of the forward.
+        If dz does not have the shape and dtype of z.
     """
     return run_backward(ctx, convolve, dz)
 
 
 def output_padding_of(output_padding, stride, dilation):
-    """Return `output_padding` along H and along W, or refuse what no convolution leaves out."""
+    """Return `output_padding` along H and along W; it must be less than stride or dilation."""
     found = pair("output_padding", output_padding, 0)
     if any(more >= max(steps) for more, *steps in zip(found, stride, dilation, strict=True)):
         raise ValueError(
@@ -126,22 +128,22 @@ def output_padding_of(output_padding, stride, dilation):
 
 
 def _axis(size, kernel, stride, padding, dilation, more):
-    """Return the `Axis` of the convolution that makes an image of `size` from one of z.
+    """Return the `Axis` of the convolution from images of z to images of `size`.
 
-    It has `size` windows, even if a stride of less than `more` would leave room for others.
+    It has exactly `size` windows: `uneven` removes further ones if `more` exceeds the stride.
     """
     length = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + more + 1
     return Axis(length, kernel, stride, padding, dilation, -max(0, more - stride + 1))
 
 
-def _check(x, weight, bias, groups, channel_axis):
+def _check_arguments(x, weight, bias, groups, channel_axis):
     arguments.image_batch("x", x, channel_axis)
     arguments.parameter("weight", weight, "(C, O / groups, kernel height, kernel width)", x.dtype)
     groups = integer("groups", groups, 1)
     channels, wanted = x.shape[channel_axis], len(weight)
     if wanted != channels or wanted % groups or 0 in weight.shape:
         raise ValueError(
-            f"weight of shape {weight.shape} with {groups=} is for {wanted} channels, a multiple of "
+            f"weight of shape {weight.shape} with {groups=} requires {wanted} channels, and a multiple of "
             f"{groups}; x of shape {x.shape} with {channel_axis=} has {channels} channels"
             f"{arguments.channel_axis_hint(x.shape, wanted, channel_axis)}"
         )

@@ -8,7 +8,7 @@ from .._dtypes import compute_dtype
 from ._blocks import rounded_into, wide
 from ._layout import layout_of
 from ._select import select
-from ._windows import some_samples
+from ._windows import sample_slices
 
 
 def forward(ctx, x, target, *, weight=None, ignore_index=-100, label_smoothing=0.0, channel_axis=1):
@@ -41,7 +41,7 @@ def forward(ctx, x, target, *, weight=None, ignore_index=-100, label_smoothing=0
     Raises
     ------
     TypeError, ValueError
-        For arrays of other dtypes, shapes that do not fit together, labels out of range.
+        For other dtypes, shapes that do not match, labels out of range.
 
     Examples
     --------
@@ -64,7 +64,7 @@ def forward(ctx, x, target, *, weight=None, ignore_index=-100, label_smoothing=0
     ctx.channel_axis, ctx.layout = channel_axis, layout_of(x, channel_axis)
     logs = np.empty(target.shape, compute_dtype(x.dtype))
     total = ctx.divisor = 0.0
-    for some in some_samples(x.shape):
+    for some in sample_slices(x.shape):
         here = counted[some]
         values, labels = wide(scores[some]), np.where(here, target[some], 0)[:, None].astype(np.intp)
         logs[some] = _log_sum_exp(values)
@@ -86,17 +86,17 @@ def backward(ctx, dz=1.0, *, overwrite=False):
     dz : float
         Gradient of the loss.
     overwrite : bool
-        No effect.
+        Ignored.
 
     Returns
     -------
     tuple of ndarray
-        dx alone, fresh, in the memory layout and dtype of x. 0 for labels that do not count.
+        (dx,): a fresh array in the memory layout and dtype of x. 0 for labels that do not count.
 
     Raises
     ------
     TypeError
-        For a dz that is no number.
+        If dz is not a number.
     """
     scale = arguments.loss_gradient("dz", dz)
     saved = ctx.saved
@@ -104,7 +104,7 @@ def backward(ctx, dz=1.0, *, overwrite=False):
     dx = ctx.layout.empty(x.shape, x.dtype)
     scores, gradients = np.moveaxis(x, ctx.channel_axis, 1), np.moveaxis(dx, ctx.channel_axis, 1)
     scale = scale / ctx.divisor if ctx.divisor else 0 * scale
-    for some in some_samples(x.shape):
+    for some in sample_slices(x.shape):
         counted = (target[some] != ctx.ignore_index)[:, None]
         labels = np.where(counted, target[some][:, None], 0).astype(np.intp)
         with rounded_into(ctx, gradients[some]) as gradient:

@@ -12,7 +12,7 @@ from .._arguments import fraction
 from ._blocks import rounded_into, wide
 from ._layout import order_of
 from ._select import select
-from ._windows import some_samples
+from ._windows import sample_slices
 
 
 def forward(ctx, x, p=0.5, *, training=True, rng=None):
@@ -64,7 +64,7 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
     source, result = ctx.layout.in_memory_order(x), ctx.layout.in_memory_order(z)
     each = math.prod(source.shape[1:])
     mask = np.empty((len(source), -(-each // 8)), np.uint8)
-    for some in some_samples(source.shape):
+    for some in sample_slices(source.shape):
         keep = rng.random((len(source[some]), each), np.float32) >= p
         mask[some] = np.packbits(keep, axis=1)
         _apply(ctx, source[some], keep, result[some])
@@ -80,19 +80,19 @@ def backward(ctx, dz, *, overwrite=False):
     ctx : LayerContext
         From `forward`.
     dz : ndarray
-        Of z's shape and dtype.
+        Shape and dtype of z.
     overwrite : bool
         True writes dx over dz, if that has the memory layout of x.
 
     Returns
     -------
     tuple of ndarray
-        dx alone, in the memory layout of x: fresh, or dz itself.
+        (dx,): a fresh array in the memory layout of x, or dz itself.
 
     Raises
     ------
     TypeError, ValueError
-        For a dz that does not fit the result of the forward.
+        If dz does not have the shape and dtype of z.
     """
     arguments.gradient("dz", dz, ctx.input_shape, ctx.dtype)
     dx = dz if overwrite and ctx.layout.has(dz) else ctx.layout.empty(dz.shape, dz.dtype)
@@ -102,7 +102,7 @@ def backward(ctx, dz, *, overwrite=False):
         return (dx,)
     source, result = ctx.layout.in_memory_order(dz), ctx.layout.in_memory_order(dx)
     mask, each = ctx.saved["mask"], math.prod(source.shape[1:])
-    for some in some_samples(source.shape):
+    for some in sample_slices(source.shape):
         keep = np.unpackbits(mask[some], axis=1, count=each).view(bool)
         _apply(ctx, source[some], keep, result[some])
     return (dx,)

@@ -56,12 +56,12 @@ def backward(ctx, dz, *, overwrite=False):
     Returns
     -------
     tuple of ndarray
-        dx alone, in the memory layout of x.
+        (dx,), in the memory layout of x.
 
     Raises
     ------
     TypeError, ValueError
-        For a dz that does not fit the result of the forward.
+        If dz does not have the shape and dtype of z.
     """
     arguments.gradient("dz", dz, _flat(ctx.input_shape), ctx.dtype)
     dx = dz.reshape(ctx.input_shape)

@@ -64,19 +64,19 @@ def backward(ctx, dz, *, overwrite=False):
     ctx : LayerContext
         From `forward`.
     dz : ndarray
-        Of z's shape and dtype; read only.
+        Shape and dtype of z; read only.
     overwrite : bool
-        No effect: dx has another shape than dz.
+        Ignored: dx has another shape than dz.
 
     Returns
     -------
     tuple of ndarray
-        dx alone, fresh, in the memory layout of x.
+        (dx,): a fresh array in the memory layout of x.
 
     Raises
     ------
     TypeError, ValueError
-        For a dz that does not fit the result of the forward.
+        If dz does not have the shape and dtype of z.
     """
     arguments.gradient("dz", dz, _shape(ctx), ctx.dtype)
     dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)

@@ -11,7 +11,7 @@ from .. import _arguments as arguments
 from .._arguments import integer, positive
 from ._blocks import rounded_into, wide
 from ._layout import layout_of
-from ._windows import some_samples
+from ._windows import sample_slices
 
 
 def forward(ctx, x, weight=None, bias=None, *, num_groups, eps=1e-5, channel_axis=1):
@@ -41,7 +41,7 @@ def forward(ctx, x, weight=None, bias=None, *, num_groups, eps=1e-5, channel_axi
     Raises
     ------
     TypeError, ValueError
-        For arrays of other dtypes, shapes that do not fit together, a num_groups that does not divide C.
+        For other dtypes, shapes that do not match, a num_groups that does not divide C.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def forward(ctx, x, weight=None, bias=None, *, num_groups, eps=1e-5, channel_axi
     mean, inv_std = np.empty((2, len(x), groups))
     shape = _Shape(ctx, x)
     scale, shift = shape.per_channel(weight), shape.per_channel(bias)
-    for some in some_samples(x.shape):
+    for some in sample_slices(x.shape):
         centered = shape.grouped(x, some)
         mean[some] = centered.mean(axis=shape.axes, dtype=np.float64)
         centered = _centered(centered, shape.per_group(mean[some]))
@@ -93,28 +93,28 @@ def backward(ctx, dz, *, overwrite=False):
     ctx : LayerContext
         From `forward`.
     dz : ndarray
-        Of z's shape and dtype; read only.
+        Shape and dtype of z; read only.
     overwrite : bool
-        No effect.
+        Ignored.
 
     Returns
     -------
     dx : ndarray
-        Fresh, in the memory layout of x.
+        A fresh array in the memory layout of x.
     dweight, dbias : ndarray of shape (C,) or None
         Of the parameters' dtypes; None where there was none.
 
     Raises
     ------
     TypeError, ValueError
-        For a dz that does not fit the result of the forward.
+        If dz does not have the shape and dtype of z.
     """
     x, mean, inv_std = (ctx.saved[role] for role in ("input", "mean", "inv_std"))
     arguments.gradient("dz", dz, x.shape, x.dtype)
     dx, shape = ctx.layout.empty(x.shape, x.dtype), _Shape(ctx, x)
     sums = np.zeros((2, ctx.channels))
     scale = shape.per_channel(ctx.weight)
-    for some in some_samples(x.shape):
+    for some in sample_slices(x.shape):
         xhat = _centered(shape.grouped(x, some), shape.per_group(mean[some]))
         xhat *= shape.per_group(inv_std[some]).astype(xhat.dtype)
         dy = shape.grouped(dz, some)

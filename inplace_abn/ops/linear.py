@@ -36,7 +36,7 @@ def forward(ctx, x, weight, bias=None, *, weight_gradient=True):
     Raises
     ------
     TypeError, ValueError
-        For arrays of other dtypes and shapes that do not fit together.
+        For other dtypes, and shapes that do not match.
 
     Examples
     --------
@@ -75,21 +75,21 @@ def backward(ctx, dz, *, overwrite=False):
     ctx : LayerContext
         From `forward`.
     dz : ndarray
-        Of z's shape and dtype; read only.
+        Shape and dtype of z; read only.
     overwrite : bool
-        No effect: dx has another shape than dz.
+        Ignored: dx has another shape than dz.
 
     Returns
     -------
     dx : ndarray
-        Fresh, in the memory layout of x.
+        A fresh array in the memory layout of x.
     dweight, dbias : ndarray
         Fresh, of the parameters' dtypes. None with ``weight_gradient=False``, and without a bias.
 
     Raises
     ------
     TypeError, ValueError
-        For a dz that does not fit the result of the forward.
+        If dz does not have the shape and dtype of z.
     """
     arguments.gradient("dz", dz, (*ctx.input_shape[:-1], len(ctx.weight)), ctx.dtype)
     gradient = _rows(dz)

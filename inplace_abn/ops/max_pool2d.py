@@ -6,7 +6,7 @@ from .. import _arguments as arguments
 from ._blocks import rounded_into, wide
 from ._layout import layout_of
 from ._select import select
-from ._windows import Block, make_pooling_axes, pooled_shape, some_samples, taps
+from ._windows import Block, make_pooling_axes, pooled_shape, sample_slices, taps
 
 
 def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_axis=1):
@@ -29,7 +29,8 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_
     Returns
     -------
     z : ndarray of shape (N, C, Ho, Wo), or (N, Ho, Wo, C)
-        Fresh, in the memory layout of x. Of equal values the first one counts; a window with a NaN gives NaN.
+        A fresh array in the memory layout of x. Of equal values the first one counts; a window with a NaN
+        gives NaN.
 
     Raises
     ------
@@ -59,7 +60,7 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_
     first = [np.array([_first_tap(axis, o) for o in range(axis.windows)]) for axis in axes]
     images, maxima, offsets = (np.moveaxis(array, channel_axis, 1) for array in (x, z, indices))
     offsets[...] = first[0][:, None] * axes[1].kernel + first[1]
-    for some in some_samples(z.shape):
+    for some in sample_slices(z.shape):
         with rounded_into(ctx, maxima[some]) as result:
             result[...] = -np.inf
             _forward(wide(images[some]), result, offsets[some], axes)
@@ -75,25 +76,25 @@ def backward(ctx, dz, *, overwrite=False):
     ctx : LayerContext
         From `forward`.
     dz : ndarray
-        Of z's shape and dtype; read only.
+        Shape and dtype of z; read only.
     overwrite : bool
-        No effect: dx has another shape than dz.
+        Ignored: dx has another shape than dz.
 
     Returns
     -------
     tuple of ndarray
-        dx alone, fresh, in the memory layout of x. Half types are summed in float32 and rounded once.
+        (dx,): a fresh array in the memory layout of x. Half types are summed in float32 and rounded once.
 
     Raises
     ------
     TypeError, ValueError
-        For a dz that does not fit the result of the forward.
+        If dz does not have the shape and dtype of z.
     """
     arguments.gradient("dz", dz, pooled_shape(ctx), ctx.dtype)
     dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
     arrays = dx, dz, ctx.saved["indices"]
     images, gradients, offsets = (np.moveaxis(array, ctx.channel_axis, 1) for array in arrays)
-    for some in some_samples(dz.shape):
+    for some in sample_slices(dz.shape):
         with rounded_into(ctx, images[some]) as result:
             result[...] = 0
             _backward(result, wide(gradients[some]), offsets[some], ctx.axes)

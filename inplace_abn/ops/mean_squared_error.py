@@ -60,17 +60,17 @@ def backward(ctx, dz=1.0, *, overwrite=False):
     dz : float
         Gradient of the loss.
     overwrite : bool
-        No effect.
+        Ignored.
 
     Returns
     -------
     tuple of ndarray
-        dx alone, fresh, in the memory layout and dtype of x.
+        (dx,): a fresh array in the memory layout and dtype of x.
 
     Raises
     ------
     TypeError
-        For a dz that is no number.
+        If dz is not a number.
     """
     scale = arguments.loss_gradient("dz", dz)
     x, target = ctx.saved["input"], ctx.saved["target"]

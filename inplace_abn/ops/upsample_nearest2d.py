@@ -20,20 +20,20 @@ def forward(ctx, x, *, size=None, scale_factor=None, channel_axis=1):
     x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
         float32, float64, float16 or bfloat16; read only, and not kept.
     size : int or (int, int), optional
-        Of the result along H and W. Either this or `scale_factor`.
+        Size of the result along H and W. Pass either this or `scale_factor`.
     scale_factor : float or (float, float), optional
-        Size of the result divided by the size of x; the result is rounded down.
+        Size of the result divided by the size of x; the size is rounded down.
     channel_axis : {1, -1}
 
     Returns
     -------
     z : ndarray of shape (N, C, Ho, Wo), or (N, Ho, Wo, C)
-        Fresh, in the memory layout of x.
+        A fresh array in the memory layout of x.
 
     Raises
     ------
     TypeError, ValueError
-        For an x of another dtype or shape, without pixels, and an invalid size.
+        For an x of another dtype or shape or without pixels, and an invalid size.
 
     Examples
     --------
@@ -64,19 +64,19 @@ def backward(ctx, dz, *, overwrite=False):
     ctx : LayerContext
         From `forward`.
     dz : ndarray
-        Of z's shape and dtype; read only.
+        Shape and dtype of z; read only.
     overwrite : bool
-        No effect: dx has another shape than dz.
+        Ignored: dx has another shape than dz.
 
     Returns
     -------
     tuple of ndarray
-        dx alone, fresh, in the memory layout of x. Half types are summed in float32 and rounded once.
+        (dx,): a fresh array in the memory layout of x. Half types are summed in float32 and rounded once.
 
     Raises
     ------
     TypeError, ValueError
-        For a dz that does not fit the result of the forward.
+        If dz does not have the shape and dtype of z.
     """
     arguments.gradient("dz", dz, ctx.output_shape, ctx.dtype)
     dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)

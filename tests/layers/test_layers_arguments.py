@@ -293,7 +293,7 @@ def test_channels_in_the_other_place_are_seen(shape, axis):
             ValueError,
             r"padding must be at most half of kernel_size=\(2, 2\)",
         ),
-        (lambda: Upsample(), ValueError, "give either size or scale_factor"),
+        (lambda: Upsample(), ValueError, "pass either size or scale_factor"),
         (lambda: Upsample(scale_factor=0), ValueError, "scale_factor must be greater than 0, got 0"),
         (lambda: Residual(None), TypeError, "branch must be a Layer, got None"),
         (lambda: Residual(conv(), 3), TypeError, "shortcut must be a Layer, got 3"),

@@ -237,7 +237,7 @@ X, W = (2, 4, 5, 5), (6, 4, 3, 3)
         ({"stride": (1, 2, 3)}, ValueError, ["stride must be one integer or two", "(1, 2, 3)"]),
         ({"padding": -1}, ValueError, ["padding must be at least 0, got -1"]),
         ({"padding": "full"}, ValueError, ['padding must be "valid", "same" or', "got 'full'"]),
-        ({"padding": "same", "stride": 2}, ValueError, ['"same" needs a stride of 1', "(2, 2)"]),
+        ({"padding": "same", "stride": 2}, ValueError, ['"same" requires a stride of 1', "(2, 2)"]),
         ({"dilation": 1.5}, TypeError, ["dilation must be an integer, got 1.5"]),
         ({"dilation": 3}, ValueError, ["window of 7 x 7 pixels", "5 x 5"]),
     ],

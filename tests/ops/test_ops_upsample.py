@@ -118,7 +118,7 @@ def test_an_empty_batch(operation):
         ({"scale_factor": "two"}, TypeError, "scale_factor must be one number or two, got 'two'"),
         ({"scale_factor": -1}, ValueError, "scale_factor must be one positive number or two, got -1"),
         ({"scale_factor": (1, 2, 3)}, ValueError, "one positive number or two"),
-        ({"scale_factor": 0.1}, ValueError, r"scale_factor 0\.1 leaves nothing of 4 x 4 pixels"),
+        ({"scale_factor": 0.1}, ValueError, r"scale_factor 0\.1 gives a size of 0 for images of 4 x 4"),
         ({"x": np.zeros((1, 4, 4)), "size": 2}, ValueError, r"x must be of shape .* got \(1, 4, 4\)"),
         ({"x": np.zeros((1, 1, 4, 0)), "size": 2}, ValueError, "x must have at least one pixel"),
     ],
