@@ -5,7 +5,7 @@ import numpy as np
 from .. import _arguments as arguments
 from .._arguments import choice
 from .activation import Activation
-from .containers import Identity, Residual, Sequential
+from .containers import Identity, Residual, Sequential, takes_mask, with_mask
 from .gradient_sums import GradientSums
 from .joining import channel_slices, joined_array
 from .linear import Dropout
@@ -63,8 +63,13 @@ class Concat(LayerSequence):
     def _of(self, layers):
         return Concat(*layers, channel_axis=self.channel_axis)
 
-    def forward(self, ctx, x):
-        """Run the branches and join their results."""
+    @property
+    def takes_mask(self):
+        """True if any branch does."""
+        return any(takes_mask(branch) for branch in self)
+
+    def forward(self, ctx, x, *, mask=None):
+        """Run the branches and join their results. A mask is for all normalizations inside."""
         arguments.channel_batch("x", x, self.channel_axis)
         if not len(self):
             raise ValueError("there are no branches; expected at least one")
@@ -77,7 +82,7 @@ class Concat(LayerSequence):
             if branch.overwrites_input:
                 given = x.copy(order="K")
                 ctx.temporary(x.nbytes)
-            results.append(run_into([branch], (given,), [{}], joined.slot(i)))
+            results.append(run_into([branch], (given,), [with_mask(branch, mask)], joined.slot(i)))
         ctx.slices = channel_slices(results, self.channel_axis)
         return joined.finish(results)
 

@@ -97,7 +97,7 @@ class Sequential(Container, LayerSequence):
     @property
     def takes_mask(self):
         """True if any layer does."""
-        return any(layer.takes_mask for layer in self)
+        return any(takes_mask(layer) for layer in self)
 
     def forward(self, ctx, *inputs, out=None, **options):
         """One layer after the other; options, such as a residual, are for the last one.
@@ -132,14 +132,40 @@ class Sequential(Container, LayerSequence):
         return (*dz, *options) if isinstance(dz, tuple) else (dz, *options) if options else dz
 
 
-def _options_of_each(layers, **options):
+def _options_of_each(layers, mask=None, **options):
     """Return the options of each layer: the mask for all that take one, everything else for the last one."""
-    mask = (
-        {"mask": options.pop("mask")} if "mask" in options and any(each.takes_mask for each in layers) else {}
-    )
-    options_of_each = [mask if layer.takes_mask else {} for layer in layers]
+    if mask is not None and not any(takes_mask(layer) for layer in layers):
+        options["mask"] = mask  # the last layer says that it takes none
+        mask = None
+    options_of_each = [with_mask(layer, mask) for layer in layers]
     options_of_each[-1] = options_of_each[-1] | options
     return options_of_each
+
+
+def takes_mask(layer):
+    """Return whether a layer, or any layer inside, takes a mask."""
+    return any(one.takes_mask for _, one in layer.named_layers())
+
+
+def with_mask(layer, mask):
+    """Return the options that pass a mask to a layer: none without a mask, or if the layer takes none.
+
+    Raises
+    ------
+    TypeError
+        If only a layer inside takes a mask, which would not get it.
+    """
+    if layer is None or mask is None:
+        return {}
+    if layer.takes_mask:
+        return {"mask": mask}
+    for _, inner in layer.named_layers():
+        if inner.takes_mask:
+            raise TypeError(
+                f"{layer.label} takes no mask, but {inner.label} inside needs it; pass mask= on in its "
+                "forward, and set takes_mask = True in its class"
+            )
+    return {}
 
 
 def _pass_on(*inputs):
@@ -256,26 +282,41 @@ class Residual(Container):
         plain = self.activation is None or type(self.activation) is Activation
         return plain and _takes_residual(self.branch, self.activation)
 
-    def forward(self, ctx, x, *, out=None):
-        """Branch, shortcut, sum, activation; with `out`, the result lies in that array."""
+    @property
+    def takes_mask(self):
+        """True if any layer inside does."""
+        return any(takes_mask(layer) for _, layer in self.children())
+
+    def forward(self, ctx, x, *, mask=None, out=None):
+        """Branch, shortcut, sum, activation; with `out`, the result lies in that array.
+
+        A mask is for all normalizations inside. At its other positions the sum is what the terms are there.
+        """
         arguments.plain_array("x", x)
         ctx.fused = self._fused
-        z, shortcut = self._terms(ctx, x, out)
+        z, shortcut = self._terms(ctx, x, mask, out)
         if ctx.fused:
             return z
         z = self._add(z, shortcut, x)
+        last = with_mask(self.activation, mask)
         if out is not None:
-            return place(z, out) if self.activation is None else run_into([self.activation], (z,), [{}], out)
-        return z if self.activation is None else self.activation(z)
+            return (
+                place(z, out) if self.activation is None else run_into([self.activation], (z,), [last], out)
+            )
+        return z if self.activation is None else self.activation(z, **last)
 
-    def _terms(self, ctx, x, out):
+    def _terms(self, ctx, x, mask, out):
         """Return branch and shortcut; what either still needs is locked while the other runs."""
         given, x = x, self._own_input(ctx, x)
         a = x
         if self.shortcut is not None:
-            a = x if self.preactivation is None else self.preactivation(x)
+            a = (
+                x
+                if self.preactivation is None
+                else self.preactivation(x, **with_mask(self.preactivation, mask))
+            )
             with ctx.holding("input of the branch", a):
-                shortcut = self.shortcut(a)
+                shortcut = self.shortcut(a, **with_mask(self.shortcut, mask))
         elif x is not given:
             shortcut = given
         elif self.overwrites_input:
@@ -285,8 +326,10 @@ class Residual(Container):
             shortcut = x
         with ctx.holding("shortcut", shortcut):
             if self.shortcut is None and self.preactivation is not None:
-                a = self.preactivation(x)
-            last = {"residual": shortcut, "activation": self.activation} if ctx.fused else {}
+                a = self.preactivation(x, **with_mask(self.preactivation, mask))
+            last = with_mask(self.branch, mask)
+            if ctx.fused:
+                last |= {"residual": shortcut, "activation": self.activation}
             if ctx.fused and out is not None:
                 return run_into([self.branch], (a,), [last], out), shortcut
             return self.branch(a, **last), shortcut

@@ -60,19 +60,23 @@ class Recompute(Sequential):
         """False: a result that shares memory with the input is copied."""
         return False
 
-    def forward(self, ctx, x):
-        """Run the layers, keeping x, their modes and the states of their generators."""
+    def forward(self, ctx, x, *, mask=None):
+        """Run the layers, keeping x, a copy of the mask, their modes and the states of their generators."""
         arguments.plain_array("x", x)
         ctx.save_for_backward(input=x)
+        ctx.options = {} if mask is None else {"mask": mask}
+        if isinstance(mask, np.ndarray) and ctx.recording:
+            ctx.options["mask"] = mask.copy()
+            ctx.save_for_backward(mask=ctx.options["mask"])
         ctx.modes, ctx.random = self._modes(), _states(self._generators())
         with no_grad():
-            z = super().forward(ctx, self._copy_for_layers(ctx, x))
+            z = super().forward(ctx, self._copy_for_layers(ctx, x), **ctx.options)
         return z.copy(order="K") if np.may_share_memory(z, x) else z  # x is locked, z may be overwritten
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Run the layers as the call did, and then their backward."""
         with recomputing(), self._restored(ctx):
-            super().forward(ctx, self._copy_for_layers(ctx, ctx.saved["input"]))
+            super().forward(ctx, self._copy_for_layers(ctx, ctx.saved["input"]), **ctx.options)
         return super().gradients(ctx, dz, overwrite=overwrite)
 
     def _copy_for_layers(self, ctx, x):

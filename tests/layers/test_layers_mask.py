@@ -5,7 +5,19 @@ import pytest
 from batches import PARAM, SCHEMES, SLOPES
 
 from inplace_abn import functional, gradcheck, memory
-from inplace_abn.layers import ABN, Flatten, InPlaceABN, Linear, Sequential
+from inplace_abn.layers import (
+    ABN,
+    Activation,
+    Concat,
+    Flatten,
+    Graph,
+    Identity,
+    InPlaceABN,
+    Linear,
+    Recompute,
+    Residual,
+    Sequential,
+)
 
 LENGTHS = np.array([7, 0, 3, 9, 1])
 MASK = np.arange(9) < LENGTHS[:, None]
@@ -67,6 +79,65 @@ def test_a_container_passes_the_mask_to_all_that_take_one():
     dx = net.backward(dz)
     np.testing.assert_allclose(dx[mask], alone.backward(dz[mask]), atol=1e-5)
     assert not dx[~mask].any()
+
+
+def linear(outputs=4, inputs=4):
+    return Linear(inputs, outputs, rng=0, dtype=np.float64)
+
+
+def norm(strategy="inplace", activation="leaky_relu"):
+    return ABN(4, strategy=strategy, activation=activation, channel_axis=-1, dtype=np.float64)
+
+
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat", "inplace"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda norm: Recompute(linear(), norm()),
+        lambda norm: Residual(Sequential(norm(), linear())),
+        lambda norm: Residual(linear(), linear(), preactivation=norm()),
+        lambda norm: Residual(linear(), Sequential(linear(), norm())),
+        lambda norm: Residual(Sequential(linear(), norm()), activation=norm()),
+        lambda norm: Residual(
+            Sequential(linear(), norm(activation="identity")), activation=Activation(inplace=True)
+        ),
+        lambda norm: Sequential(
+            Concat(Sequential(linear(), norm()), Identity(), channel_axis=-1), linear(inputs=8)
+        ),
+        lambda norm: Residual(Sequential(Recompute(norm(), linear()), norm())),
+    ],
+)
+def test_containers_pass_the_mask_to_all_layers_inside(make, strategy):
+    def network():
+        layers = make(lambda **options: norm(strategy, **options))
+        return Sequential(norm(strategy), linear(), layers, linear(), norm(strategy))
+
+    masked, alone = network(), network()
+    mask, x, dz = MASK.copy(), sequences(), sequences(seed=1)
+    z, want = masked(x, mask=mask), alone(x[MASK])
+    np.testing.assert_allclose(z[MASK], want, atol=1e-12)
+    mask[...] = True
+    dx, want = masked.backward(dz), alone.backward(dz[MASK])
+    np.testing.assert_allclose(dx[MASK], want, atol=1e-11)
+    assert not dx[~MASK].any()
+    for (name, one), (_, other) in zip(masked.named_parameters(), alone.named_parameters(), strict=True):
+        np.testing.assert_allclose(one.grad, other.grad, atol=1e-11, err_msg=name)
+    for name, array in alone.state_dict().items():
+        np.testing.assert_allclose(masked.state_dict()[name], array, atol=1e-12, err_msg=name)
+
+
+def test_a_layer_that_does_not_pass_the_mask_on_is_refused():
+    class Block(Graph):
+        def __init__(self):
+            self.norm = norm("standard")
+
+        def compute(self, x):
+            return self.norm(x)
+
+    net = Sequential(norm("standard"), Block())
+    with pytest.raises(TypeError, match=r"1 \(Block\) takes no mask, but 1.norm \(ABN\) inside needs it"):
+        net(sequences(), mask=MASK)
+    assert net(sequences()[MASK]).shape == (MASK.sum(), 4)
 
 
 def test_a_container_without_a_layer_for_the_mask_says_so():
