@@ -4,7 +4,7 @@ Measures relative L2 errors of z, dx and dweight against float64, for random flo
 layouts of the limit table; PyTorch's errors for comparison; whether results have the same bits for 1, 2 and 7
 threads; two hard cases: a mean of 1e4 with a standard deviation of 1, and weights from 1e-6 to 10 of either
 sign with some zeros. Then every activation, two of them also with a residual, in every dtype, for the
-strategies "inplace" and "standard".
+strategies "inplace" and "standard"; those without an inverse for "standard" alone.
 
 At a kink, float32 and float64 may disagree on the sign of y, and both one-sided slopes are valid derivatives.
 The float64 gradients use the side of the measured z.
@@ -215,7 +215,10 @@ def activations(threads, shape):
     for dtype in _DTYPES:
         print(f"activations, {dtype}", file=sys.stderr, flush=True)
         batch = Batch(shape, targets.CHANNELS_FIRST, dtype)
-        for name in plans.ACTIVATIONS:
+        for name, activation in reference.ACTIVATIONS.items():
+            if activation.inverse is None:
+                entries.append(_without_inverse(batch, threads, dtype, name))
+                continue
             for residual in (False, True) if name in plans.RESIDUAL else (False,):
                 entries.append(_activation(batch, threads, dtype, name, residual))
     return entries
@@ -243,13 +246,32 @@ def _activation(batch, threads, dtype, name, residual):
     }
 
 
+def _without_inverse(batch, threads, dtype, name):
+    """Return the entry of an activation without an inverse: the error of "standard" alone.
+
+    dz is 0 next to kinks, where the slope of either side is right.
+    """
+    x, weight, bias = (array.astype(np.float64) for array in (batch.x0, batch.weight, batch.bias))
+    y, _ = functional.forward(
+        x, weight=weight, bias=bias, activation="identity", channel_axis=batch.channel_axis, threads=threads
+    )
+    distances = [np.abs(y - kink) for kink in reference.ACTIVATIONS[name].kinks]
+    dz0 = batch.dz0
+    batch.dz0 = np.where(np.min(distances, axis=0) < 1e-4, 0, dz0).astype(dz0.dtype)
+    try:
+        found = errors(batch, run(batch, threads, strategy="standard", activation=name), activation=name)
+    finally:
+        batch.dz0 = dz0
+    return {"activation": name, "residual": False, "dtype": dtype, "standard": found.total["dx"], "dx": None}
+
+
 def activations_text(entries):
     """Return the tables of the activations as Markdown."""
     rows = {}
     for entry in entries:
         name = entry["activation"] + (" + residual" if entry["residual"] else "")
-        own = tables.judged(entry["dx"], ".1e")
-        if entry["dtype"] in ("float16", "bfloat16"):
+        own = "-" if entry["dx"] is None else tables.judged(entry["dx"], ".1e")
+        if entry["dx"] is not None and entry["dtype"] in ("float16", "bfloat16"):
             own += f", {tables.judged(entry['times'], '.1f', 'x')}"
         rows.setdefault(name, [name]).append(f"{entry['standard']:.1e}; {own}")
     blocks = [
@@ -264,7 +286,7 @@ def activations_text(entries):
             tables.judged(entry["escaped"], ".2%"),
         ]
         for entry in entries
-        if entry["dtype"] == "float32"
+        if entry["dtype"] == "float32" and entry["dx"] is not None
     ]
     headers = ["", "dx: max error / max value", "escaped elements"]
     return "\n\n".join([*blocks, 'Strategy "inplace", float32:', tables.grid(headers, rows)])

@@ -19,10 +19,11 @@
 /* Storage types. Half types are computed in float; constants and sums per channel are double throughout. */
 typedef enum { ABN_FLOAT32, ABN_FLOAT64, ABN_FLOAT16, ABN_BFLOAT16, ABN_DTYPES } abn_dtype;
 
-/* How y is had back from z. */
+/* What recovers y: nothing, z, or z and the side of the minimum that y is on. */
 typedef enum { ABN_NO_INVERSE, ABN_FROM_Z_ALONE, ABN_FROM_Z_AND_SIDE } abn_inverse;
-/* What an activation is given beside y: nothing, one number > 0 for all channels, or a number for each channel. */
-typedef enum { ABN_NO_PARAM, ABN_ONE_PARAM, ABN_CHANNEL_PARAM } abn_param;
+/* The parameter of an activation: none, one finite number for all channels, one that is not 0 either, or one for each
+ * channel. With ABN_KEEP_Z the number for all channels is positive. */
+typedef enum { ABN_NO_PARAM, ABN_ONE_PARAM, ABN_NONZERO_PARAM, ABN_CHANNEL_PARAM } abn_param;
 /* Traits of an activation. ABN_CHEAP: it takes a few instructions, so the backward computes y and the slope twice instead
  * of storing them between its two passes. ABN_KINKED: the slope differs on either side of y = 0. */
 enum { ABN_PLAIN = 0, ABN_CHEAP = 1, ABN_KINKED = 2 };
@@ -34,7 +35,7 @@ enum { ABN_PLAIN = 0, ABN_CHEAP = 1, ABN_KINKED = 2 };
     ROW(LEAKY_RELU, leaky_relu, ABN_FROM_Z_ALONE, ABN_ONE_PARAM, ABN_CHEAP | ABN_KINKED) \
     ROW(PRELU, prelu, ABN_FROM_Z_ALONE, ABN_CHANNEL_PARAM, ABN_CHEAP | ABN_KINKED)       \
     ROW(ELU, elu, ABN_FROM_Z_ALONE, ABN_ONE_PARAM, ABN_KINKED)                           \
-    ROW(CELU, celu, ABN_FROM_Z_ALONE, ABN_ONE_PARAM, ABN_PLAIN)                          \
+    ROW(CELU, celu, ABN_FROM_Z_ALONE, ABN_NONZERO_PARAM, ABN_PLAIN)                      \
     ROW(SELU, selu, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_KINKED)                          \
     ROW(SOFTPLUS, softplus, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_PLAIN)                   \
     ROW(SIGMOID, sigmoid, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_PLAIN)                     \
@@ -43,7 +44,10 @@ enum { ABN_PLAIN = 0, ABN_CHEAP = 1, ABN_KINKED = 2 };
     ROW(GELU, gelu, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM, ABN_PLAIN)                        \
     ROW(GELU_TANH, gelu_tanh, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM, ABN_PLAIN)              \
     ROW(MISH, mish, ABN_FROM_Z_AND_SIDE, ABN_NO_PARAM, ABN_PLAIN)                        \
-    ROW(RELU, relu, ABN_NO_INVERSE, ABN_NO_PARAM, ABN_CHEAP | ABN_KINKED)
+    ROW(RELU, relu, ABN_NO_INVERSE, ABN_NO_PARAM, ABN_CHEAP | ABN_KINKED)                \
+    ROW(RELU6, relu6, ABN_NO_INVERSE, ABN_NO_PARAM, ABN_CHEAP | ABN_KINKED)              \
+    ROW(HARDSIGMOID, hardsigmoid, ABN_NO_INVERSE, ABN_NO_PARAM, ABN_CHEAP)               \
+    ROW(HARDSWISH, hardswish, ABN_NO_INVERSE, ABN_NO_PARAM, ABN_CHEAP)
 #define ABN_ACTIVATION_(upper, lower, inverse, param, traits) ABN_##upper,
 typedef enum { ABN_EACH_ACTIVATION(ABN_ACTIVATION_) ABN_ACTIVATIONS } abn_activation;
 #undef ABN_ACTIVATION_
@@ -146,7 +150,7 @@ typedef struct {
     int statistics_given; /* to abn_forward, not its batch's own */
     abn_batch kept;
     abn_activation activation;
-    double activation_param;     /* ABN_ONE_PARAM */
+    double activation_param;     /* ABN_ONE_PARAM, ABN_NONZERO_PARAM */
     const double *channel_param; /* ABN_CHANNEL_PARAM: `channels` doubles, of any sign; else NULL */
     abn_batch residual;          /* y = weight * xhat + bias + residual; like kept, read only. data == NULL: none */
     abn_mask mask;

@@ -9,12 +9,7 @@ const abn_activation_info abn_activation_table[ABN_ACTIVATIONS] = {
 #undef INFO
 };
 
-#define SELU_SCALE 1.0507009873554804934193349852946
-#define SELU_ALPHA 1.6732632423543772848170429916717
-#define GELU_BEND 1.5957691216057307118 /* gelu_tanh: y * sigmoid(bend * (y + cubic * y^3)) */
-#define GELU_CUBIC 0.044715
-
-/* y, or the end of the interval that it is beyond. Unlike fmin and fmax it lets NaN be. */
+/* Clamps to [low, high]. NaN propagates, unlike in fmin and fmax. */
 static double clamped(double low, double high, double y) { return y < low ? low : y > high ? high : y; }
 
 static double logistic(double y) {
@@ -24,11 +19,11 @@ static double logistic(double y) {
 
 static double softplus(double y) { return clamped(0, INFINITY, y) + log1p(exp(-fabs(y))); }
 
-/* Of the activations with a minimum: z = y * gate(y). tanh(softplus(y)) = n / (n + 2), n = e (e + 2), e = exp(y). */
+/* The gate of the activations with a minimum: z = y * gate(y). tanh(softplus(y)) = n / (n + 2), n = e (e + 2), e = exp(y). */
 static double gate(abn_activation activation, double y) {
     switch (activation) {
         case ABN_GELU: return 0.5 * erfc(-y * 0.70710678118654752440);
-        case ABN_GELU_TANH: return logistic(GELU_BEND * (y + GELU_CUBIC * y * y * y));
+        case ABN_GELU_TANH: return logistic(GELU_RATE * (y + GELU_CUBIC * y * y * y));
         case ABN_MISH: {
             const double e = exp(clamped(-INFINITY, 40, y)), n = e * (e + 2);
             return n / (n + 2);
@@ -42,8 +37,8 @@ static double gate_slope(abn_activation activation, double y) {
     switch (activation) {
         case ABN_GELU: return 0.39894228040143267794 * exp(-0.5 * far * far);
         case ABN_GELU_TANH: {
-            const double u = GELU_BEND * (far + GELU_CUBIC * far * far * far);
-            return logistic(u) * logistic(-u) * GELU_BEND * (1 + 3 * GELU_CUBIC * far * far);
+            const double u = GELU_RATE * (far + GELU_CUBIC * far * far * far);
+            return logistic(u) * logistic(-u) * GELU_RATE * (1 + 3 * GELU_CUBIC * far * far);
         }
         case ABN_MISH: {
             const double e = exp(clamped(-INFINITY, 40, y)), n2 = e * (e + 2) + 2;
@@ -53,7 +48,10 @@ static double gate_slope(abn_activation activation, double y) {
     }
 }
 
-/* height and rate of elu, celu and selu: z = height * (exp(y * rate) - 1) for y < 0. */
+/* hardsigmoid */
+static double hard_gate(double y) { return clamped(0, 6, y + 3) / 6; }
+
+/* elu, celu and selu: z = height * (exp(y * rate) - 1) for y < 0. */
 static double height(abn_activation activation, double param) {
     return activation == ABN_SELU ? SELU_SCALE * SELU_ALPHA : param;
 }
@@ -72,8 +70,11 @@ double abn_activation_value(abn_activation activation, double param, double y) {
         case ABN_SILU:
         case ABN_GELU:
         case ABN_GELU_TANH:
-        case ABN_MISH: return clamped(-1e3, INFINITY, y) * gate(activation, y); /* no infinity meets a gate of 0 */
-        case ABN_RELU: return y < 0 ? 0 : y;
+        case ABN_MISH: return clamped(-1e3, INFINITY, y) * gate(activation, y); /* avoids -infinity * 0 */
+        case ABN_RELU: return clamped(0, INFINITY, y);
+        case ABN_RELU6: return clamped(0, 6, y);
+        case ABN_HARDSIGMOID: return hard_gate(y);
+        case ABN_HARDSWISH: return clamped(-3, INFINITY, y) * hard_gate(y);
         default: return y;
     }
 }
@@ -97,6 +98,9 @@ double abn_activation_derivative(abn_activation activation, double param, double
         case ABN_GELU_TANH:
         case ABN_MISH: return gate(activation, y) + clamped(-1e3, 1e3, y) * gate_slope(activation, y);
         case ABN_RELU: return y >= 0;
+        case ABN_RELU6: return y > 0 && y < 6;
+        case ABN_HARDSIGMOID: return y > -3 && y < 3 ? 1.0 / 6 : 0;
+        case ABN_HARDSWISH: return y >= 3 ? 1 : y <= -3 ? 0 : (y + 1.5) / 3;
         default: return 1;
     }
 }
@@ -107,15 +111,15 @@ static int has_minimum(abn_activation activation) {
 
 static double minimum(abn_activation activation) {
     switch (activation) {
-        case ABN_SILU: return -0x1.474973c84120bp+0;
-        case ABN_GELU: return -0x1.80ead197f00b4p-1;
-        case ABN_GELU_TANH: return -0x1.81429f9e97e4dp-1;
-        case ABN_MISH: return -0x1.31432c0d12d84p+0;
+        case ABN_SILU: return SILU_MINIMUM;
+        case ABN_GELU: return GELU_MINIMUM;
+        case ABN_GELU_TANH: return GELU_TANH_MINIMUM;
+        case ABN_MISH: return MISH_MINIMUM;
         default: return -INFINITY;
     }
 }
 
-/* Newton's method between bounds that close in on y, which it leaves for their middle where it would go beyond. */
+/* Newton's method within a bracket; bisects where a step would leave the bracket. */
 static double gated_inverse(abn_activation activation, double z, int left) {
     const double bottom = minimum(activation), least_z = bottom * gate(activation, bottom);
     if (isnan(z)) return z;
@@ -130,7 +134,7 @@ static double gated_inverse(abn_activation activation, double z, int left) {
             low = y;
         else
             high = y;
-        /* Far left the logarithm of z is nearly a line, or a parabola. */
+        /* Far left log(-z) is nearly linear or quadratic in y: take the step in log(-z). */
         const double slope = abn_activation_derivative(activation, 0, y);
         const double step = left && z < 0 ? log(value / z) * value / slope : (value - z) / slope;
         const double next = y - step;
@@ -142,7 +146,7 @@ static double gated_inverse(abn_activation activation, double z, int left) {
 }
 
 double abn_activation_inverse(abn_activation activation, double param, double z, int left) {
-    const int was_rounded = z == 0 && signbit(z); /* of a y just below 0 */
+    const int was_rounded = z == 0 && signbit(z); /* -0.0 is the rounded z of a y just below 0 */
     switch (activation) {
         case ABN_LEAKY_RELU:
         case ABN_PRELU: return was_rounded ? -DBL_TRUE_MIN : z >= 0 ? z : z / param;
@@ -171,24 +175,25 @@ double abn_activation_inverse(abn_activation activation, double param, double z,
     }
 }
 
-/* Where z comes near an asymptote its spacing hides y: how near, of the distance from 0, it may come. elu, celu, selu:
- * y and the slope recovered from there are off by about 3e-5 (float), 1e-8 (double) or a few units in the last place of
- * a half type. sigmoid and tanh come near on both sides or sooner: the limit is farther out, or it would be too many. */
+/* Near an asymptote the rounding of z hides y. Elements are escaped if the distance of z from the asymptote is below this
+ * share of the asymptote's distance from 0. At that limit y and the slope of elu, celu and selu are recovered to about 3e-5
+ * (float), 1e-8 (double) or a few units in the last place of a half type. The limit of sigmoid and tanh is closer to the
+ * asymptote, since too many elements would be escaped otherwise. */
 static double asymptote(abn_activation activation, abn_dtype dtype) {
     static const double one_sided[ABN_DTYPES] = {0x1p-9, 0x1p-24, 0x1p-5, 0x1p-4};
     static const double bounded[ABN_DTYPES] = {0x1p-12, 0x1p-26, 0x1p-7, 0x1p-6};
     return (activation == ABN_TANH || activation == ABN_SIGMOID ? bounded : one_sided)[dtype];
 }
 
-/* z below this is subnormal in the storage type, or smaller than kernels/curves.h inverts (LEAST_SIZE there). */
+/* |z| below this is subnormal in the storage type, or too small for the inverses in kernels/curves.h (LEAST_SIZE). */
 static double least_size(abn_dtype dtype) {
     static const double least[ABN_DTYPES] = {1e-35, 1e-299, 0x1p-14, 1e-35};
     return least[dtype];
 }
 
-/* At the minimum z is flat: a rounding of it, u, comes back as an error of u / |y - minimum| in the slope. Up to here that
- * is too much beside the rounding of dx to the same type, or, in float, too many elements. Of N(0,1) numbers 0.1 %
- * (float), 0.001 % (double) and 0.5 to 0.9 % (half types) are nearer. */
+/* z is flat at the minimum: a rounding error u of z becomes an error u / |y - minimum| of the slope. Elements closer to
+ * the minimum than this are escaped: there the error exceeds the rounding of dx to the same type. In float the limit is
+ * lower than that, since too many elements would be escaped otherwise. Of N(0,1) numbers 0.1 % (float), 0.001 % (double) and 0.5 to 0.9 % (half types) are closer. */
 static double nearest_to_minimum(abn_dtype dtype) {
     static const double nearest[ABN_DTYPES] = {1.5e-3, 1e-5, 0.014, 0.01};
     return nearest[dtype];

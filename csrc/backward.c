@@ -281,10 +281,10 @@ abn_status abn_backward_reduce(const abn_machine *machine, const abn_context *co
     return run(machine, &b, dz);
 }
 
-/* With given sums: may a dy or xhat be beyond float all the same? Sums of our own will tell. In evaluation the given ones
- * take no part, and xhat is anything; a steep slope may take dy anywhere. (Slopes of curves with a minimum reach 1.13: that
- * takes the last eighth of float's range beyond it, and would cost every other dz a pass.) */
-static int has_to_look(const abn_context *context, double count) {
+/* Caller-supplied sums can hide that a dy or xhat overflows float; true if the sums have to be recomputed to detect it. In
+ * evaluation xhat is not bounded, and a slope above 1 may take dy beyond float. (Slopes above y = 0 are ignored: they are
+ * 1.5 at most, for hardswish, so dz would have to be in the last third of float's range.) */
+static int must_recompute_sums(const abn_context *context, double count) {
     if (count == 0) return 1;
     const abn_slopes slopes = abn_slopes_left_of_zero(context);
     return slopes.highest > 1 || slopes.lowest < -1;
@@ -292,13 +292,13 @@ static int has_to_look(const abn_context *context, double count) {
 
 abn_status abn_backward_apply(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                               const abn_gradients *to, const abn_sums *given, double count) {
-    const int looks = has_to_look(context, count);
+    const int recomputes = must_recompute_sums(context, count);
     abn_backward_operation b = {
         .op = {.destination = to->dx,
                .residual_gradient = to->residual,
                .add_to_residual = to->add_to_residual,
-               .sums = looks ? sums : NULL,
-               .finish = looks ? finish : NULL,
+               .sums = recomputes ? sums : NULL,
+               .finish = recomputes ? finish : NULL,
                .apply = apply},
         .context = context,
         .sums = {given->dy, given->dy_xhat, NULL},

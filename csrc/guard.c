@@ -39,9 +39,11 @@ double abn_param_at(const abn_context *context, ptrdiff_t channel) {
 abn_slopes abn_slopes_left_of_zero(const abn_context *context) {
     abn_slopes slopes = {INFINITY, -INFINITY};
     for (ptrdiff_t c = 0; c < (context->channel_param ? context->kept.channels : 1); c++) {
-        const double slope = abn_activation_derivative(context->activation, abn_param_at(context, c), -DBL_MIN);
-        slopes.lowest = fmin(slopes.lowest, slope);
-        slopes.highest = fmax(slopes.highest, slope);
+        const double param = abn_param_at(context, c);
+        const double near_zero = abn_activation_derivative(context->activation, param, -DBL_MIN);
+        const double far_left = abn_activation_derivative(context->activation, param, -INFINITY);
+        slopes.lowest = fmin(slopes.lowest, fmin(near_zero, far_left));
+        slopes.highest = fmax(slopes.highest, fmax(near_zero, far_left));
     }
     return slopes;
 }

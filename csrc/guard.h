@@ -28,7 +28,7 @@ void abn_settle_sign(abn_dtype dtype, void *xhat, double weight, double bias, do
 /* Of a channel, where each has one. */
 double abn_param_at(const abn_context *context, ptrdiff_t channel);
 
-/* The activation's derivatives just below 0, one per channel or one for all: the lowest and the highest. */
+/* The lowest and the highest derivative of the activation, over all channels, just below 0 and at -infinity. */
 typedef struct {
     double lowest, highest;
 } abn_slopes;

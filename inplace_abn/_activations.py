@@ -15,21 +15,33 @@ class Activation(NamedTuple):
 
     Attributes
     ----------
-    param : {None, "one", "channel"}
-        Its parameter: none, one number above 0, or one number of any sign per channel.
+    param : {None, "one", "nonzero", "channel"}
+        Its parameter: none, one finite number, one that is not 0, or one per channel.
     invertible : bool
         True if y can be recovered from z (and the branch mask, if there is a minimum). In-place strategies
-        require it.
+        require it. An activation whose parameter is one number can only be inverted if it is positive.
     minimum : float or None
         The y at which z is smallest; None if the activation is monotonic. z has one inverse on each side.
     slope_from_z : bool
-        True if the derivative is a function of z alone: a layer with the activation alone keeps z, not x.
+        True if the derivative is a function of z alone: a layer with the activation alone keeps z, not x. An
+        activation whose parameter is one number requires that it is positive.
     """
 
-    param: Literal["one", "channel"] | None = None
+    param: Literal["one", "nonzero", "channel"] | None = None
     invertible: bool = True
     minimum: float | None = None
     slope_from_z: bool = True
+
+    def is_invertible(self, param):
+        """Return `invertible` for this value of the parameter."""
+        return self.invertible and self._is_monotonic(param)
+
+    def has_slope_from_z(self, param):
+        """Return `slope_from_z` for this value of the parameter."""
+        return self.slope_from_z and self._is_monotonic(param)
+
+    def _is_monotonic(self, param):
+        return self.param not in ("one", "nonzero") or param > 0
 
 
 def _with_minimum(minimum):
@@ -42,7 +54,7 @@ ACTIVATIONS = {
     "leaky_relu": Activation("one"),
     "prelu": Activation("channel", slope_from_z=False),  # two y for a z if a slope is below 0
     "elu": Activation("one"),
-    "celu": Activation("one"),
+    "celu": Activation("nonzero"),
     "selu": Activation(),
     "softplus": Activation(),
     "sigmoid": Activation(),
@@ -52,6 +64,9 @@ ACTIVATIONS = {
     "gelu_tanh": _with_minimum(-0.7524614220710163),
     "mish": _with_minimum(-1.1924312145154952),
     "relu": Activation(invertible=False),
+    "relu6": Activation(invertible=False),
+    "hardsigmoid": Activation(invertible=False),
+    "hardswish": Activation(invertible=False, slope_from_z=False),
 }
 
 #: strategy -> the array that it keeps for the backward (Fig. 2 of the paper)

@@ -20,7 +20,7 @@ Sums: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 Rows: TypeAlias = Sequence[Sequence[float] | Sums] | Sums
 Activation: TypeAlias = Literal[
     "identity", "leaky_relu", "prelu", "elu", "celu", "selu", "softplus", "sigmoid", "tanh", "silu", "gelu",
-    "gelu_tanh", "mish", "relu",
+    "gelu_tanh", "mish", "relu", "relu6", "hardsigmoid", "hardswish",
 ]  # fmt: skip
 Strategy: TypeAlias = Literal[
     "standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2", "inplace"

@@ -87,7 +87,7 @@ def forward(
     momentum : float in [0, 1]
     eps : float > 0
     activation : str
-        relu has no inverse and is refused by the in-place strategies.
+        The last four have no inverse and are refused by the in-place strategies.
 
         ============  ======================================================
         activation    z, with ``a = activation_param``
@@ -106,9 +106,16 @@ def forward(
         "gelu_tanh"   y (1 + tanh(sqrt(2/pi) (y + 0.044715 y**3))) / 2
         "mish"        y tanh(softplus(y))
         "relu"        max(y, 0)
+        "relu6"       min(max(y, 0), 6)
+        "hardsigmoid" min(max(y + 3, 0), 6) / 6
+        "hardswish"   y hardsigmoid(y)
         ============  ======================================================
-    activation_param : float > 0
-        Slope of leaky_relu below zero, alpha of elu and celu.
+
+        At y = 0 the derivative of leaky_relu, prelu, elu, selu and relu is that of the right side. At their
+        kinks relu6 and hardsigmoid have 0, hardswish 0 at -3 and 1 at 3, as in PyTorch.
+    activation_param : float
+        Slope of leaky_relu below zero, alpha of elu and celu (not 0). Any finite number; positive with the
+        in-place strategies, which invert the activation.
     strategy : {"inplace", "inplace_1", "inplace_2", "checkpoint_xhat", "checkpoint", "standard"}
         Which array is kept for the backward (Fig. 2 of the paper), in addition to what the consumer of z
         keeps. "inplace" is another name of "inplace_2".

@@ -9,8 +9,8 @@ every stored value to half a unit of the storage type. From these and the errors
     sums    the errors of their terms, and SUMMING u of the sum of the sizes of the terms
     dx      the errors of its three terms
 
-Sizes of terms count, not sizes of results: y may cancel near zero, and so may sums. Where the sign of y is
-open, within its error of 0, the derivative is open too: `without_kinks` takes such elements out of dz.
+Sizes of terms count, not sizes of results: y may cancel near zero, and so may sums. Where y is within its
+error of a kink, the derivative may be that of either side: `without_kinks` takes such elements out of dz.
 """
 
 from functools import cache
@@ -74,8 +74,7 @@ def _sum(array):
     return array.sum(axis=(0, *range(2, array.ndim)))
 
 
-STRAIGHT = ("identity", "leaky_relu", "prelu", "relu")
-KINKED = ("leaky_relu", "prelu", "relu", "elu", "selu")  # another slope on either side of 0
+PIECEWISE_LINEAR = ("identity", "leaky_relu", "prelu", "relu", "relu6", "hardsigmoid")
 
 
 class Terms:
@@ -84,7 +83,7 @@ class Terms:
     def __init__(self, batch, dtype, keeps, activation, param, eps, statistics, affine):
         work = working_type(dtype)
         self.dtype, self.keeps, self.activation = dtype, keeps, activation
-        self.straight = activation in STRAIGHT
+        self.linear = activation in PIECEWISE_LINEAR
         self.u, self.stored = eps_of_compute(dtype) / 2, EPS[dtype] / 2
         self.smallest = SMALLEST[dtype]
         # In float z is taken from the minimum first, and the inverse is a fit in the root of that: 3 u of 1.
@@ -123,7 +122,7 @@ class Terms:
         if batch.residual is not None:
             self.y_error = np.where(np.isinf(self.y), 0, self.y_error + self.u * np.abs(self.y))
         # A curve works on y as it is rounded: 2 u.
-        curved = 0 if self.straight else 1
+        curved = 0 if self.linear else 1
         by_y = self.moved(self.phi, self.y_error + curved * 2 * self.u * np.abs(self.y))
         by_y = by_y + curved * self.lost_exponential()
         own = 6 * self.u * np.abs(self.z)  # expm1 may be off by two units in the last place
@@ -157,15 +156,18 @@ class Terms:
         return self.normal * np.maximum(2, np.minimum(np.abs(self.y), 1000) ** 3)
 
     def at_kink(self):
-        """Where y may come out on the other side of 0."""
-        if self.activation not in KINKED:
-            return np.zeros(self.y.shape, bool)
+        """Where y may come out on the other side of a kink."""
         near = self.y_error + np.abs(self.gamma) * self.storing_xhat
         exactly_zero = (self.gamma * self.xhat == 0) & (self.beta == 0) & (self.residual == 0)
-        return (np.abs(self.y) <= 4 * near) & ~exactly_zero
+        at_kink = np.zeros(self.y.shape, bool)
+        for kink in reference.ACTIVATIONS[self.activation].kinks:
+            at_kink |= np.abs(self.y - kink) <= 4 * near
+        return at_kink & ~exactly_zero
 
     def slope_terms(self):
-        """What the slope is added up from, in sizes: of y times a curve from 0 to 1, two terms."""
+        """Sizes of the terms of the slope: of y times a curve from 0 to 1, two terms."""
+        if self.activation == "hardswish":
+            return np.where(np.abs(self.y) < 3, np.abs(self.y) / 3 + 0.5, np.abs(self.slope))
         if reference.ACTIVATIONS[self.activation].minimum is None:
             return np.abs(self.slope)
         with np.errstate(invalid="ignore"):
@@ -174,7 +176,7 @@ class Terms:
 
     def slope_error(self, y_error):
         """Error of activation'(y) where y is off by this, and has not come from z alone."""
-        if self.straight:
+        if self.linear:
             return 2 * self.u * np.abs(self.slope)
         by_y = self.moved(self.derivative, y_error + 2 * self.u * np.abs(self.y))
         return by_y + 8 * self.u * self.slope_terms() + self.lost_exponential()
@@ -185,7 +187,7 @@ class Terms:
         Where it cannot, towards a minimum, y is the minimum at worst.
         """
         error = z_error / np.abs(np.where(self.slope == 0, 1, self.slope))
-        if self.straight:
+        if self.linear:
             return error
         minimum = reference.ACTIVATIONS[self.activation].minimum
         to_minimum = np.nan if minimum is None else minimum.astype(self.y.dtype) - self.y
@@ -208,7 +210,7 @@ class Terms:
             return direct
         y_beside = self.y_error + gamma * self.storing_xhat
         beside = self.xhat_error + self.storing_xhat, y_beside, self.slope_error(y_beside)
-        z_error = self.z_error + (2 if self.straight else 8) * self.u * np.abs(self.z)
+        z_error = self.z_error + (2 if self.linear else 8) * self.u * np.abs(self.z)
         lost = self.lost(self.inverse_error(z_error) + 4 * self.u * np.abs(self.y))
         y_error = self.inverse_error(z_error + self.solved)
         y_error = y_error + 4 * self.u * np.abs(self.y)
@@ -221,7 +223,7 @@ class Terms:
         # The exponential of elu and the like is z + alpha, or 1 + z / alpha.
         exponential = {"elu": self.param, "celu": 1, "selu": 1.76}.get(self.activation, 0)
         slope_error = self.slope_error(y_error)
-        if not self.straight:
+        if not self.linear:
             slope_error = slope_error + 4 * self.u * (
                 np.maximum(exponential, self.slope_terms()) + 2 * fitted
             )
@@ -236,7 +238,7 @@ class Terms:
         gone = gone | ((self.residual != 0) & (np.abs(self.beta) + np.abs(self.residual) > 1.01 * most))
         # By a bias alone: |z / slope| there counts, which for curves may be far less than |bias|.
         by_bias = np.abs(self.beta)
-        if not self.straight:
+        if not self.linear:
             around = [self.beta + step * self.gamma for step in np.linspace(-2, 2, 9)]
             by_bias = np.min([by_bias, *(np.abs(self.phi(y) / self.derivative(y)) for y in around)], axis=0)
         return gone | (by_bias > 1.01 * most)
@@ -272,7 +274,7 @@ class Terms:
 def without_kinks(
     batch, dtype, keeps="xhat", activation="leaky_relu", param=None, eps=1e-5, statistics=None, affine=True
 ):
-    """Return the batch with dz = 0 wherever rounding may decide on which side of 0 y is."""
+    """Return the batch with dz = 0 where rounding may decide on which side of a kink y is."""
     param = PARAM[activation] if param is None else param
     terms = Terms(batch, dtype, keeps, activation, param, eps, statistics, affine)
     return batch._replace(dz=np.where(terms.at_kink(), 0, batch.dz).astype(batch.dz.dtype))

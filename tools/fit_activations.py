@@ -166,7 +166,6 @@ def main():
         for label, (top, bottom, error) in (("near", near), ("tail", tail)):
             table(f"{name}_{label}_top", top, f"relative error {error:.1e}")
             table(f"{name}_{label}_bottom", bottom[1:], "the first is 1")
-        print(f"#define {name.upper()}_MINIMUM {float(minimum).hex()}")
         print(f"#define {name.upper()}_LEAST_Z {float(least_z).hex()}")
         print(f"#define {name.upper()}_TAIL_Z {float(gate(mp.mpf(low)) * low).hex()}")
         print(f"#define {name.upper()}_LARGEST_S {s.max():.3f}")

@@ -14,10 +14,10 @@ INLINE vec param_at(abn_param kind, const real *param, ptrdiff_t i) {
 
 INLINE mask left_at(const uint64_t *left, ptrdiff_t i) { return v_bits_mask((unsigned)(left[i >> 6] >> (i & 63))); }
 
-/* What has a minimum goes step by step, for several vectors: the chain is too long for a processor to have enough of
- * them under way. (More at once than 4 is too much for the registers of gelu.) */
+/* Activations with a minimum go step by step, several vectors at once: their chains of instructions are too long for
+ * out-of-order execution to overlap enough of them. (More than 4 at once need more registers than there are, for gelu.) */
 #define VALUES_AT_ONCE 4
-#define BLOCK 8 /* vectors to be inverted */
+#define BLOCK 8 /* vectors that are inverted together */
 
 INLINE void value_gated_of(abn_activation activation, const real *y, real *z, int vectors) {
     vec power[VALUES_AT_ONCE];
@@ -62,7 +62,7 @@ INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdif
 }
 
 #else
-/* y from z and y - z, slope from its derivative. */
+/* y from z and y - z; the slope from the derivative of y - z. */
 INLINE void finish_gated(abn_activation activation, real *z, real *slope, vec s, vec v, vec rise, mask left) {
     const vec of_z = v_mul(v_mul(s, v_set1(4)), v), at = v_load_real(z);
     const mask tail = gated_tail(activation, s);
@@ -85,8 +85,8 @@ INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdif
         for (i = 0; i < end; i += W)
             v_store_real(s + i, gated_s(activation, v_load_real(z + i), left_at(left, start + i)));
         for (i = 0; i < end; i += W) v_store_real(v + i, gated_v(activation, v_load_real(s + i)));
-        for (i = 0; i + (PIECES_AT_ONCE - 1) * W < end; i += PIECES_AT_ONCE * W)
-            gated_rise(activation, v + i, PIECES_AT_ONCE, rise + i, slope + i);
+        for (i = 0; i + (RISES_AT_ONCE - 1) * W < end; i += RISES_AT_ONCE * W)
+            gated_rise(activation, v + i, RISES_AT_ONCE, rise + i, slope + i);
         for (; i < end; i += W) gated_rise(activation, v + i, 1, rise + i, slope + i);
         for (i = 0; i < end; i += W)
             finish_gated(activation, z + i, slope + i, v_load_real(s + i), v_load_real(v + i), v_load_real(rise + i),

@@ -1,8 +1,8 @@
-/* What activations do to arrays of `real` (float, or double for float64 storage) in the nearest cache: the pieces of
- * kernels.h. One table per instruction set and type of real.
+/* The activations on arrays of `real` (float, or double for float64 storage) in the nearest cache: the pieces of kernels.h.
+ * One table per instruction set and type of real.
  *
- * Arrays begin at a cache line and have room for ABN_PADDING numbers past their end: whole vectors are worked on, and
- * what is past the end counts for nothing. n <= ABN_PIECE. `param` is one number, or for prelu one per element. */
+ * Arrays begin at a cache line and have room for ABN_PADDING numbers past their end, since whole vectors are computed;
+ * results past the end are ignored. n <= ABN_PIECE. `param` is one number, or for prelu one per element. */
 #ifndef ABN_ACTIVATION_KERNELS_H
 #define ABN_ACTIVATION_KERNELS_H
 
@@ -11,7 +11,8 @@
 typedef struct {
     void (*value)(const void *y, void *z, ptrdiff_t n, const void *param);     /* y -> z; z may be y */
     void (*slope)(const void *y, void *slope, ptrdiff_t n, const void *param); /* activation'(y); slope may be y */
-    /* z -> y in place, and the slope there; not of relu. left: bit i % 64 of word i / 64, is y left of the minimum? */
+    /* z -> y in place, and the slope at y; of invertible activations. left: bit i % 64 of word i / 64 is set if y is left of
+     * the minimum. */
     void (*invert)(void *z, void *slope, ptrdiff_t n, const void *param, const uint64_t *left);
 } abn_activation_functions;
 

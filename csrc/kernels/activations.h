@@ -1,5 +1,5 @@
-/* The cheap activations on vec: z from y, the gradient from y, and y and the gradient from z. Whole tiles go through them
- * in one pass. curves.h has all activations.
+/* The cheap activations on vec: z from y, the slope from y, and y and the slope from z. Whole tiles go through them in one
+ * pass. curves.h has all activations.
  *
  * `activation` is a constant wherever these are called, so that each kernel is compiled for one activation. */
 #ifndef ABN_KERNEL_ACTIVATIONS_H
@@ -17,28 +17,56 @@ INLINE activation_constants activation_load(double param) {
     return (activation_constants){v_set1((real)param), v_set1((real)(1 / param))};
 }
 
-INLINE vec activate(abn_activation activation, vec y, activation_constants k) {
+/* Clamps to [low, high]; NaN propagates. */
+INLINE vec v_clamp(double low, double high, vec y) { return v_min(v_set1((real)high), v_max(v_set1((real)low), y)); }
+
+/* inside for low < y < high, else 0, also for NaN. */
+INLINE vec v_between(double low, double high, vec y, double inside) {
+    const vec below_high = v_select(v_lt(y, v_set1((real)high)), v_set1((real)inside), v_zero());
+    return v_select(v_lt(v_set1((real)low), y), below_high, v_zero());
+}
+
+/* hardsigmoid; exactly 1 for y >= 3. */
+INLINE vec hard_gate(vec y) { return v_mul(v_clamp(0, 6, v_add(y, v_set1(3))), v_set1((real)(1.0 / 6))); }
+
+INLINE vec cheap_value(abn_activation activation, vec y, vec param) {
     switch (activation) {
-        case ABN_LEAKY_RELU: return v_select(v_ge(y, v_zero()), y, v_mul(y, k.param));
+        case ABN_LEAKY_RELU:
+        case ABN_PRELU: return v_select(v_ge(y, v_zero()), y, v_mul(y, param));
         case ABN_RELU: return v_select(v_lt(y, v_zero()), v_zero(), y);
+        case ABN_RELU6: return v_clamp(0, 6, y);
+        case ABN_HARDSIGMOID: return hard_gate(y);
+        case ABN_HARDSWISH: return v_mul(v_max(v_set1(-3), y), hard_gate(y)); /* max avoids -infinity * 0 */
         default: return y;
     }
 }
 
-/* dy = dz * activation'(y) */
-INLINE vec activation_gradient(abn_activation activation, vec y, vec dz, activation_constants k) {
+INLINE vec cheap_slope(abn_activation activation, vec y, vec param) {
     switch (activation) {
-        case ABN_LEAKY_RELU: return v_select(v_ge(y, v_zero()), dz, v_mul(dz, k.param));
-        case ABN_RELU: return v_mul(dz, v_select(v_ge(y, v_zero()), v_set1(1), v_zero())); /* NaN stays */
-        default: return dz;
+        case ABN_LEAKY_RELU:
+        case ABN_PRELU: return v_select(v_ge(y, v_zero()), v_set1(1), param);
+        case ABN_RELU: return v_select(v_ge(y, v_zero()), v_set1(1), v_zero());
+        case ABN_RELU6: return v_between(0, 6, y, 1);
+        case ABN_HARDSIGMOID: return v_between(-3, 3, y, 1.0 / 6);
+        case ABN_HARDSWISH: {
+            const vec middle = v_mul(v_add(y, v_set1((real)1.5)), v_set1((real)(1.0 / 3)));
+            const vec right = v_select(v_ge(y, v_set1(3)), v_set1(1), middle);
+            return v_select(v_ge(v_set1(-3), y), v_zero(), right);
+        }
+        default: return v_set1(1);
     }
 }
 
-/* Was y below 0? Rounding leaves -0.0 of what was just below, and of nothing else (forward.c sees to that). NaN counts as
- * below, as it does where y is compared. */
+/* dy = dz * activation'(y); NaN in dz propagates */
+INLINE vec activation_gradient(abn_activation activation, vec y, vec dz, activation_constants k) {
+    return activation == ABN_IDENTITY ? dz : v_mul(dz, cheap_slope(activation, y, k.param));
+}
+
+/* True if y was below 0: z is negative or -0.0, to which a y just below 0 is rounded (forward.c makes no other -0.0), or
+ * NaN, which is treated as negative where y is compared too. */
 INLINE mask is_left_of_zero(vec z) { return v_signs(v_max(z, v_set1(-LARGEST_REAL))); }
 
-/* y from z in place of z, dy in place of dz. */
+/* In place, z -> y and dz -> dy. */
 INLINE void activation_invert(abn_activation activation, vec *z, vec *dz, activation_constants k) {
     if (activation != ABN_LEAKY_RELU) return;
     const mask left = is_left_of_zero(*z);

@@ -26,7 +26,6 @@ static const real silu_tail_bottom[] = {
     (real)-0x1.de214cbdea3ccp+0,
     (real)-0x1.7b75486c0dfa8p-2,
 };
-#define SILU_MINIMUM -0x1.474973c84120bp+0
 #define SILU_LEAST_Z -0x1.1d25cf210482ep-2
 #define SILU_TAIL_Z -0x1.1223a0e5e39b9p-5
 #define SILU_LARGEST_S 4.503
@@ -89,7 +88,6 @@ static const real gelu_tail_bottom[] = {
     (real)0x1.c1cfc90bf217fp-3,
     (real)-0x1.a149cfd62b856p+0,
 };
-#define GELU_MINIMUM -0x1.80ead197f00b4p-1
 #define GELU_LEAST_Z -0x1.5c19dd4b1a3fbp-3
 #define GELU_TAIL_Z -0x1.2034dfd0cbfa5p-9
 #define GELU_LARGEST_S 2.484
@@ -153,7 +151,6 @@ static const real gelu_tanh_tail_bottom[] = {
     (real)0x1.554a798ac504ap-1,
     (real)0x1.0f7c2018f8398p-5,
 };
-#define GELU_TANH_MINIMUM -0x1.81429f9e97e4dp-1
 #define GELU_TANH_LEAST_Z -0x1.5c3e533586d1ap-3
 #define GELU_TANH_TAIL_Z -0x1.ea1864ea62ea0p-10
 #define GELU_TANH_LARGEST_S 2.484
@@ -218,7 +215,6 @@ static const real mish_tail_bottom[] = {
     (real)-0x1.ca94ede45f51ap+1,
     (real)-0x1.4644fb0dd1d28p-1,
 };
-#define MISH_MINIMUM -0x1.31432c0d12d84p+0
 #define MISH_LEAST_Z -0x1.3c417299f9f85p-2
 #define MISH_TAIL_Z -0x1.130e795f2916ep-5
 #define MISH_LARGEST_S 3.363

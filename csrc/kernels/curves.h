@@ -4,14 +4,11 @@
 #ifndef ABN_CURVES_H
 #define ABN_CURVES_H
 
-#include "../abn.h"
+#include "../activations.h"
 #include "activations.h"
 #include "curve_fits.h"
 #include "exp_log.h"
 #include "vector.h"
-
-#define SELU_SCALE 1.0507009873554804934193349852946
-#define SELU_ALPHA 1.6732632423543772848170429916717
 
 #ifdef ABN_DTYPE_FLOAT64
 #define REAL_NORMAL 0x1p-1022
@@ -42,7 +39,7 @@ INLINE vec v_inverse(vec x) { return v_div(v_set1(1), x); }
 
 typedef struct {
     vec right, height, rate;
-    int is_celu; /* rate = 1 / height: next to 0 it is a line, also where y * rate is too small for a number */
+    int is_celu; /* rate = 1 / height, of either sign. Near 0 z = y, also where y * rate underflows. */
 } exponential;
 
 INLINE exponential exponential_of(abn_activation activation, vec param) {
@@ -54,12 +51,13 @@ INLINE exponential exponential_of(abn_activation activation, vec param) {
 }
 
 INLINE vec line_or_curve(exponential e, vec scaled, vec line, vec curve) {
-    return e.is_celu ? v_select(v_lt(v_set1((real)-LINE_TO), scaled), line, curve) : curve;
+    return e.is_celu ? v_select(v_lt(v_abs(scaled), v_set1((real)LINE_TO)), line, curve) : curve;
 }
 
 INLINE vec exponential_value(exponential e, vec y) {
     const vec scaled = v_mul(v_min(v_zero(), y), e.rate);
-    const vec left = line_or_curve(e, scaled, y, v_mul(v_expm1_negative(scaled), e.height));
+    const vec expm1 = e.is_celu ? v_expm1(scaled) : v_expm1_finite(scaled); /* scaled > 0 if celu's alpha is negative */
+    const vec left = line_or_curve(e, scaled, y, v_mul(expm1, e.height));
     return v_select(v_lt(y, v_zero()), left, v_mul(y, e.right));
 }
 
@@ -70,7 +68,7 @@ INLINE vec exponential_slope(exponential e, vec y) {
 
 INLINE void exponential_invert(exponential e, vec *z, vec *slope) {
     const mask left = is_left_of_zero(*z);
-    /* Beyond the reach of the rule in activations.c: anything that is finite. */
+    /* Clamped to finite numbers; elements that this changes are escaped (abn_escape_rule_of). */
     const vec ratio = v_max(v_set1(-NEARLY_ONE), v_min(v_zero(), v_mul(*z, v_inverse(e.height))));
     const vec y = line_or_curve(e, ratio, *z, v_mul(v_log1p(ratio), v_inverse(e.rate)));
     *slope = v_select(left, v_mul(v_add(v_max(v_neg(e.height), *z), e.height), e.rate), e.right);
@@ -94,7 +92,7 @@ INLINE vec sigmoid_slope(vec y) {
 
 /* tanh(|y|) = -t / (t + 2), t = exp(-2|y|) - 1 */
 INLINE vec tanh_value(vec y) {
-    const vec t = v_expm1_negative(v_mul(v_abs(y), v_set1(-2)));
+    const vec t = v_expm1_finite(v_mul(v_abs(y), v_set1(-2)));
     const vec size = v_div(t, v_add(t, v_set1(2)));
     return v_select(v_lt(y, v_zero()), size, v_neg(size));
 }
@@ -121,13 +119,13 @@ INLINE void tanh_invert(vec *z, vec *slope) {
 
 INLINE void softplus_invert(vec *z, vec *slope) {
     const vec size = v_max(v_set1(REAL_NORMAL), *z);
-    *slope = v_neg(v_expm1_negative(v_neg(size)));
+    *slope = v_neg(v_expm1_finite(v_neg(size)));
     *z = v_add(size, v_log(*slope));
 }
 
 /* ---- silu, gelu, gelu_tanh, mish: z = y * gate(y) --------------------------------------------------- */
 
-/* The gate and its derivatives. Those that are not looked at are not computed. */
+/* The gate and its derivatives. The compiler drops those that are not used. */
 typedef struct {
     vec gate, first, second, third;
 } gate_parts;
@@ -136,24 +134,24 @@ typedef struct {
  * p (m^2 - 2 p). */
 INLINE gate_parts sigmoid_parts(vec power) {
     const vec gate = v_inverse(v_add(power, v_set1(1)));
-    const vec first = v_mul(gate, v_mul(v_min(v_set1(REAL_LARGEST), power), gate)); /* 0 and infinity make no NaN */
+    const vec first = v_mul(gate, v_mul(v_min(v_set1(REAL_LARGEST), power), gate)); /* avoids 0 * infinity */
     const vec m = v_fma(gate, v_set1(-2), v_set1(1));
     return (gate_parts){gate, first, v_mul(first, m), v_mul(first, v_fma(m, m, v_mul(first, v_set1(-2))))};
 }
 
-/* sigmoid(u), u = bend y + bent y^3: the chain rule. */
-#define GELU_BEND ((real)1.5957691216057307118) /* 2 sqrt(2/pi) */
-#define GELU_BENT ((real)(1.5957691216057307118 * 0.044715))
+/* sigmoid(u), u = rate * (y + cubic * y^3); its derivatives by y follow from the chain rule. */
+#define RATE ((real)GELU_RATE)
+#define RATE_OF_CUBE ((real)(GELU_RATE * GELU_CUBIC))
 INLINE gate_parts gelu_tanh_parts(vec y, vec power) {
-    const vec u1 = v_fma(v_mul(y, y), v_set1(3 * GELU_BENT), v_set1(GELU_BEND));
-    const vec u2 = v_mul(y, v_set1(6 * GELU_BENT)), square = v_mul(u1, u1);
+    const vec u1 = v_fma(v_mul(y, y), v_set1(3 * RATE_OF_CUBE), v_set1(RATE));
+    const vec u2 = v_mul(y, v_set1(6 * RATE_OF_CUBE)), square = v_mul(u1, u1);
     const gate_parts s = sigmoid_parts(power);
-    const vec third = v_fma(v_mul(s.second, v_set1(3)), v_mul(u1, u2), v_mul(s.first, v_set1(6 * GELU_BENT)));
+    const vec third = v_fma(v_mul(s.second, v_set1(3)), v_mul(u1, u2), v_mul(s.first, v_set1(6 * RATE_OF_CUBE)));
     return (gate_parts){s.gate, v_mul(s.first, u1), v_fma(s.second, square, v_mul(s.first, u2)),
                         v_fma(s.third, v_mul(square, u1), third)};
 }
 
-/* exp(-y^2/2) with y^2 in two parts, the first one exact: a rounding of it would be multiplied by y^2/2. */
+/* exp(-y^2/2). y^2 is split in two, the first part exact: the relative error of exp is y^2/2 times that of y^2. */
 INLINE vec gelu_power(vec y) {
     const vec size = v_min(v_set1(NORMAL_ZERO), v_abs(y));
     const vec head = v_from_bits(i_and(v_bits(size), i_set1(~(((real_bits)1 << (REAL_MANTISSA / 2 + 1)) - 1))));
@@ -161,9 +159,9 @@ INLINE vec gelu_power(vec y) {
     return v_exp_sum(v_mul(v_mul(head, head), v_set1((real)-0.5)), rest);
 }
 
-/* Phi(y): that of -|y| is exp(-y^2/2) times something smooth. */
+/* Phi(y). Phi(-|y|) is exp(-y^2/2) times a smooth function, which is fitted. */
 INLINE gate_parts gelu_parts(vec y, vec power) {
-    const vec size = v_min(v_set1(NORMAL_ZERO), v_abs(y)); /* beyond, the polynomial means nothing */
+    const vec size = v_min(v_set1(NORMAL_ZERO), v_abs(y)); /* the polynomial was fitted up to here */
     const vec scale = v_inverse(v_add(size, v_set1(NORMAL_TAIL_CENTRE)));
     const vec x = v_mul(v_sub(size, v_set1(NORMAL_TAIL_CENTRE)), scale);
     const vec tail = v_mul(v_mul(power, scale), v_polynomial(x, normal_tail, TERMS(normal_tail)));
@@ -184,12 +182,12 @@ INLINE gate_parts mish_parts(vec e) {
     return (gate_parts){t, first, v_mul(first, m), v_mul(first, v_fma(m, m, slope_of_m))};
 }
 
-/* The one exponential that an activation takes, and its gate from that: two steps, since a loop over a chain as long as
- * that of gated_invert runs faster in parts. */
+/* The exponential of an activation; gate_of computes the gate from it. Two functions, since two loops over short chains of
+ * instructions run faster than one over a long chain. */
 INLINE vec gate_power(abn_activation activation, vec y) {
     switch (activation) {
         case ABN_GELU: return gelu_power(y);
-        case ABN_GELU_TANH: return v_exp(v_mul(v_neg(y), v_fma(v_mul(y, y), v_set1(GELU_BENT), v_set1(GELU_BEND))));
+        case ABN_GELU_TANH: return v_exp(v_mul(v_neg(y), v_fma(v_mul(y, y), v_set1(RATE_OF_CUBE), v_set1(RATE))));
         case ABN_MISH: return v_exp(v_min(v_set1(20), y));
         default: return v_exp(v_neg(y));
     }
@@ -204,7 +202,7 @@ INLINE gate_parts gate_of(abn_activation activation, vec y, vec power) {
     }
 }
 
-/* From -1000 on the gate is 0, and y may be an overflow's infinity. */
+/* The gate is 0 from -1000 on; the clamp avoids -infinity * 0. */
 INLINE vec gated_within(vec y) { return v_max(v_set1(-1000), y); }
 
 /* y * gate(y) */
@@ -213,16 +211,16 @@ INLINE vec gated_value(abn_activation activation, vec y, vec power) {
     return v_mul(y, gate_of(activation, y, power).gate);
 }
 
-/* Far out the gate's slope is 0, and no product must overflow before it meets that. (Where mish's exponential stops
- * growing a rest of that slope is left; times the y of 1000 it would be 76 units in the last place.) */
+/* The slope of the gate is 0 far from 0: y is clamped so that no product overflows. (The exponential of mish is clamped,
+ * which leaves a slope of the gate; times y = 1000 it would be an error of 76 units in the last place.) */
 INLINE vec gated_slope(abn_activation activation, vec y) {
     const vec within = v_max(v_set1(-1000), v_min(v_set1(40), y));
     const gate_parts g = gate_of(activation, within, gate_power(activation, within));
     return v_fma(within, g.first, g.gate);
 }
 
-/* A first y: on both sides of the minimum from s = +-sqrt(z - least z), of which y is a smooth function; far left
- * from x = sqrt(-log(-z)). */
+/* The first guess of y: near the minimum a rational function of s = +-sqrt(z - least z), far left one of
+ * x = sqrt(-log(-z)). */
 typedef struct {
     const real *near_top, *near_bottom, *tail_top, *tail_bottom;
     double minimum, least_z, tail_z, largest_s, identity;
@@ -248,7 +246,7 @@ INLINE vec v_rational(vec x, const real *top, int top_terms, const real *bottom,
     return v_div(v_polynomial(x, top, top_terms), v_fma(x, v_polynomial(x, bottom, bottom_terms), v_set1(1)));
 }
 
-/* z, or the nearest number that the fits were made for. */
+/* z, clamped to the range of the fits. */
 INLINE vec gated_goal(abn_activation activation, vec z, mask left) {
     const gated_fit fit = gated_fit_of(activation);
     const vec largest = v_select(left, v_set1(-LEAST_SIZE), v_set1((real)fit.identity));
@@ -268,8 +266,8 @@ INLINE vec gated_first_y(abn_activation activation, vec goal, mask left) {
     return v_select(tail, v_rational(x, fit.tail_top, 5, fit.tail_bottom, 2), near);
 }
 
-/* A step of Halley's leaves of an error of 0.003 its cube: once is enough for float, twice for double. The slope
- * goes along by Taylor's formula. */
+/* A step of Halley's method cubes the error, which is 0.003 at first: one step is enough for float, two for double. The
+ * slope at the new y comes from Taylor's formula. */
 INLINE void gated_step(abn_activation activation, vec goal, vec power, vec *y, vec *slope) {
     const gate_parts g = gate_of(activation, *y, power);
     const vec first = v_fma(*y, g.first, g.gate);
@@ -282,7 +280,7 @@ INLINE void gated_step(abn_activation activation, vec goal, vec power, vec *y, v
     *y = v_add(*y, change);
 }
 
-/* The gate is 1 from there on. */
+/* y = z where the gate is 1. */
 INLINE vec gated_identity(abn_activation activation, vec z, vec y) {
     return v_select(v_lt(z, v_set1((real)gated_fit_of(activation).identity)), y, z);
 }
@@ -297,26 +295,21 @@ INLINE void gated_invert(abn_activation activation, vec *z, vec *slope, mask lef
 
 /* ---- all of them -------------------------------------------------------------------------------------- */
 
-/* Of activations without a minimum: activation_kernels.c has the others. */
+/* Activations without a minimum; activation_kernels.c has the others. */
 INLINE vec curve_value(abn_activation activation, vec y, vec param) {
     switch (activation) {
-        case ABN_LEAKY_RELU:
-        case ABN_PRELU: return v_select(v_lt(y, v_zero()), v_mul(y, param), y);
         case ABN_ELU:
         case ABN_CELU:
         case ABN_SELU: return exponential_value(exponential_of(activation, param), y);
         case ABN_SOFTPLUS: return softplus_value(y);
         case ABN_SIGMOID: return sigmoid_value(y);
         case ABN_TANH: return tanh_value(y);
-        case ABN_RELU: return v_select(v_lt(y, v_zero()), v_zero(), y);
-        default: return y;
+        default: return cheap_value(activation, y, param);
     }
 }
 
 INLINE vec curve_slope(abn_activation activation, vec y, vec param) {
     switch (activation) {
-        case ABN_LEAKY_RELU:
-        case ABN_PRELU: return v_select(v_ge(y, v_zero()), v_set1(1), param);
         case ABN_ELU:
         case ABN_CELU:
         case ABN_SELU: return exponential_slope(exponential_of(activation, param), y);
@@ -327,12 +320,11 @@ INLINE vec curve_slope(abn_activation activation, vec y, vec param) {
         case ABN_GELU:
         case ABN_GELU_TANH:
         case ABN_MISH: return gated_slope(activation, y);
-        case ABN_RELU: return v_select(v_ge(y, v_zero()), v_set1(1), v_zero());
-        default: return v_set1(1);
+        default: return cheap_slope(activation, y, param);
     }
 }
 
-/* z -> y in place, of the same. Finite numbers for any z that is finite. */
+/* In place, z -> y, of invertible activations without a minimum. The results are finite for every finite z. */
 INLINE void curve_invert(abn_activation activation, vec *z, vec *slope, vec param) {
     const mask left = is_left_of_zero(*z);
     switch (activation) {

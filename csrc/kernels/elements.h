@@ -74,7 +74,7 @@ INLINE void apply_to_vector(abn_activation activation, const storage *x, const s
                             ptrdiff_t n, affine from_x, activation_constants k) {
     vec y = affine_apply(v_load_upto(x, n), from_x);
     if (residual) y = v_add(y, v_load_upto(residual, n));
-    v_store_upto(z, activate(activation, y, k), n);
+    v_store_upto(z, cheap_value(activation, y, k.param), n);
 }
 
 INLINE void gradient_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,

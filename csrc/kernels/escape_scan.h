@@ -1,10 +1,10 @@
-/* A piece of x -> y, and which elements of it z will not tell. Included by pieces.h. */
+/* x -> y of a piece, with a bit for each element that has to be escaped. Included by pieces.h. */
 #ifndef ABN_ESCAPE_SCAN_H
 #define ABN_ESCAPE_SCAN_H
 
 #include "elements.h"
 
-/* Where a vector's constants are: a row has one set, columns have one each. */
+/* The index of a vector's constants: a row has one set, columns have one each. */
 INLINE ptrdiff_t constants_at(int layout, ptrdiff_t i) { return layout == ABN_ROWS ? 0 : i; }
 
 typedef struct {
@@ -15,8 +15,8 @@ INLINE vec residual_limit(int layout, abn_constants c, ptrdiff_t i) {
     return constant(layout, c, ABN_RESIDUAL_LIMIT, constants_at(layout, i));
 }
 
-/* A bit for each lost element of a word, for n in all. Comparisons with NaN are false: it is not lost, and gives NaN by
- * itself. */
+/* The bits of the 64 elements at `from`, of a piece of n: set if z does not determine y. Not set for NaN, which needs no
+ * escape: the comparisons are false. */
 INLINE uint64_t lost_of_word(int layout, const real *y, const storage *residual, ptrdiff_t from, ptrdiff_t n,
                              abn_constants c, escape_limits rule) {
     uint64_t bits = 0;
@@ -30,7 +30,8 @@ INLINE uint64_t lost_of_word(int layout, const real *y, const storage *residual,
     return n - from < 64 ? bits & (((uint64_t)1 << (n - from)) - 1) : bits;
 }
 
-/* Few elements are lost: a word's extremes tell whether any may be. A NaN is none of them. */
+/* y, sides and lost of a piece; returns true if any element is lost. Few are: the extremes of 64 elements, without NaN, show
+ * whether each has to be compared. */
 INLINE int piece_scan(int layout, const storage *x, const storage *residual, ptrdiff_t n, abn_constants c,
                       escape_limits rule, real *restrict y, uint64_t *restrict sides, uint64_t *restrict lost) {
     uint64_t any = 0;

@@ -1,7 +1,9 @@
-/* exp, expm1, log and log1p on vec. Below 2 ulp in float and double (log where it is not near 0); subnormal results of
- * exp may be 0. The polynomials were fitted at Chebyshev nodes. */
+/* exp, expm1, log and log1p on vec. Errors below 2 ulp in float and double (of log where the result is not near 0);
+ * subnormal results of exp may be 0. The polynomials were fitted at Chebyshev nodes. */
 #ifndef ABN_EXP_LOG_H
 #define ABN_EXP_LOG_H
+
+#include <math.h>
 
 #include "vector.h"
 
@@ -13,6 +15,7 @@
 #define EXP_ZERO -708.9       /* below: exp is 0 */
 #define EXP_INFINITY 709.9    /* above: exp is infinite */
 #define EXPM1_MINUS_ONE -50.0 /* below: expm1 is -1 */
+#define EXPM1_INFINITY 709.4  /* above: expm1 is infinite */
 static const real expm1_polynomial[] = {
     /* (expm1(r) - r) / r^2, |r| <= ln(2)/2 */
     0x1.0000000000000p-1,  0x1.5555555555555p-3,  0x1.5555555555557p-5,  0x1.1111111111111p-7,
@@ -32,6 +35,7 @@ static const real log1p_polynomial[] = {
 #define EXP_ZERO -88.1f
 #define EXP_INFINITY 88.9f
 #define EXPM1_MINUS_ONE -30.0f
+#define EXPM1_INFINITY 88.37f
 static const real expm1_polynomial[] = {
     /* (expm1(r) - r) / r^2, |r| <= ln(2)/2 */
     0x1.000000p-1f, 0x1.5554dcp-3f, 0x1.555518p-5f, 0x1.120be2p-7f, 0x1.6d117cp-10f,
@@ -54,8 +58,8 @@ INLINE vec v_polynomial(vec x, const real *coefficients, int terms) {
     return sum;
 }
 
-/* y = n ln(2) + r, |r| <= ln(2)/2, and 2^n, read off the low bits of the float n + bias + 2^mantissa. Just outside the
- * normal numbers: 0 and infinity. Adding 2^mantissa is what rounds to n. */
+/* Returns r of y = n ln(2) + r, |r| <= ln(2)/2, and 2^n in *power: 0 or infinity just outside the normal numbers. Adding
+ * 2^mantissa rounds to n, which is then in the low bits of the float n + bias + 2^mantissa. */
 INLINE vec v_exp_reduce(vec y, vec *power) {
     const vec shift = v_set1(TWO_TO_MANTISSA + EXPONENT_BIAS);
     const vec shifted = v_fma(y, v_set1(LOG2_E), shift), n = v_sub(shifted, shift);
@@ -67,10 +71,10 @@ INLINE vec v_expm1_reduced(vec r) {
     return v_fma(v_mul(r, r), v_polynomial(r, expm1_polynomial, TERMS(expm1_polynomial)), r);
 }
 
-/* NaN comes through. */
+/* NaN propagates. */
 INLINE vec v_exp_clamp(vec y) { return v_max(v_set1(EXP_ZERO), v_min(v_set1(EXP_INFINITY), y)); }
 
-/* exp(y + low) for a low that is small enough beside y to go without reduction. */
+/* exp(y + low), for |low| so small that the reduction of y alone will do. */
 INLINE vec v_exp_sum(vec y, vec low) {
     vec power;
     const vec r = v_exp_reduce(v_exp_clamp(y), &power);
@@ -83,14 +87,16 @@ INLINE vec v_exp(vec y) {
     return v_mul(v_add(v_expm1_reduced(r), v_set1(1)), power);
 }
 
-/* y <= 0 */
-INLINE vec v_expm1_negative(vec y) {
+/* exp(y) - 1 for y <= EXPM1_INFINITY. */
+INLINE vec v_expm1_finite(vec y) {
     vec power;
     const vec r = v_exp_reduce(v_max(v_set1(EXPM1_MINUS_ONE), y), &power);
     return v_fma(v_expm1_reduced(r), power, v_sub(power, v_set1(1)));
 }
 
-/* log(x + lost) for a normal x > 0, lost below an ulp of it: x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). */
+INLINE vec v_expm1(vec y) { return v_select(v_lt(v_set1(EXPM1_INFINITY), y), v_set1(INFINITY), v_expm1_finite(y)); }
+
+/* log(x + lost) for a normal x > 0 and lost below an ulp of x. x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)). */
 INLINE vec v_log_sum(vec x, vec lost) {
     const ivec shifted = i_add(v_bits(x), i_set1(((real_bits)EXPONENT_BIAS << REAL_MANTISSA) - SQRT_HALF_BITS));
     const ivec biased = i_shift_right(shifted, REAL_MANTISSA); /* k + bias */
@@ -117,7 +123,7 @@ INLINE vec v_log(vec x) { return v_log_sum(x, v_zero()); }
 /* log(1 + u), 1 + u normal */
 INLINE vec v_log1p(vec u) {
     const vec x = v_add(u, v_set1(1));
-    return v_log_sum(x, v_sub(u, v_sub(x, v_set1(1)))); /* with what rounding took from 1 + u */
+    return v_log_sum(x, v_sub(u, v_sub(x, v_set1(1)))); /* the rounding error of 1 + u */
 }
 
 #endif

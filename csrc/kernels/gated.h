@@ -4,11 +4,11 @@
 
 #include "curves.h"
 
-/* y - z is a polynomial in v = sqrt(s - (s of z = -0)), in eight pieces, and its derivative tells the slope.
- * The second root takes the logarithm's steepness out of the left; what is farther left goes the way of Halley's step.
- * Slower: that step for all; rational functions, which need degrees of 10 in s, or of 9 in two pieces; one vector at a
- * time. */
-#define PIECES_AT_ONCE 2
+/* y - z is a polynomial in v = sqrt(s - (s of z = -0)), one on each of eight intervals; its derivative gives the slope. The
+ * second root flattens the logarithmic left side. The far-left tail uses Halley's method.
+ * Measured to be slower: Halley's method for all elements; rational functions, which need degree 10 in s, or degree 9 on two
+ * intervals; one vector at a time. */
+#define RISES_AT_ONCE 2
 
 typedef struct {
     const real (*pieces)[8], *number;
@@ -44,11 +44,11 @@ INLINE vec gated_v(abn_activation activation, vec s) {
     return v_sqrt(v_max(v_set1((real)fit.least), v_add(s, v_set1((real)fit.zero_s))));
 }
 
-/* y - z and its derivative by v of `count` vectors side by side: one chain alone leaves a processor waiting. */
+/* y - z and its derivative by v, of `count` vectors in parallel: a single chain of instructions is limited by latency. */
 INLINE void gated_rise(abn_activation activation, const real *v, int count, real *rise, real *derivative) {
     const gated_pieces fit = gated_pieces_of(activation);
-    ivec piece[PIECES_AT_ONCE];
-    vec d[PIECES_AT_ONCE], sum[PIECES_AT_ONCE], slope[PIECES_AT_ONCE];
+    ivec piece[RISES_AT_ONCE];
+    vec d[RISES_AT_ONCE], sum[RISES_AT_ONCE], slope[RISES_AT_ONCE];
     UNROLLED for (int k = 0; k < count; k++) {
         const vec at = v_load_real(v + k * W);
         piece[k] = v_bits(v_add(v_polynomial(at, fit.number, 4), v_set1(TWO_TO_MANTISSA * (real)1.5)));

@@ -5,24 +5,25 @@
 #include "rows.h"
 
 /* Tiles and constants go by value from here on: stores of vectors may alias anything that is reached by a pointer. */
-#define DEFINE_LAYOUT(layout, name, activation)                                                    \
+#define DEFINE_FROM_X(layout, name, activation)                                                    \
     static void layout##_apply_##name(const abn_tile *t, const abn_constants *c) {                 \
         layout##_apply(activation, 0, *t, *c);                                                     \
     }                                                                                              \
     static ptrdiff_t layout##_apply_residual_##name(const abn_tile *t, const abn_constants *c) {   \
         return layout##_apply(activation, 1, *t, *c);                                              \
     }                                                                                              \
-    static void layout##_sums_z_##name(const abn_tile *t, const abn_constants *c, void *partial) { \
-        layout##_gradient_sums(ABN_FROM_Z, activation, *t, *c, partial);                           \
-    }                                                                                              \
     static void layout##_sums_x_##name(const abn_tile *t, const abn_constants *c, void *partial) { \
         layout##_gradient_sums(ABN_FROM_X, activation, *t, *c, partial);                           \
     }                                                                                              \
-    static void layout##_gradient_z_##name(const abn_tile *t, const abn_constants *c) {            \
-        layout##_gradient_apply(ABN_FROM_Z, activation, *t, *c);                                   \
-    }                                                                                              \
     static void layout##_gradient_x_##name(const abn_tile *t, const abn_constants *c) {            \
         layout##_gradient_apply(ABN_FROM_X, activation, *t, *c);                                   \
+    }
+#define DEFINE_FROM_Z(layout, name, activation)                                                    \
+    static void layout##_sums_z_##name(const abn_tile *t, const abn_constants *c, void *partial) { \
+        layout##_gradient_sums(ABN_FROM_Z, activation, *t, *c, partial);                           \
+    }                                                                                              \
+    static void layout##_gradient_z_##name(const abn_tile *t, const abn_constants *c) {            \
+        layout##_gradient_apply(ABN_FROM_Z, activation, *t, *c);                                   \
     }
 #define DEFINE_MOMENTS(layout)                                                                \
     static void layout##_moments_(const abn_tile *t, const abn_constants *c, void *partial) { \
@@ -31,27 +32,39 @@
 DEFINE_MOMENTS(rows)
 DEFINE_MOMENTS(columns)
 
-DEFINE_LAYOUT(rows, identity, ABN_IDENTITY)
-DEFINE_LAYOUT(rows, leaky_relu, ABN_LEAKY_RELU)
-DEFINE_LAYOUT(rows, relu, ABN_RELU)
-DEFINE_LAYOUT(columns, identity, ABN_IDENTITY)
-DEFINE_LAYOUT(columns, leaky_relu, ABN_LEAKY_RELU)
-DEFINE_LAYOUT(columns, relu, ABN_RELU)
+/* The cheap activations with kernels for whole tiles, those that can be inverted and those that cannot. */
+#define EACH_INVERTIBLE(ROW, layout)    \
+    ROW(layout, identity, ABN_IDENTITY) \
+    ROW(layout, leaky_relu, ABN_LEAKY_RELU)
+#define EACH_OTHER(ROW, layout)               \
+    ROW(layout, relu, ABN_RELU)               \
+    ROW(layout, relu6, ABN_RELU6)             \
+    ROW(layout, hardsigmoid, ABN_HARDSIGMOID) \
+    ROW(layout, hardswish, ABN_HARDSWISH)
 
-#define ENTRY(layout, name)                                                                                        \
-    {                                                                                                              \
-        layout##_apply_##name, layout##_apply_residual_##name, {layout##_sums_z_##name, layout##_sums_x_##name}, { \
-            layout##_gradient_z_##name, layout##_gradient_x_##name                                                 \
-        }                                                                                                          \
-    }
-#define LAYOUT_KERNELS(layout)                               \
-    {                                                        \
-        .moments = layout##_moments_,                        \
-        .fold = layout##_fold,                               \
-        .of = {[ABN_IDENTITY] = ENTRY(layout, identity),     \
-               [ABN_LEAKY_RELU] = ENTRY(layout, leaky_relu), \
-               [ABN_RELU] = ENTRY(layout, relu)},            \
-        .piece = PIECE_KERNELS(layout),                      \
+EACH_INVERTIBLE(DEFINE_FROM_X, rows)
+EACH_INVERTIBLE(DEFINE_FROM_Z, rows)
+EACH_OTHER(DEFINE_FROM_X, rows)
+EACH_INVERTIBLE(DEFINE_FROM_X, columns)
+EACH_INVERTIBLE(DEFINE_FROM_Z, columns)
+EACH_OTHER(DEFINE_FROM_X, columns)
+
+#define ENTRY(layout, name, activation)                               \
+    [activation] = {layout##_apply_##name,                            \
+                    layout##_apply_residual_##name,                   \
+                    {layout##_sums_z_##name, layout##_sums_x_##name}, \
+                    {layout##_gradient_z_##name, layout##_gradient_x_##name}},
+#define ENTRY_FROM_X(layout, name, activation)      \
+    [activation] = {layout##_apply_##name,          \
+                    layout##_apply_residual_##name, \
+                    {NULL, layout##_sums_x_##name}, \
+                    {NULL, layout##_gradient_x_##name}},
+#define LAYOUT_KERNELS(layout)                                                   \
+    {                                                                            \
+        .moments = layout##_moments_,                                            \
+        .fold = layout##_fold,                                                   \
+        .of = {EACH_INVERTIBLE(ENTRY, layout) EACH_OTHER(ENTRY_FROM_X, layout)}, \
+        .piece = PIECE_KERNELS(layout),                                          \
     }
 
 /* a = a*c + d, or b = b*c + a*d: what an in-place pass over memory costs at least. */

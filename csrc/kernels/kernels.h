@@ -82,7 +82,7 @@ typedef struct {
     /* destination = activation(w + residual), row after row up to where a |residual| is above its limit, or shortly before
      * that: returns how many elements are done. */
     ptrdiff_t (*apply_residual)(const abn_tile *tile, const abn_constants *constants);
-    /* sums += dy, dy * w */
+    /* sums += dy, dy * w. Here and below NULL from z where the activation has no inverse. */
     void (*gradient_sums[2])(const abn_tile *tile, const abn_constants *constants, void *partial);
     /* destination = dx */
     void (*gradient_apply[2])(const abn_tile *tile, const abn_constants *constants);

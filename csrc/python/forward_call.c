@@ -59,23 +59,42 @@ static int slope_check(const forward_call *call, const abn_activation_info *info
     return -1;
 }
 
+/* The in-place strategies invert the activation: its parameter has to be positive. */
+static int refuse_param_in_place(const forward_call *call) {
+    PyObject *number = PyFloat_FromDouble(call->activation_param);
+    if (number)
+        PyErr_Format(PyExc_ValueError,
+                     "activation_param must be positive and finite with strategy '%s', got %R; strategies 'standard', "
+                     "'checkpoint' and 'checkpoint_xhat' take any finite number",
+                     strategy_table[call->strategy].name, number);
+    Py_XDECREF(number);
+    return -1;
+}
+
+static int param_check(const forward_call *call, const abn_activation_info *info, abn_dtype dtype) {
+    const double a = call->activation_param, size = fabs(a);
+    const int in_place = strategy_table[call->strategy].keep == ABN_KEEP_Z;
+    if (info->param != ABN_ONE_PARAM && info->param != ABN_NONZERO_PARAM) return 0;
+    if (in_place && !(isfinite(a) && a > 0.0)) return refuse_param_in_place(call);
+    if (!isfinite(a)) return refuse_number(NAME_ACTIVATION_PARAM, "finite", a);
+    if (info->param == ABN_NONZERO_PARAM && a == 0.0)
+        return refuse_number(NAME_ACTIVATION_PARAM, "a number other than 0 for activation 'celu'", a);
+    if (dtype != ABN_FLOAT64 && a != 0.0 && (size < FLT_MIN || size > FLT_MAX))
+        return refuse_number(NAME_ACTIVATION_PARAM, "in float32's range for this dtype of x", a);
+    return 0;
+}
+
 static int activation_check(const forward_call *call, abn_dtype dtype) {
     const abn_activation_info *info = &abn_activation_table[call->activation];
-    const double a = call->activation_param;
     if (info->inverse == ABN_NO_INVERSE && strategy_table[call->strategy].keep == ABN_KEEP_Z) {
-        PyErr_Format(
-            PyExc_ValueError,
-            "activation '%s' has no inverse, which strategy '%s' needs; use leaky_relu, or strategy 'standard', "
-            "'checkpoint' or 'checkpoint_xhat'",
+        PyErr_Format(PyExc_ValueError,
+                     "activation '%s' has no inverse, which strategy '%s' needs; use leaky_relu, silu or another one that has an "
+            "inverse, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'",
             info->name, strategy_table[call->strategy].name);
         return -1;
     }
     if (slope_check(call, info) < 0) return -1;
-    if (info->param != ABN_ONE_PARAM) return 0;
-    if (!isfinite(a) || a <= 0.0) return refuse_number(NAME_ACTIVATION_PARAM, "positive and finite", a);
-    if (dtype != ABN_FLOAT64 && (a < FLT_MIN || a > FLT_MAX))
-        return refuse_number(NAME_ACTIVATION_PARAM, "in float32's range for this dtype of x", a);
-    return 0;
+    return param_check(call, info, dtype);
 }
 
 static int options_read(forward_call *call) {

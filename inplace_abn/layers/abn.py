@@ -9,7 +9,7 @@ from .. import _arguments as arguments
 from .. import functional
 from .._activations import ACTIVATIONS, KEEPS
 from .._arguments import choice, compatible_dtypes, fraction, integer, layer_dtype, positive
-from .activation import Activation, activation_of, parameter_of
+from .activation import Activation, activation_of, parameter_of, refuse_in_place
 from .base import Layer, Parameter
 from .context import is_recomputing
 from .saved_arrays import refuse_if_saved
@@ -43,12 +43,12 @@ class ABN(Layer):
         running statistics stay as they are, and evaluation uses them, as in PyTorch.
     activation : str
         "identity", "leaky_relu", "prelu", "elu", "celu", "selu", "softplus", "sigmoid", "tanh", "silu",
-        "gelu", "gelu_tanh", "mish" or "relu", as `torch.nn.functional` defines them. relu not with the
-        in-place strategies: it has no inverse. silu, gelu, gelu_tanh and mish in place keep a bit per element
-        beside z.
+        "gelu", "gelu_tanh", "mish", "relu", "relu6", "hardsigmoid" or "hardswish", as `torch.nn.functional`
+        defines them. The last four have no inverse: not with the in-place strategies. silu, gelu, gelu_tanh
+        and mish in place keep a bit per element beside z.
     activation_param : float
-        Slope of leaky_relu below zero, alpha of elu and celu, above 0; the slope that prelu begins with, any
-        number.
+        Slope of leaky_relu below zero, alpha of elu and celu (not 0); the initial slope of prelu. Any finite
+        number; with the in-place strategies that of leaky_relu, elu and celu is positive.
     strategy : {"standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2", "inplace"}
         "standard" and "checkpoint" leave the input alone, the others overwrite it.
     num_slopes : int
@@ -118,12 +118,13 @@ class ABN(Layer):
         self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
         self.activation = activation
         self.num_slopes = choice("num_slopes", num_slopes, (1, self.num_features))
+        dtype = layer_dtype(dtype)
+        self.activation_param, slope = parameter_of(self.activation, activation_param, num_slopes, dtype)
         self.strategy = strategy
         self.channel_axis = channel_axis
-        dtype = layer_dtype(dtype)
         self.weight = Parameter(np.ones(num_features, dtype)) if affine else None
         self.bias = Parameter(np.zeros(num_features, dtype)) if affine else None
-        self.activation_param, self.slope = parameter_of(activation, activation_param, num_slopes, dtype)
+        self.slope = slope
         self.running_mean = np.zeros(num_features, dtype) if track_running_stats else None
         self.running_var = np.ones(num_features, dtype) if track_running_stats else None
         self.num_batches_tracked = np.array(0, np.int64) if track_running_stats else None
@@ -136,11 +137,8 @@ class ABN(Layer):
     @strategy.setter
     def strategy(self, strategy):
         strategy = choice("strategy", strategy, KEEPS)
-        if KEEPS[strategy] == "z" and not ACTIVATIONS[self.activation].invertible:
-            raise ValueError(
-                f"activation {self.activation!r} has no inverse, which strategy {strategy!r} needs; use "
-                "leaky_relu, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'"
-            )
+        if KEEPS[strategy] == "z":
+            refuse_in_place(self.activation, self.activation_param, strategy)
         self._strategy = strategy
 
     @property
@@ -154,13 +152,15 @@ class ABN(Layer):
         return KEEPS[self.strategy] == "z"
 
     def takes_residual(self, activation=None):
-        """Return whether a call may have ``residual=``, and `activation`, a layer, instead of its own.
+        """Return True if a call may have ``residual=``, and `activation`, a layer, in place of its own.
 
-        It may in place, where this layer has no activation of its own and the other one an inverse. All other
-        strategies would keep the residual on top of what sum and activation by themselves do.
+        That is so in place, if this layer has no activation of its own and the other one can be inverted.
+        Every other strategy would keep the residual on top of what sum and activation keep by themselves.
         """
-        follows = ACTIVATIONS["identity" if activation is None else activation.activation]
-        return KEEPS[self.strategy] == "z" and self.activation == "identity" and follows.invertible
+        if KEEPS[self.strategy] != "z" or self.activation != "identity":
+            return False
+        last = self if activation is None else activation
+        return ACTIVATIONS[last.activation].is_invertible(last.activation_param)
 
     def forward(self, ctx, x, residual=None, *, activation=None, mask=None):
         """Normalize, add the residual, and activate: as `activation`, a layer, does, or as this one does."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .._activations import ACTIVATIONS
-from .._arguments import choice, finite, integer, layer_dtype, positive
+from .._arguments import choice, finite, integer, layer_dtype
 from ..ops import activation
 from .base import Layer, Parameter
 from .saved_arrays import refuse_if_saved
@@ -15,6 +15,8 @@ ALIASES = {
     "swish": "silu",
     "lrelu": "leaky_relu",
     "leaky": "leaky_relu",
+    "hard_sigmoid": "hardsigmoid",
+    "hard_swish": "hardswish",
 }
 
 
@@ -32,31 +34,48 @@ def parameter_of(name, activation_param, num_slopes, dtype):
         For an activation_param or a num_slopes that does not fit.
     """
     slopes = integer("num_slopes", num_slopes, least=1)
+    found = finite("activation_param", activation_param)
     if ACTIVATIONS[name].param != "channel":
         if slopes != 1:
             raise ValueError(
                 f"num_slopes goes with activation 'prelu', got {num_slopes!r} with {name!r}; leave it "
                 "out, or 1"
             )
-        return positive("activation_param", activation_param), None
-    first = finite("activation_param", activation_param)
-    return first, Parameter(np.full(slopes, first, layer_dtype(dtype)))
+        if ACTIVATIONS[name].param == "nonzero" and found == 0:
+            raise ValueError(f"activation_param must not be 0 for activation {name!r}")
+        return found, None
+    return found, Parameter(np.full(slopes, found, layer_dtype(dtype)))
+
+
+def refuse_in_place(name, param, strategy):
+    """Raise a ValueError if an in-place strategy cannot invert this activation with this parameter."""
+    if not ACTIVATIONS[name].invertible:
+        raise ValueError(
+            f"activation {name!r} has no inverse, which strategy {strategy!r} needs; use leaky_relu, silu or "
+            "another one that has an inverse, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'"
+        )
+    if not ACTIVATIONS[name].is_invertible(param):
+        raise ValueError(
+            f"activation_param must be positive and finite with strategy {strategy!r}, got {param!r}; "
+            "strategies 'standard', 'checkpoint' and 'checkpoint_xhat' take any finite number"
+        )
 
 
 class Activation(Layer):
     """An activation on its own, which keeps one array for the backward.
 
     It keeps its result z if the derivative is a function of z, else its input, which it never overwrites
-    then: silu, gelu, gelu_tanh and mish have the same z on both sides of their minimum, and slopes of prelu
-    may have any sign. (An in-place `ABN` with these activations keeps z and a bit per element, also at the
+    then: silu, gelu, gelu_tanh, mish and hardswish have the same z on both sides of their minimum, slopes of
+    prelu may have any sign, and so may the parameter of leaky_relu, elu and celu, which keep z if it is
+    positive. (An in-place `ABN` with silu, gelu, gelu_tanh or mish keeps z and a bit per element, also at the
     end of a `Residual`.)
 
     Parameters
     ----------
     activation : str
-        As for `ABN`, and relu.
-    activation_param : float
         As for `ABN`.
+    activation_param : float
+        As for `ABN`, of any sign.
     inplace : bool
         True overwrites the input unless it is kept. Refused if another layer needs the input.
     num_slopes : int
@@ -93,7 +112,7 @@ class Activation(Layer):
     @property
     def overwrites_input(self):
         """True if `inplace` is, and the input is not kept."""
-        return self.inplace and ACTIVATIONS[self.activation].slope_from_z
+        return self.inplace and ACTIVATIONS[self.activation].has_slope_from_z(self.activation_param)
 
     @property
     def works_in_place(self):

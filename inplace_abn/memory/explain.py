@@ -1,5 +1,6 @@
 """`Ledger.explain`: which buffers are kept, for what, and what would free them."""
 
+from .._activations import ACTIVATIONS
 from . import events
 from .tables import escape, human, plural
 
@@ -92,11 +93,12 @@ def _advice(views, size, entries):
         lines.append(f"free when the backward of {layers[0]} has run")
     twin = _second_buffer(first, entries) if first.role == "x" else None
     if twin is not None:
-        but = "; relu, which cannot be inverted, has to be leaky_relu for that"
+        known, but = ACTIVATIONS.get(first.activation), ""
+        if known is not None and not known.invertible:
+            but = f"; {first.activation}, which cannot be inverted, has to be leaky_relu for that"
         lines.append(
             f"{twin.layer} keeps what {first.layer} made of it, {human(twin.nbytes)}: "
-            f"strategy='inplace' would write that over this buffer, and free {human(size)}"
-            f"{but if first.activation == 'relu' else ''}"
+            f"strategy='inplace' would write that over this buffer, and free {human(size)}{but}"
         )
     elif _ROLES.get(first.role, (None, None))[1]:
         other = ", or leaky_relu" if first.role in _UNTOLD and first.activation not in _STRAIGHT else ""

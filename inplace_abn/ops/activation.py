@@ -29,7 +29,8 @@ def forward(ctx, x, *, activation, param=None, channel_axis=1, overwrite=False):
     activation : str
         One of `inplace_abn.functional.forward`.
     param : float or ndarray, optional
-        Of leaky_relu, elu and celu: a number above 0. Of prelu: slopes, an array of shape (1,) or (C,).
+        Of leaky_relu, elu and celu: a finite number, of celu not 0. Of prelu: slopes, an array of shape (1,)
+        or (C,).
     channel_axis : {1, -1}
         Of the slopes.
     overwrite : bool
@@ -56,15 +57,16 @@ def forward(ctx, x, *, activation, param=None, channel_axis=1, overwrite=False):
     (array([[0.5, 1. ]]), None)
     """
     arguments.batch("x", x, "(...)", ellipsis=True)
-    known, layout = ACTIVATIONS[activation], order_of(x)
+    layout = order_of(x)
+    keeps_z = ACTIVATIONS[activation].has_slope_from_z(param)
     param = _broadcast(param, x, channel_axis)
     ctx.activation, ctx.param, ctx.channel_axis = activation, param, channel_axis
     ctx.layout, ctx.input_shape, ctx.dtype = layout, x.shape, x.dtype
-    z = x if overwrite and known.slope_from_z else layout.empty(x.shape, x.dtype)
+    z = x if overwrite and keeps_z else layout.empty(x.shape, x.dtype)
     source, result, slopes = (_ordered(layout, array) for array in (x, z, param))
     for block in element_blocks(source.shape):
         result[block] = FORMULAS[activation].value(wide(source[block]), _part(slopes, block))
-    if known.slope_from_z:
+    if keeps_z:
         ctx.save_for_backward(z=z)
     else:
         ctx.save_for_backward(input=x)
@@ -154,7 +156,10 @@ class _SlopeSums:
 
 
 class Formula(NamedTuple):
-    """``value(y, param)``, and ``slope``: the derivative from z where that is enough, else from y."""
+    """``value(y, param)`` and ``slope(kept, param)``, the derivative. See `Activation.has_slope_from_z`.
+
+    kept is z where that is enough, else y.
+    """
 
     value: Callable
     slope: Callable
@@ -175,6 +180,25 @@ _SELU_ALPHA = 1.6732632423543772848170429916717
 
 def _elu(y, alpha, rate=1.0, scale=1.0):
     return np.where(y >= 0, scale * y, scale * alpha * np.expm1(np.minimum(y, 0) * rate))
+
+
+def _elu_slope(kept, alpha):
+    left = kept + alpha if alpha > 0 else alpha * np.exp(np.minimum(kept, 0))
+    return np.where(kept >= 0, 1, left)
+
+
+def _celu_slope(kept, alpha):
+    left = 1 + kept / alpha if alpha > 0 else np.exp(np.minimum(kept, 0) / alpha)
+    return np.where(kept >= 0, 1, left)
+
+
+def _hard_sigmoid(y):
+    return np.clip(y + 3, 0, 6) / 6
+
+
+def _inside(z, high, slope):
+    """Return the slope of a clamp to [0, high]: 0 at both ends."""
+    return np.where((z > 0) & (z < high), _one(z) * slope, 0)
 
 
 _GELU_RATE = math.sqrt(8 / math.pi)  # 1 + tanh(u) = 2 sigmoid(2 u)
@@ -209,8 +233,8 @@ FORMULAS = {
     "identity": Formula(lambda y, _: y, lambda z, _: _one(z)),
     "leaky_relu": _LEAKY,
     "prelu": _LEAKY,
-    "elu": Formula(_elu, lambda z, a: np.where(z >= 0, 1, z + a)),
-    "celu": Formula(lambda y, a: _elu(y, a, 1 / a), lambda z, a: np.where(z >= 0, 1, 1 + z / a)),
+    "elu": Formula(_elu, _elu_slope),
+    "celu": Formula(lambda y, a: _elu(y, a, 1 / a), _celu_slope),
     "selu": Formula(
         lambda y, _: _elu(y, _SELU_ALPHA, 1.0, _SELU_SCALE),
         lambda z, _: np.where(z >= 0, _SELU_SCALE, z + _SELU_SCALE * _SELU_ALPHA),
@@ -226,4 +250,10 @@ FORMULAS = {
     "gelu_tanh": Formula(lambda y, _: y * _sigmoid(_GELU_RATE * (y + _GELU_CUBIC * y**3)), _gelu_tanh_slope),
     "mish": Formula(lambda y, _: y * _tanh_softplus(y), _mish_slope),
     "relu": Formula(lambda y, _: np.maximum(y, 0), lambda z, _: (z > 0).astype(z.dtype)),
+    "relu6": Formula(lambda y, _: np.clip(y, 0, 6), lambda z, _: _inside(z, 6, 1)),
+    "hardsigmoid": Formula(lambda y, _: _hard_sigmoid(y), lambda z, _: _inside(z, 1, 1 / 6)),
+    "hardswish": Formula(
+        lambda y, _: np.maximum(y, -3) * _hard_sigmoid(y),
+        lambda y, _: np.where(y >= 3, 1, np.where(y <= -3, 0, y / 3 + 0.5)),
+    ),
 }

@@ -11,6 +11,9 @@ selu                       Klambauer, Unterthiner, Mayr, Hochreiter 2017, https:
 silu, gelu, gelu_tanh      Hendrycks, Gimpel 2016, https://arxiv.org/abs/1606.08415
 silu, there called swish   Ramachandran, Zoph, Le 2017, https://arxiv.org/abs/1710.05941
 mish                       Misra 2019, https://arxiv.org/abs/1908.08681
+relu6                      Howard et al. 2017, https://arxiv.org/abs/1704.04861
+hardsigmoid                Courbariaux, Bengio, David 2015, https://arxiv.org/abs/1511.00363
+hardswish                  Howard et al. 2019, https://arxiv.org/abs/1905.02244
 =========================  ==============================================================================
 
 >>> silu = ACTIVATIONS["silu"]
@@ -34,17 +37,18 @@ __all__ = ["ACTIVATIONS", "Activation"]
 class Activation(NamedTuple):
     """An activation phi.
 
-    With `inverse` and `derivative_from_z` the backward needs z alone (section 3.2 of the paper). If they are
-    None, x or xhat must be kept. If there is a minimum, they take a third argument, an array of bool: True if
-    y is left of the minimum.
+    With `inverse` and `derivative_from_z` the backward needs z alone (section 3.2 of the paper), provided
+    that a parameter that is one number is positive. If they are None, x or xhat must be kept. If there is a
+    minimum, they take a third argument, an array of bool: True if y is left of the minimum.
     """
 
     phi: Callable  # y -> z
     derivative: Callable  # y -> phi'(y)
     inverse: Callable | None  # z -> y
     derivative_from_z: Callable | None  # z -> phi'(y)
-    param: str | None = None  # None, "one" number above 0, or one per "channel" (the last axis)
+    param: str | None = None  # "one" number, "nonzero": one but 0, "channel": one for each (last axis)
     minimum: np.longdouble | None = None  # the y at which phi has its minimum, or None
+    kinks: tuple = ()  # the y at which the derivative jumps
 
 
 # ---- parts of the formulas ---------------------------------------------------------------------------------
@@ -57,6 +61,10 @@ def _constant(like, digits):
 def _sigmoid(y):
     small = np.exp(-np.abs(y))
     return np.where(y >= 0, 1, small) / (1 + small)
+
+
+def _hard_sigmoid(y):
+    return np.clip(y + 3, 0, 6) / 6
 
 
 def _cubic(y):
@@ -162,13 +170,15 @@ def _bracket(phi, turn, z, left):
 
 
 # ---- the table ---------------------------------------------------------------------------------------------
-# In the order of csrc/abn.h. At y = 0 the derivative is the right-hand one, from y as well as from z.
+# In the order of csrc/abn.h. At a kink at y = 0 the derivative is the right-hand one, from y as well as from
+# z. At the kinks of relu6, hardsigmoid and hardswish it is that of the outer side, as in PyTorch.
 
 _LEAKY = {
     "phi": lambda y, slope: np.where(y >= 0, y, slope * y),
     "derivative": lambda y, slope: np.where(y >= 0, 1, slope),
     "inverse": lambda z, slope: np.where(z >= 0, z, z / slope),
     "derivative_from_z": lambda z, slope: np.where(z >= 0, 1, slope),
+    "kinks": (0.0,),
 }
 
 
@@ -193,19 +203,21 @@ ACTIVATIONS = {
         inverse=lambda z, alpha: np.where(z >= 0, z, np.log1p(np.minimum(z, 0) / alpha)),
         derivative_from_z=lambda z, alpha: np.where(z >= 0, 1, z + alpha),
         param="one",
+        kinks=(0.0,),
     ),
     "celu": Activation(
         phi=lambda y, alpha: np.where(y >= 0, y, alpha * np.expm1(np.minimum(y, 0) / alpha)),
         derivative=lambda y, alpha: np.where(y >= 0, 1, np.exp(np.minimum(y, 0) / alpha)),
         inverse=lambda z, alpha: np.where(z >= 0, z, alpha * np.log1p(np.minimum(z, 0) / alpha)),
         derivative_from_z=lambda z, alpha: np.where(z >= 0, 1, 1 + z / alpha),
-        param="one",
+        param="nonzero",
     ),
     "selu": Activation(
         phi=lambda y, _: np.where(y >= 0, _selu(y)[0] * y, _selu(y)[1] * np.expm1(np.minimum(y, 0))),
         derivative=lambda y, _: np.where(y >= 0, _selu(y)[0], _selu(y)[1] * np.exp(np.minimum(y, 0))),
         inverse=lambda z, _: np.where(z >= 0, z / _selu(z)[0], np.log1p(np.minimum(z, 0) / _selu(z)[1])),
         derivative_from_z=lambda z, _: np.where(z >= 0, _selu(z)[0], z + _selu(z)[1]),
+        kinks=(0.0,),
     ),
     "softplus": Activation(
         phi=lambda y, _: np.logaddexp(0, y),
@@ -252,5 +264,27 @@ ACTIVATIONS = {
         derivative=lambda y, _: np.where(y >= 0, 1, 0),
         inverse=None,
         derivative_from_z=None,
+        kinks=(0.0,),
+    ),
+    "relu6": Activation(
+        phi=lambda y, _: np.clip(y, 0, 6),
+        derivative=lambda y, _: np.where((y > 0) & (y < 6), 1, 0),
+        inverse=None,
+        derivative_from_z=None,
+        kinks=(0.0, 6.0),
+    ),
+    "hardsigmoid": Activation(
+        phi=lambda y, _: _hard_sigmoid(y),
+        derivative=lambda y, _: np.where((y > -3) & (y < 3), 1 / _constant(y, 6), 0),
+        inverse=None,
+        derivative_from_z=None,
+        kinks=(-3.0, 3.0),
+    ),
+    "hardswish": Activation(
+        phi=lambda y, _: np.maximum(y, -3) * _hard_sigmoid(y),  # the maximum avoids -inf * 0
+        derivative=lambda y, _: np.where(y >= 3, 1, np.where(y <= -3, 0, y / 3 + 0.5)),
+        inverse=None,
+        derivative_from_z=None,
+        kinks=(-3.0, 3.0),
     ),
 }

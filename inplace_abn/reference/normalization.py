@@ -212,6 +212,9 @@ def _parameter(activation, activation_param, slope, strategy, dtype):
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if KEEPS[strategy] == "z" and ACTIVATIONS[activation].inverse is None:
         raise ValueError(f"strategy {strategy!r} needs an inverse; {activation} has none, leaky_relu has one")
+    has_one = ACTIVATIONS[activation].param in ("one", "nonzero")
+    if KEEPS[strategy] == "z" and has_one and not activation_param > 0:
+        raise ValueError(f"strategy {strategy!r} needs activation_param > 0, got {activation_param!r}")
     if ACTIVATIONS[activation].param != "channel":
         return activation_param
     if slope is None:

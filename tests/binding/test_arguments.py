@@ -177,7 +177,7 @@ OPTIONS = {
         (10**400, ValueError, "must be a number that fits a float"),
     ],
     "activation_param": [
-        *((v, ValueError, "positive and finite") for v in (0, -0.01, np.nan, np.inf)),
+        *((v, ValueError, "positive and finite with strategy") for v in (0, -0.01, np.nan, np.inf)),
         (1e-60, ValueError, "float32's range"),
         (None, TypeError, "must be a number"),
     ],

@@ -57,7 +57,7 @@ def test_gradients_are_those_of_finite_differences(activation, strategy, layout,
 
 
 @sampled(dtype=DTYPES, layout=LAYOUTS, activation=ACTIVATIONS, strategy=STRATEGIES)
-def test_the_derivative_at_zero_is_the_one_from_the_right(activation, strategy, layout, dtype):
+def test_the_derivative_at_zero_is_that_of_the_reference(activation, strategy, layout, dtype):
     """A new residual branch, gamma = beta = 0, has y = 0 or -0 throughout: all schemes agree on it."""
     batch = random_batch((4, 6, 5, 7), dtype)
     batch = batch._replace(weight=np.array([0, -0.0] * 3, batch.weight.dtype), bias=np.zeros_like(batch.bias))

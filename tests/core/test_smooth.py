@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from batches import (
     DTYPES,
+    HARD,
     ISAS,
     LAYOUTS,
     PARAM,
@@ -241,4 +242,4 @@ def test_values_are_right_to_a_few_units_in_the_last_place(activation, isa, dtyp
 
 
 def test_curves_are_tested_here_or_everywhere():
-    assert {*SMOOTH, *THOROUGH, "prelu"} == {*reference.ACTIVATIONS}
+    assert {*SMOOTH, *THOROUGH, *HARD, "prelu"} == {*reference.ACTIVATIONS}

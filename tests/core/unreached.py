@@ -21,11 +21,6 @@ REASONS = [
         "Newton's method, between bounds that close in, never takes 200 steps",
     ),
     (
-        "csrc/kernels/curves.h",
-        "case ABN_RELU: return v_select(v_lt(y, v_zero()), v_zero(), y);",
-        "the forward of relu has kernels of its own, which it never leaves: it keeps no z to escape from",
-    ),
-    (
         "csrc/threads.c",
         "static void after_fork_in_child(void) { orphaned = used; }",
         "runs in forked children alone, which the tests end without gcov's handlers",

@@ -11,7 +11,7 @@ from inplace_abn.optim import SGD
 
 ACTIVATIONS = list(reference.ACTIVATIONS)
 #: They keep their input.
-AMBIGUOUS = ["prelu", "silu", "gelu", "gelu_tanh", "mish"]
+AMBIGUOUS = ["prelu", "silu", "gelu", "gelu_tanh", "mish", "hardswish"]
 
 
 def slopes(activation, channels=3):

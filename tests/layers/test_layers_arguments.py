@@ -212,7 +212,7 @@ def test_channels_in_the_other_place_are_seen(shape, axis):
         (
             lambda: InPlaceABN(2, activation_param=-1),
             ValueError,
-            "activation_param must be greater than 0, got -1",
+            "activation_param must be positive and finite with strategy 'inplace', got -1",
         ),
         (lambda: InPlaceABN(2, activation_param=np.inf), ValueError, "activation_param must be finite"),
         (lambda: InPlaceABN(2, channel_axis=2), ValueError, "channel_axis must be 1, .* got 2"),

@@ -36,6 +36,10 @@ PAIRS = {
     "leaky": (layers.Activation("leaky_relu", 0.2), nn.LeakyReLU(0.2)),
     "elu": (layers.Activation("elu", 1.5, inplace=True), nn.ELU(1.5)),
     "relu": (layers.Activation("relu"), nn.ReLU()),
+    "relu6": (layers.Activation("relu6", inplace=True), nn.ReLU6()),
+    "hardswish": (layers.Activation("hardswish"), nn.Hardswish()),
+    "leaky of a negative slope": (layers.Activation("leaky_relu", -0.5), nn.LeakyReLU(-0.5)),
+    "celu of a negative alpha": (layers.Activation("celu", -2), nn.CELU(-2)),
 }
 
 

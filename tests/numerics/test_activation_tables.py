@@ -22,15 +22,19 @@ def test_properties_are_those_of_the_specification(name):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_formulas_are_those_of_the_specification(name, dtype):
+@pytest.mark.parametrize(
+    ("name", "param"),
+    [(name, 0.3) for name in ACTIVATIONS]
+    + [("leaky_relu", -0.3), ("leaky_relu", 0.0), ("elu", -0.3), ("elu", 0.0), ("celu", -3.0)],
+)
+def test_formulas_are_those_of_the_specification(name, param, dtype):
     y = np.concatenate([-np.geomspace(1e-3, 30, 60), np.geomspace(1e-3, 30, 60)]).astype(dtype)
     specified, eps = reference.ACTIVATIONS[name], np.finfo(dtype).eps
-    want = specified.phi(y.astype(np.longdouble), 0.3)
-    z = FORMULAS[name].value(y, 0.3)
+    want = specified.phi(y.astype(np.longdouble), param)
+    z = FORMULAS[name].value(y, param)
     assert z.dtype == dtype
     # 1 - |z| cancels up to the slope of the exponent, 30.
     np.testing.assert_allclose(z, want.astype(dtype), rtol=64 * eps, atol=4 * eps)
-    slope = FORMULAS[name].slope(z if ACTIVATIONS[name].slope_from_z else y, 0.3)
-    want = specified.derivative(y.astype(np.longdouble), 0.3)
+    slope = FORMULAS[name].slope(z if ACTIVATIONS[name].has_slope_from_z(param) else y, param)
+    want = specified.derivative(y.astype(np.longdouble), param)
     np.testing.assert_allclose(slope, want.astype(dtype), rtol=64 * eps, atol=16 * eps)

@@ -18,6 +18,9 @@ ACTIVATIONS = {
     "leaky_relu": F.leaky_relu,
     "elu": F.elu,
     "relu": lambda y, _: F.relu(y),
+    "relu6": lambda y, _: F.relu6(y),
+    "hardsigmoid": lambda y, _: F.relu6(y + 3) / 6,  # F.hardsigmoid has a slope of float32's 1 / 6
+    "hardswish": lambda y, _: F.hardswish(y),
 }
 
 

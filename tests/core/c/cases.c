@@ -56,9 +56,8 @@ static void test_layouts(sweep *s, const problem *of, int heavy) {
     twin_free(&expected);
 }
 
-/* Those of a straight activation without residual, which have kernels of their own, each second time; of all others a
- * few with every shape. As the steps have no divisor in common with the number of problems, every problem is met within
- * as many shapes. */
+/* True for every second problem with tile kernels (a piecewise linear activation without residual), and for every 17th of
+ * the others. 2 and 17 do not divide the number of problems, so each is met after as many shapes. */
 static int is_next(sweep *s, const problem *p) {
     if (curve_is_piecewise_linear(p->activation) && p->activation != ABN_PRELU && !p->residual)
         return s->cheap++ % 2 == 0;

@@ -4,12 +4,14 @@
 
 #include "twin.h"
 
-/* selu's scale, and its scale times alpha. */
+/* Of selu: scale, and scale times alpha. */
 static const double selu_scale = 1.0507009873554804934, selu_alpha = 1.7580993408473768600;
 
 static double sigmoid(double y) { return y >= 0 ? 1 / (1 + exp(-y)) : exp(y) / (1 + exp(y)); }
 
 static double softplus(double y) { return fmax(y, 0) + log1p(exp(-fabs(y))); }
+
+static double clamp(double low, double high, double y) { return y < low ? low : y > high ? high : y; } /* keeps NaN */
 
 /* The activations with a minimum are y times a curve from 0 to 1. */
 static double share_of(abn_activation activation, double y) {
@@ -44,6 +46,9 @@ double curve_value(abn_activation activation, double param, double y) {
         case ABN_SIGMOID: return sigmoid(y);
         case ABN_TANH: return tanh(y);
         case ABN_RELU: return y < 0 ? 0 : y; /* NaN stays */
+        case ABN_RELU6: return clamp(0, 6, y);
+        case ABN_HARDSIGMOID: return clamp(0, 1, y / 6 + 0.5);
+        case ABN_HARDSWISH: return y <= -3 ? 0 : y >= 3 ? y : y * (y + 3) / 6;
         default: return y * share_of(activation, y);
     }
 }
@@ -59,12 +64,16 @@ double curve_slope(abn_activation activation, double param, double y) {
         case ABN_SIGMOID: return sigmoid(y) * sigmoid(-y);
         case ABN_TANH: return 4 * sigmoid(2 * y) * sigmoid(-2 * y);
         case ABN_RELU: return y >= 0;
+        case ABN_RELU6: return y > 0 && y < 6;
+        case ABN_HARDSIGMOID: return y > -3 && y < 3 ? 1.0 / 6 : 0;
+        case ABN_HARDSWISH: return y <= -3 ? 0 : y >= 3 ? 1 : (2 * y + 3) / 6;
         case ABN_IDENTITY: return 1; /* of NaN as well */
         default: return share_of(activation, y) + y * slope_of_share(activation, y);
     }
 }
 
 double curve_slope_terms(abn_activation activation, double param, double y) {
+    if (activation == ABN_HARDSWISH && fabs(y) < 3) return fabs(y) / 3 + 0.5;
     return abn_activation_table[activation].inverse == ABN_FROM_Z_AND_SIDE
                ? share_of(activation, y) + fabs(y * slope_of_share(activation, y))
                : fabs(curve_slope(activation, param, y));
@@ -81,12 +90,28 @@ double curve_slope_terms_of_z(abn_activation activation, double param, double y)
     }
 }
 
-int curve_has_kink(abn_activation activation) {
-    return activation == ABN_LEAKY_RELU || activation == ABN_PRELU || activation == ABN_RELU || activation == ABN_ELU ||
-           activation == ABN_SELU;
+double curve_distance_to_kink(abn_activation activation, double y) {
+    switch (activation) {
+        case ABN_LEAKY_RELU:
+        case ABN_PRELU:
+        case ABN_ELU:
+        case ABN_SELU:
+        case ABN_RELU: return fabs(y);
+        case ABN_RELU6: return fmin(fabs(y), fabs(y - 6));
+        case ABN_HARDSIGMOID:
+        case ABN_HARDSWISH: return fmin(fabs(y + 3), fabs(y - 3));
+        default: return INFINITY;
+    }
 }
 
 int curve_is_piecewise_linear(abn_activation activation) {
-    return activation == ABN_IDENTITY || activation == ABN_LEAKY_RELU || activation == ABN_PRELU ||
-           activation == ABN_RELU;
+    switch (activation) {
+        case ABN_IDENTITY:
+        case ABN_LEAKY_RELU:
+        case ABN_PRELU:
+        case ABN_RELU:
+        case ABN_RELU6:
+        case ABN_HARDSIGMOID: return 1;
+        default: return 0;
+    }
 }

@@ -11,7 +11,9 @@ double curve_slope(abn_activation activation, double param, double y);
 double curve_slope_terms(abn_activation activation, double param, double y);
 double curve_slope_terms_of_z(abn_activation activation, double param, double y);
 
-int curve_is_piecewise_linear(abn_activation activation); /* but for a kink at 0 */
-int curve_has_kink(abn_activation activation);            /* another slope on either side of 0 */
+int curve_is_piecewise_linear(abn_activation activation);
+
+/* To the nearest y at which the slope jumps. */
+double curve_distance_to_kink(abn_activation activation, double y);
 
 #endif

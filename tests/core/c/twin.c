@@ -103,7 +103,7 @@ static term term_of(const channel *c, ptrdiff_t i) {
     if (c->of->residual) t.y_error += p.u * fabs(t.y);
     const double least_slope = c->param > 0 ? fmin(1, c->param) : 1;
     const double near = t.y_error + fabs(c->weight) * t.storing_xhat + p.smallest / least_slope;
-    t.open = (c->weight != 0 || c->of->residual) && curve_has_kink(c->of->activation) && fabs(t.y) <= 4 * near;
+    t.open = (c->weight != 0 || c->of->residual) && curve_distance_to_kink(c->of->activation, t.y) <= 4 * near;
     /* A curve works on y as it is rounded: 2 u. */
     const int curved = !curve_is_piecewise_linear(c->of->activation);
     t.z_error =
