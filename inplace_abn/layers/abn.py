@@ -16,31 +16,38 @@ from .saved_arrays import refuse_if_saved
 
 
 class ABN(Layer):
-    """Batch normalization and activation, ``activation(weight * xhat + bias)``, keeping what you choose.
+    """Batch normalization and activation, ``z = activation(weight * xhat + bias)``, by a chosen strategy.
 
-    ``layer(x, residual=r)`` is ``activation(weight * xhat + bias + r)``; the backward then returns
-    ``(dx, dr)``. r, of the shape, dtype and memory layout of x, is kept as well, which costs nothing where
-    another layer keeps it already, such as the convolution whose input it is.
+    Here ``xhat = (x - mean) / sqrt(var + eps)``, with mean and biased variance of each channel: of the batch
+    in training, of the running statistics in evaluation. x has the shape (N, C, ...), or (N, ..., C) with
+    ``channel_axis=-1``, and is float32, float64, float16 or bfloat16; z has the same shape and dtype.
 
-    ``layer(x, mask=mask)`` takes a bool array of the shape of x without its channels: statistics, results and
-    gradients are those of the positions where it is True, and 0 elsewhere, whatever x is there.
+    ``layer(x, residual=r)`` is ``activation(weight * xhat + bias + r)``, and the backward returns
+    ``(dx, dr)``. r has shape, dtype and memory layout of x. It is kept for the backward, without additional
+    memory if another layer keeps it as well, such as a convolution that takes it as input.
 
-    Loads what `torch.nn.BatchNorm2d` (1d, 3d) saves, and gives the same results. Everything about the
-    strategies is said at `inplace_abn.functional.forward`; for a chain of this layer and a convolution,
-    "standard" keeps two arrays of the size of x, all others one.
+    ``layer(x, mask=mask)`` takes a bool array of the shape of x without the channel axis. Only positions
+    where the mask is True count in the statistics; results and gradients are 0 at the others.
+
+    The strategy determines which arrays are kept for the backward, and whether x is overwritten. It is
+    defined at `inplace_abn.functional.forward`, from sections 3 and 4 of Rota Bulo et al. 2018
+    (https://arxiv.org/abs/1712.02616). For a chain of this layer and a convolution, "standard" keeps two
+    arrays of the size of x, all others one. Results and states are those of `torch.nn.BatchNorm2d` (1d, 3d).
 
     Parameters
     ----------
     num_features : int
         Channels of the input.
     eps : float > 0
+        Added to the variance.
     momentum : float in [0, 1] or None
-        Share of each new batch in the running statistics. None averages over all batches so far.
+        Weight of each new batch in the running statistics. None averages over all batches.
     affine : bool
         False: no weight and bias.
     track_running_stats : bool
-        False: no running statistics, evaluation uses those of the batch as well. Set to False later, the
-        running statistics stay as they are, and evaluation uses them, as in PyTorch.
+        False: no running statistics, and evaluation uses the statistics of the batch. If the attribute is set
+        to False later, the running statistics are not updated any more, and evaluation uses them, as in
+        PyTorch.
     activation : str
         "identity", "leaky_relu", "prelu", "elu", "celu", "selu", "softplus", "sigmoid", "tanh", "silu",
         "gelu", "gelu_tanh", "mish", "relu", "relu6", "hardsigmoid" or "hardswish", as `torch.nn.functional`
@@ -131,7 +138,7 @@ class ABN(Layer):
 
     @property
     def strategy(self):
-        """What is kept; it may be changed between calls."""
+        """The strategy of the next call."""
         return self._strategy
 
     @strategy.setter
@@ -143,12 +150,12 @@ class ABN(Layer):
 
     @property
     def overwrites_input(self):
-        """True for the strategies that keep z or xhat, in the memory of x."""
+        """True for the strategies that keep z or xhat, written over x."""
         return KEEPS[self.strategy] != "x"
 
     @property
     def works_in_place(self):
-        """True for the strategies that keep z, in the memory of x."""
+        """True for the strategies that keep z, written over x."""
         return KEEPS[self.strategy] == "z"
 
     def takes_residual(self, activation=None):
@@ -163,7 +170,22 @@ class ABN(Layer):
         return ACTIVATIONS[last.activation].is_invertible(last.activation_param)
 
     def forward(self, ctx, x, residual=None, *, activation=None, mask=None):
-        """Normalize, add the residual, and activate: as `activation`, a layer, does, or as this one does."""
+        """Normalize, add the residual, and activate.
+
+        Parameters
+        ----------
+        ctx : LayerContext
+        x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
+            Overwritten unless the strategy is "standard" or "checkpoint".
+        residual : ndarray of the shape, dtype and memory layout of x, optional
+        activation : Activation or ABN, optional
+            Its activation and slope are used instead of those of this layer.
+        mask : bool ndarray of the shape of x without the channel axis, optional
+
+        Returns
+        -------
+        ndarray of the shape and dtype of x
+        """
         self._check(x, mask)
         chosen = self if activation is None else activation
         if not isinstance(chosen, (ABN, Activation)):
@@ -187,13 +209,15 @@ class ABN(Layer):
         return z
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Gradients of x, of the residual if there was one, and of weight, bias and slope."""
+        """Return the gradients of x, of the residual if there is one, and of weight, bias and slope."""
         found = functional.backward(ctx.normalization, dz, overwrite=overwrite)
         if ctx.slope is not None:
             ctx.slope.accumulate(found.dslope)
         inputs = (found.dx,) if found.dresidual is None else (found.dx, found.dresidual)
         others = (found.dweight, found.dbias) if self.weight is not None else ()
-        return (*inputs, *others) if self.slope is None else (*inputs, *others, None)  # accumulated already
+        return (
+            (*inputs, *others) if self.slope is None else (*inputs, *others, None)
+        )  # slope: accumulated above
 
     def reset_running_stats(self):
         """Set the running mean to 0, the running variance to 1 and the number of batches to 0."""
@@ -204,7 +228,7 @@ class ABN(Layer):
                 buffer[...] = value
 
     def reset_parameters(self):
-        """Set weight, bias, slope and running statistics to what a new layer has."""
+        """Set weight, bias, slope and running statistics to their initial values."""
         self.reset_running_stats()
         if self.affine:
             self.weight.data[...], self.bias.data[...] = 1, 0
@@ -237,7 +261,7 @@ class ABN(Layer):
     def _check(self, x, mask):
         arguments.plain_array("x", x)
         if x.ndim < 2:
-            return  # functional.forward says what is wrong
+            return  # functional.forward raises the error
         if x.shape[self.channel_axis] != self.num_features:
             features = self.num_features
             shape = f"(N, {features}, ...)" if self.channel_axis == 1 else f"(N, ..., {features})"
@@ -247,10 +271,10 @@ class ABN(Layer):
                 f"{x.shape[self.channel_axis]} channels{hint}"
             )
         if self._normalizes_by_batch and _values_per_channel(x, self.num_features, mask) == 1:
-            raise ValueError(self._of_one_value(x, mask))
+            raise ValueError(self._too_few_values(x, mask))
 
-    def _of_one_value(self, x, mask):
-        """Return the message; that of functional.forward names an argument that a layer does not have."""
+    def _too_few_values(self, x, mask):
+        """Return an error message. That of functional.forward names an argument that layers do not have."""
         when, instead = "in training", "eval()"
         if self.running_mean is None:
             when = (
@@ -278,26 +302,32 @@ class ABN(Layer):
 
 
 def _values_per_channel(x, channels, mask):
-    """Return how many count. A mask that is no bool array is left to functional.forward, which refuses it."""
+    """Return the number of valid values per channel; functional.forward checks the dtype of the mask."""
     masked = isinstance(mask, np.ndarray) and mask.dtype == bool
     return int(np.count_nonzero(mask)) if masked else x.size // channels
 
 
 class InPlaceABN(ABN):
-    """Batch normalization and activation that overwrites its input by its result, and keeps that.
+    """Batch normalization and activation in place: the result z overwrites the input, and z alone is kept.
 
-    An `ABN` with the strategy "inplace" of the paper: half of the memory of "standard", and the same
-    gradients to rounding. The result is the input array itself, locked until the backward has run.
+    An `ABN` with the strategy "inplace": section 3 of Rota Bulo et al. 2018
+    (https://arxiv.org/abs/1712.02616). It takes half of the memory of "standard"; gradients are equal up to
+    rounding. The result is the input array, read-only until the backward has run. The backward inverts the
+    activation and recomputes ``xhat = (y - bias) / weight`` from z.
 
-    Beside the result it keeps the residual, if there is one, and what the result does not tell: a bit per
-    element of silu, gelu, gelu_tanh and mish, the side of their minimum; xhat of guarded channels, whose
-    weight is zero or tiny beside the bias or the residual, or whose slope of prelu is not above zero; xhat of
-    escaped elements, where the activation is flat. With leaky_relu and ordinary weights that is nothing.
+    In addition to z, it keeps the residual, if there is one, and everything that cannot be recomputed from z:
+
+    - for silu, gelu, gelu_tanh and mish, one bit per element: the side of the minimum;
+    - xhat of guarded channels: the weight is zero, or tiny compared to the bias or the residual, or the slope
+      of prelu is not above zero;
+    - xhat of escaped elements, where the activation is flat.
+
+    With leaky_relu and ordinary weights, it keeps z alone.
 
     Parameters
     ----------
     num_features, eps, momentum, affine, track_running_stats, activation, activation_param
-        As for `ABN`; relu is not possible.
+        As for `ABN`, but not the activation "relu".
     num_slopes, channel_axis, dtype
         As for `ABN`.
 

@@ -1,4 +1,4 @@
-"""Activations as layers of their own, and checks of activations' arguments."""
+"""Activations as layers, and checks of the arguments of activations."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ ALIASES = {
 
 
 def activation_of(name):
-    """Return `name` if it is an activation; the error for another name has a hint."""
+    """Return `name` if it is an activation, else raise a ValueError that suggests a name."""
     return choice("activation", name, ACTIVATIONS, ALIASES)
 
 
@@ -31,15 +31,14 @@ def parameter_of(name, activation_param, num_slopes, dtype):
     Raises
     ------
     TypeError, ValueError
-        For an activation_param or a num_slopes that does not fit.
+        If activation_param or num_slopes does not fit the activation.
     """
     slopes = integer("num_slopes", num_slopes, least=1)
     found = finite("activation_param", activation_param)
     if ACTIVATIONS[name].param != "channel":
         if slopes != 1:
             raise ValueError(
-                f"num_slopes goes with activation 'prelu', got {num_slopes!r} with {name!r}; leave it "
-                "out, or 1"
+                f"num_slopes: expected 1 for activation {name!r}, got {num_slopes!r}; only 'prelu' has slopes"
             )
         if ACTIVATIONS[name].param == "nonzero" and found == 0:
             raise ValueError(f"activation_param must not be 0 for activation {name!r}")
@@ -62,13 +61,15 @@ def refuse_in_place(name, param, strategy):
 
 
 class Activation(Layer):
-    """An activation on its own, which keeps one array for the backward.
+    """An activation, ``z = activation(x)``, which keeps one array for the backward.
 
-    It keeps its result z if the derivative is a function of z, else its input, which it never overwrites
-    then: silu, gelu, gelu_tanh, mish and hardswish have the same z on both sides of their minimum, slopes of
-    prelu may have any sign, and so may the parameter of leaky_relu, elu and celu, which keep z if it is
-    positive. (An in-place `ABN` with silu, gelu, gelu_tanh or mish keeps z and a bit per element, also at the
-    end of a `Residual`.)
+    If the derivative is a function of z, it keeps the result z. Otherwise it keeps the input, and never
+    overwrites it: silu, gelu, gelu_tanh, mish and hardswish have the same z on both sides of their minimum;
+    slopes of prelu may have any sign, and so may the parameter of leaky_relu, elu and celu, which keep z if
+    it is positive. (An in-place `ABN` with silu, gelu, gelu_tanh or mish keeps z and one bit per element.)
+
+    Inputs are arrays of any shape, of float32, float64, float16 or bfloat16; prelu with a slope per channel
+    takes (N, C, ...), or (N, ..., C) with ``channel_axis=-1``. The result has shape and dtype of the input.
 
     Parameters
     ----------
@@ -77,18 +78,24 @@ class Activation(Layer):
     activation_param : float
         As for `ABN`, of any sign.
     inplace : bool
-        True overwrites the input unless it is kept. Refused if another layer needs the input.
+        True overwrites the input with the result, except where the input is kept.
     num_slopes : int
-        Of prelu alone: 1, or the number of channels.
+        For prelu: 1, or the number of channels.
     channel_axis : {1, -1}
-        Of prelu's slopes.
+        For prelu with a slope per channel.
     dtype : {float32, float64}
-        Of prelu's slopes.
+        Of the slopes of prelu.
 
     Attributes
     ----------
     slope : Parameter of shape (num_slopes,), or None
-        Of prelu; ``activation_param`` at first.
+        Of prelu, initially ``activation_param``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above. In a call with ``inplace=True``, if the input is read-only or another
+        layer keeps it for its backward.
 
     Examples
     --------
@@ -111,12 +118,12 @@ class Activation(Layer):
 
     @property
     def overwrites_input(self):
-        """True if `inplace` is, and the input is not kept."""
+        """True if `inplace` is True and the input is not kept."""
         return self.inplace and ACTIVATIONS[self.activation].has_slope_from_z(self.activation_param)
 
     @property
     def works_in_place(self):
-        """The same: the result is in the memory of the input."""
+        """True if the result is written over the input."""
         return self.overwrites_input
 
     def forward(self, ctx, x):

@@ -1,4 +1,4 @@
-"""Checks of what is assigned to attributes of layers: parameters, buffers, settings, lists of layers."""
+"""Checks of assignments to attributes of layers: parameters, buffers, settings, lists of layers."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ PLAIN = (list, tuple, set, frozenset, dict)
 
 
 def checked(layer, key, value, current):
-    """Return the value that attribute `key` of a layer gets, or refuse it with a message.
+    """Return the value to assign to attribute `key` of a layer.
 
     Parameters
     ----------
@@ -17,7 +17,13 @@ def checked(layer, key, value, current):
     key : str
     value : object
     current : object
-        What the attribute is now, or None.
+        The present value of the attribute, or None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter or a buffer would be replaced by an object that does not fit, if a list or dict
+        contains layers or parameters, or if the layer's own check refuses the value.
     """
     if isinstance(value, PLAIN):
         _refuse_hidden(layer, key, value)
@@ -38,6 +44,7 @@ def checked(layer, key, value, current):
 
 
 def _check_buffer(layer, key, value, current):
+    """Refuse a buffer of another shape or kind of dtype than the present one."""
     if value is None:
         return
     name = f"{layer.label}: {key}"
@@ -55,7 +62,7 @@ def _check_buffer(layer, key, value, current):
 
 
 def refuse_lost(layer):
-    """Refuse layers and parameters in lists and dicts that were filled after their assignment.
+    """Refuse layers and parameters in lists and dicts that were filled after the assignment.
 
     Those that are also an attribute of a layer of the network are found by that attribute.
     """
@@ -72,7 +79,7 @@ def refuse_lost(layer):
 
 
 def _refuse_hidden(layer, key, value, known=()):
-    """Refuse a list or dict with layers or parameters inside: they would not be trained or saved.
+    """Refuse a list or dict that contains layers or parameters: they would not be trained or saved.
 
     Parameters
     ----------
@@ -81,7 +88,7 @@ def _refuse_hidden(layer, key, value, known=()):
         Attribute of the layer.
     value : list or dict
     known : set of int
-        Ids of layers and parameters that are found elsewhere.
+        Ids of layers and parameters that another attribute has.
     """
     found = [(path, one) for path, one in _hidden(value, "") if id(one) not in known]
     if not found:
@@ -93,12 +100,13 @@ def _refuse_hidden(layer, key, value, known=()):
     if any(isinstance(one, Parameter) for _, one in found):
         instead = "assign each Parameter to an attribute of its own"
     raise TypeError(
-        f"{layer.label}: {key} is a {type(value).__name__} that holds {shown}{more}, which parameters(), "
-        f"state_dict() and eval() would not find; {instead}"
+        f"{layer.label}: {key} is a {type(value).__name__} that contains {shown}{more}, which parameters(), "
+        f"state_dict() and eval() do not find; {instead}"
     )
 
 
 def _hidden(value, path):
+    """Yield the (path, object) of layers and parameters in nested lists and dicts."""
     if isinstance(value, Named):
         yield path, value
     elif isinstance(value, PLAIN):

@@ -35,6 +35,7 @@ from . import repr as text
 from .calls import Call, here
 from .context import AGAIN, OUTSIDE, LayerContext, name_of
 from .parameter import Named, Parameter
+from .producers import note_gradients
 from .recorder import active
 from .state import StateMixin
 from .tree import LayerTree
@@ -115,7 +116,7 @@ class Layer(LayerTree, StateMixin, Named):
         super().__setattr__(key, value)
         if isinstance(value, Parameter) or isinstance(current, Parameter):
             vars(self).pop("_parameters", None)
-        if isinstance(value, Named) and not key.startswith("_") and value._homeless:
+        if isinstance(value, Named) and not key.startswith("_") and value._has_no_parent:
             value._belongs_to(self, key)
 
     def __delattr__(self, key):
@@ -264,7 +265,7 @@ class Layer(LayerTree, StateMixin, Named):
         finally:
             here.call = outer
         if outer is None:
-            call.note_gradients(dx)
+            note_gradients(dx, call._sources)
         call.release(_DONE)
         return dx
 

@@ -1,4 +1,4 @@
-"""Branches that are joined along the channels."""
+"""Branches of layers, concatenated along the channels."""
 
 import numpy as np
 
@@ -18,24 +18,25 @@ KEEP_CHANNELS = (Activation, AvgPool2d, Dropout, GlobalAvgPool2d, Identity, MaxP
 
 
 class Concat(LayerSequence):
-    """Branches of layers, each of the same input, joined along the channels.
+    """Branches of layers with one input: ``concatenate([branch(x) for branch in branches], channel_axis)``.
 
-    As in Inception, DenseNet and ASPP. Where a branch ends in layers that work in place, such as
-    `InPlaceABN`, these write into their slice of the joined array, so that they and the layer that follows
-    keep the same memory. The results of other branches are copied into it.
+    As in Inception, DenseNet and ASPP. If a branch ends in layers that work in place, such as `InPlaceABN`,
+    these write into their slice of the joined array. They and the next layer then keep the same memory. The
+    results of other branches are copied into the joined array.
 
     A branch that begins with an in-place layer gets a copy of the input.
 
     Parameters
     ----------
     *branches : Layer, or one dict of names to layers
-        Without names they are called "0", "1" and so on. `Identity` is the input itself.
+        Default names are "0", "1" and so on. `Identity` is the input itself.
     channel_axis : {1, -1}
+        -1 for batches (N, ..., C).
 
     Raises
     ------
     ValueError
-        In a call, if the results differ in another axis than that of the channels.
+        In a call, if there are no branches, or if their results differ in another axis than the channels.
 
     Examples
     --------
@@ -48,7 +49,7 @@ class Concat(LayerSequence):
     >>> x = np.ones((2, 3, 6, 6), np.float32)
     >>> with memory.ledger() as book:
     ...     z = net(x)
-    >>> book.kept == x.nbytes + 2 * 16 * 6 * 6 * 4  # the input, and the joined array alone
+    >>> book.kept == x.nbytes + 2 * 16 * 6 * 6 * 4  # the input and the joined array
     True
     """
 
@@ -65,14 +66,14 @@ class Concat(LayerSequence):
 
     @property
     def takes_mask(self):
-        """True if any branch does."""
+        """True if any branch takes a mask."""
         return any(takes_mask(branch) for branch in self)
 
     def forward(self, ctx, x, *, mask=None):
-        """Run the branches and join their results. A mask is for all normalizations inside."""
+        """Run the branches and concatenate their results. All normalizations inside get the mask."""
         arguments.channel_batch("x", x, self.channel_axis)
         if not len(self):
-            raise ValueError("there are no branches; expected at least one")
+            raise ValueError("expected at least one branch, got none")
         joined = _Joined(
             [channels_of(branch, x.shape[self.channel_axis]) for branch in self], self.channel_axis
         )
@@ -87,7 +88,7 @@ class Concat(LayerSequence):
         return joined.finish(results)
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Go back through the branches, each with its channels of dz, and add what they return."""
+        """Run the backward of each branch with its channels of dz, and add the gradients."""
         sums = GradientSums((), False)
         for branch, index in zip(reversed(list(self)), reversed(ctx.slices), strict=True):
             part = dz[index]
@@ -101,12 +102,12 @@ class Concat(LayerSequence):
 
 
 class _Joined:
-    """The joined array of some branches, made when the first result is known.
+    """The joined array of several branches, allocated when the first result is known.
 
     Parameters
     ----------
     widths : list of int or None
-        Channels of the results, as far as known.
+        Channels of each result, None if unknown.
     channel_axis : {1, -1}
     """
 
@@ -115,7 +116,7 @@ class _Joined:
         self._array, self._parts = None, ()
 
     def slot(self, i):
-        """Return a function that returns the slice for an array; if it does not fit, the array itself."""
+        """Return a function that maps result `i` to its slice, or to itself if it does not fit there."""
 
         def find(z):
             if None in self._widths:
@@ -135,7 +136,7 @@ class _Joined:
 
 
 def channels_of(layer, channels):
-    """Return how many channels the result of a layer has for an input of `channels`; None if unknown."""
+    """Return the number of channels of a layer's result for an input of `channels`, or None if unknown."""
     if isinstance(layer, Sequential):
         for inner in layer:
             channels = channels_of(inner, channels)

@@ -1,4 +1,4 @@
-"""Layers made of layers: one after the other, and with a shortcut around."""
+"""Layers that contain layers: sequences, and residual blocks."""
 
 from itertools import combinations
 
@@ -14,7 +14,7 @@ from .saved_arrays import may_overwrite
 
 
 class Container(Layer):
-    """Base of the layers that call other layers: an input that comes from outside is not overwritten."""
+    """Base of the layers that call other layers. The array of the caller is not overwritten."""
 
     copies_input = True
 
@@ -28,20 +28,20 @@ class Container(Layer):
 
 
 class Sequential(Container, LayerSequence):
-    """Layers one after the other.
+    """Layers in sequence: each takes the result of the one before.
 
-    If the first layer overwrites its input, such as `InPlaceABN`, it gets a copy of an array that comes from
-    outside: the batch stays as it was. A container inside another one copies nothing.
+    If the first layer overwrites its input, as `InPlaceABN` does, it gets a copy of the array of the caller,
+    which is not changed. A container inside another container does not copy.
 
-    In the backward, the gradients that pass from layer to layer belong to this container, so that each layer
-    may overwrite them.
+    In the backward, each layer may overwrite the gradient that the next layer has returned.
 
     Parameters
     ----------
     *layers : Layer, or one dict of names to layers
-        Without names they are called "0", "1" and so on.
+        Default names are "0", "1" and so on.
     overwrite_input : bool
-        True: no copy, the first layer overwrites the array that is passed. It counts for the outermost layer.
+        True if the first layer may overwrite the array of the caller: no copy is made. Only the value of the
+        outermost container has an effect.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class Sequential(Container, LayerSequence):
 
     @property
     def overwrites_input(self):
-        """True if a layer that the input reaches unchanged overwrites it."""
+        """True if a layer overwrites the input; layers before it return the input unchanged."""
         for layer in self:
             if layer.overwrites_input:
                 return True
@@ -82,29 +82,37 @@ class Sequential(Container, LayerSequence):
 
     @property
     def returns_input(self):
-        """True if all layers may."""
+        """True if all layers may return their input."""
         return all(layer.returns_input for layer in self)
 
     @property
     def works_in_place(self):
-        """True if all layers do."""
+        """True if all layers work in place."""
         return len(self) > 0 and all(layer.works_in_place for layer in self)
 
     def takes_residual(self, activation=None):
-        """Return whether the last layer does: see `ABN.takes_residual`."""
+        """Return True if the last layer takes a residual; see `ABN.takes_residual`."""
         return _takes_residual(self[-1], activation) if len(self) else False
 
     @property
     def takes_mask(self):
-        """True if any layer does."""
+        """True if any layer takes a mask."""
         return any(takes_mask(layer) for layer in self)
 
     def forward(self, ctx, *inputs, out=None, **options):
-        """One layer after the other; options, such as a residual, are for the last one.
+        """Run the layers in sequence.
 
-        A mask is for all layers that take one. A layer that returns a tuple passes its elements on as the
-        inputs of the next one. With `out`, the result lies in that array, and layers at the end that work in
-        place do so there: see `concat`.
+        Parameters
+        ----------
+        ctx : LayerContext
+        *inputs : ndarray
+            Of the first layer. If a layer returns a tuple, its elements are the inputs of the next layer.
+        out : ndarray, optional
+            The result is written to it. Layers at the end that work in place do so in this array; see
+            `concat`.
+        **options
+            Keyword arguments of the last layer, such as ``residual``. ``mask`` is passed to all layers that
+            take a mask.
         """
         if inputs:
             inputs = (self._own_input(ctx, inputs[0]), *inputs[1:])
@@ -120,7 +128,7 @@ class Sequential(Container, LayerSequence):
         return result
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """One layer after the other, from the last to the first."""
+        """Run the backwards of the layers, from the last to the first."""
         given, own, options = dz, overwrite, ()
         named = sum(isinstance(name, str) for name in ctx.inputs)
         for layer in reversed(list(self)):
@@ -133,9 +141,9 @@ class Sequential(Container, LayerSequence):
 
 
 def _options_of_each(layers, mask=None, **options):
-    """Return the options of each layer: the mask for all that take one, everything else for the last one."""
+    """Return the options of each layer: the mask for all that take one, the others for the last layer."""
     if mask is not None and not any(takes_mask(layer) for layer in layers):
-        options["mask"] = mask  # the last layer says that it takes none
+        options["mask"] = mask  # the last layer raises the error
         mask = None
     options_of_each = [with_mask(layer, mask) for layer in layers]
     options_of_each[-1] = options_of_each[-1] | options
@@ -191,9 +199,7 @@ def _share_memory(some, others):
 
 
 class Identity(Layer):
-    """Return the input itself: keeps the place of a layer that is not there, as `torch.nn.Identity`.
-
-    Arguments are ignored.
+    """A layer that returns its input, as `torch.nn.Identity`. It ignores its arguments.
 
     Examples
     --------
@@ -218,25 +224,27 @@ class Identity(Layer):
 
 
 class Residual(Container):
-    """A branch of layers and a shortcut around it: ``activation(branch(a) + shortcut(a))``.
+    """A residual block: ``activation(branch(a) + shortcut(a))`` with ``a = preactivation(x)``.
 
-    Where the branch ends in an in-place `ABN` without an activation, that one adds the shortcut and activates
-    as well. Normalization, sum and activation then keep their one result and the shortcut, which both are
-    kept by others as a rule: the convolutions that they go into. Results, names and states are the same.
-    What has no inverse, relu and layers that are no `Activation`, stays on its own.
+    Without a shortcut, it is ``activation(branch(a) + x)``. It takes one input, an array, and returns one
+    array.
 
-    Here ``a = preactivation(x)``. Without a shortcut, the result is ``activation(branch(a) + x)``.
+    If the branch ends in an in-place `ABN` with the activation "identity", and `activation` is an
+    invertible `Activation` or None, the `ABN` also adds the shortcut and activates. These three steps then
+    keep only their result and the shortcut; as a rule, neighbouring convolutions keep both as their inputs
+    anyway. Results, names and states are the same. relu, and layers of other types than `Activation`, run
+    separately.
 
-    The blocks of pre-activation networks are ``Residual(Sequential(ABN(...), Conv2d(...)))`` where the shape
-    stays, the identity mapping, and
-    ``Residual(Sequential(Conv2d(...)), Conv2d(...), preactivation=ABN(...))`` where it changes: a
-    projection of what is activated already. Those of post-activation networks are
+    Blocks of pre-activation networks (He et al. 2016, https://arxiv.org/abs/1603.05027) are
+    ``Residual(Sequential(ABN(...), Conv2d(...)))`` if the shape does not change, and
+    ``Residual(Sequential(Conv2d(...)), Conv2d(...), preactivation=ABN(...))`` if it does. Blocks of
+    post-activation networks (He et al. 2015, https://arxiv.org/abs/1512.03385) are
     ``Residual(Sequential(Conv2d, ABN, ..., ABN with "identity"), activation=Activation(inplace=True))``, with
-    a `Conv2d` as shortcut where the shape changes.
+    a `Conv2d` as shortcut if the shape changes.
 
-    If the first layer on the way of x overwrites it, as `InPlaceABN` does, that layer gets a copy of an x
-    that comes from outside. Of any other x, the identity shortcut is a copy, which lives until the sum is
-    done and is not kept. The sum is written over one of its terms where nobody needs that.
+    If a layer would overwrite x, as `InPlaceABN` does, it gets a copy of the array of the caller. If x comes
+    from a layer instead, the identity shortcut uses a copy of x, which is freed after the sum. The sum is
+    written over one of its terms if that term is not saved for a backward.
 
     Parameters
     ----------
@@ -244,17 +252,31 @@ class Residual(Container):
     shortcut : Layer, optional
         Runs before the branch. Default: the identity.
     preactivation : Layer, optional
-        What branch and shortcut have in common.
+        Runs before branch and shortcut. Without a shortcut, it runs before the branch alone.
     activation : Layer, optional
-        Of the sum.
+        Applied to the sum.
     overwrite_input : bool
         As for `Sequential`.
 
     Raises
     ------
+    TypeError
+        If an argument is no layer.
     ValueError
-        In a call, if branch and shortcut give different shapes or dtypes, or if a layer of the one would
-        overwrite what the other one needs.
+        In a call, if the results of branch and shortcut differ in shape or dtype, or if a layer of one would
+        overwrite an array that the other needs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn.layers import Activation, Conv2d, InPlaceABN
+    >>> branch = Sequential(Conv2d(4, 4, 3, padding=1, bias=False), InPlaceABN(4, activation="identity"))
+    >>> block = Residual(branch, activation=Activation("leaky_relu", inplace=True))
+    >>> x = np.ones((2, 4, 6, 6), np.float32)
+    >>> z = block(x)
+    >>> dx = block.backward(np.ones_like(z))
+    >>> z.shape, dx.shape
+    ((2, 4, 6, 6), (2, 4, 6, 6))
     """
 
     def __init__(self, branch, shortcut=None, *, preactivation=None, activation=None, overwrite_input=False):
@@ -270,7 +292,7 @@ class Residual(Container):
 
     @property
     def overwrites_input(self):
-        """True if the first layer on any way of x overwrites it."""
+        """True if preactivation, branch or shortcut overwrites x."""
         first = self.preactivation
         if first is not None and (first.overwrites_input or not first.returns_input):
             return first.overwrites_input
@@ -278,19 +300,19 @@ class Residual(Container):
 
     @property
     def _fused(self):
-        """True if the last normalization of the branch adds the shortcut, and activates."""
+        """True if the last normalization of the branch also adds the shortcut and activates."""
         plain = self.activation is None or type(self.activation) is Activation
         return plain and _takes_residual(self.branch, self.activation)
 
     @property
     def takes_mask(self):
-        """True if any layer inside does."""
+        """True if any layer inside takes a mask."""
         return any(takes_mask(layer) for _, layer in self.children())
 
     def forward(self, ctx, x, *, mask=None, out=None):
-        """Branch, shortcut, sum, activation; with `out`, the result lies in that array.
+        """Return the activated sum of branch and shortcut, written to `out` if that is given.
 
-        A mask is for all normalizations inside. At its other positions the sum is what the terms are there.
+        All normalizations inside get the mask. Where the mask is False, the sum is that of the terms there.
         """
         arguments.plain_array("x", x)
         ctx.fused = self._fused
@@ -306,7 +328,7 @@ class Residual(Container):
         return z if self.activation is None else self.activation(z, **last)
 
     def _terms(self, ctx, x, mask, out):
-        """Return branch and shortcut; what either still needs is locked while the other runs."""
+        """Return (branch, shortcut). Arrays that one of them still needs are locked while the other runs."""
         given, x = x, self._own_input(ctx, x)
         a = x
         if self.shortcut is not None:
@@ -335,12 +357,12 @@ class Residual(Container):
             return self.branch(a, **last), shortcut
 
     def _add(self, branch, shortcut, x):
-        """Return the sum, written over a term that is neither x nor saved for a backward."""
+        """Return the sum, written over a term that does not share memory with x and is not saved."""
         if (branch.shape, branch.dtype) != (shortcut.shape, shortcut.dtype):
             raise ValueError(
-                f"the branch gives {branch.dtype} of shape {branch.shape}, the shortcut {shortcut.dtype} of "
-                f"shape {shortcut.shape}; they are added, so they must be alike: a Conv2d as shortcut "
-                "changes channels and, with a stride, size"
+                f"branch and shortcut: expected the same shape and dtype, got {branch.dtype} of shape "
+                f"{branch.shape} and {shortcut.dtype} of shape {shortcut.shape}; use a Conv2d as shortcut, "
+                "which changes channels and, with a stride, the size"
             )
         for term, other in ((branch, shortcut), (shortcut, branch)):
             if not np.may_share_memory(term, x) and may_overwrite(term):
@@ -363,9 +385,10 @@ class Residual(Container):
             return _sum(dx, dz, dz, own)
         last_use = own and dz.flags.writeable and not np.may_share_memory(da, dz)
         da = _sum(da, self.shortcut.backward(dz, overwrite=last_use), dz, own)
-        return self._before(da, owned=True)  # the sum is written over dz only if dz may be overwritten
+        return self._before(da, owned=True)  # _sum writes over dz only if dz may be overwritten
 
     def _before(self, da, owned):
+        """Return the gradient of x from that of a; `owned` is True if da may be overwritten."""
         if self.preactivation is None:
             return da
         return self.preactivation.backward(da, overwrite=owned and da.flags.writeable)
@@ -376,7 +399,7 @@ def _takes_residual(layer, activation):
 
 
 def _sum(first, second, dz, own):
-    """Add two gradients, in the memory of one of them that is not dz, or is our own."""
+    """Add two gradients, over one of them that does not share memory with dz, or over any if `own`."""
     for term, other in ((first, second), (second, first)):
         if term.flags.writeable and (own or not np.may_share_memory(term, dz)):
             return np.add(term, other, out=term)

@@ -1,6 +1,6 @@
-"""What a forward keeps for its backward.
+"""The context of a call: the arrays that a forward keeps for its backward.
 
-An operation is a pair of functions, and a `LayerContext` is all that they share:
+An operation is a pair of functions. Forward and backward share one `LayerContext`:
 
 >>> import numpy as np
 >>> def forward(ctx, x):
@@ -10,7 +10,7 @@ An operation is a pair of functions, and a `LayerContext` is all that they share
 ...     return 2 * ctx.saved["input"] * dz
 >>> ctx, x = LayerContext("square"), np.array([1.0, 3.0])
 >>> z = forward(ctx, x)
->>> x.flags.writeable  # x is needed as it is until the backward has run
+>>> x.flags.writeable  # read-only until the context is released
 False
 >>> backward(ctx, np.ones(2))
 array([2., 6.])
@@ -31,7 +31,7 @@ from .. import _arguments as arguments
 from .. import _core, memory
 from . import saved_arrays
 
-#: The ends of messages about a backward without a context.
+#: The ends of error messages about a backward without a context.
 AGAIN = "every backward needs a forward of its own, so run the forward again"
 OUTSIDE = "inside no_grad(), where nothing is kept for a backward; run the forward outside of it"
 
@@ -52,9 +52,9 @@ def is_grad_enabled():
 
 @contextmanager
 def no_grad():
-    """Layers called inside keep nothing for a backward, as for predictions.
+    """Keep nothing for a backward in calls of layers inside the block, as for predictions.
 
-    What a strategy does to its input stays the same: an `InPlaceABN` still overwrites it.
+    In-place layers still overwrite their input. The mode belongs to the thread.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def no_grad():
     >>> layer, x = ABN(1).eval(), np.ones((2, 1), np.float32)
     >>> with no_grad():
     ...     z = layer(x)
-    >>> x.flags.writeable  # nobody keeps it
+    >>> x.flags.writeable  # not kept
     True
     """
     before = is_grad_enabled()
@@ -75,15 +75,15 @@ def no_grad():
 
 
 def is_recomputing():
-    """Return True inside `recomputing`."""
+    """Return True inside a `recomputing` block."""
     return _mode.recomputing
 
 
 @contextmanager
 def recomputing():
-    """Layers called inside repeat an earlier call: they do not update running statistics.
+    """Repeat earlier calls inside the block: layers do not update running statistics.
 
-    They keep what their backward needs, also inside `no_grad`.
+    Calls keep arrays for their backward, even inside `no_grad`.
     """
     before = is_recomputing(), is_grad_enabled()
     _mode.recomputing = _mode.grad = True
@@ -94,7 +94,7 @@ def recomputing():
 
 
 def name_of(layer):
-    """Return a function that returns the name of the layer, and does not keep the layer alive."""
+    """Return a function that returns the name of a layer, without a strong reference to the layer."""
     if isinstance(layer, str):
         return lambda: layer
     reference, kind = weakref.ref(layer), type(layer).__name__
@@ -110,22 +110,23 @@ def name_of(layer):
 
 
 class LayerContext:
-    """What one forward call of one operation keeps for its backward.
+    """The arrays that one call of a forward keeps for its backward.
 
-    Operations may set attributes of their own on it, for numbers and other small things.
+    An operation may set further attributes, for shapes, numbers and other small values.
 
     Parameters
     ----------
     layer : Layer or str
-        Whose call it is, for messages and for `inplace_abn.memory`.
+        The layer that is called, or a name. For error messages and `inplace_abn.memory`.
 
     Attributes
     ----------
     id : int
-        Grows from call to call.
+        Number of the call, increasing.
     recording : bool
-        False inside `no_grad`, where nothing is kept.
+        False if the call was made inside `no_grad`: nothing is kept.
     freed : bool
+        True after `release`.
     thread : int
         `threading.get_ident` of the thread that made the call.
     normalization : inplace_abn.Context or None
@@ -157,10 +158,14 @@ class LayerContext:
     # ---- in the forward --------------------------------------------------------------------------------
 
     def save_for_backward(self, **arrays):
-        """Keep arrays for the backward, each under the name of its role; None is kept as None.
+        """Keep arrays for the backward, without a copy. They are read-only until the context is released.
 
-        They are not copied. They are read-only until the context is released. The result of a checkpointing
-        normalization is not kept: `saved` computes it again.
+        An array that a checkpointing normalization can recompute is not kept; `saved` recomputes it.
+
+        Parameters
+        ----------
+        **arrays : ndarray or None
+            Role -> array, such as ``input=x``.
         """
         for role, array in arrays.items():
             found = saved_arrays.recipe(array) if isinstance(array, np.ndarray) and self.recording else None
@@ -170,7 +175,7 @@ class LayerContext:
                 self._saved[role] = found
 
     def keep(self, role, array):
-        """Keep an array itself, even if it could be recomputed.
+        """Keep an array, even if it can be recomputed.
 
         Parameters
         ----------
@@ -189,13 +194,18 @@ class LayerContext:
     def normalize(self, x, **arguments):
         """Return z of `inplace_abn.functional.forward`, and keep its context as `normalization`.
 
-        What it keeps is saved under this context's name, and released with it.
+        The arrays of that context are saved in the name of this layer, and released with this context.
 
         Parameters
         ----------
-        x : ndarray
+        x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
+            Overwritten by the in-place strategies.
         **arguments
             As for `inplace_abn.functional.forward`.
+
+        Returns
+        -------
+        ndarray of the shape and dtype of x
         """
         z, normalization = _core.forward(x, owner=self._name if self.recording else "", **arguments)
         if self.recording:
@@ -208,22 +218,21 @@ class LayerContext:
         self._output = (result.shape, result.dtype) if isinstance(result, np.ndarray) else None
 
     def temporary(self, nbytes):
-        """Report scratch memory to the ledger, if one is on."""
+        """Report scratch memory of `nbytes` bytes to the ledger, if one is active."""
         if memory.recorder is not None:
             memory.recorder.temporary(self.name, nbytes)
 
     def offer(self, array, recompute):
-        """Let other contexts keep ``recompute``, which returns `array` again, instead of the array.
+        """Let other contexts save the function ``recompute``, which returns `array`, instead of the array.
 
-        The array is read-only until this context is released: after a write into it, ``recompute()`` would
-        return what was there before.
+        The array is read-only until this context is released: ``recompute()`` would not see a write into it.
         """
         saved_arrays.offer(array, recompute)
         self._offered = weakref.ref(array)
 
     @contextmanager
     def holding(self, role, array):
-        """Keep `array` while the block runs: read-only, and refused to what writes in place."""
+        """Save `array` while the block runs: it is read-only, and in-place layers refuse to overwrite it."""
         entry = _core.save(array, owner=self._name, role=role)
         try:
             yield
@@ -233,16 +242,22 @@ class LayerContext:
     # ---- in the backward -------------------------------------------------------------------------------
 
     def check_gradient(self, dz):
-        """Refuse a dz that is no array, or has not the shape and dtype of the forward's result."""
+        """Raise an error if dz is no array of the shape and dtype of the forward's result."""
         if self._output is not None:
             arguments.gradient("dz", dz, *self._output)
 
     @property
     def saved(self):
-        """Read-only mapping from role to array; RuntimeError if freed. `release` drops recomputed arrays."""
+        """Read-only mapping of role to array. Recomputed arrays are kept until `release`.
+
+        Raises
+        ------
+        RuntimeError
+            After `release`, or if the call was made inside `no_grad`.
+        """
         if self.freed:
             raise RuntimeError(
-                f"{self.name}: the context of this call is freed, nothing is left of what it kept; {AGAIN}"
+                f"{self.name}: the context of this call is freed, its saved arrays were released; {AGAIN}"
             )
         if not self.recording:
             raise RuntimeError(f"{self.name}: this call was made {OUTSIDE}")
@@ -253,7 +268,7 @@ class LayerContext:
         return MappingProxyType(self._saved)
 
     def release(self):
-        """Unlock everything kept, and drop it. Harmless if that has happened already."""
+        """Unlock and drop everything kept. Repeated calls do nothing."""
         if self.freed:
             return
         self.freed = True
@@ -268,4 +283,5 @@ class LayerContext:
             memory.recorder.freed(self.id)
 
     def __del__(self):
-        self.release()
+        if not self.freed:
+            self.release()

@@ -10,7 +10,7 @@ from .base import OperationLayer, Parameter
 
 
 class _Convolution(OperationLayer):
-    """What the convolutions have in common."""
+    """Base of the convolutions."""
 
     def _configure(self, in_channels, out_channels, kernel_size, stride, dilation, groups, channel_axis):
         self.in_channels = integer("in_channels", in_channels, least=1)
@@ -26,23 +26,23 @@ class _Convolution(OperationLayer):
             )
 
     def _draw(self, channels, bias, dtype, rng):
-        """Make the parameters, with a weight of shape (*channels, *kernel_size)."""
+        """Draw the parameters; the weight has the shape (*channels, *kernel_size)."""
         shape = (*channels, *self.kernel_size)
         rng, bound = np.random.default_rng(rng), 1 / math.sqrt(math.prod(shape[1:]))
         self.weight = uniform(rng, bound, shape, dtype)
         self.bias = uniform(rng, bound, (self.out_channels,), dtype) if bias else None
 
     def reset_parameters(self, rng=None):
-        """Draw weight and bias anew, as for a new layer, from a generator or seed."""
+        """Draw new values of weight and bias, in place, from a generator or seed."""
         draw_again(self, rng)
 
     def _settings(self):
-        """Return the keywords of the operation that are attributes of the layer."""
+        """Return the attributes that are keyword arguments of the operation."""
         names = "stride", "padding", "dilation", "groups", "channel_axis"
         return {name: getattr(self, name) for name in names}
 
     def forward(self, ctx, x, *, out=None):
-        """Convolve."""
+        """Return the convolution of x, written to `out` if that is given."""
         compatible_dtypes(x, self.weight.data, half=True)
         return self.operation.forward(
             ctx, x, self.weight.data, None if self.bias is None else self.bias.data, out=out,
@@ -51,12 +51,12 @@ class _Convolution(OperationLayer):
         )  # fmt: skip
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Gradients of x, weight and, if there is one, bias."""
+        """Return the gradients of x, weight and, if there is one, bias."""
         found = self.operation.backward(ctx, dz, overwrite=overwrite)
         return found if self.bias is not None else found[:2]
 
     def extra_repr(self):
-        """Return the arguments, without those that have their defaults."""
+        """Return the arguments that differ from their defaults."""
         defaults = {"padding": (0, 0), "output_padding": (0, 0), "dilation": (1, 1), "groups": 1}
         defaults["channel_axis"] = 1
         settings = self._settings()
@@ -71,13 +71,15 @@ class _Convolution(OperationLayer):
 
 
 class Conv2d(_Convolution):
-    """Convolution of images, as `torch.nn.Conv2d`.
+    """Convolution of images, as `torch.nn.Conv2d`: from (N, C, H, W) to (N, out_channels, H', W').
 
-    Keeps its input for the backward. If that comes from an `ABN` with a checkpoint strategy, it is recomputed
-    instead; for a frozen weight it is not kept. The weight is neither copied nor locked: change it after the
-    backward. Scratch memory is for a few samples, never for the batch.
+    Input, result and weight have one dtype; half-precision inputs may have a float32 weight.
 
-    A call takes ``out=``, an array that the result is written to, as `inplace_abn.ops.conv2d.forward` does.
+    The input is kept for the backward, with two exceptions: the result of an `ABN` with a checkpoint strategy
+    is recomputed, and with a frozen weight no input is needed. The weight is neither copied nor locked, and
+    must not change before the backward. Scratch memory has the size of a few samples.
+
+    A call takes ``out=``, the array to write the result to; see `inplace_abn.ops.conv2d.forward`.
 
     Parameters
     ----------
@@ -89,21 +91,26 @@ class Conv2d(_Convolution):
         Zeros around the images. "valid" is 0. "same" keeps their size and requires a stride of 1; of an odd
         number of zeros, the end gets one more.
     groups : int
-        Divides both numbers of channels; outputs of a group see only the inputs of that group.
+        Divides both numbers of channels. Outputs of a group depend only on the inputs of that group.
     bias : bool
-        False if an `ABN` follows: its own bias makes this one useless.
+        Use False before an `ABN`, which subtracts the mean and adds its own bias.
     channel_axis : {1, -1}
-        -1 for batches (N, H, W, C). Batches may have either memory layout, and results have that of x.
+        -1 for batches (N, H, W, C). The memory layout may be either one; results have that of x.
     dtype : {float32, float64, float16, bfloat16}
         Of the parameters. Half-precision inputs take float32 or their own dtype.
     rng : numpy.random.Generator or int, optional
-        Draws the first weight and bias, uniformly within 1 / sqrt(in_channels / groups * kernel area).
+        Draws the initial weight and bias, uniformly within 1 / sqrt(in_channels / groups * kernel area).
 
     Attributes
     ----------
     weight : Parameter of shape (out_channels, in_channels / groups, kernel height, kernel width)
         For both values of `channel_axis`.
     bias : Parameter of shape (out_channels,), or None
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above. In a call, if the shape or dtype of the input does not fit.
 
     Examples
     --------
@@ -126,9 +133,10 @@ class Conv2d(_Convolution):
 
 
 class ConvTranspose2d(_Convolution):
-    """Transposed convolution of images, as `torch.nn.ConvTranspose2d`: enlarges them by its stride.
+    """Transposed convolution of images, as `torch.nn.ConvTranspose2d`: enlarges images by the stride.
 
-    It is the gradient of a convolution by its input. Memory, scratch and ``out=`` are as for `Conv2d`.
+    It is the gradient of a convolution with respect to its input. Shapes, dtypes, memory and ``out=`` are as
+    for `Conv2d`.
 
     Parameters
     ----------
@@ -137,25 +145,30 @@ class ConvTranspose2d(_Convolution):
         Along H and W, here and below.
     stride, dilation : int or (int, int)
     padding : int or (int, int)
-        Rows and columns that are cut off the result at both ends.
+        Rows and columns cut off the result at both ends.
     output_padding : int or (int, int)
-        Rows and columns that the result has more at the end. Less than stride or dilation.
+        Rows and columns added to the end of the result. Less than stride or dilation.
     groups : int
-        Divides both numbers of channels; outputs of a group see only the inputs of that group.
+        Divides both numbers of channels. Outputs of a group depend only on the inputs of that group.
     bias : bool
-        False if an `ABN` follows: its own bias makes this one useless.
+        Use False before an `ABN`, which subtracts the mean and adds its own bias.
     channel_axis : {1, -1}
-        -1 for batches (N, H, W, C). Batches may have either memory layout, and results have that of x.
+        -1 for batches (N, H, W, C). The memory layout may be either one; results have that of x.
     dtype : {float32, float64, float16, bfloat16}
         Of the parameters. Half-precision inputs take float32 or their own dtype.
     rng : numpy.random.Generator or int, optional
-        Draws the first weight and bias, uniformly within 1 / sqrt(out_channels / groups * kernel area).
+        Draws the initial weight and bias, uniformly within 1 / sqrt(out_channels / groups * kernel area).
 
     Attributes
     ----------
     weight : Parameter of shape (in_channels, out_channels / groups, kernel height, kernel width)
         For both values of `channel_axis`.
     bias : Parameter of shape (out_channels,), or None
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above. In a call, if the shape or dtype of the input does not fit.
 
     Examples
     --------
@@ -193,5 +206,5 @@ def draw_again(layer, rng):
 
 
 def uniform(rng, bound, shape, dtype):
-    """Return a Parameter with numbers from [-bound, bound)."""
+    """Return a Parameter with values drawn uniformly from [-bound, bound)."""
     return Parameter(rng.uniform(-bound, bound, shape).astype(layer_dtype(dtype, half=True)))

@@ -1,37 +1,37 @@
-"""Parameters: arrays that are trained, with a place in a layer and a name after it."""
+"""Parameters: trained arrays, named by their position in the layers."""
 
 import weakref
 
 import numpy as np
 
-#: Attributes that belong to one object, not to its copies.
+#: Attributes that are not copied with an object.
 NOT_COPIED = {
     "_parent", "_calls", "_last", "_dropped", "_warned", "_parameters", "_reference", "_name_function",
 }  # fmt: skip
 
 
 class Named:
-    """Has a place in a layer, and a name after it."""
+    """An object that is an attribute of a layer, and named by the path to it."""
 
     _parent = None
     _key = ""
 
     @property
     def name(self):
-        """The path from the outermost layer: "body.0.weight"; empty for that layer itself."""
+        """The path from the outermost layer, such as "body.0.weight"; empty for the outermost layer."""
         parent = self._parent and self._parent()
         above = parent.name if parent is not None else ""
         return f"{above}.{self._key}" if above else self._key
 
     @property
-    def _homeless(self):
+    def _has_no_parent(self):
         return self._parent is None or self._parent() is None
 
     def _belongs_to(self, parent, key):
         self._parent, self._key = weakref.ref(parent), key
 
     def __getstate__(self):
-        # The parent restores the place: see Layer.__setstate__.
+        # Layer.__setstate__ assigns the attributes, and so sets parent and key.
         return {name: value for name, value in vars(self).items() if name not in NOT_COPIED}
 
 
@@ -41,24 +41,25 @@ class Parameter(Named):
     Parameters
     ----------
     data : ndarray
+        Kept without a copy.
     requires_grad : bool
 
     Attributes
     ----------
     data : ndarray
-        May be replaced by a floating-point array of the same shape.
+        The values. May be replaced by a floating-point array of the same shape.
     grad : ndarray or None
-        The sum of the gradients since it was None.
+        The sum of the gradients that were accumulated since it was set to None.
     requires_grad : bool
-        False freezes the parameter: no gradient is added to `grad`, optimizers leave it as it is, and
-        operations skip its gradient where that saves work. See `Layer.requires_grad_`.
+        False freezes the parameter: no gradient is added to `grad`, optimizers skip it, and operations do
+        not compute its gradient where that saves work. See `Layer.requires_grad_`.
     name : str
         The path from the outermost layer, such as "body.0.weight".
 
     Raises
     ------
     TypeError, ValueError
-        At the assignment of data that is no ndarray, or has another shape or kind.
+        If `data` is assigned an object that is no ndarray, or an array of another shape or kind.
 
     Examples
     --------
@@ -93,7 +94,10 @@ class Parameter(Named):
         self._data = data
 
     def accumulate(self, gradient):
-        """Add a gradient, which becomes the parameter's own if it is the first; not if it is frozen."""
+        """Add a gradient to `grad`; a frozen parameter ignores it.
+
+        The first gradient becomes `grad` itself, without a copy, and later ones are added to it in place.
+        """
         if not self.requires_grad:
             return
         if gradient.shape != self._data.shape:

@@ -1,12 +1,12 @@
-"""What to ask before writing in place, and arrays that can be computed again instead of being saved.
+"""The registry of saved arrays, to ask before writing in place; and arrays that can be recomputed.
 
-The registry of saved memory is part of the compiled module: every live context of `inplace_abn.functional`
-and of the layers has an entry there for each array that it keeps. Three functions ask it, about the exact
-bytes of an array, through whatever view:
+The registry is part of the compiled module. Every live context of `inplace_abn.functional` and of the layers
+has an entry there for each array that it keeps. Entries are compared by the bytes of memory, so views are
+found as well:
 
-- ``is_saved(array)``: True if a live context needs what is in it.
-- ``refuse_if_saved(array, writer)``: ValueError in that case; it names who writes and who needs the memory.
-- ``may_overwrite(array)``: True if it is writeable and nobody needs what is in it.
+- ``is_saved(array)``: True if a live context keeps bytes of the array.
+- ``refuse_if_saved(array, writer)``: raises a ValueError in that case, which names the writer and the keeper.
+- ``may_overwrite(array)``: True if the array is writeable and no live context keeps bytes of it.
 
 >>> import numpy as np
 >>> from inplace_abn import functional
@@ -31,18 +31,18 @@ from .. import _core
 
 
 def is_saved(array):
-    """Return True if a live context needs what is in `array`."""
+    """Return True if a live context keeps memory of `array`."""
     return _core.saved_by(array) is not None
 
 
 def refuse_if_saved(array, writer):
-    """Refuse to overwrite an array that a live context needs; end the offer to compute it again.
+    """Raise an error if a live context keeps memory of `array`; otherwise end the offer to recompute it.
 
     Parameters
     ----------
     array : ndarray
     writer : str
-        Who writes, at the beginning of the message.
+        What writes in place; the message begins with it.
 
     Raises
     ------
@@ -53,18 +53,18 @@ def refuse_if_saved(array, writer):
 
 
 def may_overwrite(array):
-    """Return True if `array` is writeable and no live context needs it; end the offer to compute it again."""
+    """Return True if `array` is writeable and not saved; if not saved, end the offer to recompute it."""
     if is_saved(array):
         return False
     withdraw(array)
     return array.flags.writeable
 
 
-# ---- arrays that can be computed again ---------------------------------------------------------------------
+# ---- arrays that can be recomputed -------------------------------------------------------------------------
 
 
 class _Offer:
-    """An array that a checkpointing layer can compute again; read-only, so that it stays what it was."""
+    """An array that a checkpointing layer can recompute. Read-only, so that recomputing gives its content."""
 
     __slots__ = ("recompute", "reference")
 
@@ -78,30 +78,30 @@ _offers = {}  # id of an array -> its _Offer
 
 
 def offer(array, recompute):
-    """Let contexts keep the function ``recompute``, which returns `array` again, instead of the array.
+    """Let contexts save the function ``recompute``, which returns `array`, instead of the array.
 
-    The array becomes read-only. ``recompute`` has to keep what it needs.
+    The array becomes read-only. ``recompute`` must hold references to its inputs.
     """
     _offers[id(array)] = _Offer(array, recompute)
     array.flags.writeable = False
 
 
 def withdraw(array):
-    """End an `offer` and make the array writeable; contexts that keep a `Recipe` still can recompute."""
+    """End an `offer` and make the array writeable. Contexts that saved a `Recipe` can still recompute."""
     found = _offers.pop(id(array), None)
     if found is not None and found.reference() is array:
         unlock(array)
 
 
 def unlock(array):
-    """Make an array writeable: now, or as soon as no context keeps it."""
+    """Make an array writeable, or let the registry do so when the last context that keeps it is released."""
     if not _core.restore_writeable(array):
-        with suppress(ValueError):  # a view of an array that is read-only itself
+        with suppress(ValueError):  # a view of a read-only array
             array.flags.writeable = True
 
 
 class Recipe:
-    """The means to compute an array again, or a view that begins where it does."""
+    """A function that recomputes an array, and shape and strides of a view that begins where it begins."""
 
     __slots__ = ("recompute", "shape", "strides")
 
@@ -117,9 +117,10 @@ class Recipe:
 
 
 def recipe(array):
-    """Return the `Recipe` of an array on offer or of a view of it, such as a reshaped one; else None.
+    """Return the `Recipe` of an offered array, or of a view of it such as a reshaped one; else None.
 
-    A view has to begin where the array does: not a flipped one, not a slice from the second sample on.
+    The view must begin at the first byte of the array: a flipped array, or one without the first sample,
+    has no recipe.
     """
     owner = array if array.base is None else array.base
     found = _offers.get(id(owner))

@@ -110,7 +110,7 @@ def test_names_and_refusals():
         Concat(3)
     with pytest.raises(ValueError, match=r"x must be of shape \(N, C, ...\), got \(3,\)"):
         Concat(Identity())(np.ones(3))
-    with pytest.raises(ValueError, match="Concat: there are no branches; expected at least one"):
+    with pytest.raises(ValueError, match="Concat: expected at least one branch, got none"):
         Concat()(normal(SHAPE))
     assert [len(layer[:1]), layer[:1].channel_axis] == [1, 1]
     with pytest.raises(ValueError, match=r"arrays\[1\]: expected the shape of arrays\[0\]"):

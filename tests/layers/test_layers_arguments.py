@@ -45,7 +45,7 @@ def test_shapes_that_do_not_fit_name_the_layer_and_both_shapes():
         ),
         (
             Residual(Conv2d(3, 4, 3, stride=2, padding=1)),
-            r"net \(Residual\): the branch gives float32 of shape \(2, 4, 4, 4\), .*\(2, 3, 8, 8\)",
+            r"net \(Residual\): branch and shortcut: .* float32 of shape \(2, 4, 4, 4\) and .*\(2, 3, 8, 8\)",
         ),
         (MaxPool2d(9), r"net \(MaxPool2d\): .*9 x 9.*8 x 8"),
     ]:
@@ -183,9 +183,7 @@ def test_an_activation_that_is_like_no_other_is_no_hint():
 
 def test_num_slopes_are_for_prelu_alone():
     for make in (ABN, InPlaceABN, Activation):
-        with pytest.raises(
-            ValueError, match="num_slopes goes with activation 'prelu', got 3 with 'leaky_relu'"
-        ):
+        with pytest.raises(ValueError, match="num_slopes: expected 1 for activation 'leaky_relu', got 3"):
             make(*([3] * (make is not Activation)), num_slopes=3)
 
 

@@ -158,11 +158,11 @@ def test_lists_and_dicts_are_not_called(make):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda a: [a, linear()], r"is a list that holds \[0\] \(Linear\), \[1\] .*ModuleList\(ways\)"),
-        (lambda a: (1, a), r"is a tuple that holds \[1\] \(Linear\)"),
-        (lambda a: {"x": a}, r"is a dict that holds \['x'\] \(Linear\), .*assign layers.ModuleDict\(ways\)"),
-        (lambda a: [[1], {"y": [a]}], r".*holds \[1\]\['y'\]\[0\] \(Linear\)"),
-        (lambda a: [a.weight], r".*holds \[0\] \(Parameter\), .*assign each Parameter to an attribute"),
+        (lambda a: [a, linear()], r"is a list that contains \[0\] \(Linear\), \[1\] .*ModuleList\(ways\)"),
+        (lambda a: (1, a), r"is a tuple that contains \[1\] \(Linear\)"),
+        (lambda a: {"x": a}, r"is a dict that contains \['x'\] \(Linear\), .*layers.ModuleDict\(ways\)"),
+        (lambda a: [[1], {"y": [a]}], r".*contains \[1\]\['y'\]\[0\] \(Linear\)"),
+        (lambda a: [a.weight], r".*contains \[0\] \(Parameter\), .*assign each Parameter to an attribute"),
         (lambda a: [a] * 9, r".*\[3\] \(Linear\), \.\.\., which"),
     ],
 )  # fmt: skip
