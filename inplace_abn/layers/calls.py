@@ -13,7 +13,7 @@ import numpy as np
 from .. import _arguments as arguments
 from . import pending
 from .context import LayerContext
-from .producers import note_gradients, note_result, producer_of
+from .producers import note_result, producer_of
 
 
 class _Here(threading.local):
@@ -164,10 +164,14 @@ class Call(LayerContext):
         """Note which calls made the inputs, and that this call made the result."""
         if options or len(inputs) != 1:
             inputs = [array for array in (*inputs, *options.values()) if is_floating(array)]
-        self._sources = [producer_of(array) for array in inputs]
+            self._sources = [producer_of(array) for array in inputs]
+        else:
+            self._sources = (producer_of(inputs[0]),)
         own = weakref.ref(self)
-        results = result if self._several else (result,)
-        self._results = [note_result(array, own) for array in results if isinstance(array, np.ndarray)]
+        if self._several:
+            self._results = [note_result(array, own) for array in result if isinstance(array, np.ndarray)]
+        elif self._output is not None:
+            self._results = (note_result(result, own),)
 
     # ---- in the backward -------------------------------------------------------------------------------
 
@@ -175,7 +179,9 @@ class Call(LayerContext):
         """Return dz if it fits the result of the forward; None among several gradients becomes zeros."""
         if not self._several:
             if self._output is not None:
-                arguments.gradient("dz", dz, *self._output)
+                shape, dtype = self._output
+                if type(dz) is not np.ndarray or dz.shape != shape or dz.dtype != dtype:  # saves two calls
+                    arguments.gradient("dz", dz, shape, dtype)
             return dz
         expected = self._output
         if not isinstance(dz, (tuple, list)) or len(dz) != len(expected):
@@ -218,10 +224,6 @@ class Call(LayerContext):
         rest = [i for i in range(self.positional) if i not in self.inputs]
         named = any(isinstance(name, str) for name in self.inputs)
         return len(rest) == extra and not named and all(gradients[i] is None for i in rest)
-
-    def note_gradients(self, gradients):
-        """Note which calls made the inputs that these gradients belong to."""
-        note_gradients(gradients, self._sources)
 
     @property
     def result_is_gone(self):

@@ -40,8 +40,9 @@ def note_result(array, call):
     -------
     weakref.ref of the array
     """
-    reference = _results[id(array)] = _Entry(array, _remove_result)
-    reference.key, reference.call = id(array), call
+    reference, key = _Entry(array, _remove_result), id(array)
+    reference.key, reference.call = key, call
+    _results[key] = reference
     return reference
 
 
