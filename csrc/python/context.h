@@ -73,6 +73,17 @@ int context_keep(context *ctx, PyArrayObject *array, PyArrayObject *residual);
 /* Takes over the escapes of abn_forward. */
 int context_keep_escapes(context *ctx);
 
+/* Everything that a context keeps, arrays of full size first; array is NULL if it keeps none of that name. */
+typedef struct {
+    const char *name;
+    PyArrayObject *array;
+    npy_intp nbytes;
+} kept_part;
+
+enum { KEPT_PARTS = KEPT_ARRAYS + SIDE_ARRAYS };
+
+void context_parts(const context *ctx, kept_part *parts);
+
 /* "float32 (2, 3), strategy='inplace', activation='elu', keeps z and residual": a new string. */
 PyObject *context_text(const context *ctx);
 

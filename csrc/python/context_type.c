@@ -1,16 +1,8 @@
 /* The Python type of contexts: attributes, recompute and release; it cannot be pickled. */
 #include "context.h"
-#include "saved_array.h"
 #include "signatures.h"
 
 #include <structmember.h>
-
-static const char *const kept_names[] = {[ABN_KEEP_Z] = "z", [ABN_KEEP_X] = "x", [ABN_KEEP_XHAT] = "xhat"};
-static const char *const side_names[SIDE_ARRAYS] = {[SIDE_MASK] = "mask",
-                                                    [SIDE_BITS] = "branch_mask",
-                                                    [SIDE_GUARDED] = "guarded_xhat",
-                                                    [SIDE_ESCAPE_INDEX] = "escape_index",
-                                                    [SIDE_ESCAPE_XHAT] = "escape_xhat"};
 
 /* ---- attributes ---------------------------------------------------------------------------------------- */
 
@@ -49,26 +41,6 @@ static PyObject *get_freed(PyObject *self, void *Py_UNUSED(closure)) {
     return PyBool_FromLong(((context *)self)->freed_by != NULL);
 }
 
-const char *context_role(const context *ctx, int which) {
-    return which == KEPT_RESIDUAL ? "residual" : kept_names[ctx->core.keep];
-}
-
-/* Everything kept, full size first. */
-typedef struct {
-    const char *name;
-    PyArrayObject *array;
-    npy_intp nbytes;
-} kept_part;
-
-enum { KEPT_PARTS = KEPT_ARRAYS + SIDE_ARRAYS };
-
-static void kept_parts(const context *ctx, kept_part *parts) {
-    for (int i = 0; i < KEPT_ARRAYS; i++)
-        *parts++ = (kept_part){context_role(ctx, i), ctx->kept[i].batch.array, ctx->kept[i].nbytes};
-    for (int i = 0; i < SIDE_ARRAYS; i++)
-        *parts++ = (kept_part){side_names[i], ctx->sides[i].array, ctx->sides[i].nbytes};
-}
-
 static PyObject *get_saved(PyObject *self, void *Py_UNUSED(closure)) {
     const context *ctx = (context *)self;
     kept_part parts[KEPT_PARTS];
@@ -80,7 +52,7 @@ static PyObject *get_saved(PyObject *self, void *Py_UNUSED(closure)) {
                      ctx->freed_by);
         return NULL;
     }
-    kept_parts(ctx, parts);
+    context_parts(ctx, parts);
     roles = PyDict_New();
     for (int i = 0; roles && i < KEPT_PARTS; i++)
         if (parts[i].array && PyDict_SetItemString(roles, parts[i].name, (PyObject *)parts[i].array) < 0)
@@ -90,83 +62,19 @@ static PyObject *get_saved(PyObject *self, void *Py_UNUSED(closure)) {
     return proxy;
 }
 
-PyObject *context_owner(const context *ctx) {
-    PyObject *owner = ctx->owner, *name;
-    if (!owner) return PyUnicode_FromFormat("functional.%s", ctx->function);
-    Py_INCREF(owner); /* the function may set another owner */
-    name = owner_name(owner);
-    Py_DECREF(owner);
-    return name;
-}
-
 static PyObject *get_owner(PyObject *self, void *Py_UNUSED(closure)) { return context_owner((context *)self); }
-
-/* ---- the ledger, if one is on ---------------------------------------------------------------------------- */
-
-/* Takes over the reference to the result of a call of the ledger. An exception there is reported, not raised. */
-static void report(PyObject *result) {
-    if (!result) PyErr_WriteUnraisable(NULL);
-    Py_XDECREF(result);
-}
-
-void context_record(context *ctx) {
-    PyObject *recorder = ctx->state->recorder, *owner;
-    kept_part parts[KEPT_PARTS];
-    if (!recorder || (ctx->owner && PyUnicode_Check(ctx->owner) && PyUnicode_GET_LENGTH(ctx->owner) == 0)) return;
-    ctx->is_recorded = 1;
-    kept_parts(ctx, parts);
-    owner = context_owner(ctx);
-    if (!owner) PyErr_WriteUnraisable(NULL);
-    for (int i = 0; owner && i < KEPT_PARTS; i++)
-        if (parts[i].array)
-            report(PyObject_CallMethod(recorder, "saved", "nOsOO", (Py_ssize_t)ctx, owner, parts[i].name,
-                                       (PyObject *)parts[i].array, ctx->state->activations[ctx->core.activation]));
-    Py_XDECREF(owner);
-}
-
-/* Called by destructors, too: an exception that is on its way stays. */
-void context_record_freed(context *ctx) {
-    PyObject *recorder = ctx->state->recorder;
-    if (!recorder || !ctx->is_recorded) return;
-    ctx->is_recorded = 0;
-#if PY_VERSION_HEX >= 0x030C0000
-    PyObject *pending = PyErr_GetRaisedException();
-#else
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-#endif
-    report(PyObject_CallMethod(recorder, "freed", "n", (Py_ssize_t)ctx));
-#if PY_VERSION_HEX >= 0x030C0000
-    PyErr_SetRaisedException(pending);
-#else
-    PyErr_Restore(type, value, traceback);
-#endif
-}
 
 /* ---- sizes and text ---------------------------------------------------------------------------------------- */
 
 static PyObject *get_nbytes(PyObject *self, void *Py_UNUSED(closure)) {
     kept_part parts[KEPT_PARTS];
     npy_intp bytes = 0;
-    kept_parts((context *)self, parts);
+    context_parts((context *)self, parts);
     for (int i = 0; i < KEPT_PARTS; i++) {
         const int is_repeated = i == KEPT_RESIDUAL && parts[i].array == parts[KEPT_MAIN].array; /* residual=x */
         if (parts[i].array && !is_repeated) bytes += parts[i].nbytes;
     }
     return PyLong_FromSsize_t((Py_ssize_t)bytes);
-}
-
-PyObject *context_text(const context *ctx) {
-    const kept_array *kept = &ctx->kept[KEPT_MAIN];
-    PyObject *shape = PyArray_IntTupleFromIntp(kept->batch.ndim, kept->batch.shape), *text = NULL;
-    if (!shape) return NULL;
-    text = PyUnicode_FromFormat("%S %S, strategy=%R, activation=%R, %s%s%s", (PyObject *)ctx->dtype, shape,
-                                ctx->state->strategies[ctx->strategy], ctx->state->activations[ctx->core.activation],
-                                ctx->freed_by ? "freed by " : "keeps ",
-                                ctx->freed_by ? ctx->freed_by : context_role(ctx, KEPT_MAIN),
-                                ctx->kept[KEPT_RESIDUAL].batch.array ? " and residual" : "");
-    Py_DECREF(shape);
-    return text;
 }
 
 static PyObject *context_repr(PyObject *self) {
