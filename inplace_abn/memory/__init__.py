@@ -1,4 +1,4 @@
-"""Memory accounting: a ledger of all arrays that layers and functions keep for their backward.
+"""Memory accounting: a ledger of the arrays that layers and functions keep for their backward.
 
 >>> import numpy as np
 >>> from inplace_abn import memory
@@ -18,9 +18,10 @@ kept for the backward, 2 buffers            32.0
 (32768, 0)
 
 Contexts of `inplace_abn.functional` are listed under "functional.forward" or "functional.normalize", unless a
-layer made the call. Memory that several of them keep is counted once. Of a slice, the slice is counted,
-although the whole array lives as long. `Ledger.explain` says what memory is kept for and what would free it,
-`Ledger.plot` draws it over time. While no ledger is on, a call costs one comparison more.
+layer made the call. Memory that several contexts keep is counted once. Of a view, only the bytes of the view
+are counted, although the whole array stays allocated. `Ledger.explain` lists the reasons why memory is kept
+and what would free it; `Ledger.plot` plots it layer by layer. Without an active ledger, a call costs one
+comparison.
 """
 
 from contextlib import contextmanager
@@ -30,21 +31,21 @@ from ._ledger import Ledger
 
 __all__ = ["Ledger", "ledger", "recorder"]
 
-#: The ledger that is on, or None. `inplace_abn.layers.LayerContext` reports to it what it keeps and frees.
+#: The active ledger, or None. `inplace_abn.layers.LayerContext` reports to it.
 recorder = None
 
 
 @contextmanager
 def ledger(model=None, label=""):
-    """Switch on a new `Ledger` while the block runs.
+    """Activate a new `Ledger` inside the block.
 
-    Contexts made before the block are not counted. An inner ledger reports to the outer one as well. A ledger
+    Contexts made before the block are not counted. An inner ledger also reports to the outer one. A ledger
     counts the contexts of all threads.
 
     Parameters
     ----------
     model : Layer, optional
-        Its parameters and their gradients are listed as well.
+        Its parameters and their gradients are added to the table.
     label : str, optional
         The name of the ledger in plots, such as the strategy.
 
@@ -55,7 +56,7 @@ def ledger(model=None, label=""):
     Raises
     ------
     TypeError
-        For a model that has no ``parameters()``.
+        If `model` has no method ``parameters``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The ledger: events that contexts report, and what they add up to."""
+"""The ledger: a list of events that contexts report, and its results."""
 
 import time
 
@@ -8,12 +8,12 @@ from . import events, explain, history, plot, tables
 
 
 class Ledger:
-    """A record of what layers and functions keep for their backward; made by `inplace_abn.memory.ledger`.
+    """A record of the arrays kept for the backward; returned by `inplace_abn.memory.ledger`.
 
     Parameters
     ----------
     model : Layer, optional
-        Its parameters and gradients go into the table.
+        Its parameters and gradients are added to the table.
     label : str
         Its name in plots.
 
@@ -28,24 +28,24 @@ class Ledger:
         self._events, self._began = [], time.perf_counter()
         self._summary = 0, 0, 0, 0
 
-    # ---- reporting: for operations of one's own as well --------------------------------------------------
+    # ---- reporting; also for custom operations -----------------------------------------------------------
 
     def saved(self, context, layer, role, array, activation=None):
-        """Note that `context` keeps `array` from now on, for `layer`, as `role`.
+        """Record that `context` starts to keep `array`, for `layer`, as `role`.
 
         Parameters
         ----------
         context : hashable
-            Identifies the call; the same as for `freed`.
+            Identifies the call; pass the same to `freed`.
         layer, role : str
         array : ndarray
             The ledger does not keep it alive.
         activation : str, optional
-            Of a normalization, for the advice of `explain`.
+            Activation of a normalization, for the advice of `explain`.
 
         Examples
         --------
-        Contexts of `inplace_abn.functional` and of layers report by themselves; for anything else:
+        Contexts of `inplace_abn.functional` and of layers report themselves. A custom operation:
 
         >>> import numpy as np
         >>> from inplace_abn import memory
@@ -61,14 +61,14 @@ class Ledger:
         self._events.append(events.saved(key, layer, role, array, activation))
 
     def freed(self, context):
-        """Note that `context` keeps nothing any longer. Harmless for an unknown one."""
+        """Record that `context` frees all its arrays. An unknown context is ignored."""
         if self._outer is not None:
             self._outer.freed(context)
         key = context if isinstance(context, int) else id(context)
         self._events.append(events.Freed(key, time.perf_counter()))
 
     def temporary(self, layer, nbytes):
-        """Note that an operation of `layer` uses `nbytes` of scratch memory; consecutive calls add up."""
+        """Record that an operation of `layer` uses `nbytes` of scratch memory; consecutive calls add up."""
         if self._outer is not None:
             self._outer.temporary(layer, nbytes)
         self._events.append(events.Temporary(layer, int(nbytes), time.perf_counter()))
@@ -91,20 +91,20 @@ class Ledger:
         return self._summarize()[3]
 
     def table(self, when="kept"):
-        """Return what was kept, per layer and role: a sequence that prints as a table.
+        """Return the arrays kept, by layer and role: a sequence that prints as a table.
 
-        Memory that several layers keep is counted in the first of their rows.
+        Memory that several layers keep is counted in the first row of them.
 
         Parameters
         ----------
         when : {"kept", "now"}
-            "kept": when most bytes were kept.
+            "kept": at the time when the most bytes were kept. "now": now, or at the end of the block.
 
         Returns
         -------
         Table
             A sequence of rows with layer, role, shape, dtype, count (how many such arrays), nbytes and
-            shared_with (layer and role that keep the same memory and come before).
+            shared_with (layer and role of an earlier row that keeps the same memory).
         """
         return tables.make(self._entries(when), self._model, self._events)
 
@@ -114,8 +114,9 @@ class Ledger:
         Parameters
         ----------
         when : {"kept", "now"}
+            As for `table`.
         most : int
-            The number of buffers.
+            The largest number of buffers to list.
         """
         return explain.make(self._entries(when), self._events, when, most)
 
@@ -202,6 +203,8 @@ class Ledger:
         for index, event in enumerate(known, 1):
             count.add(event)
             growing = growing and not isinstance(event, events.Freed)
-            if count.live > highest or (growing and count.live == highest):  # also who shares what is there
+            if count.live > highest or (
+                growing and count.live == highest
+            ):  # a later entry may share a buffer
                 highest, where, growing = count.live, index, True
         return events.at(known, where).entries()

@@ -1,7 +1,7 @@
-"""The events of a ledger, and how they are counted: arrays, and the buffers that own their memory.
+"""The events of a ledger, and how they are counted.
 
-A ledger is a list of events. They are only appended, so that any thread and any destructor may do so. All
-results are computed from the list.
+A ledger is a list of events. Events are only appended, which is safe in any thread and any destructor; all
+results are computed from the list. A buffer is the object that owns the memory of one or more arrays.
 """
 
 import time
@@ -13,10 +13,10 @@ import numpy as np
 
 
 class Saved(NamedTuple):
-    """An array that a context keeps from now on.
+    """A context starts to keep an array.
 
-    ``buffer`` identifies the object that owns the array's memory, ``buffer_nbytes`` is its size; ``first``
-    and ``end`` are the bounds of the array's addresses. Nothing is kept alive.
+    ``buffer`` is the id of the object that owns the memory, ``buffer_nbytes`` its size; ``first`` and ``end``
+    are the bounds of the addresses of the array. An event keeps no array alive.
     """
 
     context: Hashable
@@ -35,7 +35,7 @@ class Saved(NamedTuple):
 
 
 class Freed(NamedTuple):
-    """A context keeps nothing any longer."""
+    """A context frees all that it keeps."""
 
     context: Hashable
     seconds: float
@@ -50,12 +50,12 @@ class Temporary(NamedTuple):
 
 
 def owner_of(array):
-    """Return the object that owns the memory of `array`: the last of its bases."""
+    """Return the object that owns the memory of `array`: the end of its chain of bases."""
     while True:
-        behind = array.base if isinstance(array, np.ndarray) else getattr(array, "obj", None)
-        if behind is None:
+        base = array.base if isinstance(array, np.ndarray) else getattr(array, "obj", None)
+        if base is None:
             return array
-        array = behind
+        array = base
 
 
 def saved(context, layer, role, array, activation=None):
@@ -70,9 +70,9 @@ def saved(context, layer, role, array, activation=None):
 
 
 def bytes_of(entries):
-    """Return the number of bytes that the arrays of one buffer cover together.
+    """Return the number of bytes that arrays in one buffer cover together.
 
-    This is the size of the union of their address ranges, at most the sum of their sizes: arrays with gaps,
+    This is the size of the union of their address ranges, limited by the sum of their sizes: strided arrays,
     such as slices of channels, cover less than their range.
 
     >>> memory = np.zeros(100, np.uint8)
@@ -109,7 +109,7 @@ class Count:
         self._running = None
 
     def add(self, event):
-        """Count the next event."""
+        """Apply the next event."""
         if isinstance(event, Temporary):
             self.total = (self.total if event.layer == self._running else self.live) + event.nbytes
             self._running = event.layer

@@ -1,42 +1,45 @@
-"""`Ledger.explain`: which buffers are kept, for what, and what would free them."""
+"""`Ledger.explain`: the largest buffers, which layers keep them, and what would free them."""
 
 from .._activations import ACTIVATIONS
 from . import events
 from .tables import escape, human, plural
 
-#: What a role is, and what would free it; None if the layer needs it in any case, or `_advice` knows more.
+#: Role -> (description, what would free it). None if the layer always needs it, or if `_advice` says more.
 _ROLES = {
     "x": ("the input of a normalization", None),
     "xhat": ("the normalized input, written over it", None),
     "z": ("the result of a normalization, written over its input", None),
     "input": ("the input, needed for the gradients", None),
     "residual": (
-        "what a normalization adds before the activation, needed to recover its input from its result",
-        "a shortcut that is kept in any case: the input of a convolution, or z of an in-place normalization",
+        "the residual that a normalization adds before the activation, needed to recover x-hat from z",
+        "a shortcut that is kept anyway: the input of a convolution, or z of an in-place normalization",
     ),
     "branch_mask": (
-        "on which side of the activation's minimum each value lies, in one bit",
+        "one bit per value: on which side of the minimum of the activation it lies",
         "an activation without a minimum, such as leaky_relu, elu or softplus",
     ),
     "guarded_xhat": (
-        "channels whose input cannot be recovered from z: their weight is small beside bias or residual, or "
-        "the activation is flat",
+        "channels whose x-hat cannot be recovered from z, because the weight is small compared to bias or "
+        "residual, or the activation is flat",
         "another weight or strategy 'checkpoint_xhat'",
     ),
-    "escape_index": ("where the activation is flat", "a smaller weight or bias"),
+    "escape_index": ("the positions of the elements in escape_xhat", "a smaller weight or bias"),
     "escape_xhat": (
-        "elements that cannot be recovered because the activation is flat there: far out, or at its minimum",
+        "elements that cannot be recovered from z: in a flat tail, or at the minimum, of the activation",
         "a smaller weight or bias",
     ),
-    "mask": ("which positions are valid, or which elements were kept", None),
-    "target": ("the target of a loss", None),
-    "log_sum_exp": ("a number for each label of a cross entropy", None),
+    "mask": ("the valid positions, or the elements that dropout kept", None),
+    "target": ("the targets of a loss", None),
+    "log_sum_exp": ("one number for each sample of a cross entropy", None),
     "mean": ("the mean of each group of channels", None),
     "inv_std": ("1 / standard deviation of each group of channels", None),
-    "indices": ("which element of each window was the largest", None),
+    "indices": ("the position of the largest element of each window", None),
 }
-#: Roles of what cannot be recovered from z. With a straight activation the cause is the weight.
-_UNTOLD, _STRAIGHT = ("guarded_xhat", "escape_index", "escape_xhat"), ("identity", "leaky_relu")
+#: Roles of data that cannot be recovered from z. With a piecewise linear activation the cause is the weight.
+_UNRECOVERABLE, _PIECEWISE_LINEAR = (
+    ("guarded_xhat", "escape_index", "escape_xhat"),
+    ("identity", "leaky_relu"),
+)
 
 
 class Text(str):
@@ -52,7 +55,7 @@ class Text(str):
 
 
 def make(entries, known, when, most):
-    """Return the explanation of the entries of what is kept."""
+    """Return the explanation for entries that are kept; `known` are all events of the ledger."""
     buffers = {}
     for entry in entries:
         buffers.setdefault(entry.buffer, []).append(entry)
@@ -66,7 +69,7 @@ def make(entries, known, when, most):
     for number, buffer in enumerate(largest, 1):
         views = buffers[buffer]
         share = sizes[buffer] / max(total, 1)
-        lines.append(f"{number}. {human(sizes[buffer])} ({share:.0%}) {_holders(views)}")
+        lines.append(f"{number}. {human(sizes[buffer])} ({share:.0%}) as {_holders(views)}")
         lines += [f"   {line}" for line in _advice(views, sizes[buffer], entries)]
     rest = total - sum(sizes[buffer] for buffer in largest)
     if rest:
@@ -77,7 +80,7 @@ def make(entries, known, when, most):
 
 def _holders(views):
     roles = [f"{entry.role} of {entry.layer}" for entry in views]
-    return "as " + " and ".join(dict.fromkeys(roles))
+    return " and ".join(dict.fromkeys(roles))
 
 
 def _advice(views, size, entries):
@@ -88,31 +91,31 @@ def _advice(views, size, entries):
             lines.append(f"{role}: {_ROLES[role][0]}")
     layers = list(dict.fromkeys(entry.layer for entry in views))
     if len(layers) > 1:
-        lines.append(f"one buffer for {len(layers)} layers: it is free when the backward of all has run")
+        lines.append(f"one buffer of {len(layers)} layers: freed after the backward of all of them")
     else:
-        lines.append(f"free when the backward of {layers[0]} has run")
+        lines.append(f"freed after the backward of {layers[0]}")
     twin = _second_buffer(first, entries) if first.role == "x" else None
     if twin is not None:
-        known, but = ACTIVATIONS.get(first.activation), ""
+        known, note = ACTIVATIONS.get(first.activation), ""
         if known is not None and not known.invertible:
-            but = f"; {first.activation}, which cannot be inverted, has to be leaky_relu for that"
+            note = f"; this needs leaky_relu instead of {first.activation}, which has no inverse"
         lines.append(
-            f"{twin.layer} keeps what {first.layer} made of it, {human(twin.nbytes)}: "
-            f"strategy='inplace' would write that over this buffer, and free {human(size)}{but}"
+            f"{twin.layer} keeps the result of {first.layer}, {human(twin.nbytes)}: strategy='inplace' would "
+            f"write the result over this buffer and free {human(size)}{note}"
         )
     elif _ROLES.get(first.role, (None, None))[1]:
-        other = ", or leaky_relu" if first.role in _UNTOLD and first.activation not in _STRAIGHT else ""
-        lines.append(f"what would free it: {_ROLES[first.role][1]}{other}")
+        curved = first.role in _UNRECOVERABLE and first.activation not in _PIECEWISE_LINEAR
+        lines.append(f"to free it: {_ROLES[first.role][1]}{', or leaky_relu' if curved else ''}")
     if first.buffer_nbytes > size:
         lines.append(
-            f"it is part of an array of {human(first.buffer_nbytes)}, which stays as a whole: "
-            "pass a copy of the part where the rest is not needed"
+            f"it is part of an array of {human(first.buffer_nbytes)}, which stays allocated as a whole: "
+            "pass a copy of the part if the rest is not needed"
         )
     return lines
 
 
 def _second_buffer(entry, entries):
-    """Return the entry saved right after `entry` by another layer, if it is another array as large."""
+    """Return the next entry of another layer if it is an input of equal size in another buffer."""
     later = [other for other in entries if other.seconds > entry.seconds and other.layer != entry.layer]
     following = min(later, key=lambda other: other.seconds, default=None)
     if following is None or following.role != "input" or following.buffer == entry.buffer:
@@ -121,7 +124,7 @@ def _second_buffer(entry, entries):
 
 
 def _pending(entries):
-    """Name layers with several calls whose backward has not run."""
+    """Return a line about the layer with the most pending calls, if any layer has several."""
     calls = {}
     for entry in entries:
         calls.setdefault(entry.layer, set()).add(entry.context)
@@ -130,14 +133,13 @@ def _pending(entries):
         return []
     layer, count = max(several.items(), key=lambda item: item[1])
     return [
-        f"{count} calls of {layer} wait for their backward, and each keeps what that needs: run the "
-        "backwards, make calls for predictions inside layers.no_grad(), or drop what they keep by the "
-        "layer's release()."
+        f"{count} calls of {layer} wait for their backward, and each keeps its arrays: run the backwards, "
+        "make calls for predictions inside layers.no_grad(), or free the arrays by release() of the layer."
     ]
 
 
 def _still_alive(known):
-    """Name arrays that are kept by no layer any longer, but are alive: something else refers to them."""
+    """Return a line about arrays that no layer keeps any longer, but that another reference keeps alive."""
     count, gone = events.Count(), {}
     for event in known:
         if isinstance(event, events.Freed):
@@ -154,6 +156,6 @@ def _still_alive(known):
     names = [f"{entry.role} of {entry.layer}" for entry in alive]
     listed = ", ".join(names[:3]) + (", ..." if names[3:] else "")
     return [
-        f"{human(total)} is kept by no layer any longer, but still allocated, because a variable or another "
+        f"{human(total)} is no longer kept by a layer, but still allocated, because a variable or another "
         f"object refers to it: {listed}."
     ]

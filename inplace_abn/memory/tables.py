@@ -1,4 +1,4 @@
-"""What is kept, as a table."""
+"""The arrays kept, as a table."""
 
 from collections.abc import Sequence
 from html import escape
@@ -16,7 +16,7 @@ _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
 
 
 def human(nbytes):
-    """Return a number of bytes as text.
+    """Return a number of bytes as text, in the largest unit that fits.
 
     >>> human(100), human(1536), human(3 << 20)
     ('100 bytes', '1.5 KiB', '3.0 MiB')
@@ -49,7 +49,7 @@ def _in(unit, nbytes, digits):
 
 
 class Row(NamedTuple):
-    """What calls of one layer keep in one role."""
+    """The arrays of one role, shape and dtype that calls of one layer keep."""
 
     layer: str
     role: str
@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 
 class Table(Sequence):
-    """Rows of what is kept, with a total.
+    """Rows of arrays that are kept, with a total.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class Table(Sequence):
     buffers : int
         Number of buffers.
     nbytes : int
-        All rows together.
+        The sum of all rows.
     beside : dict of str to int
         Bytes that are not kept for the backward, by name: parameters, gradients, temporaries.
     """
@@ -138,7 +138,7 @@ class Table(Sequence):
 
 
 def make(entries, model, known):
-    """Return the `Table` of the entries of what is kept."""
+    """Return the `Table` of entries that are kept; `known` are all events of the ledger."""
     holders, groups = {}, {}
     for entry in entries:
         views = holders.setdefault(entry.buffer, [])

@@ -1,4 +1,4 @@
-"""The ledger: what it counts, when, and that tracemalloc counts the same."""
+"""The ledger counts each buffer once, while a context keeps it, as tracemalloc does."""
 
 import gc
 import subprocess
@@ -15,7 +15,7 @@ from inplace_abn.layers import ABN, InPlaceABN, LayerContext, Sequential, no_gra
 from inplace_abn.memory import events
 
 STRATEGIES = list(reference.KEEPS)
-#: tracemalloc's domain of the memory behind arrays
+#: The domain of tracemalloc that NumPy allocates arrays in.
 ARRAYS = tracemalloc.DomainFilter(True, 389047)
 
 
@@ -50,8 +50,8 @@ def traced():
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_what_the_chain_keeps(strategy):
-    """Two full-size buffers per normalization and convolution for standard, one for all others."""
+def test_bytes_kept_by_a_chain(strategy):
+    """Two buffers per normalization with its convolution for "standard", one for all other strategies."""
     net, x = chain(strategy), images()
     with memory.ledger() as ledger:
         z = net(x)
@@ -64,17 +64,17 @@ def test_what_the_chain_keeps(strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_kept_is_what_tracemalloc_sees_of_arrays_to_the_byte(strategy, traced):
-    """What is left after the forward, its result aside."""
+def test_kept_equals_the_array_bytes_of_tracemalloc(strategy, traced):
+    """After the forward, without the result and x, which the test allocates."""
     net, x = chain(strategy), images()
     before = traced_arrays()
     with memory.ledger() as ledger:
         net(x)
-        assert traced_arrays() - before == ledger.live - x.nbytes  # x was there before
+        assert traced_arrays() - before == ledger.live - x.nbytes  # x was allocated before
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_kept_is_the_difference_of_all_traced_memory_within_a_percent(strategy, traced):
+def test_kept_equals_all_traced_memory_within_a_percent(strategy, traced):
     net, x = chain(strategy), images(size=128)
     for _ in range(2):
         with memory.ledger():
@@ -88,7 +88,7 @@ def test_kept_is_the_difference_of_all_traced_memory_within_a_percent(strategy, 
     assert grown + x.nbytes == pytest.approx(ledger.kept, rel=0.01)
 
 
-def test_guarded_channels_are_counted_to_the_byte(traced):
+def test_guarded_channels_are_counted_exactly(traced):
     layer, x = InPlaceABN(4), images()
     layer.weight.data[:2] = 0
     before = traced_arrays()
@@ -132,7 +132,7 @@ def test_shared_memory_is_counted_once(case):
     assert (ledger.live, ledger.kept) == (0, nbytes)
 
 
-def test_one_context_lets_go_of_its_own_entries_alone():
+def test_freeing_a_context_removes_only_its_entries():
     x, y = np.zeros(10), np.zeros(20)
     with memory.ledger() as ledger:
         ledger.saved(1, "a", "input", x)
@@ -141,11 +141,11 @@ def test_one_context_lets_go_of_its_own_entries_alone():
         ledger.freed(1)
         assert ledger.live == 80
         ledger.freed(1)
-        ledger.freed("never heard of")
+        ledger.freed("unknown")
         assert ledger.live == 80
 
 
-def test_memory_that_is_used_again_is_counted_again():
+def test_reused_memory_is_counted_again():
     with memory.ledger() as ledger:
         for number in range(5):
             ledger.saved(number, "a", "input", np.zeros(1000))
@@ -153,11 +153,11 @@ def test_memory_that_is_used_again_is_counted_again():
     assert (ledger.kept, ledger.live) == (8000, 0)
 
 
-def test_temporaries_raise_the_peak_alone():
+def test_temporaries_raise_only_the_peak():
     with memory.ledger() as ledger:
         ledger.saved(1, "a", "input", np.zeros(100))
         ledger.temporary("a", 30)
-        ledger.temporary("a", 50)  # beside the first
+        ledger.temporary("a", 50)  # adds to the first
         ledger.temporary("b", 70)  # another operation
         ledger.saved(2, "b", "input", np.zeros(10))
         ledger.temporary("b", 1)
@@ -181,10 +181,10 @@ def test_parameters_and_gradients_of_a_model():
     assert ledger.table().beside["gradients"] == ledger.table().beside["parameters"]
 
 
-# ---- on and off --------------------------------------------------------------------------------------------
+# ---- activation and contexts -------------------------------------------------------------------------------
 
 
-def test_off_by_default_and_after_an_error():
+def test_no_ledger_is_active_by_default_and_after_an_error():
     assert memory.recorder is None
     with memory.ledger() as ledger:
         assert memory.recorder is ledger
@@ -194,7 +194,7 @@ def test_off_by_default_and_after_an_error():
     assert memory.recorder is None
 
 
-def test_ledgers_inside_one_another():
+def test_nested_ledgers():
     layer = ABN(4)
     with memory.ledger() as outer:
         layer(images())
@@ -204,7 +204,7 @@ def test_ledgers_inside_one_another():
     assert inner.kept == images().nbytes
     assert outer.kept == 2 * inner.kept
     assert outer.live == 0
-    assert inner.live == 0  # the context from before the inner one is none of its own
+    assert inner.live == 0  # the inner ledger ignores contexts made before it
 
 
 def test_a_ledger_keeps_no_array_alive():
@@ -217,7 +217,7 @@ def test_a_ledger_keeps_no_array_alive():
         assert entry.owner() is None
 
 
-def test_contexts_that_are_dropped_let_go():
+def test_a_deleted_context_frees_its_arrays():
     with memory.ledger() as ledger:
         ctx = LayerContext("mine")
         ctx.save_for_backward(input=np.zeros(10))
@@ -226,14 +226,14 @@ def test_contexts_that_are_dropped_let_go():
         assert ledger.live == 0
 
 
-def test_nothing_is_kept_inside_no_grad():
+def test_no_grad_keeps_nothing():
     with memory.ledger() as ledger, no_grad():
         chain("standard")(images())
     assert ledger.kept == 0
     assert len(ledger.table()) == 0
 
 
-def test_threads_write_into_one_ledger():
+def test_threads_report_to_one_ledger():
     def train(name):
         for number in range(200):
             ledger.saved((name, number), name, "input", np.zeros(10))
@@ -249,13 +249,13 @@ def test_threads_write_into_one_ledger():
     assert 80 <= ledger.kept <= 320
 
 
-def test_the_ledger_alone_does_not_import_matplotlib():
+def test_the_ledger_does_not_import_matplotlib():
     script = "import sys, inplace_abn.memory; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
-def test_contexts_of_functional_can_be_entered():
+def test_contexts_of_functional_can_be_reported_by_hand():
     with memory.ledger() as ledger:
         x = images()
         _, ctx = functional.forward(x)
@@ -274,6 +274,6 @@ def test_owner_of_a_view_of_a_view():
     assert events.owner_of(np.frombuffer(memoryview(text), np.uint8)[2:]) is text
 
 
-def test_a_model_that_is_none_is_refused():
+def test_a_model_that_is_no_layer_is_refused():
     with pytest.raises(TypeError, match="model must be a Layer or None, got 'net'; a name goes into label="):
         memory.ledger("net").__enter__()

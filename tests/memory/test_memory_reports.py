@@ -1,4 +1,4 @@
-"""The ledger in words, tables and pictures."""
+"""Reports of the ledger: tables, `explain`, and plots."""
 
 import doctest
 import gc
@@ -67,7 +67,7 @@ def test_calls_of_one_layer_are_one_row():
     assert "x (2 times)" in str(ledger.table())
 
 
-def test_the_table_of_nothing():
+def test_table_of_an_empty_ledger():
     with memory.ledger() as ledger:
         pass
     assert list(ledger.table()) == []
@@ -76,7 +76,7 @@ def test_the_table_of_nothing():
     assert "<table>" in ledger._repr_html_()
 
 
-def test_the_table_of_now():
+def test_table_with_when_now():
     net, x = chain("inplace"), images()
     with memory.ledger() as ledger:
         z = net(x)
@@ -91,28 +91,28 @@ def test_the_table_of_now():
 @pytest.mark.parametrize(
     ("nbytes", "text"), [(0, "0 bytes"), (1023, "1,023 bytes"), (1024, "1.0 KiB"), (5 << 29, "2.5 GiB")]
 )
-def test_numbers_of_bytes(nbytes, text):
+def test_human(nbytes, text):
     assert tables.human(nbytes) == text
 
 
-# ---- words -------------------------------------------------------------------------------------------------
+# ---- explain -----------------------------------------------------------------------------------------------
 
 
-def test_explain_names_who_holds_what_and_what_would_free_it():
-    """The buffers that standard keeps twice, and what the in-place strategy makes of them."""
+def test_explain_names_the_layers_of_a_buffer_and_what_would_free_it():
+    """Two buffers per normalization with strategy "standard", one in place."""
     text = run(chain("standard"), images()).explain()
     assert text.startswith("2.2 MiB in 5 buffers, kept at the highest point.")
     assert "1. 512.0 KiB (22%) as x of 1 (ABN)" in text
-    assert "2 (Pointwise) keeps what 1 (ABN) made of it, 512.0 KiB: strategy='inplace' would write" in text
+    assert "2 (Pointwise) keeps the result of 1 (ABN), 512.0 KiB: strategy='inplace' would write" in text
     assert "relu" not in text
     text = run(chain("inplace"), images()).explain()
     assert "as z of 1 (ABN) and input of 2 (Pointwise)" in text
-    assert "one buffer for 2 layers: it is free when the backward of all has run" in text
+    assert "one buffer of 2 layers: freed after the backward of all of them" in text
     assert "strategy='inplace'" not in text
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES[1:])
-def test_explain_gives_no_advice_that_would_not_help(strategy):
+def test_explain_does_not_advise_inplace_where_it_would_not_help(strategy):
     assert "strategy='inplace' would" not in run(chain(strategy), images()).explain()
 
 
@@ -131,25 +131,25 @@ def test_explain_when_nothing_is_kept():
     assert ledger.explain("now") == "Nothing is kept for a backward now."
 
 
-def test_explain_says_that_a_variable_keeps_an_array():
+def test_explain_reports_arrays_that_a_variable_keeps_alive():
     net, x = chain("standard"), images()
     ledger = run(net, x)
     text = ledger.explain("now")
-    assert "256.0 KiB is kept by no layer any longer, but still allocated" in text
+    assert "256.0 KiB is no longer kept by a layer, but still allocated" in text
     assert "input of 0 (Pointwise)" in text
     assert x is not None
 
 
-def test_explain_says_that_a_view_keeps_the_whole():
+def test_explain_reports_views_that_keep_a_whole_array():
     data = images(n=16)
     with memory.ledger() as ledger:
         ABN(4)(data[:2])
         layer = ABN(4)
         layer(data[:2])
-    assert "it is part of an array of 1.0 MiB, which stays as a whole" in ledger.explain("now")
+    assert "it is part of an array of 1.0 MiB, which stays allocated as a whole" in ledger.explain("now")
 
 
-def test_explain_counts_calls_without_a_backward():
+def test_explain_counts_pending_calls():
     layer = ABN(4)
     with memory.ledger() as ledger:
         for _ in range(3):
@@ -157,18 +157,18 @@ def test_explain_counts_calls_without_a_backward():
     assert "3 calls of ABN wait for their backward" in ledger.explain()
 
 
-def test_explain_tells_of_guarded_channels():
+def test_explain_of_guarded_channels():
     layer = InPlaceABN(4)
     layer.weight.data[:] = 0
     with memory.ledger() as ledger:
         layer(images())
     text = ledger.explain()
-    assert "what would free it: another weight or strategy 'checkpoint_xhat'\n" in text + "\n"
+    assert "to free it: another weight or strategy 'checkpoint_xhat'\n" in text + "\n"
     assert "leaky_relu" not in text
 
 
 @pytest.mark.parametrize(("activation", "advised"), [("elu", True), ("prelu", True), ("identity", False)])
-def test_explain_advises_leaky_relu_only_where_that_is_not_there(activation, advised):
+def test_explain_advises_leaky_relu_only_for_other_activations(activation, advised):
     layer = InPlaceABN(4, activation=activation)
     layer.weight.data[:] = 0
     with memory.ledger() as ledger:
@@ -176,23 +176,23 @@ def test_explain_advises_leaky_relu_only_where_that_is_not_there(activation, adv
     assert ("or strategy 'checkpoint_xhat', or leaky_relu" in ledger.explain()) == advised
 
 
-def test_explain_says_that_relu_has_to_go_where_it_is():
+def test_explain_says_that_relu_must_be_replaced():
     net = chain("standard")
     net[1].activation = "relu"
     text = run(net, images()).explain()
-    assert text.count("relu, which cannot be inverted, has to be leaky_relu for that") == 1
+    assert text.count("this needs leaky_relu instead of relu, which has no inverse") == 1
 
 
-def test_explain_shows_itself_as_it_is():
+def test_repr_of_explain_is_its_text():
     text = run(chain("standard"), images()).explain()
     assert repr(text) == str(text)
     assert text._repr_html_().startswith("<pre>2.2 MiB")
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------
+# ---- plots -------------------------------------------------------------------------------------------------
 
 
-def test_one_line_of_text():
+def test_line_of_bars():
     ledger = run(chain("standard"), images())
     line = str(ledger).splitlines()[-1]
     assert line.count("│") == 1  # the end of the forward
@@ -344,7 +344,7 @@ def test_plot_of_nothing():
     ledger.plot(ledger).figure.canvas.draw()
 
 
-def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch):
+def test_plot_without_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'inplace-abn-numpy\[demo\]'"):
         run(chain("standard"), images()).plot()
