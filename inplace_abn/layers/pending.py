@@ -5,7 +5,9 @@ layer made. For an outermost backward:
 
 1. The call given as ``call=``.
 2. Otherwise, if `dz` was returned by the backward of another layer: the call whose result that layer took.
-3. Otherwise the last call whose backward has not run.
+3. Otherwise the last call whose backward has not run. After `train`, calls in evaluation are passed over if
+   their results no longer exist and an earlier call in training is pending; if the results exist, the
+   backward is refused.
 """
 
 import threading
@@ -36,7 +38,8 @@ def find(layer, dz, outer):
     Raises
     ------
     RuntimeError
-        If no call is pending, or if another thread has called the layer since this thread has.
+        If no call is pending, if another thread has called the layer since this thread has, or if a call in
+        training and a later one in evaluation may be meant.
     """
     if outer is not None:
         found = _last_inside(outer, layer)
@@ -57,7 +60,21 @@ def find(layer, dz, outer):
             "another thread has called this layer since this thread has, and backward() runs the last call; "
             "train in one thread at a time, pass call=, or give each thread a copy.deepcopy of the network"
         )
+    if pending[-1].evaluation and layer.training and not all(call.evaluation for call in pending):
+        return _last_in_training(pending)
     return pending[-1]
+
+
+def _last_in_training(pending):
+    """Return the last call in training, if no result of the later calls in evaluation exists."""
+    last = max(i for i, call in enumerate(pending) if not call.evaluation)
+    if not all(call.result_is_gone for call in pending[last + 1 :]):
+        raise RuntimeError(
+            "the last call was made in eval(), an earlier one in training, and the backward of either may be "
+            "meant; make calls without a backward inside layers.no_grad(), or pass call=, which is "
+            "layer.last_call right after the forward"
+        )
+    return pending[last]
 
 
 def _last_inside(outer, layer):

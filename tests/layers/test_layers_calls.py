@@ -351,6 +351,38 @@ def test_a_call_in_evaluation_lives_as_long_as_its_result_or_its_call():
         [net.backward(x) for x in xs]
 
 
+def test_a_validation_between_a_forward_and_its_backward():
+    def network():
+        return Sequential(chain("inplace"), conv())
+
+    x, v = normal((2, 4, 3, 3)), normal((2, 4, 3, 3), 1)
+    target, dz = np.zeros((2, 3, 3), int), np.ones((2, *network()(x).shape[1:]), x.dtype)
+    alone = network()
+    alone(x)
+    want = alone.backward(dz)
+
+    net = network()
+    net(x)
+    net.eval()(v)
+    net.train()
+    np.testing.assert_array_equal(net.backward(dz), want)
+
+    net = network()
+    net(x)
+    call, z = net.last_call, net.eval()(v)
+    with pytest.raises(RuntimeError, match=r"the last call was made in eval\(\), an earlier one in training"):
+        net.train().backward(dz)
+    np.testing.assert_array_equal(net.backward(dz, call=call), want)
+    assert net.eval().backward(np.ones_like(z)).shape == v.shape
+
+    net, criterion = network(), CrossEntropy()
+    criterion(net(x), target)
+    criterion(net.eval()(v), target)
+    net.train()
+    with pytest.raises(RuntimeError, match=r"the last call was made in eval\(\), an earlier one in training"):
+        criterion.backward()
+
+
 def test_calls_that_pile_up_are_reported_once():
     net, results = Sequential(chain("inplace"), conv()).eval(), []
     with pytest.warns(UserWarning, match=r"Sequential: 8 calls wait for their backward .* KiB; .*no_grad"):
