@@ -49,6 +49,7 @@ class UNet(Graph):
 
     def compute(self, x):
         """Return the scores of every pixel."""
+        self._check_size(x)
         across = []
         *levels, last = self.encode
         for encode, width in zip(levels, self.widths, strict=False):
@@ -62,6 +63,17 @@ class UNet(Graph):
             below = up(x, out=below)
             x = decode(concat([skip, below], channel_axis=self.channel_axis, out=joined))
         return self.scores(x)
+
+    def _check_size(self, x):
+        if getattr(x, "ndim", None) != 4:
+            return  # the first convolution describes the error
+        factor = 2 ** (len(self.widths) - 1)
+        height, width = x.shape[2:] if self.channel_axis == 1 else x.shape[1:3]
+        if height % factor or width % factor:
+            raise ValueError(
+                f"x: height and width must be multiples of {factor} for {len(self.widths)} levels, got shape "
+                f"{x.shape}; pad or crop the images"
+            )
 
 
 def _block(inputs, outputs, style):

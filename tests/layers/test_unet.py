@@ -92,3 +92,10 @@ def run(net, x, dz):
     z = net(x)
     dx = net.backward(dz)
     return [z, dx, *(parameter.grad for parameter in net.parameters())]
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(1, (1, 2, 8, 6)), (-1, (1, 6, 8, 2))])
+def test_images_of_a_size_that_does_not_halve_are_refused(axis, shape):
+    net = models.UNet(2, 3, widths=(4, 4, 4), channel_axis=axis)
+    with pytest.raises(ValueError, match="height and width must be multiples of 4 for 3 levels, got shape"):
+        net(np.ones(shape, np.float32))
