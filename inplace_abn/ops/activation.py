@@ -1,4 +1,4 @@
-"""An activation on its own, as after a sum."""
+"""An activation without normalization, for example after a sum."""
 
 import math
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from .._activations import ACTIVATIONS
 from ._blocks import element_blocks, wide
 from ._layout import order_of
 
-# NaN, infinity and overflow pass through without a warning.
+# NaN and infinity propagate and overflow gives infinity; NumPy does not warn.
 _quiet = np.errstate(all="ignore")
 
 
 @_quiet
 def forward(ctx, x, *, activation, param=None, channel_axis=1, overwrite=False):
-    """Activate every element: ``z = activation(x)``.
+    """Elementwise activation: ``z = activation(x)``.
 
-    z is kept for the backward where the derivative is a function of z, else x is.
+    z is kept for the backward if the derivative is a function of z, else x.
 
     Parameters
     ----------
@@ -27,24 +27,25 @@ def forward(ctx, x, *, activation, param=None, channel_axis=1, overwrite=False):
     x : ndarray of any shape
         float32, float64, float16 or bfloat16.
     activation : str
-        One of `inplace_abn.functional.forward`.
+        Name of an activation of `inplace_abn.functional.forward`.
     param : float or ndarray, optional
-        Of leaky_relu, elu and celu: a finite number, of celu not 0. Of prelu: slopes, an array of shape (1,)
-        or (C,).
+        For leaky_relu, elu and celu a finite number, not 0 for celu. For prelu the slopes, an array of shape
+        (1,) or (C,).
     channel_axis : {1, -1}
-        Of the slopes.
+        The axis of x that the slopes belong to.
     overwrite : bool
-        True writes z over x, if x is not kept.
+        True writes z over x, unless x is kept.
 
     Returns
     -------
     z : ndarray
-        In the memory layout of x, or x itself. Half types are computed in float32 and rounded once.
+        A fresh array in the memory layout of x, or x itself. Half types are computed in float32 and rounded
+        once.
 
     Raises
     ------
     TypeError, ValueError
-        For an x of another dtype, and slopes that do not fit x.
+        For an x of another dtype, and slopes that do not match the channels of x.
 
     Examples
     --------
@@ -75,7 +76,9 @@ def forward(ctx, x, *, activation, param=None, channel_axis=1, overwrite=False):
 
 @_quiet
 def backward(ctx, dz, *, overwrite=False):
-    """Gradients of x and of prelu's slopes: ``dx = dz * activation'(x)``.
+    """Gradients of x and of the slopes of prelu.
+
+    ``dx = dz * activation'(x)`` and ``dslope = sum(dz * min(x, 0))``.
 
     Parameters
     ----------
@@ -84,14 +87,14 @@ def backward(ctx, dz, *, overwrite=False):
     dz : ndarray
         Shape and dtype of z.
     overwrite : bool
-        True writes dx over dz, if that has the memory layout of x.
+        True writes dx over dz, if dz has the memory layout of x.
 
     Returns
     -------
     dx : ndarray
-        In the memory layout of x.
+        In the memory layout of x; dz itself or a fresh array.
     dslope : float64 ndarray of the shape of the slopes, or None
-        None but for prelu.
+        None for activations other than prelu.
 
     Raises
     ------
@@ -99,7 +102,7 @@ def backward(ctx, dz, *, overwrite=False):
         If dz does not have the shape and dtype of z.
     """
     arguments.gradient("dz", dz, ctx.input_shape, ctx.dtype)
-    (kept,) = ctx.saved.values()
+    (kept,) = ctx.saved.values()  # z or x
     layout, slope, param = ctx.layout, FORMULAS[ctx.activation].slope, ctx.param
     dx = dz if overwrite and layout.has(dz) else layout.empty(dz.shape, dz.dtype)
     source, given, result, slopes = (_ordered(layout, array) for array in (kept, dz, dx, param))
@@ -113,13 +116,13 @@ def backward(ctx, dz, *, overwrite=False):
 
 
 def _broadcast(param, x, channel_axis):
-    """Return a number as it is, and slopes with the shape of x."""
+    """Return a number unchanged, and slopes broadcast to the shape of x."""
     if not isinstance(param, np.ndarray):
         return param
     if len(param) == 1:
         return np.broadcast_to(param, x.shape)
     if x.ndim < 2 or x.shape[channel_axis] != len(param):
-        raise ValueError(f"num_slopes={len(param)} takes x with as many channels, got shape {x.shape}")
+        raise ValueError(f"num_slopes={len(param)} requires an x with as many channels, got shape {x.shape}")
     shape = [1] * x.ndim
     shape[channel_axis] = len(param)
     return np.broadcast_to(param.reshape(shape), x.shape)
@@ -134,12 +137,12 @@ def _part(param, block):
 
 
 class _SlopeSums:
-    """Gradients of prelu's slopes, added up block by block in float64."""
+    """Accumulates the gradients of the slopes of prelu in float64, one block at a time."""
 
     def __init__(self, ctx):
         ndim = len(ctx.input_shape)
         channel = ctx.channel_axis % ndim if ndim > 1 else 0
-        self.shared = not any(ctx.param.strides)  # one slope, broadcast to all elements
+        self.shared = not any(ctx.param.strides)  # one slope for all channels
         self.axis = ctx.layout.order.index(channel)
         self.others = tuple(axis for axis in range(ndim) if axis != self.axis)
         self.total = np.zeros(1 if self.shared else ctx.input_shape[channel])
@@ -158,7 +161,7 @@ class _SlopeSums:
 class Formula(NamedTuple):
     """``value(y, param)`` and ``slope(kept, param)``, the derivative. See `Activation.has_slope_from_z`.
 
-    kept is z where that is enough, else y.
+    `kept` is z if the derivative is a function of z, else y.
     """
 
     value: Callable
@@ -201,7 +204,7 @@ def _inside(z, high, slope):
     return np.where((z > 0) & (z < high), _one(z) * slope, 0)
 
 
-_GELU_RATE = math.sqrt(8 / math.pi)  # 1 + tanh(u) = 2 sigmoid(2 u)
+_GELU_RATE = math.sqrt(8 / math.pi)  # (1 + tanh(u)) / 2 = sigmoid(2 u)
 _GELU_CUBIC = 0.044715
 
 

@@ -1,4 +1,4 @@
-"""The mean of every window of an image."""
+"""Average pooling of images."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from ._windows import Block, make_pooling_axes, pooled_shape, sample_slices, tap
 
 
 def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=True, channel_axis=1):
-    """Mean of every window, as `torch.nn.functional.avg_pool2d`.
+    """Mean of each window, as `torch.nn.functional.avg_pool2d`.
 
     Parameters
     ----------
@@ -21,9 +21,9 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=Tr
     stride : int or (int, int), optional
         `kernel_size` by default.
     padding : int or (int, int)
-        By zeros; at most half of the kernel.
+        Zeros on both sides; at most half of the kernel.
     count_include_pad : bool
-        False divides by the number of pixels of the image in the window, True by the size of the window.
+        True divides by the size of the window, False by the number of pixels in it that are not padding.
     channel_axis : {1, -1}
 
     Returns
@@ -65,7 +65,7 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=Tr
 
 
 def backward(ctx, dz, *, overwrite=False):
-    """Gradient of x: the sum of ``dz / count`` over the windows that a pixel is in.
+    """Gradient of x: the sum of ``dz / count`` over the windows that contain a pixel.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def backward(ctx, dz, *, overwrite=False):
     dz : ndarray
         Shape and dtype of z.
     overwrite : bool
-        True may write anything into dz.
+        True allows dz to be used as scratch memory.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def backward(ctx, dz, *, overwrite=False):
 
 
 def _counts(axes, count_include_pad):
-    """Return the divisor of the sum of each window, of shape (Ho, Wo)."""
+    """Return the divisors of the sums of the windows, an array of shape (Ho, Wo)."""
     lengths = []
     for axis in axes:
         starts = np.arange(axis.windows) * axis.stride - axis.padding

@@ -1,4 +1,4 @@
-"""Cross entropy of scores and labels, per sample or per pixel."""
+"""Cross-entropy loss of scores and labels, per sample or per pixel."""
 
 import numpy as np
 
@@ -14,34 +14,35 @@ from ._windows import sample_slices
 def forward(ctx, x, target, *, weight=None, ignore_index=-100, label_smoothing=0.0, channel_axis=1):
     """Mean of ``-log(softmax(x)[label])`` over all labels.
 
-    As `torch.nn.functional.cross_entropy` with ``reduction="mean"``, but 0 where no label counts. With
-    ``q[c] = (1 - label_smoothing) * (c == label) + label_smoothing / C``, by default 1 at the label alone, it
-    is ``sum(weight[c] * q[c] * -log(softmax(x)[c])) / sum(weight[label])``: the first sum over all labels and
-    classes, the second one over all labels.
+    As `torch.nn.functional.cross_entropy` with ``reduction="mean"``, but 0 if all labels equal
+    `ignore_index`. With class weights and label smoothing the loss is
+    ``sum(weight[c] * q[c] * -log(softmax(x)[c])) / sum(weight[label])`` with
+    ``q[c] = (1 - label_smoothing) * (c == label) + label_smoothing / C``. The first sum is over all labels
+    and classes c, the second one over all labels.
 
     Parameters
     ----------
     ctx : LayerContext
     x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
-        Scores of C classes, float32, float64, float16 or bfloat16; read only, and kept for the backward.
+        Scores of C classes; float32, float64, float16 or bfloat16. Read only, and kept for the backward.
     target : ndarray of shape (N, ...)
-        A label from 0 to C - 1 for each sample or pixel, of any integer dtype. Kept for the backward.
+        A label in [0, C) for each sample or pixel, any integer dtype. Kept for the backward.
     weight : ndarray of shape (C,), optional
-        Of the classes, at least 0; of x's dtype, or float32 for an x of a half type. None is 1 for all.
+        Weights of the classes, at least 0; dtype of x, or float32 for a half type. None means 1 for all.
     ignore_index : int
-        Label of samples or pixels that do not count, neither for the mean nor for the gradient.
+        Samples or pixels with this label are excluded from the mean; their gradient is 0.
     label_smoothing : float in [0, 1]
     channel_axis : {1, -1}
 
     Returns
     -------
     loss : float
-        Half types are computed in float32. 0 if no label counts, or all that do have the weight 0.
+        Half types are computed in float32. 0 if all labels equal `ignore_index` or have the weight 0.
 
     Raises
     ------
     TypeError, ValueError
-        For other dtypes, shapes that do not match, labels out of range.
+        For other dtypes, shapes that do not match, and labels out of range.
 
     Examples
     --------
@@ -60,7 +61,7 @@ def forward(ctx, x, target, *, weight=None, ignore_index=-100, label_smoothing=0
     ctx.ignore_index = integer("ignore_index", ignore_index, -(1 << 62))
     ctx.smoothing = fraction("label_smoothing", label_smoothing)
     ctx.class_weight = _class_weight(weight, scores, x.dtype)
-    counted = _check(x, scores, target, ignore_index, channel_axis)
+    counted = _check_target(x, scores, target, ignore_index, channel_axis)
     ctx.channel_axis, ctx.layout = channel_axis, layout_of(x, channel_axis)
     logs = np.empty(target.shape, compute_dtype(x.dtype))
     total = ctx.divisor = 0.0
@@ -77,7 +78,9 @@ def forward(ctx, x, target, *, weight=None, ignore_index=-100, label_smoothing=0
 
 
 def backward(ctx, dz=1.0, *, overwrite=False):
-    """Gradient of the scores: for one label, ``weight[label] * (softmax(x) - onehot) / sum of weights``.
+    """Gradient of the scores: ``dz * weight[label] * (softmax(x) - onehot(label)) / sum(weight[label])``.
+
+    This is the formula without label smoothing.
 
     Parameters
     ----------
@@ -91,7 +94,8 @@ def backward(ctx, dz=1.0, *, overwrite=False):
     Returns
     -------
     tuple of ndarray
-        (dx,): a fresh array in the memory layout and dtype of x. 0 for labels that do not count.
+        (dx,): a fresh array in the memory layout and dtype of x. It is 0 where the label
+        equals `ignore_index`.
 
     Raises
     ------
@@ -116,7 +120,7 @@ def backward(ctx, dz=1.0, *, overwrite=False):
 
 
 def _losses(ctx, scores, logs, labels):
-    """Return the loss of each label, and its weight."""
+    """Return the loss of each label before the division, and the weight of each label."""
     chosen = np.take_along_axis(scores, labels, 1)[:, 0]
     weights = 1.0 if ctx.class_weight is None else ctx.class_weight[labels[:, 0]]
     losses = np.subtract(logs, chosen) * weights
@@ -130,7 +134,7 @@ def _losses(ctx, scores, logs, labels):
 
 
 def _subtract_targets(ctx, gradient, labels):
-    """Make the gradient of each label of probabilities: ``sum(weight * q) * p[c] - weight[c] * q[c]``."""
+    """Replace probabilities p by the gradient per label, ``sum(weight * q) * p[c] - weight[c] * q[c]``."""
     by_class, rest = _along_classes(ctx, gradient), 1 - ctx.smoothing
     weights = 1.0 if by_class is None else ctx.class_weight[labels]
     if ctx.smoothing:
@@ -145,12 +149,12 @@ def _subtract_targets(ctx, gradient, labels):
 
 
 def _along_classes(ctx, like):
-    """Return the class weights in a shape that broadcasts along axis 1, or None."""
+    """Return the class weights in a shape that broadcasts along axis 1; None for None."""
     return None if ctx.class_weight is None else ctx.class_weight.reshape(-1, *[1] * (like.ndim - 2))
 
 
 def _class_weight(weight, scores, dtype):
-    """Refuse class weights that do not fit; return a copy, for the backward."""
+    """Check the class weights; return a copy for the backward."""
     if weight is None:
         return None
     arguments.parameter("weight", weight, "(C,)", dtype)
@@ -160,8 +164,8 @@ def _class_weight(weight, scores, dtype):
     return weight.astype(compute_dtype(dtype))
 
 
-def _check(x, scores, target, ignore_index, channel_axis):
-    """Refuse labels that do not fit; return which of them count."""
+def _check_target(x, scores, target, ignore_index, channel_axis):
+    """Check the labels; return an array of bool: True if a label does not equal `ignore_index`."""
     if getattr(target, "shape", None) == x.shape:
         raise ValueError(
             f"target must be a label for each sample or pixel, got the shape of x, {x.shape}; if that is "
@@ -185,9 +189,9 @@ def _check(x, scores, target, ignore_index, channel_axis):
 
 
 def _log_sum_exp(scores):
-    """Return log(sum(exp(scores))) over the classes, without overflow for scores of any size."""
+    """Return log(sum(exp(scores))) over the classes, without overflow."""
     most = scores.max(axis=1)
-    # An infinite maximum must not be subtracted, which gives NaN; the sum is infinite then in any case.
+    # Do not subtract an infinite maximum: inf - inf is NaN, while the result is infinite.
     shift = np.where(np.isfinite(most), most, 0)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         terms = np.subtract(scores, shift[:, None])

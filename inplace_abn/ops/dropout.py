@@ -1,4 +1,4 @@
-"""Dropout: elements set to zero at random.
+"""Dropout: sets random elements to zero.
 
 Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html.
 """
@@ -24,16 +24,17 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
     x : ndarray of shape (N, ...)
         float32, float64, float16 or bfloat16; read only.
     p : float in [0, 1]
+        The probability that an element is set to 0.
     training : bool
         False returns x.
     rng : numpy.random.Generator, optional
-        A fresh one by default.
+        By default a new generator with a random seed.
 
     Returns
     -------
     z : ndarray
-        Fresh, in the memory layout of x, or x itself if not in training. One bit per element is kept for the
-        backward. The generator's numbers are used in memory order.
+        A fresh array in the memory layout of x, or x itself if not in training. One bit per element is kept
+        for the backward. The random numbers are assigned in memory order.
 
     Raises
     ------
@@ -56,8 +57,8 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
     arguments.batch("x", x, "(N, ...)", ellipsis=True)
     p = fraction("p", p)
     ctx.input_shape, ctx.dtype, ctx.layout = x.shape, x.dtype, order_of(x)
-    ctx.kept = None if not training or p == 0 else 1 - p
-    if ctx.kept is None:
+    ctx.keep_probability = None if not training or p == 0 else 1 - p
+    if ctx.keep_probability is None:
         return x
     rng = np.random.default_rng() if rng is None else rng
     z = ctx.layout.empty(x.shape, x.dtype)
@@ -73,7 +74,7 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
 
 
 def backward(ctx, dz, *, overwrite=False):
-    """Gradient of x: dz with the same elements set to zero, the others divided by 1 - p.
+    """Gradient of x: dz with the same elements set to 0, and the others divided by 1 - p.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ def backward(ctx, dz, *, overwrite=False):
     dz : ndarray
         Shape and dtype of z.
     overwrite : bool
-        True writes dx over dz, if that has the memory layout of x.
+        True writes dx over dz, if dz has the memory layout of x.
 
     Returns
     -------
@@ -96,7 +97,7 @@ def backward(ctx, dz, *, overwrite=False):
     """
     arguments.gradient("dz", dz, ctx.input_shape, ctx.dtype)
     dx = dz if overwrite and ctx.layout.has(dz) else ctx.layout.empty(dz.shape, dz.dtype)
-    if ctx.kept is None:
+    if ctx.keep_probability is None:
         if dx is not dz:
             dx[...] = dz
         return (dx,)
@@ -109,10 +110,10 @@ def backward(ctx, dz, *, overwrite=False):
 
 
 def _apply(ctx, source, keep, out):
-    """Write source / kept where `keep` is true and 0 elsewhere."""
-    if ctx.kept == 0:
+    """Write source / (1 - p) where `keep` is True, and 0 elsewhere."""
+    if ctx.keep_probability == 0:
         out[...] = 0
         return
     with rounded_into(ctx, out) as scaled:
-        np.divide(wide(source), ctx.kept, out=scaled)
+        np.divide(wide(source), ctx.keep_probability, out=scaled)
         select(scaled, keep.reshape(source.shape), scaled)

@@ -1,4 +1,4 @@
-"""Flatten: all axes but the first joined."""
+"""Flattening of samples to vectors."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from ._layout import order_of
 
 
 def forward(ctx, x):
-    """Join all axes but the first.
+    """Reshape to (N, F): all axes but the first become one.
 
     Parameters
     ----------
@@ -18,12 +18,12 @@ def forward(ctx, x):
     Returns
     -------
     z : ndarray of shape (N, F)
-        A view of x if it is C-contiguous, else a copy: the features are in the order of x's axes.
+        A view of x if it is C-contiguous, else a copy. The features are in the order of the axes of x.
 
     Raises
     ------
     TypeError, ValueError
-        For an x of another dtype, or without axes.
+        For an x of another dtype or without axes.
 
     Examples
     --------
@@ -43,15 +43,16 @@ def forward(ctx, x):
 
 
 def backward(ctx, dz, *, overwrite=False):
-    """Gradient of x: dz in the shape of x.
+    """Gradient of x: dz with the shape of x.
 
     Parameters
     ----------
     ctx : LayerContext
         From `forward`.
     dz : ndarray of shape (N, F)
+        dtype of z.
     overwrite : bool
-        True allows that dx is a view of dz.
+        True allows dx to be a view of dz.
 
     Returns
     -------

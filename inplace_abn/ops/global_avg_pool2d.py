@@ -1,15 +1,15 @@
-"""The mean of every channel of an image."""
+"""Global average pooling of images."""
 
 import numpy as np
 
 from .. import _arguments as arguments
 from .._dtypes import compute_dtype
 from ._blocks import wide
-from ._layout import layout_of
+from ._layout import image_shape, layout_of
 
 
 def forward(ctx, x, *, keepdims=False, channel_axis=1):
-    """Mean of every channel of every image.
+    """Mean over the pixels of each channel and image.
 
     Parameters
     ----------
@@ -17,13 +17,13 @@ def forward(ctx, x, *, keepdims=False, channel_axis=1):
     x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
         float32, float64, float16 or bfloat16; read only, and not kept.
     keepdims : bool
-        True leaves the axes of H and W, of length 1, as `torch.nn.AdaptiveAvgPool2d(1)` does.
+        True keeps the axes H and W with length 1, as `torch.nn.AdaptiveAvgPool2d(1)` does.
     channel_axis : {1, -1}
 
     Returns
     -------
     z : ndarray of shape (N, C), or with `keepdims` (N, C, 1, 1) or (N, 1, 1, C)
-        Fresh. Half types are summed in float32 and rounded once.
+        A fresh array. Half types are summed in float32 and rounded once.
 
     Raises
     ------
@@ -86,8 +86,8 @@ def backward(ctx, dz, *, overwrite=False):
 
 
 def _shape(ctx, keepdims=None):
-    """Return the shape of the result."""
+    """Return the shape of z."""
     samples, channels = ctx.input_shape[0], ctx.input_shape[ctx.channel_axis]
     if not (ctx.keepdims if keepdims is None else keepdims):
         return samples, channels
-    return (samples, channels, 1, 1) if ctx.channel_axis == 1 else (samples, 1, 1, channels)
+    return image_shape(samples, channels, (1, 1), ctx.channel_axis)

@@ -1,4 +1,4 @@
-"""Normalization of every sample by the mean and variance of its groups of channels.
+"""Group normalization: each sample is normalized by the mean and variance of groups of channels.
 
 Wu, He 2018, https://arxiv.org/abs/1803.08494.
 """
@@ -17,8 +17,8 @@ from ._windows import sample_slices
 def forward(ctx, x, weight=None, bias=None, *, num_groups, eps=1e-5, channel_axis=1):
     """Group normalization: ``z = (x - mean) * inv_std * weight + bias``.
 
-    As `torch.nn.functional.group_norm`: mean and biased variance of each sample and group of channels,
-    ``inv_std = 1 / sqrt(var + eps)``.
+    mean and var are the mean and biased variance of each sample and group of channels, and
+    ``inv_std = 1 / sqrt(var + eps)``, as in `torch.nn.functional.group_norm`.
 
     Parameters
     ----------
@@ -26,22 +26,23 @@ def forward(ctx, x, weight=None, bias=None, *, num_groups, eps=1e-5, channel_axi
     x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
         float32, float64, float16 or bfloat16; read only, and kept for the backward.
     weight, bias : ndarray of shape (C,), optional
-        Of x's dtype, or float32 for an x of a half type. None is 1 and 0. The weight is read again by the
-        backward.
+        dtype of x, or float32 for a half type. None means a weight of 1 and a bias of 0. The weight is not
+        copied: the backward reads the same array.
     num_groups : int
-        Divides C. C of them: instance normalization.
+        A divisor of C. With C groups this is instance normalization.
     eps : float > 0
     channel_axis : {1, -1}
 
     Returns
     -------
     z : ndarray
-        Fresh, of the shape, dtype and memory layout of x. Half types are computed in float32, rounded once.
+        A fresh array with the shape, dtype and memory layout of x. Half types are computed in float32 and
+        rounded once.
 
     Raises
     ------
     TypeError, ValueError
-        For other dtypes, shapes that do not match, a num_groups that does not divide C.
+        For other dtypes, shapes that do not match, and a num_groups that does not divide C.
 
     Examples
     --------
@@ -60,13 +61,13 @@ def forward(ctx, x, weight=None, bias=None, *, num_groups, eps=1e-5, channel_axi
     ctx.weight, ctx.bias_dtype = weight, None if bias is None else bias.dtype
     z = ctx.layout.empty(x.shape, x.dtype)
     mean, inv_std = np.empty((2, len(x), groups))
-    shape = _Shape(ctx, x)
+    shape = _Grouping(ctx, x)
     scale, shift = shape.per_channel(weight), shape.per_channel(bias)
     for some in sample_slices(x.shape):
         centered = shape.grouped(x, some)
         mean[some] = centered.mean(axis=shape.axes, dtype=np.float64)
         centered = _centered(centered, shape.per_group(mean[some]))
-        # The mean of the centered values is the rounding error of the mean.
+        # The mean of the centered values is not 0 but the rounding error of the mean.
         error = centered.mean(axis=shape.axes, dtype=np.float64)
         variance = np.square(centered).mean(axis=shape.axes, dtype=np.float64) - error**2
         inv_std[some] = 1 / np.sqrt(variance + eps)
@@ -85,7 +86,7 @@ def backward(ctx, dz, *, overwrite=False):
     """Gradients of x, weight and bias.
 
     With ``xhat = (x - mean) * inv_std`` and ``dy = dz * weight``:
-    ``dx = inv_std * (dy - mean(dy) - xhat * mean(dy * xhat))``, the means over each sample and group,
+    ``dx = inv_std * (dy - mean(dy) - xhat * mean(dy * xhat))`` with means over each sample and group,
     ``dweight = sum(dz * xhat)`` and ``dbias = sum(dz)``.
 
     Parameters
@@ -102,7 +103,7 @@ def backward(ctx, dz, *, overwrite=False):
     dx : ndarray
         A fresh array in the memory layout of x.
     dweight, dbias : ndarray of shape (C,) or None
-        Of the parameters' dtypes; None where there was none.
+        Fresh arrays with the dtypes of the parameters; None if the forward had none.
 
     Raises
     ------
@@ -111,7 +112,7 @@ def backward(ctx, dz, *, overwrite=False):
     """
     x, mean, inv_std = (ctx.saved[role] for role in ("input", "mean", "inv_std"))
     arguments.gradient("dz", dz, x.shape, x.dtype)
-    dx, shape = ctx.layout.empty(x.shape, x.dtype), _Shape(ctx, x)
+    dx, shape = ctx.layout.empty(x.shape, x.dtype), _Grouping(ctx, x)
     sums = np.zeros((2, ctx.channels))
     scale = shape.per_channel(ctx.weight)
     for some in sample_slices(x.shape):
@@ -138,7 +139,7 @@ def backward(ctx, dz, *, overwrite=False):
 
 
 def _check(x, weight, bias, num_groups, channel_axis):
-    """Refuse arguments that do not fit together; return the numbers of channels and groups."""
+    """Check the arguments; return the numbers of channels and of groups."""
     arguments.channel_batch("x", x, channel_axis)
     if x.ndim < 2:
         raise ValueError(f"x must have at least the axes N and C, got shape {x.shape}")
@@ -157,41 +158,41 @@ def _check(x, weight, bias, num_groups, channel_axis):
 
 
 def _centered(values, mean):
-    """Return ``values - mean`` for a float64 mean, without rounding the mean to the dtype of the values."""
+    """Return ``values - mean`` for a float64 mean; the rounding error of the mean is subtracted as well."""
     rounded = mean.astype(values.dtype)
     values = np.subtract(values, rounded)
     values -= (mean - rounded).astype(values.dtype)
     return values
 
 
-class _Shape:
-    """Batches in memory order with an axis for the groups: (N, G, C/G, S) or (N, S, G, C/G)."""
+class _Grouping:
+    """Reshapes batches, in memory order, to an axis for the groups: (N, G, C/G, S) or (N, S, G, C/G)."""
 
     def __init__(self, ctx, x):
         self.layout, each = ctx.layout, ctx.channels // ctx.groups
         positions = math.prod(x.shape[1:]) // ctx.channels if ctx.channels else 0
         self.first = ctx.layout.memory_axis == 1
         self.inner = (ctx.groups, each, positions) if self.first else (positions, ctx.groups, each)
-        self.axes = (2, 3) if self.first else (1, 3)  # of what belongs to one group
+        self.axes = (2, 3) if self.first else (1, 3)  # the axes within a group
         self.channels = ctx.channels
 
     def view(self, array, some):
-        """Return samples of a batch without gaps, grouped."""
+        """Return a grouped view of samples of a batch without gaps."""
         return self.layout.in_memory_order(array)[some].reshape(-1, *self.inner)
 
     def grouped(self, array, some):
-        """Return samples, grouped, in the dtype of the arithmetic; a copy if they cannot be viewed so."""
+        """Return grouped samples in the compute dtype: a view if possible, else a copy."""
         return wide(self.view(array, some))
 
     def per_channel(self, parameter):
-        """Return a parameter in a shape that broadcasts, or None."""
+        """Return a parameter of shape (C,) in a shape that broadcasts; None for None."""
         if parameter is None:
             return None
         groups, each = (self.inner[:2]) if self.first else self.inner[1:]
         return wide(parameter).reshape((groups, each, 1) if self.first else (groups, each))
 
     def per_group(self, values):
-        """Return (n, G) values in a shape that broadcasts."""
+        """Return values of shape (n, G) in a shape that broadcasts."""
         return values[:, :, None, None] if self.first else values[:, None, :, None]
 
     def sums(self, array):

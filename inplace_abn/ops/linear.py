@@ -1,4 +1,4 @@
-"""A matrix product: every output is a weighted sum of all features."""
+"""Fully connected layer: a matrix product."""
 
 import math
 
@@ -9,12 +9,12 @@ from .._dtypes import compute_dtype, is_half
 from ._blocks import wide
 from ._layout import order_of
 
-#: Elements of a block of rows of a half type that is computed in float32.
+#: Number of elements in a block of rows of a half type, which is converted to float32.
 BLOCK = 1 << 17
 
 
 def forward(ctx, x, weight, bias=None, *, weight_gradient=True):
-    """Weighted sums of features: ``z = x @ weight.T + bias``.
+    """Linear map of the last axis: ``z = x @ weight.T + bias``.
 
     Parameters
     ----------
@@ -22,16 +22,16 @@ def forward(ctx, x, weight, bias=None, *, weight_gradient=True):
     x : ndarray of shape (N, ..., features)
         float32, float64, float16 or bfloat16; read only, and kept for the gradient of the weight.
     weight : ndarray of shape (outputs, features)
-        Of x's dtype, or float32 for an x of a half type. Read again by the backward.
+        dtype of x, or float32 for a half type. Not copied: the backward reads the same array.
     bias : ndarray of shape (outputs,), optional
-        As the weight.
+        dtype of x, or float32 for a half type.
     weight_gradient : bool
-        False: the backward gives no gradient of the weight, and x is not kept.
+        False for a frozen weight: the backward returns None for its gradient, and x is not kept.
 
     Returns
     -------
     z : ndarray of shape (N, ..., outputs)
-        Of x's dtype, in the memory layout of x. Half types are computed in float32 and rounded once.
+        A fresh array with dtype and memory layout of x. Half types are computed in float32 and rounded once.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def forward(ctx, x, weight, bias=None, *, weight_gradient=True):
     arguments.parameter("weight", weight, "(outputs, features)", x.dtype)
     if weight.shape[1] != x.shape[-1]:
         raise ValueError(
-            f"weight of shape {weight.shape} is for {weight.shape[1]} features; x of shape {x.shape} has "
+            f"weight of shape {weight.shape} requires {weight.shape[1]} features; x of shape {x.shape} has "
             f"{x.shape[-1]}"
         )
     if bias is not None:
@@ -68,7 +68,9 @@ def forward(ctx, x, weight, bias=None, *, weight_gradient=True):
 
 
 def backward(ctx, dz, *, overwrite=False):
-    """Gradients of features, weight and bias.
+    """Gradients of x, weight and bias.
+
+    ``dx = dz @ weight``, ``dweight = dz.T @ x`` and ``dbias = sum(dz)``.
 
     Parameters
     ----------
@@ -83,8 +85,9 @@ def backward(ctx, dz, *, overwrite=False):
     -------
     dx : ndarray
         A fresh array in the memory layout of x.
-    dweight, dbias : ndarray
-        Fresh, of the parameters' dtypes. None with ``weight_gradient=False``, and without a bias.
+    dweight, dbias : ndarray or None
+        Fresh arrays with the dtypes of the parameters. None with ``weight_gradient=False``, and for a missing
+        bias.
 
     Raises
     ------
@@ -139,7 +142,7 @@ def _rows(array):
 
 
 def _in_layout(ctx, rows, shape):
-    """Return rows in `shape`, in the memory layout of x."""
+    """Reshape `rows` to `shape`, with the memory layout of x."""
     found = rows.reshape(shape)
     if ctx.layout.has(found):
         return found

@@ -1,4 +1,4 @@
-"""The largest value in every window of an image."""
+"""Max pooling of images."""
 
 import numpy as np
 
@@ -10,7 +10,9 @@ from ._windows import Block, make_pooling_axes, pooled_shape, sample_slices, tap
 
 
 def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_axis=1):
-    """Largest value in every window, as `torch.nn.functional.max_pool2d`.
+    """Maximum of each window, as `torch.nn.functional.max_pool2d`.
+
+    The position of the maximum in its window is kept for the backward, one byte per element of z.
 
     Parameters
     ----------
@@ -18,19 +20,19 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_
     x : ndarray of shape (N, C, H, W), or (N, H, W, C) with ``channel_axis=-1``
         float32, float64, float16 or bfloat16; read only, and not kept.
     kernel_size : int or (int, int)
-        Of at most 256 values.
+        At most 256 values.
     stride : int or (int, int), optional
         `kernel_size` by default.
     padding : int or (int, int)
-        By minus infinity; at most half of the kernel.
+        Minus infinity on both sides; at most half of the kernel.
     dilation : int or (int, int)
     channel_axis : {1, -1}
 
     Returns
     -------
     z : ndarray of shape (N, C, Ho, Wo), or (N, Ho, Wo, C)
-        A fresh array in the memory layout of x. Of equal values the first one counts; a window with a NaN
-        gives NaN.
+        A fresh array in the memory layout of x. NaN propagates. The gradient of
+        equal maxima goes to the first one.
 
     Raises
     ------
@@ -69,7 +71,7 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_
 
 
 def backward(ctx, dz, *, overwrite=False):
-    """Gradient of x: the sum of dz over the windows whose largest value is there.
+    """Gradient of x: the sum of dz over the windows whose maximum is at a pixel.
 
     Parameters
     ----------
@@ -102,7 +104,7 @@ def backward(ctx, dz, *, overwrite=False):
 
 
 def _first_tap(axis, output):
-    """Return the first tap of a window that lies inside of the image."""
+    """Return the first tap of a window that lies inside the image."""
     start = output * axis.stride - axis.padding
     return max(0, -(start // axis.dilation)) % axis.kernel
 
@@ -112,7 +114,7 @@ def _forward(images, maxima, offsets, axes):
     for i, j, rows, columns in taps(axes, Block(slice(1), 0, axes[0].windows)):
         inside = ..., slice(rows.first, rows.last), slice(columns.first, columns.last)
         values, most = images[..., rows.source, columns.source], maxima[inside]
-        # Taps have increasing numbers: the last one that exceeds all before it is the largest number.
+        # Tap numbers increase: the largest number is the last tap that exceeds all before it.
         tap = np.greater(values, most, out=larger[inside]).view(np.uint8)
         tap *= np.uint8(i * axes[1].kernel + j)
         np.maximum(offsets[inside], tap, out=offsets[inside])

@@ -1,4 +1,4 @@
-"""The mean of squared differences."""
+"""Mean squared error loss."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def forward(ctx, x, target):
     x : ndarray of shape (N, ...)
         float32, float64, float16 or bfloat16; read only, and kept for the backward.
     target : ndarray
-        Of x's shape, and of its dtype or float32 for an x of a half type. Kept for the backward.
+        Shape of x; dtype of x, or float32 for a half type. Read only, and kept for the backward.
 
     Returns
     -------
@@ -26,7 +26,7 @@ def forward(ctx, x, target):
     Raises
     ------
     TypeError, ValueError
-        For arrays of other dtypes, and of two shapes.
+        For other dtypes, and different shapes.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def forward(ctx, x, target):
     """
     arguments.batch("x", x, "(N, ...)", ellipsis=True)
     arguments.parameter("target", target, f"{x.shape}", x.dtype)
-    arguments.same_shape("target", target, x.shape, "as x is")
+    arguments.same_shape("target", target, x.shape, "the shape of x")
     ctx.layout, total = order_of(x), 0.0
     values, targets = ctx.layout.in_memory_order(x), ctx.layout.in_memory_order(target)
     for block in element_blocks(values.shape):

@@ -1,4 +1,4 @@
-"""Bilinear interpolation to another size."""
+"""Bilinear interpolation of images to another size."""
 
 import numpy as np
 
@@ -9,9 +9,9 @@ from ._resize import prepare
 
 
 def forward(ctx, x, *, size=None, scale_factor=None, align_corners=False, channel_axis=1):
-    """Interpolate images between the centers of their pixels.
+    """Bilinear interpolation, as `torch.nn.functional.interpolate` in mode "bilinear".
 
-    As `torch.nn.functional.interpolate` in mode "bilinear".
+    ``z = A @ x @ B.T`` for each image, where A and B interpolate along H and along W.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def forward(ctx, x, *, size=None, scale_factor=None, align_corners=False, channe
 
 
 def backward(ctx, dz, *, overwrite=False):
-    """Gradient of x: the sum of dz times the weight that each pixel has in it.
+    """Gradient of x: ``dx = A.T @ dz @ B`` for each image.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def backward(ctx, dz, *, overwrite=False):
 
 
 def _interpolation(before, after, step, align_corners):
-    """Return the matrix of shape (after, before) that interpolates along one axis: two entries in a row."""
+    """Return the matrix of shape (after, before) that interpolates along one axis: two entries per row."""
     if align_corners:
         at = np.arange(after) * ((before - 1) / max(1, after - 1))
     else:
@@ -102,7 +102,7 @@ def _interpolation(before, after, step, align_corners):
 
 
 def _apply(ctx, down, across, source, out):
-    """Multiply every image by `down` from the left and by `across` from the right, a sample at a time."""
+    """Write ``down @ image @ across.T`` for each image of `source` to `out`, one sample at a time."""
     source, out = ctx.layout.in_memory_order(source), ctx.layout.in_memory_order(out)
     first = ctx.layout.memory_axis == 1
     shape = (source.shape[1], len(down), source.shape[3]) if first else (len(down), *source.shape[2:])

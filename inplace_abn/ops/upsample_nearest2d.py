@@ -1,4 +1,4 @@
-"""Nearest-neighbor interpolation to another size."""
+"""Nearest-neighbor interpolation of images to another size."""
 
 import numpy as np
 
@@ -9,10 +9,10 @@ from ._resize import prepare
 
 
 def forward(ctx, x, *, size=None, scale_factor=None, channel_axis=1):
-    """Copy the nearest pixel: ``z[i, j] = x[floor(i * step), floor(j * step)]``.
+    """Nearest-neighbor interpolation: ``z[i, j] = x[floor(i * step), floor(j * step)]``.
 
-    As `torch.nn.functional.interpolate` in mode "nearest", where step is ``1 / scale_factor``, or the size of
-    x divided by `size`.
+    step is ``1 / scale_factor``, or the size of x divided by `size`, as in
+    `torch.nn.functional.interpolate` in mode "nearest".
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def backward(ctx, dz, *, overwrite=False):
     arguments.gradient("dz", dz, ctx.output_shape, ctx.dtype)
     dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
     down, dtype = (1 if ctx.layout.memory_axis == 1 else 0), compute_dtype(dz.dtype)
-    # Copies of a pixel are neighbors. A smaller result has no copy of some pixels.
+    # The copies of a pixel are adjacent. If z is smaller than x, some pixels have no copy.
     used, starts = zip(
         *(np.unique(index, return_index=True) for index in (ctx.rows, ctx.columns)), strict=True
     )
@@ -96,6 +96,6 @@ def backward(ctx, dz, *, overwrite=False):
 
 
 def _sources(before, after, step):
-    """Return the index of the source of each pixel along one axis; in float32, as PyTorch computes it."""
+    """Return the index of the source pixel along one axis, computed in float32 as in PyTorch."""
     step = np.float32(before / after if step is None else step)
     return np.minimum((np.arange(after, dtype=np.float32) * step).astype(np.intp), before - 1)

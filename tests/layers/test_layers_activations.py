@@ -90,7 +90,7 @@ def test_a_read_only_input_is_not_overwritten():
 
 
 def test_slopes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="num_slopes=3 takes x with as many channels"):
+    with pytest.raises(ValueError, match="num_slopes=3 requires an x with as many channels"):
         Activation("prelu", num_slopes=3)(normal((2, 4, 5)))
     with pytest.raises(ValueError, match="num_slopes must be one of 1, 4, got 3"):
         ABN(4, activation="prelu", num_slopes=3)
