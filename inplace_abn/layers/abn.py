@@ -30,7 +30,7 @@ class ABN(Layer):
     where the mask is True count in the statistics; results and gradients are 0 at the others.
 
     The strategy determines which arrays are kept for the backward, and whether x is overwritten. It is
-    defined at `inplace_abn.functional.forward`, from sections 3 and 4 of Rota Bulo et al. 2018
+    defined at `inplace_abn.functional.forward`, from sections 3 and 4 of Rota Bulò et al. 2018
     (https://arxiv.org/abs/1712.02616). For a chain of this layer and a convolution, "standard" keeps two
     arrays of the size of x, all others one. Results and states are those of `torch.nn.BatchNorm2d` (1d, 3d).
 
@@ -51,35 +51,36 @@ class ABN(Layer):
     activation : str
         "identity", "leaky_relu", "prelu", "elu", "celu", "selu", "softplus", "sigmoid", "tanh", "silu",
         "gelu", "gelu_tanh", "mish", "relu", "relu6", "hardsigmoid" or "hardswish", as `torch.nn.functional`
-        defines them. The last four have no inverse: not with the in-place strategies. silu, gelu, gelu_tanh
-        and mish in place keep a bit per element beside z.
+        defines them. The last four have no inverse, which the in-place strategies need. With silu, gelu,
+        gelu_tanh and mish, these strategies keep one bit per element in addition to z.
     activation_param : float
-        Slope of leaky_relu below zero, alpha of elu and celu (not 0); the initial slope of prelu. Any finite
-        number; with the in-place strategies that of leaky_relu, elu and celu is positive.
+        Slope of leaky_relu below zero, alpha of elu and celu (not 0), initial slope of prelu. Any finite
+        number; above 0 for leaky_relu, elu and celu with an in-place strategy.
     strategy : {"standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2", "inplace"}
-        "standard" and "checkpoint" leave the input alone, the others overwrite it.
+        "standard" and "checkpoint" do not change the input, the others overwrite it.
     num_slopes : int
-        Of prelu alone: 1, or num_features for one per channel.
+        For prelu: 1, or num_features for one slope per channel.
     channel_axis : {1, -1}
         -1 for batches (N, ..., C).
-    dtype : dtype
-        Of the parameters: float64 for float64 batches, float32 for all others.
+    dtype : {float32, float64}
+        Of parameters and running statistics: float64 for float64 batches, float32 for all others.
 
     Attributes
     ----------
     weight, bias : Parameter of shape (num_features,), or None
-        Ones and zeros at first.
+        Initially ones and zeros.
     slope : Parameter of shape (num_slopes,), or None
-        Of prelu, trained like the weight. As in He et al. 2015, weight decay is better kept away from it.
+        Of prelu, trained. Weight decay should not be applied to it (He et al. 2015,
+        https://arxiv.org/abs/1502.01852).
     running_mean, running_var : ndarray of shape (num_features,), or None
+        Updated in place by each call in training. If None, evaluation uses the statistics of the batch.
     num_batches_tracked : int64 ndarray of shape (), or None
-        Evaluation uses the running statistics where there are any, otherwise those of the batch.
 
     Raises
     ------
     TypeError, ValueError
-        For arguments as above; calls refuse what `inplace_abn.functional.forward` refuses, and an in-place
-        layer an input that another layer needs for its backward, naming both.
+        If an argument is not as above. In a call, as `inplace_abn.functional.forward`; also if an in-place
+        layer would overwrite an input that another layer keeps for its backward.
 
     Examples
     --------
@@ -159,10 +160,16 @@ class ABN(Layer):
         return KEEPS[self.strategy] == "z"
 
     def takes_residual(self, activation=None):
-        """Return True if a call may have ``residual=``, and `activation`, a layer, in place of its own.
+        """Return True if a `Residual` should pass ``residual=`` and ``activation=`` to a call of this layer.
 
-        That is so in place, if this layer has no activation of its own and the other one can be inverted.
-        Every other strategy would keep the residual on top of what sum and activation keep by themselves.
+        True for in-place strategies, if this layer has the activation "identity" and `activation` has an
+        inverse. With other strategies, keeping the residual would take more memory than a separate sum and
+        activation.
+
+        Parameters
+        ----------
+        activation : Activation or None
+            The activation of the sum.
         """
         if KEEPS[self.strategy] != "z" or self.activation != "identity":
             return False
@@ -310,7 +317,7 @@ def _values_per_channel(x, channels, mask):
 class InPlaceABN(ABN):
     """Batch normalization and activation in place: the result z overwrites the input, and z alone is kept.
 
-    An `ABN` with the strategy "inplace": section 3 of Rota Bulo et al. 2018
+    An `ABN` with the strategy "inplace": section 3 of Rota Bulò et al. 2018
     (https://arxiv.org/abs/1712.02616). It takes half of the memory of "standard"; gradients are equal up to
     rounding. The result is the input array, read-only until the backward has run. The backward inverts the
     activation and recomputes ``xhat = (y - bias) / weight`` from z.

@@ -151,17 +151,17 @@ def _options_of_each(layers, mask=None, **options):
 
 
 def takes_mask(layer):
-    """Return whether a layer, or any layer inside, takes a mask."""
+    """Return True if a layer, or any layer inside it, takes a mask."""
     return any(one.takes_mask for _, one in layer.named_layers())
 
 
 def with_mask(layer, mask):
-    """Return the options that pass a mask to a layer: none without a mask, or if the layer takes none.
+    """Return the options that pass a mask to a layer, empty if the mask is None or the layer takes none.
 
     Raises
     ------
     TypeError
-        If only a layer inside takes a mask, which would not get it.
+        If a layer inside takes a mask but `layer` itself does not, and so cannot pass it on.
     """
     if layer is None or mask is None:
         return {}

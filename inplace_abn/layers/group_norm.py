@@ -8,15 +8,17 @@ from .base import OperationLayer, Parameter
 
 
 class GroupNorm(OperationLayer):
-    """Normalization of each sample by mean and variance of groups of channels, as `torch.nn.GroupNorm`.
+    """Group normalization, ``z = weight * (x - mean) / sqrt(var + eps) + bias``, as `torch.nn.GroupNorm`.
 
-    Does not depend on the other samples of the batch, so it is for batches too small for batch normalization.
-    Keeps its input for the backward; there is no strategy that overwrites it.
+    Mean and variance are those of a group of channels of one sample (Wu & He 2018,
+    https://arxiv.org/abs/1803.08494). So a sample does not depend on the others of its batch, which may be
+    small. The input, (N, C, ...) or (N, ..., C) with ``channel_axis=-1``, is kept for the backward and not
+    overwritten. The result has its shape and dtype.
 
     Parameters
     ----------
     num_groups : int
-        Divides num_channels. 1: all channels of a sample together. num_channels: instance normalization.
+        Divides num_channels. 1: all channels are one group. num_channels: instance normalization.
     num_channels : int
     eps : float > 0
     affine : bool
@@ -29,7 +31,12 @@ class GroupNorm(OperationLayer):
     Attributes
     ----------
     weight, bias : Parameter of shape (num_channels,), or None
-        Ones and zeros at first.
+        Initially ones and zeros.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above. In a call, if shape or dtype of the input does not fit.
 
     Examples
     --------
@@ -57,7 +64,7 @@ class GroupNorm(OperationLayer):
             self.weight.data[...], self.bias.data[...] = 1, 0
 
     def forward(self, ctx, x):
-        """Normalize."""
+        """Return the normalized input."""
         weight, bias = (self.weight.data, self.bias.data) if self.weight is not None else (None, None)
         compatible_dtypes(x, weight, bias, half=True)
         if isinstance(x, np.ndarray) and x.ndim > 1 and x.shape[self.channel_axis] != self.num_channels:
@@ -70,7 +77,7 @@ class GroupNorm(OperationLayer):
         )
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Gradients of x and, if there are any, of weight and bias."""
+        """Return the gradients of x and, if there are any, of weight and bias."""
         found = group_norm.backward(ctx, dz, overwrite=overwrite)
         return found if self.weight is not None else found[0]
 

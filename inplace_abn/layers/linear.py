@@ -11,7 +11,10 @@ from .convolution import draw_again, uniform
 
 
 class Linear(OperationLayer):
-    """Weighted sums of features, ``x @ weight.T + bias``, as `torch.nn.Linear`.
+    """Linear layer, ``z = x @ weight.T + bias``, as `torch.nn.Linear`.
+
+    x has the shape (..., in_features), z the shape (..., out_features) and the dtype of x. x is kept for the
+    backward unless the weight is frozen.
 
     Parameters
     ----------
@@ -20,7 +23,7 @@ class Linear(OperationLayer):
     dtype : {float32, float64, float16, bfloat16}
         Of the parameters. Half-precision inputs take float32 or their own dtype.
     rng : numpy.random.Generator or int, optional
-        Draws the first weight and bias, uniformly within 1 / sqrt(in_features).
+        Draws the initial weight and bias, uniformly within 1 / sqrt(in_features).
 
     Attributes
     ----------
@@ -44,17 +47,17 @@ class Linear(OperationLayer):
         self.bias = uniform(rng, bound, (self.out_features,), dtype) if bias else None
 
     def reset_parameters(self, rng=None):
-        """Draw weight and bias anew, as for a new layer, from a generator or seed."""
+        """Draw new values of weight and bias, in place, from a generator or seed."""
         draw_again(self, rng)
 
     def forward(self, ctx, x):
-        """Multiply by the weight and add the bias."""
+        """Return ``x @ weight.T + bias``."""
         compatible_dtypes(x, self.weight.data, half=True)
         bias = None if self.bias is None else self.bias.data
         return linear.forward(ctx, x, self.weight.data, bias, weight_gradient=self.weight.requires_grad)
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Gradients of x, weight and, if there is one, bias."""
+        """Return the gradients of x, weight and, if there is one, bias."""
         found = linear.backward(ctx, dz, overwrite=overwrite)
         return found if self.bias is not None else found[:2]
 
@@ -66,27 +69,43 @@ class Linear(OperationLayer):
 
 
 class Flatten(OperationLayer):
-    """All axes but the first in one: a view of a C-contiguous input, else a copy."""
+    """Reshape (N, ...) to (N, M): a view of a C-contiguous input, else a copy.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Flatten()(np.zeros((2, 3, 4, 4))).shape
+    (2, 48)
+    """
 
     operation = flatten
     returns_input = True
 
     def forward(self, ctx, x):
-        """Reshape to (N, everything else)."""
+        """Return x with the shape (N, M)."""
         return flatten.forward(ctx, x)
 
 
 class Dropout(OperationLayer):
-    """Elements set to zero at random in training, the others divided by 1 - p.
+    """Set each element to zero with probability p in training, and divide the others by 1 - p.
 
-    One bit per element is kept for the backward.
+    In evaluation it returns its input. One bit per element is kept for the backward. See Srivastava et al.
+    2014, https://jmlr.org/papers/v15/srivastava14a.html.
 
     Parameters
     ----------
     p : float in [0, 1]
-        The probability that an element is set to zero.
     rng : numpy.random.Generator or int, optional
         Draws the random numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> layer, x = Dropout(0.5, rng=0), np.ones((2, 4))
+    >>> sorted(set(layer(x).ravel().tolist()))
+    [0.0, 2.0]
+    >>> layer.eval()(x) is x
+    True
     """
 
     operation = dropout
@@ -97,11 +116,11 @@ class Dropout(OperationLayer):
 
     @property
     def returns_input(self):
-        """True in evaluation."""
+        """True in evaluation, and for p = 0."""
         return not self.training or self.p == 0
 
     def forward(self, ctx, x):
-        """Set elements to zero, or in evaluation return x."""
+        """Return x with elements set to zero in training, else x itself."""
         return dropout.forward(ctx, x, self.p, training=self.training, rng=self.rng)
 
     def extra_repr(self):

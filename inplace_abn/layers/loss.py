@@ -12,17 +12,17 @@ from .base import OperationLayer
 
 
 class _Loss(OperationLayer):
-    """Base of the losses: a call returns a float, and refuses to return one that is not finite."""
+    """Base of the losses: a call returns a float, and raises an error if it is not finite."""
 
     inputs_without_gradient = (1,)  # the target
 
     def backward(self, dz=1.0, *, call=None, overwrite=False):
-        """Gradient of the first input, for a gradient dz of the loss; otherwise as `Layer.backward`."""
+        """Return the gradient of the first input for a gradient dz of the loss; see `Layer.backward`."""
         found = super().backward(dz, call=call, overwrite=overwrite)
         return found[0] if isinstance(found, tuple) else found
 
     def _finite(self, loss):
-        """Return the loss, or raise an error that says where the first value appeared that is not finite."""
+        """Return the loss if it is finite. Otherwise raise an error that names the first non-finite array."""
         if math.isfinite(loss):
             return loss
         if not nonfinite.watching:
@@ -33,30 +33,33 @@ class _Loss(OperationLayer):
 
 
 class CrossEntropy(_Loss):
-    """Cross entropy of scores and labels, as `torch.nn.CrossEntropyLoss`, for images or for every pixel.
+    """Cross entropy of scores and labels of samples or pixels, as `torch.nn.CrossEntropyLoss`.
 
-    The mean over all labels of -log(softmax of the scores at the label). ``loss = criterion(scores, target)``
-    and ``dscores = criterion.backward()``. Unlike in PyTorch, loss and gradients are 0 if no label counts,
-    as in a frame of ignored labels only.
+    The mean of ``-log(softmax(scores)[label])`` over all labels except `ignore_index`. It is computed by
+    ``loss = criterion(scores, target)`` and ``dscores = criterion.backward()``. If all labels equal
+    `ignore_index`, loss and gradients are 0, where PyTorch returns NaN.
+
+    Scores have the shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``; labels are integers of the
+    shape (N, ...).
 
     Parameters
     ----------
     ignore_index : int
-        Label of samples or pixels that do not count.
+        Label of samples or pixels that are ignored.
     weight : ndarray of shape (C,), optional
-        Of the classes, at least 0: every label counts as much as the weight of its class.
+        Weight of each class in the mean, at least 0.
     label_smoothing : float in [0, 1]
-        Share of the target that is spread evenly over all classes.
+        Part of the target distribution that is uniform over all classes.
     channel_axis : {1, -1}
-        Of the classes; -1 for scores (N, ..., C).
+        Axis of the classes.
 
     Raises
     ------
     FloatingPointError
         In a call, if the loss is not finite. Inside `inplace_abn.layers.watch_nonfinite`, the message names
-        the layer whose result had the first value that is not finite.
+        the first layer with a non-finite result.
     TypeError, ValueError
-        For labels out of range, and shapes that do not fit together.
+        In a call, if labels are out of range, or shapes or dtypes do not fit.
 
     Examples
     --------
@@ -106,7 +109,7 @@ class CrossEntropy(_Loss):
 class MSELoss(_Loss):
     """Mean squared error, ``mean((x - target)**2)`` over all elements, as `torch.nn.MSELoss`.
 
-    The target gets no gradient.
+    x and target have the same shape and dtype. The target gets no gradient.
 
     Raises
     ------
@@ -136,5 +139,5 @@ class MSELoss(_Loss):
         return self._finite(mean_squared_error.forward(ctx, x, target))
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Gradient of x; the target has none."""
+        """Return the gradient of x, and None for the target."""
         return (*mean_squared_error.backward(ctx, dz, overwrite=overwrite), None)

@@ -6,7 +6,7 @@ from .base import OperationLayer
 
 
 class _Pool2d(OperationLayer):
-    """Base of the poolings with windows."""
+    """Base of max and average pooling."""
 
     def __init__(self, kernel_size, stride=None, padding=0, *, channel_axis=1):
         self.kernel_size = pair("kernel_size", kernel_size, least=1)
@@ -19,7 +19,7 @@ class _Pool2d(OperationLayer):
             )
 
     def forward(self, ctx, x):
-        """Pool."""
+        """Return the pooled images."""
         return self.operation.forward(
             ctx, x, self.kernel_size, stride=self.stride, padding=self.padding, channel_axis=self.channel_axis
         )
@@ -31,18 +31,18 @@ class _Pool2d(OperationLayer):
 
 
 class MaxPool2d(_Pool2d):
-    """Largest value in every window, as `torch.nn.MaxPool2d`.
+    """Maximum of each window, as `torch.nn.MaxPool2d`: from (N, C, H, W) to (N, C, H', W').
 
-    Keeps one byte per value of the result for the backward, and not its input.
+    It keeps one byte per element of the result for the backward, and not the input.
 
     Parameters
     ----------
     kernel_size : int or (int, int)
         Along H and W, here and below.
     stride : int or (int, int), optional
-        `kernel_size` by default.
+        Default: `kernel_size`.
     padding : int or (int, int)
-        With minus infinity; at most half of the kernel.
+        Minus infinity around the images; at most half of `kernel_size`.
     channel_axis : {1, -1}
         -1 for batches (N, H, W, C).
 
@@ -57,14 +57,14 @@ class MaxPool2d(_Pool2d):
 
 
 class AvgPool2d(_Pool2d):
-    """Mean of every window, as `torch.nn.AvgPool2d`.
+    """Mean of each window, as `torch.nn.AvgPool2d`: from (N, C, H, W) to (N, C, H', W').
 
-    Keeps no array for the backward.
+    It keeps no array for the backward.
 
     Parameters
     ----------
     kernel_size, stride, padding, channel_axis
-        As for `MaxPool2d`, but padding is with zeros, which count.
+        As for `MaxPool2d`, but padding is with zeros, which are part of the mean.
 
     Examples
     --------
@@ -77,13 +77,22 @@ class AvgPool2d(_Pool2d):
 
 
 class GlobalAvgPool2d(OperationLayer):
-    """Mean of every channel of every image, of shape (N, C). Keeps no array for the backward.
+    """Mean of each channel of each image: from (N, C, H, W) to (N, C).
+
+    It keeps no array for the backward.
 
     Parameters
     ----------
     keepdims : bool
-        True gives (N, C, 1, 1), as `torch.nn.AdaptiveAvgPool2d(1)`, or (N, 1, 1, C).
+        True: the result has the shape (N, C, 1, 1), as with `torch.nn.AdaptiveAvgPool2d(1)`, or (N, 1, 1, C).
     channel_axis : {1, -1}
+        -1 for batches (N, H, W, C).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> GlobalAvgPool2d()(np.arange(4.0).reshape(1, 1, 2, 2))
+    array([[1.5]])
     """
 
     operation = global_avg_pool2d
@@ -93,7 +102,7 @@ class GlobalAvgPool2d(OperationLayer):
         self.channel_axis = choice("channel_axis", channel_axis, (1, -1))
 
     def forward(self, ctx, x):
-        """Average over the pixels."""
+        """Return the mean over the pixels."""
         return global_avg_pool2d.forward(ctx, x, keepdims=self.keepdims, channel_axis=self.channel_axis)
 
     def extra_repr(self):
@@ -105,21 +114,27 @@ _MODES = {"bilinear": upsample_bilinear2d, "nearest": upsample_nearest2d}
 
 
 class Upsample(OperationLayer):
-    """Interpolation to another size, as `torch.nn.Upsample`, but bilinear by default.
+    """Interpolation of images to another size, as `torch.nn.Upsample`, but bilinear by default.
 
-    Keeps no array for the backward.
+    It keeps no array for the backward.
 
     Parameters
     ----------
     size : int or (int, int), optional
-        Of the result. Either this or `scale_factor`.
+        Size of the result along H and W. Exactly one of `size` and `scale_factor` is given.
     scale_factor : float or (float, float), optional
-        Size of the result divided by the size of the input; the result is rounded down.
+        Size of the result divided by the size of the input; the size is rounded down.
     mode : {"bilinear", "nearest"}
     align_corners : bool, optional
-        Of bilinear: True aligns the centers of the corner pixels, False (the default) the corners of the
+        For "bilinear". True aligns the centers of the corner pixels, False (the default) the corners of the
         images.
     channel_axis : {1, -1}
+        -1 for batches (N, H, W, C).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
 
     Examples
     --------
@@ -147,7 +162,7 @@ class Upsample(OperationLayer):
         return _MODES[self.mode]
 
     def forward(self, ctx, x):
-        """Interpolate."""
+        """Return the interpolated images."""
         options = {"align_corners": self.align_corners} if self.mode == "bilinear" else {}
         return self.operation.forward(
             ctx, x, size=self.size, scale_factor=self.scale_factor, channel_axis=self.channel_axis, **options
