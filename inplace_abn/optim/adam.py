@@ -1,6 +1,7 @@
 """Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980) and AdamW.
 
-AdamW has decoupled weight decay (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).
+AdamW decouples the weight decay from the gradient (Loshchilov and Hutter 2019,
+https://arxiv.org/abs/1711.05101).
 """
 
 import math
@@ -28,7 +29,7 @@ def _betas(name, value):
 class Adam(Optimizer):
     """Adam, as `torch.optim.Adam`.
 
-    For every parameter with a gradient, with t the number of its steps: ``g = grad + weight_decay * data``,
+    For every parameter with a gradient, in its step number t: ``g = grad + weight_decay * data``,
     ``m = beta1 * m + (1 - beta1) * g``, ``v = beta2 * v + (1 - beta2) * g**2``,
     ``data -= lr / (1 - beta1**t) * m / (sqrt(v / (1 - beta2**t)) + eps)``. With `amsgrad`, v in the last
     formula is the largest v so far.
@@ -40,16 +41,18 @@ class Adam(Optimizer):
     lr : float >= 0
         Learning rate.
     betas : (float, float)
-        Each in [0, 1).
+        Decay rates of the averages m and v, each in [0, 1).
     eps : float >= 0
+        Added to the denominator.
     weight_decay : float >= 0
-        Added to the gradient. `AdamW` decays the weights apart from it.
+        The decay is added to the gradient. `AdamW` decouples it.
     amsgrad : bool
+        True divides by the largest v so far.
 
     Raises
     ------
     TypeError, ValueError
-        For settings out of range, no parameters, and a parameter that occurs twice.
+        For settings out of range, an empty list of parameters, and a parameter that occurs twice.
 
     Examples
     --------
@@ -77,11 +80,11 @@ class Adam(Optimizer):
         super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
 
     def required_state(self, settings):
-        """Return the names that the state of a parameter has after its first step."""
+        """Return the names in the state of a parameter after its first step."""
         return self.state_names if settings["amsgrad"] else self.state_names[:3]
 
     def update(self, data, grad, state, group):
-        """Make one step."""
+        """Update `data` and `state` in place."""
         grad = self._decayed(data, grad, group)
         if "exp_avg" not in state:
             state["step"] = np.array(0, np.int64)
@@ -101,14 +104,14 @@ class Adam(Optimizer):
         data -= group["lr"] / (1 - beta1**step) * (mean / denominator)
 
     def _decayed(self, data, grad, group):
-        """Return the gradient with weight decay."""
+        """Return the gradient plus weight decay."""
         return grad + group["weight_decay"] * data if group["weight_decay"] else grad
 
 
 class AdamW(Adam):
     """Adam with decoupled weight decay, as `torch.optim.AdamW`.
 
-    Before the step of `Adam` without weight decay: ``data *= 1 - lr * weight_decay``.
+    ``data *= 1 - lr * weight_decay`` is followed by the step of `Adam` without weight decay.
 
     Parameters
     ----------
@@ -131,6 +134,6 @@ class AdamW(Adam):
         super().__init__(parameters, lr, betas, eps, weight_decay=weight_decay, amsgrad=amsgrad)
 
     def _decayed(self, data, grad, group):
-        """Decay the data; return the gradient as it is."""
+        """Apply the weight decay to `data`; return the gradient unchanged."""
         data *= 1 - group["lr"] * group["weight_decay"]
         return grad

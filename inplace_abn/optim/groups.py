@@ -1,4 +1,4 @@
-"""Parameter groups: what an optimizer accepts as parameters, and groups by weight decay."""
+"""Parameter groups: checks of the parameters of an optimizer, and groups by weight decay."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,10 +6,10 @@ from .._arguments import not_negative
 
 
 def decay_groups(network, weight_decay):
-    """Return parameter groups without weight decay for normalizations, biases and slopes.
+    """Return parameter groups that exclude normalizations, biases and slopes from weight decay.
 
-    Parameters of one axis or none get a weight decay of 0: the weight and bias of normalizations, the biases
-    of convolutions and linear layers, the slopes of prelu. All others get `weight_decay`.
+    Parameters with at most one axis have a weight decay of 0: weight and bias of normalizations, biases of
+    convolutions and linear layers, slopes of prelu. All others have `weight_decay`.
 
     Parameters
     ----------
@@ -19,8 +19,13 @@ def decay_groups(network, weight_decay):
     Returns
     -------
     list of dict
-        For `SGD`, `Adam` or `AdamW`: the group with weight decay, then the group without. A group without
-        parameters is left out.
+        For `SGD`, `Adam` or `AdamW`: the group with weight decay, then the group without. Empty groups are
+        omitted.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If network is not a layer, and for a weight decay out of range.
 
     Examples
     --------
@@ -45,12 +50,12 @@ def decay_groups(network, weight_decay):
 
 
 def as_groups(parameters):
-    """Return a list of groups, dicts with "params", from parameters or from groups.
+    """Return a list of groups, dicts with the key "params", from parameters or groups.
 
     Raises
     ------
     TypeError, ValueError
-        For something else, and for nothing at all.
+        For other types, and an empty list.
     """
     if hasattr(parameters, "parameters") or not isinstance(parameters, Iterable):
         raise TypeError(
@@ -61,7 +66,7 @@ def as_groups(parameters):
         raise TypeError('parameters must be a list of groups; for one group pass [{"params": [...], ...}]')
     items = list(parameters)
     if not items:
-        raise ValueError("parameters must hold at least one parameter, got none")
+        raise ValueError("parameters must have at least one parameter, got none")
     grouped = [isinstance(item, Mapping) for item in items]
     if not any(grouped):
         return [{"params": items}]
@@ -78,14 +83,14 @@ def checked_parameters(group, start, present):
     ----------
     group : mapping
     start : int
-        The number of the first one, for messages.
+        The number of the first parameter, for messages.
     present : list of Parameter
-        Those of the groups before.
+        The parameters of the previous groups.
 
     Raises
     ------
     TypeError, ValueError
-        For a group without "params", for what is no parameter, and for a parameter that occurs twice.
+        For a group without "params", elements that are not parameters, and a parameter that occurs twice.
     """
     if "params" not in group:
         raise ValueError(f'a parameter group must have the key "params", got {sorted(map(str, group))}')
@@ -101,8 +106,8 @@ def checked_parameters(group, start, present):
     for number, parameter in enumerate(params, start):
         if not is_parameter(parameter):
             raise TypeError(
-                f"parameters[{number}] must have data and grad, as those of layer.parameters() have, got "
-                f"{type(parameter).__name__}"
+                f"parameters[{number}] must have data and grad, as the elements of layer.parameters() have, "
+                f"got {type(parameter).__name__}"
             )
         if any(parameter is other for other in (*present, *found)):
             raise ValueError(f"parameters[{number}]{called(parameter)} occurs twice")
@@ -116,6 +121,6 @@ def is_parameter(value):
 
 
 def called(parameter):
-    """Return the name of a parameter in brackets, for messages, or an empty text."""
+    """Return the name of a parameter in parentheses for messages, or an empty string."""
     name = getattr(parameter, "name", None)
     return f" ({name})" if name else ""

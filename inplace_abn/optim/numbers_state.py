@@ -1,4 +1,4 @@
-"""State of an object that consists of a few numbers, as a flat dictionary of arrays."""
+"""Saving and loading of objects whose state is a few numbers."""
 
 from typing import ClassVar
 
@@ -8,17 +8,17 @@ from .._state import check_mapping, stored
 
 
 class NumbersState:
-    """The part of schedules and scalers that saves and loads."""
+    """Mixin for schedules and scalers: `state_dict` and `load_state_dict`."""
 
-    #: What the state has: attribute -> function(name, value) that returns the value, or raises.
+    #: The attributes in the state: name -> function(name, value) that returns the checked value.
     state_checks: ClassVar = {}
 
     def state_dict(self):
-        """Return the numbers as a flat dictionary of arrays, as it goes into `numpy.savez`."""
+        """Return the numbers as a flat dictionary of arrays, for `numpy.savez`."""
         return {name: np.array(getattr(self, name)) for name in self.state_checks}
 
     def load_state_dict(self, state):
-        """Go on from the `state_dict` of another object of this kind, settings included.
+        """Load the `state_dict` of another object of this class, including its settings.
 
         Parameters
         ----------
@@ -27,12 +27,12 @@ class NumbersState:
         Raises
         ------
         TypeError, ValueError
-            For names that are missing or unexpected, and values that do not fit; nothing is changed then.
+            For missing or unexpected names, and invalid values; nothing is changed.
         """
         self.prepare_load(state)()
 
     def prepare_load(self, state):
-        """Check a state; return a function without arguments that loads it. See `load_state_dict`."""
+        """Check a state; return a function without parameters that loads it. See `load_state_dict`."""
         check_mapping("state", state)
         checks = self.state_checks
         missing, unexpected = sorted(checks.keys() - state.keys()), sorted(state.keys() - checks.keys())
@@ -48,7 +48,7 @@ class NumbersState:
         return load
 
     def check_state(self, found):
-        """Raise if the numbers do not fit this object."""
+        """Raise if the numbers do not match this object."""
 
     def loaded(self):
-        """Put the numbers into effect."""
+        """Apply the numbers after loading."""

@@ -1,4 +1,4 @@
-"""Base of the optimizers: parameter groups, checks, float32 master copies and the state."""
+"""Base class of the optimizers: parameter groups, checks, float32 master copies and the state."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -12,22 +12,22 @@ from .state import read_groups, read_states
 
 
 class Optimizer:
-    """Base of the optimizers.
+    """Base class of the optimizers.
 
-    A subclass has `checks`, `state_names` and `update`; see `SGD`.
+    A subclass defines `checks`, `state_names` and `update`; see `SGD`.
 
     Attributes
     ----------
     param_groups : list of dict
-        As in PyTorch: "params", a list of parameters, and the settings of the group, which may be changed
+        As in PyTorch: "params", a list of parameters, and the settings of the group, which may be assigned
         between steps. A schedule adds "initial_lr".
     defaults : dict
-        The settings of groups that do not have their own.
+        The settings that a group does not override.
     """
 
-    #: Settings of a group: name -> function(name, value) that returns the value, or raises.
+    #: The settings of a group: name -> function(name, value) that returns the checked value.
     checks: ClassVar = {}
-    #: Names of the arrays that a parameter's state may have, besides "master".
+    #: The names of the arrays in the state of a parameter, except "master".
     state_names = ()
 
     def __init__(self, parameters, **defaults):
@@ -36,10 +36,10 @@ class Optimizer:
         for group in groups.as_groups(parameters):
             self.add_param_group(group)
         if not self.parameters:
-            raise ValueError("parameters must hold at least one parameter, got none")
+            raise ValueError("parameters must have at least one parameter, got none")
 
     def add_param_group(self, group):
-        """Add parameters with settings of their own; all others are the defaults.
+        """Add a group of parameters with its own settings; the others are `defaults`.
 
         Parameters
         ----------
@@ -49,7 +49,7 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            For unknown settings and settings out of range, and for parameters that the optimizer has already.
+            For unknown settings, settings out of range, and parameters of another group.
         """
         if not isinstance(group, Mapping):
             raise TypeError(f"group must be a dict, got {type(group).__name__}")
@@ -60,7 +60,7 @@ class Optimizer:
 
     @property
     def parameters(self):
-        """The parameters of all groups, in order: the list behind the numbers in messages and states."""
+        """The parameters of all groups; messages and states refer to their index in this list."""
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def members(self, number):
@@ -70,16 +70,16 @@ class Optimizer:
 
     @property
     def lr(self):
-        """The learning rate of all groups; assigning it sets every group, and where schedules start from.
+        """The learning rate of all groups. Assigning it sets it for every group and removes "initial_lr".
 
         Raises
         ------
         ValueError
-            If the groups differ.
+            On reading, if the groups have different rates.
         """
         rates = {group["lr"] for group in self.param_groups}
         if len(rates) != 1:
-            raise ValueError(f"the groups have different learning rates, {sorted(rates)}: read param_groups")
+            raise ValueError(f"the groups have different learning rates, {sorted(rates)}; read param_groups")
         return rates.pop()
 
     @lr.setter
@@ -90,13 +90,13 @@ class Optimizer:
             group.pop("initial_lr", None)
 
     def step(self):
-        """Update every parameter that has a gradient and requires one; the gradients stay as they are.
+        """Update every parameter that has a gradient and `requires_grad`; the gradients are not changed.
 
         Raises
         ------
         TypeError, ValueError
-            For a gradient or data that cannot be used, and data that a live context keeps; no parameter is
-            updated then.
+            For a gradient of another shape or dtype, read-only data, and data that a live context keeps. No
+            parameter is updated in this case.
         """
         chosen = [entry for entry in self._numbered() if _is_trained(entry[1])]
         for number, parameter, _ in chosen:
@@ -111,14 +111,14 @@ class Optimizer:
             parameter.grad = None
 
     def state_dict(self):
-        """Return settings and state as a flat dictionary of arrays, as it goes into `numpy.savez`.
+        """Return settings and state as a flat dictionary of arrays, for `numpy.savez`.
 
         Returns
         -------
         dict
-            "groups.0.lr" and so on: the settings of each group as arrays; "groups.0.params": the numbers of
-            its parameters. "state.0.momentum_buffer" and so on: copies of the arrays of each parameter, with
-            PyTorch's names.
+            The settings of each group as arrays, such as "groups.0.lr"; the indices of its parameters,
+            "groups.0.params"; copies of the arrays of each parameter, with the names of PyTorch, such as
+            "state.0.momentum_buffer".
         """
         found = {}
         for number, group in enumerate(self.param_groups):
@@ -131,7 +131,7 @@ class Optimizer:
         return found
 
     def load_state_dict(self, state):
-        """Go on from the `state_dict` of an optimizer with the same groups of parameters.
+        """Load the `state_dict` of an optimizer with the same groups of parameters.
 
         Parameters
         ----------
@@ -141,12 +141,12 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            For names that are missing or unexpected, and arrays that do not fit; nothing is changed then.
+            For missing or unexpected names, and arrays that do not match; nothing is changed.
         """
         self.prepare_load(state)()
 
     def prepare_load(self, state):
-        """Check a state; return a function without arguments that loads it. See `load_state_dict`."""
+        """Check a state; return a function without parameters that loads it. See `load_state_dict`."""
         settings = read_groups(self, state)
         states = read_states(self, state, settings)
 
@@ -158,29 +158,30 @@ class Optimizer:
 
         return load
 
-    # ---- to be written by each optimizer -----------------------------------------------------------------
+    # ---- defined by subclasses ---------------------------------------------------------------------------
 
     def update(self, data, grad, state, group):
-        """Update `data` in place, an array of float32 or float64, from `grad`, of the same dtype and shape.
+        """Update `data` in place from `grad`, arrays of the same shape and dtype, float32 or float64.
 
-        `state` is the parameter's dictionary of arrays, empty at first.
+        `state` is the dictionary of arrays of the parameter; it is empty before the first step.
         """
         raise NotImplementedError
 
     def check_group(self, settings):
-        """Raise for settings that do not go together."""
+        """Raise for combinations of settings that are not supported."""
 
     def required_state(self, settings):
-        """Return the names that a state has, unless it is empty."""
+        """Return the names that a state must have, unless it is empty."""
         return self.state_names
 
-    # ---- details -----------------------------------------------------------------------------------------
+    # ---- implementation ----------------------------------------------------------------------------------
 
     def _checked_settings(self, settings, defaults):
         unknown = sorted(str(name) for name in settings if name not in self.checks)
         if unknown:
             raise ValueError(
-                f"{type(self).__name__} has no setting {unknown[0]!r}; there are {', '.join(self.checks)}"
+                f"{type(self).__name__} has no setting {unknown[0]!r}; the settings are "
+                f"{', '.join(self.checks)}"
             )
         checked = {name: self.checks[name](name, value) for name, value in settings.items()}
         checked = {**defaults, **checked}
@@ -215,7 +216,7 @@ def _is_trained(parameter):
 
 
 def _check(number, parameter):
-    """Raise if a parameter cannot be updated."""
+    """Raise an error if a parameter cannot be updated."""
     data, grad, name = parameter.data, parameter.grad, f"parameters[{number}]{groups.called(parameter)}"
     if not isinstance(data, np.ndarray) or compute_dtype(data.dtype) not in (np.float32, np.float64):
         kind = data.dtype if isinstance(data, np.ndarray) else type(data).__name__
@@ -231,8 +232,8 @@ def _check(number, parameter):
 def _master(data, state):
     """Return the float32 copy of a half-precision parameter.
 
-    Elements of the parameter that differ from the rounded copy were set from outside, for example by
-    `load_state_dict`; the copy takes their values.
+    Elements of the parameter that differ from the rounded copy were assigned by other code, such as
+    `load_state_dict`; they are copied to the master copy.
     """
     master = state.get("master")
     if master is None:

@@ -1,4 +1,4 @@
-"""Scaling of the loss, so that gradients do not underflow in float16."""
+"""Loss scaling, which prevents underflow of gradients in float16."""
 
 from typing import ClassVar
 
@@ -9,27 +9,29 @@ from .numbers_state import NumbersState
 
 
 class GradScaler(NumbersState):
-    """Scale of the loss that adapts itself, as `torch.amp.GradScaler`.
+    """Dynamic loss scaling, as `torch.amp.GradScaler`.
 
-    float16 has no numbers below 6e-8, and gradients of activations are often smaller. Multiply the loss by
-    `scale`, which multiplies all gradients; `step` divides those of the parameters again. Steps with
-    gradients that are not finite are skipped, and the scale shrinks; it grows after many steps without one.
-    bfloat16 has float32's range and needs no scale.
+    The smallest float16 number is 6e-8, and gradients of activations are often smaller. Multiply the gradient
+    of the loss by `scale`; then all gradients are multiplied by it, and `step` divides those of the
+    parameters by it. If a gradient is not finite, the step is skipped and the scale is multiplied by
+    `backoff_factor`. After `growth_interval` steps without an overflow it is multiplied by `growth_factor`.
+    bfloat16 has the range of float32 and needs no scale. (Micikevicius et al. 2018,
+    https://arxiv.org/abs/1710.03740.)
 
     Parameters
     ----------
     scale : float > 0
-        At first.
+        The initial scale.
     growth_factor : float > 0
     backoff_factor : float in [0, 1]
     growth_interval : int >= 1
-        Steps without an overflow before the scale grows.
+        Number of steps without an overflow before the scale grows.
 
     Attributes
     ----------
     scale : float
     good_steps : int
-        Since the scale changed, or a step was skipped.
+        Number of steps since the scale changed or a step was skipped.
 
     Examples
     --------
@@ -60,7 +62,7 @@ class GradScaler(NumbersState):
         vars(self).update({name: self.state_checks[name](name, value) for name, value in given.items()})
 
     def step(self, optimizer):
-        """Divide the gradients by the scale and make the optimizer's step, unless one is not finite.
+        """Divide the gradients by the scale and call ``optimizer.step()``, unless a gradient is not finite.
 
         Parameters
         ----------
@@ -70,7 +72,7 @@ class GradScaler(NumbersState):
         Returns
         -------
         bool
-            True if the step was made.
+            False if the step was skipped.
         """
         parameters = [parameter for parameter in optimizer.parameters if parameter.grad is not None]
         if not all(np.isfinite(parameter.grad).all() for parameter in parameters):

@@ -1,4 +1,4 @@
-"""Schedules for the learning rates of an optimizer."""
+"""A schedule for the learning rates of an optimizer."""
 
 import math
 from typing import ClassVar
@@ -14,31 +14,31 @@ def _rates(name, value):
 
 
 class CosineSchedule(NumbersState):
-    """Half a cosine from the optimizer's learning rates down to `lr_min`.
+    """Cosine annealing of the learning rates of an optimizer down to `lr_min`, with optional linear warmup.
 
-    After t calls of `step` the learning rate of each group is
-    ``lr_min + (base - lr_min) * (1 + cos(pi * t / steps)) / 2``, where base is the group's "initial_lr", or
-    its "lr" if it has none; "initial_lr" is set then, as in PyTorch. So a schedule that is built after the
-    optimizer's state was loaded starts from the original rate, not from the decayed one. Assign
-    ``optimizer.lr`` to start from another rate. As `torch.optim.lr_scheduler.CosineAnnealingLR`, but staying
-    at `lr_min` after the last of the steps.
+    After t calls of `step` the learning rate of each group is ``lr_min + (base - lr_min) * (1 + cos(pi * t /
+    steps)) / 2``, and `lr_min` after the last step. base is the "initial_lr" of the group; if it has none, it
+    is set to its "lr", as in PyTorch. Therefore a schedule that is built after loading the state of the
+    optimizer starts from the original rate, not from the decayed one. Assign ``optimizer.lr`` to start from
+    another rate. See `torch.optim.lr_scheduler.CosineAnnealingLR`, and Loshchilov and Hutter 2017,
+    https://arxiv.org/abs/1608.03983.
 
     Parameters
     ----------
     optimizer : Optimizer
-        The learning rates of its groups are set.
+        Its groups' "lr" are set.
     steps : int >= 1
-        From the start to `lr_min`.
+        Number of steps until `lr_min`.
     lr_min : float >= 0
     warmup : int >= 0
-        Additional steps at the start, in which the rate grows from ``base / (warmup + 1)`` in equal parts.
+        Number of additional steps before, in which the rate grows linearly from ``base / (warmup + 1)``.
 
     Attributes
     ----------
     taken : int
-        Calls of `step` so far.
+        Number of calls of `step`.
     base_lrs : list of float
-        Of each group.
+        The base rate of each group.
 
     Raises
     ------
@@ -82,7 +82,7 @@ class CosineSchedule(NumbersState):
         self._set_rates()
 
     def lr_at(self, step):
-        """Return the learning rate of each group after so many steps.
+        """Return the learning rate of each group after `step` steps.
 
         Parameters
         ----------
@@ -98,7 +98,7 @@ class CosineSchedule(NumbersState):
         return [self.lr_min + (base - self.lr_min) * factor for base in self.base_lrs]
 
     def check_state(self, found):
-        """Raise for base rates of another number of groups."""
+        """Raise a ValueError for another number of groups."""
         expected = len(self.optimizer.param_groups)
         if len(found["base_lrs"]) != expected:
             raise ValueError(f"base_lrs: expected {expected} groups, got {len(found['base_lrs'])}")

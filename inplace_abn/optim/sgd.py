@@ -10,15 +10,15 @@ class SGD(Optimizer):
     """Stochastic gradient descent with momentum, as `torch.optim.SGD`.
 
     For every parameter with a gradient: ``d = grad + weight_decay * data``. With momentum
-    ``v = momentum * v + (1 - dampening) * d``, where v = d in the first step, and ``d = v``, or
-    ``d = d + momentum * v`` with `nesterov`. Then ``data -= lr * d``.
+    ``v = momentum * v + (1 - dampening) * d``, but v = d in the first step; then ``d = v``, or
+    ``d = d + momentum * v`` with `nesterov`. Finally ``data -= lr * d``.
 
     Parameters
     ----------
     parameters : iterable of Parameter, or list of dict
-        Objects with `data`, an array that is updated in place, and `grad`, an array of the same shape, or
-        None for a parameter that stays as it is. Those with `requires_grad` False stay as they are too. Or
-        groups ``{"params": [...], "lr": ...}`` with settings of their own.
+        Objects with `data`, an array that is updated in place, and `grad`, an array of the same shape or
+        None. Parameters with `grad` None or `requires_grad` False are not updated. Or parameter groups,
+        ``{"params": [...], "lr": ...}``, with their own settings.
     lr : float >= 0
         Learning rate.
     momentum : float >= 0
@@ -30,7 +30,7 @@ class SGD(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        For settings out of range, no parameters, and a parameter that occurs twice.
+        For settings out of range, an empty list of parameters, and a parameter that occurs twice.
 
     Examples
     --------
@@ -68,15 +68,15 @@ class SGD(Optimizer):
         )  # fmt: skip
 
     def check_group(self, settings):
-        """Raise for nesterov without momentum or with dampening."""
+        """Raise a ValueError for nesterov without momentum or with dampening."""
         momentum, dampening = settings["momentum"], settings["dampening"]
         if settings["nesterov"] and (momentum == 0 or dampening != 0):
             raise ValueError(
-                f"nesterov needs a momentum above 0 and no dampening, got {momentum=} and {dampening=}"
+                f"nesterov requires a momentum above 0 and a dampening of 0, got {momentum=} and {dampening=}"
             )
 
     def update(self, data, grad, state, group):
-        """Make one step."""
+        """Update `data` and `state` in place."""
         direction, momentum = grad.copy(), group["momentum"]
         if group["weight_decay"]:
             direction += group["weight_decay"] * data

@@ -1,4 +1,4 @@
-"""Reading the state of an optimizer from a flat dictionary of arrays, without changing anything."""
+"""Reading and checking the state of an optimizer, without changing the optimizer."""
 
 import re
 
@@ -12,7 +12,7 @@ _ENTRY = re.compile(r"state\.(\d+)\.(\w+)")
 
 
 def read_groups(optimizer, state):
-    """Return the settings of each group in `state`, checked.
+    """Return the checked settings of each group in `state`.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def read_groups(optimizer, state):
     Raises
     ------
     TypeError, ValueError
-        For names that are missing or unexpected, other groups, and settings out of range.
+        For missing or unexpected names, different groups, and settings out of range.
     """
     check_mapping("state", state)
     groups = [optimizer.members(number) for number in range(len(optimizer.param_groups))]
@@ -65,12 +65,12 @@ def read_states(optimizer, state, settings):
     optimizer : Optimizer
     state : mapping of str to array
     settings : list of dict
-        Of each group, from `read_groups`.
+        The settings of each group, from `read_groups`.
 
     Raises
     ------
     ValueError
-        For names that are missing or unexpected, and arrays that do not fit.
+        For missing or unexpected names, and arrays that do not match.
     """
     parameters = optimizer.parameters
     found = [{} for _ in parameters]

@@ -156,7 +156,7 @@ def test_a_group_may_be_added_later():
 
 def test_lr_is_that_of_all_groups():
     sgd = SGD(groups(parameters(), lr=0.2), lr=0.1)
-    with pytest.raises(ValueError, match=r"different learning rates, \[0\.1, 0\.2\]: read param_groups"):
+    with pytest.raises(ValueError, match=r"different learning rates, \[0\.1, 0\.2\]; read param_groups"):
         _ = sgd.lr
     sgd.lr = 1
     assert sgd.lr == 1.0
@@ -230,14 +230,24 @@ def test_a_half_parameter_that_others_set_is_not_overwritten_by_its_old_copy():
     [
         (([], 0.1), {}, ValueError, "at least one parameter"),
         (([{"params": []}], 0.1), {}, ValueError, "at least one parameter"),
-        (([1.0], 0.1), {}, TypeError, r"parameters\[0\] must have data and grad, as those .*, got float"),
+        (
+            ([1.0], 0.1),
+            {},
+            TypeError,
+            r"parameters\[0\] must have data and grad, .* got float",
+        ),
         ((Sequential(Linear(2, 2)), 0.1), {}, TypeError, r"layer.parameters\(\) returns, .* got Sequential"),
         ((Linear(2, 2).parameters, 0.1), {}, TypeError, r"layer.parameters\(\) returns, .* got method"),
         ((Linear(2, 2).weight, 0.1), {}, TypeError, r"another iterable of Parameter, .* got Parameter"),
         (([{"params": Linear(2, 2)}], 0.1), {}, TypeError, '"params" of a group must be .*, got Linear'),
         (({"params": []}, 0.1), {}, TypeError, r"list of groups; for one group pass \[\{"),
         (([{"lr": 1.0}], 0.1), {}, ValueError, r'must have the key "params", got \[\'lr\'\]'),
-        (([{"params": [], "rate": 1}], 0.1), {}, ValueError, "SGD has no setting 'rate'; there are lr, mom"),
+        (
+            ([{"params": [], "rate": 1}], 0.1),
+            {},
+            ValueError,
+            "SGD has no setting 'rate'; the settings are lr, mom",
+        ),
         (([{"params": [], "lr": -1}], 0.1), {}, ValueError, "lr must be at least 0, got -1"),
         (([{"params": []}, 1.0], 0.1), {}, TypeError, "all groups or all parameters, got groups and 1.0"),
         ((None, -1), {}, ValueError, "lr must be at least 0, got -1"),
@@ -245,7 +255,12 @@ def test_a_half_parameter_that_others_set_is_not_overwritten_by_its_old_copy():
         ((None, "0.1"), {}, TypeError, "lr must be a number, got '0.1'"),
         ((None, 0.1), {"momentum": -0.1}, ValueError, "momentum must be at least 0"),
         ((None, 0.1), {"weight_decay": math.inf}, ValueError, "weight_decay must be finite"),
-        ((None, 0.1), {"nesterov": True}, ValueError, "nesterov needs a momentum above 0 and no dampening"),
+        (
+            (None, 0.1),
+            {"nesterov": True},
+            ValueError,
+            "nesterov requires a momentum above 0 and a dampening of 0",
+        ),
         (
             (None, 0.1),
             {"nesterov": True, "momentum": 0.9, "dampening": 0.1},

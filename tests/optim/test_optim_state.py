@@ -70,7 +70,7 @@ def test_a_state_is_a_copy():
         ),
         ({"groups.2.lr": 1.0}, r"unexpected=\['groups.2.lr'\] names for SGD with 2 parameter groups"),
         ({"groups.0.lr": -1.0}, r"groups.0.lr must be at least 0, got -1\.0"),
-        ({"groups.0.nesterov": True}, "nesterov needs a momentum above 0"),
+        ({"groups.0.nesterov": True}, "nesterov requires a momentum above 0"),
         (
             {"groups.1.params": [1, 2, 3]},
             r"groups.1.params: expected the parameters \[1, 2\], got \[1, 2, 3\]",
