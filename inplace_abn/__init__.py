@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ._gradcheck import gradcheck
     from .layers import ABN, InPlaceABN
 
-#: Imported when first asked for, so that the import of the package takes no time: name -> module.
-_LATER = {
+#: Name -> module, imported on first access, which keeps the import of the package fast.
+_LAZY = {
     "ABN": "layers",
     "InPlaceABN": "layers",
     "gradcheck": "_gradcheck",
@@ -56,10 +56,10 @@ __all__ = [
 
 
 def __getattr__(name):
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f".{_LATER[name]}", __name__)
-    value = module if name == _LATER[name] else getattr(module, name)
+    module = importlib.import_module(f".{_LAZY[name]}", __name__)
+    value = module if name == _LAZY[name] else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -7,7 +7,7 @@ from . import demo
 
 
 def main(arguments=None):
-    """Run a command; returns what the process exits with."""
+    """Run a command; return the exit status of the process."""
     parser = argparse.ArgumentParser(prog="python -m inplace_abn", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     command = commands.add_parser(

@@ -1,9 +1,9 @@
-"""Loads the compiled core, with an OpenMP runtime whose idle threads go to sleep soon.
+"""Loads the compiled core, with an OpenMP runtime whose idle threads sleep after a short spin.
 
-GCC's runtime lets threads that wait for work spin for milliseconds. Beside another pool of threads, as that
-of NumPy's BLAS, they take the processors that the others would work on: the convolutions between two
-normalizations may take several times as long. The runtime reads the setting once, when it is loaded, which is
-here; the process's environment is as before afterwards, and whoever has set either variable is heeded.
+The runtime of GCC lets idle threads spin for milliseconds. They then compete for cores with other thread
+pools, such as that of the BLAS of NumPy: a convolution between two normalizations can take several times as
+long. The runtime reads GOMP_SPINCOUNT once, when the import below loads it. The variable is removed
+afterwards, and is not set if the user has set it or OMP_WAIT_POLICY.
 """
 
 import importlib
@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
     python = ".".join(map(str, sys.version_info[:2]))
     raise ImportError(
         f"{__package__} in {os.path.dirname(__file__)} is not built for Python {python}: install it with "
-        "pip; if it is installed and this is its source, start Python in another folder"
+        "pip; if it is installed and this is the source, start Python in another folder"
     ) from None
 finally:
     if not _is_set:

@@ -1,4 +1,4 @@
-"""Arrays as they come from files and other tools, and how they are converted when a state is loaded."""
+"""Conversion of arrays from files and other libraries when a state is loaded."""
 
 from collections.abc import Mapping
 
@@ -15,9 +15,9 @@ def check_mapping(name, state):
 
 
 def stored(value):
-    """Return `value` as an array; numbers of two bytes without a type are bfloat16.
+    """Return `value` as an array; dtype "V2" is converted to bfloat16.
 
-    The .npy format has no name for bfloat16: NumPy writes the bytes and reads them as dtype "V2".
+    The .npy format has no name for bfloat16: NumPy writes it, and reads it, as raw data of two bytes.
     """
     array = np.asarray(value)
     if array.dtype == "V2":
@@ -28,10 +28,10 @@ def stored(value):
 
 
 def mismatch(array, shape, dtype):
-    """Return what is wrong with an array for a target of `shape` and `dtype`, as (kind, text), or None.
+    """Return why an array does not fit a target of `shape` and `dtype`, as (kind, text), or None if it fits.
 
-    As in PyTorch, floating dtypes are converted to each other, floating numbers are truncated for a target
-    of integers, and an array of shape (1,) fits a target of shape ().
+    As in PyTorch, floating dtypes are converted to each other, floats are truncated for an integer target,
+    and shape (1,) fits shape ().
     """
     if array.shape != shape and (array.shape, shape) != ((1,), ()):
         return "size", f"expected shape {shape}, got {array.shape}"
@@ -45,12 +45,12 @@ def mismatch(array, shape, dtype):
 
 
 def copy_into(target, array):
-    """Copy an array without `mismatch` into `target`."""
+    """Copy an array that passed `mismatch` into `target`."""
     np.copyto(target, array.reshape(target.shape), casting="unsafe")
 
 
 def converted(array, shape, dtype):
-    """Return a fresh array of `shape` and `dtype` from one without `mismatch`."""
+    """Return a copy of an array that passed `mismatch`, with `shape` and `dtype`."""
     target = np.empty(shape, dtype)
     copy_into(target, array)
     return target

@@ -1,6 +1,6 @@
-"""Names and shapes of the checkpoints of torchvision and timm, with arrays of random numbers.
+"""Names and shapes of checkpoints of torchvision and timm, filled with random numbers.
 
-They were compared with torchvision 0.29 and timm 1.0.
+They equal those of torchvision 0.29 and timm 1.0.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def linear(name, outputs, inputs):
 
 
 def resnet(blocks, expansion, width=64, classes=1000):
-    """Return the shapes of ResNet, in torchvision and timm alike; expansion 4 for bottlenecks, else 1."""
+    """Return the shapes of ResNet, which torchvision and timm share; expansion 4 for bottlenecks, else 1."""
     shapes = conv("conv1", width, 3, 7) | norm("bn1", width)
     channels = width
     for stage, count in enumerate(blocks):
@@ -41,7 +41,7 @@ def resnet(blocks, expansion, width=64, classes=1000):
     return shapes | linear("fc", classes, channels)
 
 
-#: Expansion, channels, blocks of the stages of MobileNetV2.
+#: (expansion, channels, blocks) of each stage of MobileNetV2.
 STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
 
 
@@ -82,7 +82,7 @@ def mobilenet_timm(stages=STAGES, classes=1000):
 
 
 def filled(shapes, dtype=np.float32):
-    """Return arrays of the shapes; no two are alike."""
+    """Return arrays of the shapes; no two are equal."""
     rng = np.random.default_rng(0)
     return {
         name: np.array(i) if shape == () else rng.standard_normal(shape, np.float32).astype(dtype)

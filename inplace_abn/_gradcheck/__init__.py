@@ -1,4 +1,4 @@
-"""Gradients checked against finite differences: of layers, networks, and pairs of functions.
+"""Compares gradients of layers, networks and functions with finite differences.
 
 >>> import numpy as np
 >>> from inplace_abn import gradcheck
@@ -9,7 +9,7 @@ True
 >>> [(row.mode, row.name, row.checked) for row in report.rows][:3]
 [('train', 'x', 60), ('train', 'weight', 3), ('train', 'bias', 3)]
 
-A gradient that is wrong, and where:
+A wrong gradient is located:
 
 >>> wrong = (lambda x: (x**2, x), lambda ctx, dz: 2 * ctx * dz + (ctx > 2))
 >>> report = gradcheck(wrong, np.array([1.0, 3.0]))
@@ -34,49 +34,50 @@ def gradcheck(
 ):
     """Compare analytic gradients with central finite differences, all in float64.
 
-    The objective is the sum of the result times random numbers, which the backward gets as dz. Differences
-    are of five points; elements that do not agree are checked again with smaller steps, since the first step
-    may cross a kink, such as that of leaky_relu at 0.
+    The objective is ``sum(dz * z)`` for random dz. Its derivatives are five-point differences. Elements that
+    disagree are checked again with smaller steps, since the first step may cross a kink, such as that of
+    leaky_relu at 0. An element exactly at a kink passes if its gradient lies between the one-sided
+    derivatives, or equals the derivative at a point nearby.
 
     Parameters
     ----------
     target : Layer, or pair of functions, or function
-        - A layer, also one made of layers. Its parameters are checked as well, in training and in evaluation.
-          Parameters, gradients, running statistics and generators of random numbers are as before afterwards.
+        - A layer or network. Its parameters are checked as well, in training and in evaluation. Parameters,
+          gradients, running statistics and random generators are restored afterwards.
         - ``(forward, backward)``, or an object that has both, such as the module `inplace_abn.ops.conv2d`.
           Either ``forward(*inputs)`` returns ``(z, ctx)``, as in `inplace_abn.functional`, or
           ``forward(ctx, *inputs)``, with a first parameter of that name, returns z. ``backward(ctx, dz)``
-          returns the gradients of the inputs. Options go in by `functools.partial`; arrays and generators
-          among them are put back before each call.
+          returns the gradients of the inputs. Bind options with `functools.partial`; arrays and generators
+          among them are restored before each call.
         - A function that returns ``(z, backward)``, with ``backward(dz)``.
     inputs : ndarray, sequence, or mapping of names to arrays
-        Arguments of the forward; of a mapping, the first one by position and the others by keyword. Floating
-        arrays are converted to float64, with their memory layout, and checked; each call gets fresh copies,
-        so that it may overwrite them. Anything else is passed on.
+        Arguments of the forward; of a mapping, the first by position and the others by keyword. Floating
+        arrays are converted to float64 in their memory layout, and checked; each call gets copies, which it
+        may overwrite. Other values are passed unchanged.
     wrt : sequence of int, optional
-        Which of the inputs the returned gradients belong to. Default: all, or all floating arrays.
+        Indices of the inputs that the returned gradients belong to. Default: all, or all floating arrays.
     modes : sequence of {"train", "eval"}
-        Of a layer.
+        Modes in which a layer is checked.
     step : float > 0
-        Of the differences, in units of the standard deviation of each array.
+        Step of the differences, in units of the standard deviation of each array.
     rtol : float >= 0
-        Largest relative error of a gradient, relative to itself or to the root mean square of its array; the
-        rounding error of the differences is added.
+        Largest error of a gradient, relative to the larger of itself and the root mean square of its array;
+        the rounding error of the differences is added.
     samples : int, optional
-        Check only so many elements of each array, drawn at random.
+        Number of elements to check of each array, drawn at random. Default: all.
     seed : int
-        Of dz and `samples`.
+        Seed of dz and of the choice of `samples`.
 
     Returns
     -------
     Report
-        True in a condition if all is well. Printed, it shows for each array the element that is worst.
+        True in a condition if all gradients agree. Its text has the worst element of each array.
 
     Raises
     ------
     TypeError, ValueError
-        For a target that is none of these, numbers that would check nothing, results that are not finite, not
-        float64 or not the same for the same inputs, and gradients whose inputs are ambiguous (pass `wrt`).
+        For any other target; numbers with which nothing would be checked; results that are not finite, not
+        float64, or differ between two calls; and gradients whose inputs are ambiguous (pass `wrt`).
     RuntimeError
         Inside `inplace_abn.layers.no_grad`.
 

@@ -1,4 +1,4 @@
-"""Finite differences and their comparison with gradients."""
+"""Finite differences, and their comparison with analytic gradients."""
 
 import math
 
@@ -10,7 +10,7 @@ SHRINK = (1, 10, 100, 1000, 10_000)
 
 
 class Check:
-    """The gradients of one subject in one mode.
+    """The check of the gradients of one subject in one mode.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ class Check:
         again = self._evaluate()
         if np.abs(again - self._z).max(initial=0) > 1e-9 * np.abs(self._z).max(initial=0):
             raise ValueError(
-                "target must give the same result for the same inputs, but two calls differ; a generator of "
-                "random numbers has to be an attribute of a layer or an argument of a functools.partial"
+                "target must give the same result for the same inputs, but two calls differ; make a random "
+                "generator an attribute of a layer or an argument of a functools.partial"
             )
         self._dz = np.empty_like(self._z)
         self._dz[...] = rng.standard_normal(self._z.shape)
@@ -73,7 +73,7 @@ class Check:
     # ---- numeric gradients -----------------------------------------------------------------------------
 
     def _compare(self, array, analytic):
-        """Return (checked, wrong, kinks, index of the worst, analytic, numeric, excess) of one array."""
+        """Return (checked, wrong, kinks, worst index, analytic, numeric, excess) of one array."""
         chosen = self._choose(array.size)
         unit = _unit(array)
         first = [self._slopes(array, flat, self.step * unit) for flat in chosen]

@@ -1,4 +1,4 @@
-"""The result of a check."""
+"""The result of `gradcheck`."""
 
 from html import escape
 from typing import NamedTuple
@@ -7,9 +7,9 @@ from typing import NamedTuple
 class Row(NamedTuple):
     """The gradient of one array, in one mode.
 
-    ``index`` is the element that is worst, ``analytic`` and ``numeric`` its gradients and ``excess`` their
-    difference in units of what is allowed. ``kinks`` counts elements without a derivative, ``wrong`` those
-    where the gradients disagree.
+    ``index`` is that of the worst element, ``analytic`` and ``numeric`` are its gradients, and ``excess`` is
+    their difference / the allowed difference. ``kinks`` counts elements without a derivative, ``wrong``
+    those where the gradients disagree.
     """
 
     mode: str
@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 class Report:
-    """Result of `gradcheck`; True in a condition if all is well.
+    """Result of `gradcheck`; True in a condition if all gradients agree.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Report:
         self.rows, self.problems = [], []
 
     def extend(self, mode, check):
-        """Add what a check has found in a mode."""
+        """Add the results of a `Check` in one mode."""
         for result in check.run():
             self.rows.append(Row(mode, *result))
         self.problems += [f"{mode}: {problem}" if mode else problem for problem in check.problems]
@@ -50,7 +50,7 @@ class Report:
 
     @property
     def ok(self):
-        """True if all gradients agree and nothing else is wrong."""
+        """True if all gradients agree and there are no other problems."""
         return bool(self.rows) and not self.problems and not any(row.wrong for row in self.rows)
 
     @property

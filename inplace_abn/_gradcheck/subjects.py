@@ -1,4 +1,4 @@
-"""What can be checked: layers, pairs of functions, functions that return their backward."""
+"""The kinds of targets: layers, pairs of functions, functions that return their backward."""
 
 import inspect
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ MODES = ("train", "eval")
 
 
 def make(target, inputs, wrt, names=()):
-    """Return the `Subject` that `target` is; `names`, if given, has one for each input."""
+    """Return the `Subject` of `target`; `names` are those of the inputs if they are a mapping."""
     if isinstance(target, Layer):
         subject = OfLayer(target, inputs, wrt)
     elif isinstance(target, (tuple, list)) and len(target) == 2 and all(map(callable, target)):
@@ -42,8 +42,8 @@ class State:
         generators = (value.bit_generator for value in values if isinstance(value, np.random.Generator))
         self._generators = [(generator, generator.state) for generator in generators]
 
-    def put_back(self):
-        """Restore them; read-only arrays have not changed."""
+    def restore(self):
+        """Restore arrays and generators; read-only arrays cannot have changed."""
         for array, copy in self._arrays:
             if array.flags.writeable:
                 array[...] = copy
@@ -52,7 +52,7 @@ class State:
 
 
 class Subject:
-    """Base of all subjects. The arrays of `arrays` may be changed between calls.
+    """Base class. The caller may change the values of `arrays` between calls.
 
     Attributes
     ----------
@@ -68,15 +68,15 @@ class Subject:
         if wrt is not None:
             for i in wrt:
                 if not (isinstance(i, int) and 0 <= i < len(inputs)) or not _floats(inputs[i]):
-                    raise ValueError(f"wrt must name inputs that are floating arrays by number, got {wrt!r}")
+                    raise ValueError(f"wrt must be indices of inputs that are floating arrays, got {wrt!r}")
 
     def modes(self, modes):
-        """Go through the modes, switching to each."""
+        """Yield each mode after switching to it."""
         yield ""
 
     @contextmanager
     def prepared(self):
-        """While the block runs, the subject is as the check needs it; afterwards as before."""
+        """Prepare the subject for the check inside the block; restore it afterwards."""
         yield
 
     def arrays(self):
@@ -85,13 +85,13 @@ class Subject:
         return {self._name(i): self._inputs[i] for i in wanted if _floats(self._inputs[i])}
 
     def evaluate(self):
-        """Return the result for the arrays as they are, as an array of its own; several end to end."""
+        """Return the result for the current arrays, as a new array; several results are concatenated."""
         with no_grad():
             z = self._call()[0]
         return np.concatenate([np.ravel(part) for part in z]) if isinstance(z, tuple) else np.array(z)
 
     def gradients(self, dz, overwrite=False):
-        """Return the gradients for the arrays as they are, by name; dz is as `evaluate` returns z."""
+        """Return the gradients for the current arrays by name; dz has the shape of `evaluate`."""
         z, backward = self._call()
         if isinstance(z, tuple):
             ends = np.cumsum([np.size(part) for part in z])
@@ -103,23 +103,23 @@ class Subject:
         return self._match(found if isinstance(found, (tuple, list)) else (found,))
 
     def _call(self):
-        """Return the result, and a function of dz for the gradients."""
+        """Return the result, and a function from dz to the gradients."""
         raise NotImplementedError
 
     def name_inputs(self, names):
-        """Give the inputs names; all but the first are passed by them."""
+        """Name the inputs; all but the first are then passed by keyword."""
         if names:
             self._names = self._keywords = list(names)
 
     def _call_with_copies(self, function, *first):
-        """Return the result of the function for copies of the inputs, which it may overwrite."""
+        """Call the function with copies of the inputs, which it may overwrite."""
         copies = [value.copy(order="K") if isinstance(value, np.ndarray) else value for value in self._inputs]
         if not self._keywords:
             return function(*first, *copies)
         return function(*first, copies[0], **dict(zip(self._keywords[1:], copies[1:], strict=True)))
 
     def _match(self, found):
-        """Return gradients by the name of what they belong to."""
+        """Return the gradients by the names of their inputs."""
         expected = len(self._inputs) if self._wrt is None else len(self._wrt)
         while len(found) > expected and found[-1] is None:
             found = found[:-1]
@@ -148,7 +148,7 @@ def _floats(value):
 
 
 def _names(function, bound=()):
-    """Return the names of the parameters that inputs can be passed for, in order."""
+    """Return the names of the parameters that take inputs by position."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -166,7 +166,7 @@ class OfFunction(Subject):
         self._state = State(_options(function))
 
     def _call(self):
-        self._state.put_back()
+        self._state.restore()
         result = self._call_with_copies(self._function)
         if not isinstance(result, tuple) or len(result) != 2 or not callable(result[1]):
             raise TypeError(f"target must return (result, backward), got {result!r}")
@@ -174,15 +174,15 @@ class OfFunction(Subject):
 
     @contextmanager
     def prepared(self):
-        """Put the options back afterwards."""
+        """Restore the options afterwards."""
         try:
             yield
         finally:
-            self._state.put_back()
+            self._state.restore()
 
 
 class OfPair(OfFunction):
-    """``forward(*inputs)`` returns ``(z, ctx)``, or ``forward(ctx, *inputs)`` z; ``backward(ctx, dz)``."""
+    """A pair: ``forward(*inputs)`` returns ``(z, ctx)``, or ``forward(ctx, *inputs)`` returns z."""
 
     def __init__(self, forward, backward, inputs, wrt):
         super().__init__(forward, inputs, wrt)
@@ -193,7 +193,7 @@ class OfPair(OfFunction):
         self.can_overwrite = "overwrite" in inspect.signature(backward).parameters
 
     def _call(self):
-        self._state.put_back()
+        self._state.restore()
         if self._takes_context:
             ctx = LayerContext("operation")
             z = self._call_with_copies(self._function, ctx)
@@ -222,7 +222,7 @@ class OfLayer(Subject):
         self._names = _names(layer.forward, bound=("ctx",)) or ["x"] * (len(inputs) == 1)
 
     def modes(self, modes):
-        """Go through the modes, switching to each."""
+        """Yield each mode after switching to it."""
         for mode in (modes,) if isinstance(modes, str) else modes:
             if mode not in MODES:
                 raise ValueError(f"modes must be of 'train' and 'eval', got {mode!r}")
@@ -231,7 +231,7 @@ class OfLayer(Subject):
 
     @contextmanager
     def prepared(self):
-        """Parameters and buffers are float64 copies meanwhile."""
+        """Replace parameters and buffers by float64 copies inside the block."""
         layers = [layer for _, layer in self._layer.named_layers()]
         before = [(value, dict(vars(value))) for value in [*layers, *self._layer.parameters()]]
         copies = {}
@@ -249,19 +249,19 @@ class OfLayer(Subject):
             self._layer.release()
             raise
         finally:
-            self._state.put_back()
+            self._state.restore()
             for owner, attributes in before:
                 vars(owner).update(attributes)
 
     def arrays(self):
-        """Return inputs and parameters, by name."""
+        """Return inputs and trained parameters by name."""
         return super().arrays() | {name: p.data for name, p in self._trained()}
 
     def _trained(self):
         return [(name, p) for name, p in self._layer.named_parameters() if p.requires_grad]
 
     def gradients(self, dz, overwrite=False):
-        """Return the gradients of inputs and parameters, by name."""
+        """Return the gradients of inputs and trained parameters by name."""
         parameters = dict(self._trained())
         gradients = super().gradients(dz, overwrite)
         for name, parameter in parameters.items():
@@ -269,7 +269,7 @@ class OfLayer(Subject):
         return gradients
 
     def _call(self):
-        self._state.put_back()
+        self._state.restore()
         z = self._call_with_copies(self._layer)
         return z, partial(self._layer.backward, call=self._layer.last_call)
 

@@ -1,9 +1,9 @@
-"""Checkpoints: saving and resuming a training run, and loading weights that others have trained.
+"""Checkpoints: save and resume a training run, and load pretrained weights.
 
-`save` and `load` are for one's own runs; a resumed run is equal to an unbroken one, bit for bit.
+`save` and `load` are for runs of this package; a resumed run equals an uninterrupted one bit for bit.
 `load_weights` loads weights from PyTorch, torchvision, timm and the reference implementation of in-place
-batch normalization. Files are .npz, or .safetensors with the library of that name
-(``pip install 'inplace-abn-numpy[safetensors]'``). No file is unpickled.
+batch normalization. Files are .npz, or .safetensors if that library is installed
+(``pip install 'inplace-abn-numpy[safetensors]'``). Nothing is unpickled.
 """
 
 from .files import read

@@ -10,7 +10,7 @@ from .._state import stored
 
 
 def read(path):
-    """Return the arrays of a file by name.
+    """Read a file; return its arrays by name.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def read(path):
     Raises
     ------
     ValueError
-        For another ending, and for a .npz file with pickled objects.
+        If `path` ends otherwise, or a .npz file contains pickled objects.
     ImportError
         If the library for .safetensors is not installed.
     """
@@ -37,7 +37,7 @@ def read(path):
 
 
 def write(path, arrays):
-    """Write arrays into a file, which is replaced in one step once all is written.
+    """Write arrays into a file; an existing file is replaced atomically, after all is written.
 
     Parameters
     ----------
@@ -48,24 +48,25 @@ def write(path, arrays):
     Raises
     ------
     TypeError
-        For arrays of Python objects, and in .safetensors for other things than numbers. No file is written.
+        For arrays of Python objects, and for .safetensors also arrays of complex numbers or text. No file is
+        written.
     """
     path, suffix = Path(path), _suffix(path)
     kinds = "biuf" if suffix == ".safetensors" else "biufcSU"
     for name, array in arrays.items():
         if array.dtype.kind not in kinds and array.dtype.name != "bfloat16":
-            raise TypeError(f"{name}: an array of {array.dtype} cannot be written into a {suffix} file")
+            raise TypeError(f"{name}: an array of {array.dtype} cannot be written to a {suffix} file")
     write_into = _write_safetensors if suffix == ".safetensors" else _write_npz
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write_into(unfinished, arrays)
-        os.replace(unfinished, path)
+        write_into(temporary, arrays)
+        os.replace(temporary, path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _write_npz(path, arrays):
-    # Not numpy.savez, which takes names as keywords: "file" is one of its own.
+    # numpy.savez takes names as keywords, and cannot save an array called "file".
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -80,7 +81,7 @@ def _suffix(path):
     suffix = Path(path).suffix.lower()
     if suffix not in (".npz", ".safetensors"):
         raise ValueError(
-            f"path must end in .npz or .safetensors, got {str(path)!r}; to convert a file of PyTorch: "
+            f"path must end in .npz or .safetensors, got {str(path)!r}; convert a file of PyTorch with: "
             'numpy.savez("file.npz", **{name: value.float().numpy() for name, value in '
             'torch.load("file.pth").items()})'
         )

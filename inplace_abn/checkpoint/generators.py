@@ -6,7 +6,7 @@ import numpy as np
 
 
 def generators_of(layer):
-    """Return the generators that the layers inside draw from, such as those of Dropout, by path."""
+    """Return the random generators of a layer and of the layers in it, such as Dropout, by path."""
     return {
         f"{path}.{key}" if path else key: value
         for path, inside in layer.named_layers()
@@ -16,25 +16,25 @@ def generators_of(layer):
 
 
 def state_of(generator):
-    """Return the state of a generator as an array of bytes, which are JSON."""
+    """Return the state of a generator as JSON in an array of uint8."""
     text = json.dumps(generator.bit_generator.state, default=lambda array: array.tolist())
     return np.frombuffer(text.encode(), np.uint8).copy()
 
 
 def prepare_load(name, generator, array):
-    """Check a state; return a function without arguments that sets it.
+    """Check a state; return a function of no arguments that loads it.
 
     Raises
     ------
     ValueError
-        If the array is no state of a generator of this kind.
+        If the array is not the state of a generator of this kind.
     """
     kind = type(generator.bit_generator)
     try:
         state = json.loads(np.asarray(array, np.uint8).tobytes())
         kind().state = state
     except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{name}: this is no state of a generator of the kind {kind.__name__}") from error
+        raise ValueError(f"{name}: expected the state of a {kind.__name__} generator") from error
 
     def load():
         generator.bit_generator.state = state

@@ -1,8 +1,8 @@
-"""The names that torchvision and timm give to the parameters of ResNet and MobileNetV2."""
+"""Names of the layers of ResNet and MobileNetV2 in torchvision and timm."""
 
 import re
 
-#: Pattern of a name of `models.resnet`, name in torchvision and timm.
+#: Pattern of a path in `models.resnet`, name in torchvision and timm.
 _RESNET = (
     (r"stem\.conv", "conv1"),
     (r"stem\.abn", "bn1"),
@@ -13,7 +13,7 @@ _RESNET = (
     (r"scores", "fc"),
 )
 
-#: A block of `models.mobilenet_v2`: the names of its layers here, in torchvision and in timm, in order.
+#: Layers of a block of `models.mobilenet_v2`, in order: name here -> names in torchvision and timm.
 _EXPANDED = {
     "expand": ("conv.0.0", "conv_pw"),
     "abn1": ("conv.0.1", "bn1"),
@@ -22,7 +22,7 @@ _EXPANDED = {
     "project": ("conv.2", "conv_pwl"),
     "abn3": ("conv.3", "bn3"),
 }
-#: The same without an expansion.
+#: The same for a block without expansion.
 _PLAIN = {
     "depthwise": ("conv.0.0", "conv_dw"),
     "abn2": ("conv.0.1", "bn1"),
@@ -33,23 +33,23 @@ _BLOCK = re.compile(r"(stage(\d+)\.(\d+))\.(?:branch\.)?(\w+)")
 
 
 def names_in(source, layers):
-    """Return the names that `source` gives to layers.
+    """Return the names of layers in `source`.
 
     Parameters
     ----------
     source : {"torchvision", "timm"}
     layers : sequence of str
-        Paths of all layers with a state in a network of `models.resnet` or `models.mobilenet_v2`.
+        Paths of all layers that have a state, in a network of `models.resnet` or `models.mobilenet_v2`.
 
     Returns
     -------
     dict of str to str
-        Path here -> path there.
+        Path here -> path in `source`.
 
     Raises
     ------
     ValueError
-        For another network.
+        If the network is neither of the two.
     """
     resnet = {path: _resnet(path) for path in layers}
     if all(resnet.values()):

@@ -1,24 +1,24 @@
-"""Pairs of parameters and buffers by their order."""
+"""Pairs parameters and buffers of a network and a checkpoint by position."""
 
 from itertools import groupby, zip_longest
 
 from .._state import mismatch
 
-#: The last parts of PyTorch's names, which must agree at each position. Other names may be anything.
+#: Last parts of names in PyTorch. If a name of the checkpoint ends in one, the network must have the same.
 _KNOWN = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
 def pair_by_position(own, state, excluded):
-    """Return the names of a checkpoint by the names of a network, in the order of PyTorch's modules.
+    """Return name in the network -> name in the checkpoint, paired in the order of modules in PyTorch.
 
     Parameters
     ----------
     own : dict of str to ndarray
-        All parameters and buffers of the network, in order.
+        Parameters and buffers of the network, in order.
     state : dict of str to ndarray
-        Of the checkpoint, in order. It may lack all of the buffers called num_batches_tracked.
+        Parameters and buffers of the checkpoint, in order. All buffers num_batches_tracked may be missing.
     excluded : collection of str
-        Names in the network whose shapes need not fit.
+        Names in the network whose shapes may differ.
 
     Returns
     -------
@@ -27,7 +27,7 @@ def pair_by_position(own, state, excluded):
     Raises
     ------
     RuntimeError
-        At the first position where shapes or names do not fit, or where one side has no more entries.
+        For the first position where shapes or names do not match, or one side has no more entries.
     """
     ours, theirs = _in_order(own), list(state)
     if not any(_leaf(name) == "num_batches_tracked" for name in theirs):
@@ -42,7 +42,7 @@ def pair_by_position(own, state, excluded):
 
 
 def _in_order(own):
-    """Return the names with slopes after the buffers of their layer: PReLU is a module of its own there."""
+    """Return the names, with slopes after the buffers of their layer: PyTorch has PReLU as a module."""
     found = []
     for _, names in groupby(own, lambda name: name.rpartition(".")[0]):
         found += sorted(names, key=lambda name: _leaf(name) == "slope")

@@ -1,4 +1,4 @@
-"""Saving and resuming a training run: network, optimizer, schedule, generators and numbers in one file."""
+"""Save and resume a training run: network, optimizer, schedule, generators and numbers in one file."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from ..layers import Layer
 from .files import read, write
 from .generators import generators_of, prepare_load, state_of
 
-#: The first part of the names of generators' states: "generators.network.dropout.rng".
+#: Prefix of the states of generators in layers: "generators.network.dropout.rng".
 GENERATORS = "generators"
 
 
@@ -18,16 +18,16 @@ def save(path, **parts):
     Parameters
     ----------
     path : str or path
-        Ends in .npz or .safetensors. An existing file is replaced in one step.
+        Ends in .npz or .safetensors. An existing file is replaced atomically.
     **parts
-        By any names: layers, optimizers, schedules and other objects with `state_dict`, generators of
-        NumPy, dictionaries of arrays, arrays and numbers. The generators that the layers inside of a layer
-        draw from, such as those of Dropout, are saved with it.
+        Any names. Layers, optimizers, schedules and other objects with `state_dict`; NumPy generators;
+        dictionaries of arrays; arrays; numbers. The random generators in a layer, such as those of Dropout,
+        are saved with it.
 
     Raises
     ------
     TypeError, ValueError
-        For parts that cannot be saved. No file is written.
+        If a part cannot be saved. No file is written.
 
     Examples
     --------
@@ -50,25 +50,25 @@ def save(path, **parts):
 
 
 def load(path, **parts):
-    """Load a file of `save` into the parts of a training run.
+    """Load a file written by `save` into the parts of a training run.
 
     Parameters
     ----------
     path : str or path
     **parts
-        Objects to load into, by the names that they were saved under: layers, optimizers, schedules and
-        other objects with `load_state_dict`, generators of NumPy.
+        Objects to load into, under the names that they were saved with: layers, optimizers, schedules and
+        other objects with `load_state_dict`; NumPy generators. They are overwritten.
 
     Returns
     -------
     dict
-        What else is in the file, by name: arrays, and dictionaries of arrays.
+        The other parts of the file, by name: arrays, and dictionaries of arrays.
 
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        For parts that are not in the file and states that do not fit. Everything is checked first: nothing
-        is changed then, but for objects of other libraries with a `load_state_dict` of their own.
+        If a part is not in the file, or a state does not fit. All states are checked before the first write,
+        except those of objects from other libraries, which check in their own `load_state_dict`.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def load(path, **parts):
     foreign, own = [], []
     for name, part in parts.items():
         if name not in found:
-            raise ValueError(f"{name}: the file has no such part; there are {present or 'none'}")
+            raise ValueError(f"{name}: the file has no such part; it has {present or 'none'}")
         state = found.pop(name)
         if isinstance(part, np.random.Generator):
             own.append(prepare_load(name, part, state))
@@ -100,11 +100,11 @@ def load(path, **parts):
 
 def _check_name(name):
     if name == GENERATORS or "." in name:
-        raise ValueError(f"a part cannot be called {name!r}: the name is reserved or has a dot in it")
+        raise ValueError(f"a part cannot be called {name!r}: the name is reserved or contains a dot")
 
 
 def _arrays_of(name, part):
-    """Return what is saved of a part, by the full names."""
+    """Return the arrays to save for a part, by full name."""
     if isinstance(part, np.random.Generator):
         return {name: state_of(part)}
     if hasattr(part, "state_dict"):
@@ -113,7 +113,7 @@ def _arrays_of(name, part):
             inside = generators_of(part).items()
             found |= {f"{GENERATORS}.{name}.{path}": state_of(generator) for path, generator in inside}
         if not found:
-            raise ValueError(f"{name}: the state is empty")
+            raise ValueError(f"{name}: the state is empty; leave it out")
         return found
     if isinstance(part, Mapping):
         return {f"{name}.{key}": np.asarray(value) for key, value in part.items()}
@@ -121,7 +121,7 @@ def _arrays_of(name, part):
 
 
 def _nested(arrays):
-    """Return the arrays of a file by part; those of a part with a state by name."""
+    """Return the arrays of a file by part; a part with several arrays is a dict."""
     found = {}
     for full_name, array in arrays.items():
         name, dot, key = full_name.partition(".")
@@ -133,11 +133,13 @@ def _nested(arrays):
 
 
 def _generator_loads(name, layer, states):
-    """Return the functions that set the generators of the layers inside."""
+    """Return functions that load the states of the generators in a layer."""
     start = f"{name}."
     found = {key.removeprefix(start): array for key, array in states.items() if key.startswith(start)}
     own = generators_of(layer)
     if found.keys() != own.keys():
         missing, unexpected = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
-        raise ValueError(f"{name}: the file has {missing=} and {unexpected=} generators for these layers")
+        raise ValueError(
+            f"{name}: generators in the file do not match those of the layers: {missing=}, {unexpected=}"
+        )
     return [prepare_load(start + path, own[path], array) for path, array in found.items()]

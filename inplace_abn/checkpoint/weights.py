@@ -1,4 +1,4 @@
-"""Weights that others have trained: from PyTorch, torchvision, timm, the reference implementation."""
+"""Load pretrained weights from PyTorch, torchvision, timm, and the reference implementation."""
 
 import os
 
@@ -12,7 +12,7 @@ from .files import read
 from .names import names_in
 from .position import pair_by_position
 
-#: Source -> what the weight of its normalizations means, see `load_weights`.
+#: Source -> default `weight_mode`.
 SOURCES = {"torch": "signed", "torchvision": "signed", "timm": "signed", "inplace_abn": "abs"}
 
 
@@ -20,7 +20,7 @@ def load_weights(
     network, path_or_state, *, source, weight_mode=None, mapping=None, by_position=False, exclude=(),
     strict=True,
 ):  # fmt: skip
-    """Load weights that were trained elsewhere.
+    """Load pretrained weights into a network.
 
     The names are those of `network`, unless `source` or `mapping` translates them or `by_position` ignores
     them. The networks of torchvision and timm were trained with relu: build the network with
@@ -33,8 +33,8 @@ def load_weights(
     path_or_state : str, path, or mapping of str to array
         A .npz or .safetensors file, or its arrays. float16 and bfloat16 are converted.
     source : {"torch", "torchvision", "timm", "inplace_abn"}
-        Where the weights come from; there is no default, for the weight of a normalization means different
-        things. "torchvision" and "timm" have names for the networks of `inplace_abn.models.resnet` and
+        Origin of the weights. There is no default, because the weight of a normalization is defined
+        differently. "torchvision" and "timm" have names for the networks of `inplace_abn.models.resnet` and
         `mobilenet_v2`. "inplace_abn" is the reference implementation, ``pip install inplace-abn``, whose
         InPlaceABN multiplies by ``abs(weight) + eps``.
     weight_mode : {"signed", "abs"}, optional
@@ -42,14 +42,14 @@ def load_weights(
         the eps of each `ABN` here. Default: "abs" for "inplace_abn", else "signed". The class ABN of the
         reference implementation, which is not in place, uses the weight as it is: pass "signed".
     mapping : dict or function, optional
-        Name in `network` -> name in the file, instead of the names of `source`. A dict may leave out names
-        that are the same. ``lambda name: "module." + name`` for a network that was wrapped in DataParallel.
+        Name in `network` -> name in the file; replaces the names of `source`. A dict may omit names that are
+        equal. ``lambda name: "module." + name`` for a network that was wrapped in DataParallel.
     by_position : bool
-        True: pair parameters and buffers in order, whatever their names. For a `torch.nn.Sequential`, in
-        which an activation takes a place that `ABN` does not need.
+        True: pair parameters and buffers in order and ignore their names. For a `torch.nn.Sequential`, where
+        activations are separate modules, so that the numbers in the names differ.
     exclude : sequence of str
-        Layers and parameters of `network` that keep their values, such as ``["scores"]`` for another number
-        of classes. What the file has for them is ignored.
+        Layers and parameters of `network` that are not loaded, such as ``["scores"]`` for another number of
+        classes. Their entries in the file are ignored.
     strict : bool
         False: missing names keep their values, unexpected names are ignored. Shapes must fit in any case.
 
@@ -61,10 +61,10 @@ def load_weights(
     Raises
     ------
     TypeError, ValueError
-        For arguments as above and files that cannot be read.
+        For other arguments than those above, and files that cannot be read.
     RuntimeError
-        For names that are missing or unexpected, and for arrays that do not fit; names of both sides are
-        given. Nothing is changed then.
+        For missing or unexpected names and arrays that do not fit. The message lists the names of both sides;
+        nothing is loaded.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def load_weights(
     elif mapping is None:
         names = pair_by_position(own, state, excluded)
     else:
-        raise ValueError("mapping does not go with by_position=True, which ignores names")
+        raise ValueError("mapping cannot be combined with by_position=True, which ignores names")
     used = {name: theirs for name, theirs in names.items() if name not in excluded}
     found = {name: state[theirs] for name, theirs in used.items() if theirs in state}
     missing = [name for name in used if name not in found and _leaf(name) not in network.optional_buffers]
@@ -106,7 +106,7 @@ def load_weights(
 
 
 def _state(path_or_state, by_position):
-    """Return the arrays of a checkpoint by name, in order."""
+    """Return the arrays of a checkpoint by name, in the order of the file."""
     if isinstance(path_or_state, (str, os.PathLike)):
         if by_position and str(path_or_state).lower().endswith(".safetensors"):
             raise ValueError("by_position: .safetensors files are sorted by name; use a .npz file or a dict")
@@ -144,7 +144,7 @@ def _names(own, source, mapping):
 
 
 def _check(own, names, found, missing, unexpected):
-    """Raise for all problems at once, with the names of both sides."""
+    """Raise one RuntimeError that lists all problems, with the names of both sides."""
     problems = [f"missing: {_both(name, names)}" for name in missing]
     problems += [f"unexpected: {name}" for name in unexpected]
     for name, array in found.items():

@@ -1,4 +1,4 @@
-"""Train the same network with every strategy, step by step in turn, and compare accuracy, memory and time."""
+"""Train one network with each strategy, alternating step by step; compare accuracy, memory and time."""
 
 import argparse
 import sys
@@ -17,25 +17,25 @@ NEEDED = ("sklearn", "matplotlib", "tqdm", "threadpoolctl")
 def add_arguments(parser):
     """Add the options of the demo to an `argparse.ArgumentParser`."""
     parser.add_argument("--task", choices=list(tasks.TASKS), default="classification",
-                        help="classes of digits, or of the pixels of images composed of digits")  # fmt: skip
+                        help="classify digits, or the pixels of images composed of digits")  # fmt: skip
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a smaller network, fewer epochs: half a minute on two idle cores, a few minutes on busy ones",
+        help="smaller network, fewer epochs: half a minute on two idle cores",
     )
     parser.add_argument("--epochs", type=_positive, metavar="N", help="default: enough to converge")
-    parser.add_argument("--batch-size", type=_positive, metavar="N", help="default: 64, for segmentation 16")
+    parser.add_argument("--batch-size", type=_positive, metavar="N", help="default: 64; segmentation: 16")
     parser.add_argument("--strategy", nargs="+", choices=[*STRATEGIES, "inplace"], default=STRATEGIES,
-                        metavar="NAME", help=f"some of {', '.join(STRATEGIES)}; default: all")  # fmt: skip
+                        metavar="NAME", help=f"from {', '.join(STRATEGIES)}; default: all")  # fmt: skip
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
         default="float32",
-        help="of images and activations; the weights are float32, or float64",
+        help="dtype of images and activations; weights are float64 for float64, else float32",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and batches")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and batches")
     parser.add_argument("--output", type=Path, metavar="FILE.png",
-                        help="file of the picture; the numbers go beside it, as .json")  # fmt: skip
+                        help="file of the picture; the numbers go into a .json of that name")  # fmt: skip
 
 
 def main(options):
@@ -65,7 +65,7 @@ def main(options):
     print(report.table(numbers))
     if len(runs) > 1:
         print("\n" + textwrap.fill(figure.WHY_SCORES_DIFFER, 100))
-    print(f"\n{picture} has the memory over one step and the learning curves.")
+    print(f"\nWrote {picture}: memory over one step, and learning curves.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The peak memory of a training step, measured in a process that does nothing else."""
+"""The peak memory of a training step, measured in a separate process."""
 
 import json
 import subprocess
@@ -11,8 +11,8 @@ from . import tasks
 from .trainer import Trainer
 
 
-def in_a_process_of_its_own(setting, strategy):
-    """Return the result of `measure` for one strategy, from a new process."""
+def in_separate_process(setting, strategy):
+    """Run `measure` for one strategy in a new process; return its result."""
     arguments = {
         "task": setting.task.key,
         "widths": setting.widths,
@@ -30,8 +30,8 @@ def in_a_process_of_its_own(setting, strategy):
 def measure(task, widths, batch_size, dtype, strategy):
     """Return peaks in bytes, as {"process": ..., "tracemalloc": ...}.
 
-    "process" is the peak of the resident memory, or None on systems without such a number; "tracemalloc" is
-    the peak during a step above the level before it.
+    "process" is the peak of the resident memory, or None if the system does not report it; "tracemalloc" is
+    the peak during a step, minus the level before the step.
     """
     setting = replace(tasks.TASKS[task].setting(batch_size=batch_size, dtype=dtype), widths=tuple(widths))
     trainer = Trainer(setting.network(strategy), 2, dtype)
@@ -47,7 +47,7 @@ def measure(task, widths, batch_size, dtype, strategy):
 def resident_peak():
     """Return the highest resident memory of this process so far, in bytes, or None."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count the process that this one was forked from
+    if status.exists():  # getrusage includes the peak of the parent process
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""The results: a table, a picture, and the numbers."""
+"""The results: numbers, and a table of them."""
 
 import json
 import os
@@ -21,7 +21,7 @@ COLUMNS = {
 
 
 def results(setting, runs):
-    """Return all numbers as a dict for the .json file."""
+    """Return all results as a dict, which is written to the .json file."""
     info, standard = functional.info(), None
     if setting.is_half:
         standard = training.kept(replace(setting, dtype="float32"), "standard")
@@ -51,9 +51,9 @@ def results(setting, runs):
 
 
 def rows(numbers):
-    """Return the table as lists of cells, the head first.
+    """Return the table as lists of cells, with the header first.
 
-    Each quantity is followed by its ratio to that of "standard", or of the first strategy if that is missing.
+    Each value is followed by its ratio to that of "standard", or of the first strategy if that is missing.
     """
     strategies = numbers["strategies"]
     base = strategies.get("standard") or next(iter(strategies.values()))
@@ -76,22 +76,22 @@ def table(numbers):
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     return "\n".join(
-        [head(numbers), "", texts[0], "-" * len(texts[0]), *texts[1:], *_beside_float32(numbers)]
+        [head(numbers), "", texts[0], "-" * len(texts[0]), *texts[1:], *_compared_to_float32(numbers)]
     )
 
 
-def _beside_float32(numbers):
-    """Return lines that compare a half type with standard layers in float32."""
+def _compared_to_float32(numbers):
+    """Return lines that compare a half type to the strategy "standard" in float32."""
     standard = numbers["kept_by_standard_float32"]
     if standard is None:
         return []
     shares = [f"{name} {row['kept'] / standard:.1%}" for name, row in numbers["strategies"].items()]
     dtype = numbers["dtype"]
-    return ["", f"standard in float32 keeps {human(standard)}; in {dtype}: {', '.join(shares)} of it"]
+    return ["", f"standard in float32 keeps {human(standard)}; {dtype} keeps of that: {', '.join(shares)}"]
 
 
 def head(numbers):
-    """Return one line: the settings and the machine."""
+    """Return the settings and the machine as one line."""
     return (
         f"{numbers['task']}: {numbers['epochs']} epochs, batches of {numbers['batch_size']}, "
         f"{numbers['dtype']}, {human(numbers['parameters'])} of parameters; {numbers['machine']}"
@@ -99,7 +99,7 @@ def head(numbers):
 
 
 def markdown(numbers):
-    """Return the table for a README."""
+    """Return the table in Markdown."""
     titles, *body = rows(numbers)
     ruler = ["---", *["---:"] * (len(titles) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [titles, ruler, *body])
@@ -111,14 +111,14 @@ def write(numbers, path):
 
 
 def place(output, default):
-    """Return the path of the picture, and make its folder; `default` is its name in a folder.
+    """Return the path of the picture, and create its folder; `default` is the file name inside a folder.
 
-    Called before the training, so that a wrong path does not cost its results.
+    Call it before the training, so that a wrong path does not lose the results.
 
     Raises
     ------
     OSError, ValueError
-        If the folder cannot be made or written to, or the format of the file is unknown.
+        If the folder cannot be created or written to, or the format of the file is unknown.
     """
     from matplotlib.figure import Figure
 
@@ -128,8 +128,8 @@ def place(output, default):
     if path.suffix[1:].lower() not in formats:
         raise ValueError(f"output must end in one of {', '.join(f'.{name}' for name in formats)}, got {path}")
     if path.parent.exists() and not path.parent.is_dir():
-        raise NotADirectoryError(f"output: {path.parent} is a file, no folder")
+        raise NotADirectoryError(f"output: {path.parent} is a file, not a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"output: nothing may be written into {path.parent.resolve()}")
+        raise PermissionError(f"output: no permission to write into {path.parent.resolve()}")
     return path

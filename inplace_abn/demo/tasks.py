@@ -1,7 +1,7 @@
-"""The tasks: classes of digits, and classes of the pixels of images composed of digits.
+"""The tasks: classification of digits, and segmentation of images composed of digits.
 
-The 1,797 digits are those of scikit-learn, real handwriting on 8 x 8 pixels; nothing is downloaded. They are
-enlarged, so that activations need far more memory than weights, as in networks for photographs.
+The 1,797 handwritten digits of 8 x 8 pixels come with scikit-learn; nothing is downloaded. They are enlarged
+so that activations need far more memory than weights, as in networks for photographs.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,18 @@ import numpy as np
 
 from .. import layers, models
 
-#: Side of all images.
+#: Height and width of all images.
 SIZE = 32
-#: The label of pixels that are neither ink nor background; the loss ignores them.
+#: Label of pixels that are neither ink nor background; the loss ignores them.
 FAINT = -100
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A task with all options.
+    """A task with its options.
 
-    `dtype` is that of the images and activations. Parameters are float64 for float64, else float32: the
-    master weights of half types.
+    `dtype` is that of images and activations. Parameters are float64 for float64, else float32;
+    for half types they are the master weights.
     """
 
     task: "Task"
@@ -38,12 +38,12 @@ class Setting:
         return dtype_of(self.dtype).itemsize == 2
 
     def network(self, strategy):
-        """Return the network, with the same weights for all strategies."""
+        """Return the network; all strategies have the same initial weights."""
         dtype = np.float64 if self.dtype == "float64" else np.float32
         return self.task.make(self.widths, strategy=strategy, dtype=dtype, rng=self.seed)
 
     def noise(self):
-        """Return a batch of random images and labels, of the shapes and dtypes of the real ones."""
+        """Return a batch of random images and labels with the shapes and dtypes of the data."""
         rng = np.random.default_rng(0)
         images = rng.standard_normal((self.batch_size, 1, SIZE, SIZE)).astype(dtype_of(self.dtype))
         return images, rng.integers(10, size=self.task.target_shape(self.batch_size))
@@ -59,7 +59,7 @@ class Task:
 
     ``make(widths, **style)`` returns the network, ``data(setting)`` the images, and
     ``score(scores, targets)`` a number from 0 to 1. ``target_shape(batch)`` is that of the labels of a
-    batch. `usual` and `quick` are widths of the network, epochs and size of batches.
+    batch. `usual` and `quick` are (widths of the network, epochs, batch size).
     """
 
     key: str
@@ -76,12 +76,12 @@ class Task:
         """Return the `Setting`; None stands for the default."""
         widths, default_epochs, default_batch_size = self.quick if quick else self.usual
         chosen = Setting(self, widths, default_epochs, default_batch_size, dtype, seed)
-        given = {"epochs": epochs, "batch_size": batch_size}
-        return replace(chosen, **{name: value for name, value in given.items() if value is not None})
+        options = {"epochs": epochs, "batch_size": batch_size}
+        return replace(chosen, **{name: value for name, value in options.items() if value is not None})
 
 
 def load():
-    """Return the digits as (images (N, 8, 8) from 0 to 1, labels (N,)), for training and for the test."""
+    """Return training and test digits, each as (images (N, 8, 8) in [0, 1], labels (N,))."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -93,7 +93,7 @@ def load():
 
 
 def dtype_of(name):
-    """Return the dtype of that name, with bfloat16 from `ml_dtypes`."""
+    """Return the dtype called `name`; bfloat16 is that of `ml_dtypes`."""
     if name == "bfloat16":
         import ml_dtypes
 
@@ -108,12 +108,12 @@ def enlarge(images, factor):
 
 
 def as_input(images, dtype):
-    """Return images (N, H, W) from 0 to 1 as input (N, 1, H, W) of a network."""
+    """Return images (N, H, W) in [0, 1] as input (N, 1, H, W) of a network."""
     return np.ascontiguousarray((2 * images - 1)[:, None], dtype_of(dtype))
 
 
 class Digits:
-    """Single digits, shifted at random for training."""
+    """Single digits; those for training are shifted at random."""
 
     shift = 3
 
@@ -126,7 +126,7 @@ class Digits:
         self.test = as_input(enlarge(test, SIZE // 8), setting.dtype), test_labels
 
     def batches(self, epoch):
-        """Yield the training images in an order that depends on the epoch, as (images, labels)."""
+        """Yield batches (images, labels) of the training data, shuffled by seed and epoch."""
         rng, size = np.random.default_rng((self._setting.seed, epoch)), self._setting.batch_size
         order = rng.permutation(len(self._labels))
         windows = np.lib.stride_tricks.sliding_window_view(self._padded, (SIZE, SIZE), axis=(1, 2))
@@ -151,7 +151,7 @@ class Pixels:
         self.test = as_input(images, setting.dtype), targets
 
     def batches(self, epoch):
-        """Yield newly composed images, as (images, labels of the pixels)."""
+        """Yield batches (images, labels of the pixels) of newly composed images."""
         rng = np.random.default_rng((self._setting.seed, 2, epoch))
         for _ in range(self.steps):
             images, targets = compose(self._train, self._labels, self._setting.batch_size, rng)
@@ -159,7 +159,7 @@ class Pixels:
 
 
 def compose(digits, labels, count, rng):
-    """Return `count` images of digits, about one in each quarter, and the labels of their pixels."""
+    """Return `count` images with digits in three of four quarters, and the labels of their pixels."""
     side = digits.shape[1]
     images, targets = np.zeros((count, SIZE, SIZE)), np.zeros((count, SIZE, SIZE), np.int64)
     for image, target in zip(images, targets, strict=True):
@@ -176,12 +176,12 @@ def compose(digits, labels, count, rng):
 
 
 def accuracy(scores, targets):
-    """Return the share of samples with the highest score for their label."""
+    """Return the share of samples whose label has the highest score."""
     return float(np.mean(scores.argmax(axis=1) == targets))
 
 
 def mean_iou(scores, targets):
-    """Return intersection over union of predicted and true pixels, as a mean over the classes."""
+    """Return the mean over the classes of intersection / union of predicted and true pixels."""
     counted = targets != FAINT
     predicted, true = scores.argmax(axis=1)[counted], targets[counted]
     classes = scores.shape[1]

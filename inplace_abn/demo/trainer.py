@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, optimizer, schedule."""
+"""A training step: forward, backward, optimizer, schedule."""
 
 import numpy as np
 
@@ -11,12 +11,11 @@ class Trainer:
     Parameters
     ----------
     net : Layer
-        With float32 or float64 parameters; the parameters are the master weights of half-precision
-        activations.
+        With float32 or float64 parameters, which are the master weights if activations have a half type.
     steps : int
-        The number of steps that will be made.
+        Number of steps of the schedule.
     dtype : str
-        Of the images. "float16" scales the loss: see `inplace_abn.optim.GradScaler`.
+        Dtype of the images. For "float16" the loss is scaled by `inplace_abn.optim.GradScaler`.
     """
 
     def __init__(self, net, steps, dtype="float32"):
@@ -26,13 +25,13 @@ class Trainer:
         self._scaler = optim.GradScaler(1024.0) if dtype == "float16" else None
 
     def step(self, images, targets):
-        """Make a step; return the loss."""
+        """Run a step; return the loss."""
         loss = self.loss(self.net(images), targets)
         if self._scaler is None:
             self.net.backward(self.loss.backward(), overwrite=True)
             self._optimizer.step()
         else:
-            with np.errstate(over="ignore", invalid="ignore"):  # a step with an overflow is skipped
+            with np.errstate(over="ignore", invalid="ignore"):  # the scaler skips steps that overflow
                 self.net.backward(self.loss.backward(self._scaler.scale), overwrite=True)
             self._scaler.step(self._optimizer)
         self._optimizer.zero_grad()

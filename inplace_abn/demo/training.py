@@ -1,4 +1,4 @@
-"""Training with several strategies, a step of each in turn, so that the times can be compared."""
+"""Training with several strategies, alternating step by step, so that their times are comparable."""
 
 import time
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ from . import peaks
 from .progress import Progress
 from .trainer import Trainer
 
-#: The number of the step that the ledger records. The steps before do work that is done only once.
-WATCHED = 2
+#: Index of the step that the ledger records. Earlier steps include one-time allocations.
+RECORDED_STEP = 2
 
 
 @dataclass
 class Run:
-    """The training with one strategy, and its measurements."""
+    """Training with one strategy, and its measurements."""
 
     strategy: str
     trainer: Trainer
@@ -27,19 +27,19 @@ class Run:
     seconds: list = field(default_factory=list)
 
     def step(self, images, targets):
-        """Make a step of training; record its memory or its time."""
-        if len(self.losses) == WATCHED:
+        """Run a training step; record its memory or its time."""
+        if len(self.losses) == RECORDED_STEP:
             with memory.ledger(self.trainer.net, label=self.strategy) as self.ledger:
                 loss = self.trainer.step(images, targets)
         else:
             began = time.perf_counter()
             loss = self.trainer.step(images, targets)
-            if len(self.losses) > WATCHED:
+            if len(self.losses) > RECORDED_STEP:
                 self.seconds.append(time.perf_counter() - began)
         self.losses.append(loss)
 
     def test(self, setting, images, targets):
-        """Score the network on the test data."""
+        """Append the score on the test data."""
         net, size = self.trainer.net.eval(), setting.batch_size
         with layers.no_grad():
             scores = [net(images[i : i + size]) for i in range(0, len(images), size)]
@@ -50,7 +50,9 @@ class Run:
 def kept(setting, strategy):
     """Return the bytes that one step of a strategy keeps for its backward, without training."""
     run = Run(
-        strategy, Trainer(setting.network(strategy), WATCHED + 1, setting.dtype), losses=[0.0] * WATCHED
+        strategy,
+        Trainer(setting.network(strategy), RECORDED_STEP + 1, setting.dtype),
+        losses=[0.0] * RECORDED_STEP,
     )
     with one_blas_thread():
         run.step(*setting.noise())
@@ -60,7 +62,7 @@ def kept(setting, strategy):
 def one_blas_thread():
     """Return a context manager that limits the BLAS to one thread.
 
-    The matrix products are too small for several threads, and waiting threads of a BLAS use the processor.
+    The matrix products are too small for several threads, and idle threads of a BLAS spin.
     """
     from threadpoolctl import threadpool_limits
 
@@ -68,7 +70,7 @@ def one_blas_thread():
 
 
 def compare(setting, strategies, progress=True):
-    """Train with each of the strategies, from the same weights and on the same batches.
+    """Train with each strategy, from the same weights and on the same batches.
 
     Parameters
     ----------
@@ -83,9 +85,9 @@ def compare(setting, strategies, progress=True):
     """
     data = setting.data()
     steps = setting.epochs * data.steps
-    if steps <= WATCHED + 1:
+    if steps <= RECORDED_STEP + 1:
         raise ValueError(
-            f"training must have more than {WATCHED + 1} steps, got {steps}: take a smaller batch_size"
+            f"training must have more than {RECORDED_STEP + 1} steps, got {steps}: pass a smaller batch_size"
         )
     runs = [
         Run(strategy, Trainer(setting.network(strategy), steps, setting.dtype)) for strategy in strategies
@@ -93,14 +95,14 @@ def compare(setting, strategies, progress=True):
     with one_blas_thread(), Progress((steps + 1) * len(runs), progress) as shown:
         for run in runs:
             shown.stage(f"{run.strategy}: memory")
-            run.peaks = peaks.in_a_process_of_its_own(setting, run.strategy)
+            run.peaks = peaks.in_separate_process(setting, run.strategy)
             shown.step()
         shown.line(f"memory of {len(runs)} {'strategy' if len(runs) == 1 else 'strategies'} measured")
         for epoch in range(setting.epochs):
             name = f"epoch {epoch + 1}/{setting.epochs}"
             shown.stage(name)
             for number, (images, targets) in enumerate(data.batches(epoch)):
-                first = number % len(runs)  # so that no strategy always runs after the same one
+                first = number % len(runs)  # rotate the order, so that caches favour no strategy
                 for run in runs[first:] + runs[:first]:
                     run.step(images, targets)
                     shown.step(loss=f"{run.losses[-1]:.3f}")

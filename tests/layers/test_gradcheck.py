@@ -1,4 +1,4 @@
-"""gradcheck: right gradients pass, planted errors are found and located, everything is put back."""
+"""gradcheck: correct gradients pass, planted errors are found and located, all state is restored."""
 
 import doctest
 import sys
@@ -44,14 +44,14 @@ def linear_backward(ctx, dz, *, overwrite=False):
 LINEAR = normal(4, 3), normal(5, 3), normal(5)
 
 
-# ---- right gradients ---------------------------------------------------------------------------------------
+# ---- correct gradients -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("activation", list(reference.ACTIVATIONS))
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_layers_in_both_modes(with_residual, strategy, activation):
-    """Those that overwrite their input as well: each evaluation gets a copy."""
+    """All strategies, also those that overwrite their input: each evaluation gets a copy."""
     if reference.ACTIVATIONS[activation].inverse is None and reference.KEEPS[strategy] == "z":
         pytest.skip(f"{activation} has no inverse")
     slopes = {"num_slopes": 3} if activation == "prelu" else {}
@@ -69,7 +69,7 @@ def test_layers_in_both_modes(with_residual, strategy, activation):
 
 
 def named(*arrays):
-    """Return inputs of `functional.forward`, as a mapping: all but x are passed by keyword."""
+    """Return inputs of `functional.forward` as a mapping, so that all but x are passed by keyword."""
     names = ("x", "weight", "bias", "running_mean", "running_var")
     return dict(zip(names, arrays, strict=False))
 
@@ -123,7 +123,7 @@ def test_layers_of_interpolation_group_normalization_and_losses(layer, inputs, o
     assert report, report
 
 
-def test_losses_are_numbers():
+def test_losses_that_return_a_number():
     report = gradcheck(CrossEntropy(), (normal(5, 4), np.array([0, 3, -100, 1, 2])))
     assert report, report
     assert [row.name for row in report.rows] == ["scores", "scores"]
@@ -138,7 +138,7 @@ def test_a_network():
     }
 
 
-def test_random_layers_repeat_themselves():
+def test_random_layers_draw_the_same_numbers_in_each_call():
     layer = Dropout(0.4, rng=3)
     state = layer.rng.bit_generator.state
     assert gradcheck(layer, normal(4, 5))
@@ -152,12 +152,12 @@ def test_inputs_of_any_scale(scale):
     assert gradcheck(Linear(5, 3), scale * normal(4, 5))
 
 
-def test_a_mean_far_above_the_spread():
+def test_a_mean_far_above_the_standard_deviation():
     assert gradcheck(ABN(3), 1e4 + normal(8, 3, 5))
 
 
 def test_gradients_that_vanish():
-    """A bias before a normalization: the differences are nothing but rounding."""
+    """A bias before a normalization: its gradient is 0, and the differences are rounding errors."""
     net = Sequential(Linear(4, 3), ABN(3))
     report = gradcheck(net, 100 * normal(6, 4))
     assert report, report
@@ -165,7 +165,7 @@ def test_gradients_that_vanish():
     assert abs(row.numeric) < 1e-6
 
 
-def test_kinks_are_told_from_errors():
+def test_kinks_are_distinguished_from_errors():
     relu = (lambda x: (np.maximum(x, 0), x), lambda ctx, dz: np.where(ctx > 0, dz, 0))
     x = normal(50)
     x[7], x[8] = 0, 1e-5
@@ -173,7 +173,7 @@ def test_kinks_are_told_from_errors():
     assert report, report
     assert (report.rows[0].kinks, report.rows[0].wrong) == (1, 0)
     between = (relu[0], lambda ctx, dz: np.where(ctx > 0, dz, 2 * dz * (ctx == 0)))
-    assert not gradcheck(between, x)  # beyond both slopes
+    assert not gradcheck(between, x)  # outside the one-sided derivatives
 
 
 def channel_at_kink(strategy):
@@ -218,7 +218,7 @@ def test_a_wrong_gradient_at_a_kink_is_found(strategy, change):
     assert report.worst.index == (2,)
 
 
-def test_where_all_is_kinks_nothing_is_checked():
+def test_an_array_with_all_elements_at_kinks_is_a_problem():
     relu = (lambda x: (np.maximum(x, 0), x), lambda ctx, dz: np.where(ctx > 0, dz, 0))
     report = gradcheck(relu, np.zeros(20))
     assert not report
@@ -229,7 +229,7 @@ def test_where_all_is_kinks_nothing_is_checked():
 
 
 def plant(change):
-    """Return functional's pair with changed gradients."""
+    """Return the pair of `functional` with changed gradients."""
 
     def backward(ctx, dz):
         return change(*map(np.copy, functional.backward(ctx, dz)), dz)
@@ -243,7 +243,7 @@ def with_element(array, index, value):
 
 
 PLANTED = {
-    "dx without the part of the variance": lambda dx, dw, db, dz: (
+    "dx without the term of the variance": lambda dx, dw, db, dz: (
         dz - dz.mean((0, 2), keepdims=True),
         dw,
         db,
@@ -286,7 +286,7 @@ def test_the_worst_element_is_located():
 
 
 class Scale(Layer):
-    """Right, but for what the tests break."""
+    """A correct layer, except for the error `broken`."""
 
     def __init__(self, features, broken=""):
         self.weight = Parameter(np.ones(features, np.float32))
@@ -311,8 +311,8 @@ class Scale(Layer):
         return dx, dweight
 
 
-def test_a_dz_that_is_used_after_it_was_overwritten():
-    """The weight is 1, so that dx over dz does not matter; with another one it does."""
+def test_dz_used_after_it_was_overwritten():
+    """With weight 1, dx = dz, and overwriting dz does no harm; with another weight it does."""
     layer = Scale(3)
     assert gradcheck(layer, normal(4, 3))
     layer.weight.data[:] = 2
@@ -321,7 +321,7 @@ def test_a_dz_that_is_used_after_it_was_overwritten():
     assert "train: the gradient of weight differs with overwrite=True" in report.problems
 
 
-def test_an_error_in_one_mode_alone():
+def test_an_error_in_one_mode():
     report = gradcheck(Scale(3, "eval"), normal(4, 3))
     assert {(row.mode, row.name) for row in report.rows if row.wrong} == {("eval", "x")}
     assert gradcheck(Scale(3, "eval"), normal(4, 3), modes="train")
@@ -335,7 +335,7 @@ def test_an_error_in_one_mode_alone():
         ("shape", r"train: x has shape \(4, 3\), its gradient \(1, 3\)"),
     ],
 )
-def test_problems_beside_numbers(broken, problem):
+def test_problems_other_than_wrong_numbers(broken, problem):
     report = gradcheck(Scale(3, broken), normal(4, 3))
     assert not report
     with pytest.raises(AssertionError, match=f"PROBLEM: {problem}"):
@@ -352,10 +352,10 @@ def test_samples():
     assert gradcheck((wrong[0], lambda ctx, dz: 2 * dz), normal(2), samples=7).rows[0].checked == 2
 
 
-# ---- everything is put back --------------------------------------------------------------------------------
+# ---- state is restored -------------------------------------------------------------------------------------
 
 
-def test_layers_are_as_before():
+def test_layers_are_restored():
     net = Sequential(ABN(3, strategy="inplace"), Dropout(0.2, rng=0), ABN(3, momentum=None))
     net(normal(4, 3, 5).astype(np.float32))
     net.backward(np.ones((4, 3, 5), np.float32))
@@ -374,8 +374,8 @@ def test_layers_are_as_before():
     assert (net[0].training, net[1].training, net[2].training) == (True, False, True)
 
 
-def test_running_statistics_do_not_move_between_evaluations():
-    """The result depends on them: differences would see them move."""
+def test_running_statistics_are_restored_between_evaluations():
+    """The result depends on the running mean: an update between evaluations would change the differences."""
 
     class Running(ABN):
         def forward(self, ctx, x):
@@ -390,7 +390,7 @@ def test_running_statistics_do_not_move_between_evaluations():
     assert gradcheck(Running(3), normal(4, 3, 5))
 
 
-def test_arrays_in_a_partial_are_as_before():
+def test_arrays_in_a_partial_are_restored():
     mean, var = np.zeros(3), np.ones(3)
     forward = partial(functional.forward, running_mean=mean, running_var=var)
     assert gradcheck((forward, functional.backward), normal(4, 3, 5), wrt=[0]) is not None
@@ -398,7 +398,7 @@ def test_arrays_in_a_partial_are_as_before():
     assert (var == 1).all()
 
 
-def test_calls_that_wait_for_their_backward_still_can():
+def test_pending_calls_remain_usable():
     layer, x = ABN(3), normal(4, 3).astype(np.float32)
     layer(x)
     assert gradcheck(layer, normal(4, 3))
@@ -407,7 +407,7 @@ def test_calls_that_wait_for_their_backward_still_can():
         layer.backward(np.ones((4, 3), np.float32))
 
 
-def test_nothing_is_left_behind():
+def test_no_context_is_left():
     with memory.ledger() as ledger:
         gradcheck(ABN(3, strategy="inplace"), normal(4, 3))
     assert ledger.live == 0
@@ -418,10 +418,10 @@ def test_inside_no_grad():
         gradcheck(ABN(3), normal(4, 3))
 
 
-# ---- bad input ---------------------------------------------------------------------------------------------
+# ---- invalid arguments -------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_checked():
+def test_invalid_targets_are_refused():
     for target in (3, (1, 2), (np.sin,), "conv2d"):
         with pytest.raises(TypeError, match="target must be a Layer, a pair of functions"):
             gradcheck(target, normal(3))
@@ -433,7 +433,7 @@ def test_what_cannot_be_checked():
         gradcheck(ABN(3), normal(4, 3), modes=["test"])
 
 
-def test_results_that_cannot_be_compared():
+def test_results_that_cannot_be_compared_are_refused():
     with pytest.raises(ValueError, match="the result of target must be finite"):
         gradcheck(lambda x: (x / 0, lambda dz: dz) if np.seterr(divide="ignore") else None, np.ones(3))
     with pytest.raises(
@@ -445,7 +445,7 @@ def test_results_that_cannot_be_compared():
         gradcheck(lambda x: (x + rng.normal(), lambda dz: dz), normal(3))
 
 
-def test_gradients_that_cannot_be_told_apart():
+def test_ambiguous_gradients_need_wrt():
     inputs = named(normal(4, 3), np.ones(3), None, np.zeros(3), np.ones(3))
     pair = functional.forward, functional.backward
     with pytest.raises(
@@ -453,7 +453,7 @@ def test_gradients_that_cannot_be_told_apart():
     ):
         gradcheck(pair, inputs)
     for wrt in ([2], [9], [0.5]):
-        with pytest.raises(ValueError, match="wrt must name inputs that are floating arrays by number"):
+        with pytest.raises(ValueError, match="wrt must be indices of inputs that are floating arrays"):
             gradcheck(pair, inputs, wrt=wrt)
 
 
@@ -463,10 +463,10 @@ def test_nothing_to_check():
     assert "nothing to check" in str(report)
 
 
-# ---- what it looks like ------------------------------------------------------------------------------------
+# ---- report ------------------------------------------------------------------------------------------------
 
 
-def test_reports_to_read():
+def test_text_and_html_of_reports():
     right, wrong = gradcheck(ABN(3), normal(4, 3)), gradcheck(Scale(3, "eval"), normal(4, 3))
     lines = str(right).splitlines()
     assert lines[0] == "gradients agree with finite differences"
@@ -483,8 +483,8 @@ def test_examples():
     assert failed == 0
 
 
-def test_a_flat_between_two_kinks_is_no_error():
-    """Of 6e-7 in width: what is left and right of it may rise both, and says nothing of the slope between."""
+def test_a_flat_segment_between_two_kinks_is_no_error():
+    """A segment 6e-7 wide: the slopes on both sides of it do not bound the slope 0 between them."""
 
     def flat(x):
         right, left = np.maximum(x - 3e-7, 0), np.maximum(-x - 3e-7, 0)
@@ -494,8 +494,8 @@ def test_a_flat_between_two_kinks_is_no_error():
     assert report.ok, report
 
 
-def test_rounding_of_a_large_result_excuses_no_error():
-    """At the smallest of steps it is as large as this error, of a thousandth."""
+def test_rounding_of_a_large_result_does_not_hide_an_error():
+    """The relative error of 1e-3 is as large as the rounding error at the smallest step."""
     x = np.random.default_rng(0).normal(size=20)
     report = gradcheck(lambda x: (x + 1e3, lambda dz: 1.001 * dz), x)
     assert report.rows[0].wrong == 20

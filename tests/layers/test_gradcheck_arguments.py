@@ -1,4 +1,4 @@
-"""gradcheck: what would check nothing is refused, and a gradient that is none of x is named as that."""
+"""gradcheck: refused numbers, and gradients that are missing or have another shape."""
 
 import numpy as np
 import pytest
@@ -36,13 +36,13 @@ X = np.random.default_rng(0).normal(size=(3, 4))
         ({"step": 1e-300}, ValueError, "step is too small to change elements like"),
     ],
 )
-def test_numbers_that_would_check_nothing(options, error, message):
+def test_numbers_with_which_nothing_would_be_checked(options, error, message):
     for target, inputs in ((wrong, X), (ABN(4), X)):
         with pytest.raises(error, match=message):
             gradcheck(target, inputs, **options)
 
 
-def test_numbers_at_the_edge_of_what_is_taken():
+def test_limits_of_accepted_numbers():
     assert gradcheck(square, X, samples=1)
     assert not gradcheck(wrong, X, rtol=0)
     assert not gradcheck(wrong, X, samples=1)
@@ -56,7 +56,7 @@ def test_numbers_at_the_edge_of_what_is_taken():
         (lambda gradient: None, "x has no gradient: None was returned"),
     ],
 )
-def test_a_gradient_that_is_none_of_x(change, problem):
+def test_a_missing_or_misshapen_gradient(change, problem):
     report = gradcheck(lambda x: (x**2, lambda dz: change(2 * x * dz)), X)
     assert not report
     assert str(report).startswith(f"PROBLEM: {problem}\n")

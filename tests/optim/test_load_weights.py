@@ -1,4 +1,4 @@
-"""Weights of torchvision, timm, PyTorch and the reference implementation: names, positions, meaning."""
+"""load_weights: names of torchvision and timm, pairing by position, weight_mode, errors."""
 
 import checkpoints
 import ml_dtypes
@@ -25,7 +25,7 @@ def mobilenet(**style):
 
 
 SMALL = ((1, 16, 1), (6, 24, 2), (6, 32, 1))
-#: Network, source, its shapes, and pairs of names, written down by hand.
+#: Network, source, shapes of the checkpoint, and some pairs of names written by hand.
 CASES = {
     "ResNet of bottlenecks": (
         resnet,
@@ -91,7 +91,7 @@ def test_names_of_torchvision_and_timm(name, recompute):
     own = net.state_dict()
     for ours, theirs in pairs.items():
         assert np.array_equal(own[ours], state[theirs]), ours
-    # Names and positions pair the same arrays, and all of them are different.
+    # Pairing by name and by position gives the same result, and no two arrays are equal.
     load_weights(net, state, source="torch", by_position=True)
     assert all(np.array_equal(array, own[name]) for name, array in net.state_dict().items())
     assert len({array.tobytes() for array in own.values()}) == len(state)
@@ -136,7 +136,7 @@ def test_results_are_those_of_torchvision(block):
     kind = getattr(torchvision.models.resnet, {"basic": "BasicBlock"}.get(block, "Bottleneck"))
     theirs = torchvision.models.ResNet(kind, (1, 1, 1, 1), num_classes=10).eval()
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
-    for array in state.values():  # they share memory with the network of torchvision
+    for array in state.values():  # shares memory with the network of torchvision
         if array.ndim == 1:
             array[...] = np.random.default_rng(0).uniform(0.5, 1.5, array.shape)
     ours = models.resnet(3, 10, (1, 1, 1, 1), block=block, activation="relu", strategy="standard").eval()
@@ -147,7 +147,7 @@ def test_results_are_those_of_torchvision(block):
     np.testing.assert_allclose(ours(x), want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
-# ---- another meaning of the weight -------------------------------------------------------------------------
+# ---- weight_mode -------------------------------------------------------------------------------------------
 
 
 def abn_state(weight=(-0.5, 0.25)):
@@ -164,7 +164,7 @@ def abn_state(weight=(-0.5, 0.25)):
         ({"source": "torch", "weight_mode": "abs"}, True),
     ],
 )
-def test_the_weight_means_what_the_source_says(options, absolute):
+def test_weight_mode_depends_on_the_source(options, absolute):
     layer, state = InPlaceABN(2, eps=0.125), abn_state()
     load_weights(layer, state, **options)
     assert layer.weight.data.tolist() == ([0.625, 0.375] if absolute else [-0.5, 0.25])
@@ -201,7 +201,7 @@ def chain(activation="leaky_relu"):
 
 
 def chain_state(prelu=False):
-    """Return the state of a chain of PyTorch with the activations as modules of their own."""
+    """Return the state of the chain in PyTorch, where activations are modules."""
     shapes = {"0.weight": (4, 1, 3, 3), "0.bias": (4,), **checkpoints.norm("1", 4)}
     shapes |= {"2.weight": (4,)} if prelu else {}
     shapes |= {"3.weight": (4, 4, 3, 3), "3.bias": (4,), **checkpoints.norm("4", 4)}
@@ -263,7 +263,7 @@ def test_a_sequential_of_pytorch_by_position():
         ),
     ],
 )
-def test_the_first_position_that_does_not_fit_is_named(state, words):
+def test_the_first_mismatched_position_is_reported(state, words):
     net = chain()
     before = net.state_dict()
     with pytest.raises(RuntimeError, match=words):
@@ -271,13 +271,13 @@ def test_the_first_position_that_does_not_fit_is_named(state, words):
     assert all(np.array_equal(array, before[name]) for name, array in net.state_dict().items())
 
 
-def test_other_names_may_be_anything_by_position():
+def test_unknown_names_are_paired_by_position():
     net = Sequential(Linear(2, 3))
     load_weights(net, {"kernel": np.ones((3, 2)), "shift": np.ones(3)}, source="torch", by_position=True)
     assert (net[0].weight.data == 1).all()
 
 
-# ---- parts of a checkpoint, and what does not fit ----------------------------------------------------------
+# ---- exclude and errors ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by_position", [False, True])
@@ -324,14 +324,18 @@ def test_problems_are_listed_with_the_names_of_both_sides():
             "models.mobilenet_v2, which have no layer '0'; pass mapping=",
         ),
         ({"mapping": {"x": "y"}}, ValueError, "mapping: the network has no parameter or buffer 'x'"),
-        ({"mapping": {}, "by_position": True}, ValueError, "mapping does not go with by_position=True"),
+        (
+            {"mapping": {}, "by_position": True},
+            ValueError,
+            "mapping cannot be combined with by_position=True",
+        ),
         ({"path_or_state": [1]}, TypeError, "path_or_state must be a mapping of names to arrays"),
         ({"path_or_state": "x.pth"}, ValueError, r"path must end in \.npz or \.safetensors"),
         ({"path_or_state": "x.safetensors", "by_position": True}, ValueError, "are sorted by name"),
         ({"network": {}}, TypeError, "network must be a Layer, got dict"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(options, kind, words):
+def test_invalid_arguments_are_refused(options, kind, words):
     given = {"network": Sequential(Linear(2, 2)), "path_or_state": {}, "source": "torch", **options}
     with pytest.raises(kind, match=words):
         load_weights(given.pop("network"), given.pop("path_or_state"), **given)

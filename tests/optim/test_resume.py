@@ -1,4 +1,4 @@
-"""Saving and resuming a run: bit-equal to an unbroken one; files; what does not fit."""
+"""Saving and resuming a run: bit-equal to an uninterrupted run; files; errors."""
 
 import doctest
 import importlib
@@ -35,7 +35,7 @@ def path(request, tmp_path):
 
 
 def network(seed, dtype=np.float32):
-    """Return a network with all strategies and with dropout at two depths; weights of `dtype`."""
+    """Return a network with all strategies, and dropout in two places; weights of `dtype`."""
     rng = np.random.default_rng(seed)
 
     def unit(strategy, **options):
@@ -57,7 +57,7 @@ def network(seed, dtype=np.float32):
 
 
 class Run:
-    """A network with Adam, a cosine schedule and a generator that draws the batches."""
+    """A network, Adam, a cosine schedule, and a generator of the batches."""
 
     def __init__(self, seed, dtype=np.float32):
         self.network, self.loss, self.dtype = network(seed, dtype), CrossEntropy(), dtype
@@ -81,7 +81,7 @@ class Run:
         return losses
 
     def everything(self):
-        """Return copies of all that a run consists of."""
+        """Return the bytes of all states of the run."""
         states = {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "schedule")}
         found = {f"{part}.{name}": array for part in states for name, array in states[part].items()}
         return {name: array.tobytes() for name, array in found.items()}
@@ -93,7 +93,7 @@ def test_a_resumed_run_is_bit_equal(dtype, path):
     losses = whole.train(6)
     assert first.train(3) == losses[:3]
     checkpoint.save(path, **first.parts, epoch=3)
-    first.train(1)  # the file is a copy
+    first.train(1)  # must not change the file
     others = checkpoint.load(path, **second.parts)
     assert others.keys() == {"epoch"}
     assert others["epoch"] == 3
@@ -101,7 +101,7 @@ def test_a_resumed_run_is_bit_equal(dtype, path):
     assert second.everything() == whole.everything()
 
 
-def test_parts_that_are_not_asked_for_are_returned(path):
+def test_load_returns_the_other_parts(path):
     run = Run(0)
     run.train(1)
     more = {"numbers": {"a": np.arange(3), "b.c": np.ones(2, ml_dtypes.bfloat16)}, "file": np.float32(7)}
@@ -120,7 +120,7 @@ def test_parts_that_are_not_asked_for_are_returned(path):
 @pytest.mark.parametrize("kind", BIT_GENERATORS)
 def test_generators_of_every_kind(kind, tmp_path):
     one, two = np.random.Generator(kind(1)), np.random.Generator(kind(2))
-    one.integers(10, size=3, dtype=np.int32)  # leaves half of a number behind
+    one.integers(10, size=3, dtype=np.int32)  # leaves a buffered half of a 64-bit number
     checkpoint.save(tmp_path / "rng.npz", rng=one)
     checkpoint.load(tmp_path / "rng.npz", rng=two)
     assert (
@@ -129,7 +129,7 @@ def test_generators_of_every_kind(kind, tmp_path):
 
 
 class Foreign:
-    """An object of another library, with a state of arrays."""
+    """An object of another library with a state_dict."""
 
     def __init__(self):
         self.state = {"a": np.zeros(2)}
@@ -162,7 +162,7 @@ def saved(tmp_path):
         (
             {"scheduler": Run(3).schedule},
             ValueError,
-            "scheduler: the file has no such part; there are network, ",
+            "scheduler: the file has no such part; it has network, ",
         ),
         (
             {"network": Sequential(Linear(2, 2))},
@@ -170,11 +170,15 @@ def saved(tmp_path):
             r'Unexpected key\(s\) in state_dict: "1.weight"',
         ),
         ({"optimizer": optim.SGD(Linear(2, 2).parameters())}, ValueError, "state has missing="),
-        ({"rng": np.random.Generator(np.random.Philox(0))}, ValueError, "rng: this is no state .* Philox"),
+        (
+            {"rng": np.random.Generator(np.random.Philox(0))},
+            ValueError,
+            "rng: expected the state of a Philox generator",
+        ),
         ({"epoch": 5}, TypeError, "epoch must have load_state_dict, or be a Generator, got int"),
     ],
 )
-def test_everything_is_checked_before_anything_is_changed(change, kind, words, tmp_path):
+def test_all_states_are_checked_before_the_first_write(change, kind, words, tmp_path):
     path, run = saved(tmp_path), Run(5)
     run.train(2)
     before, position = run.everything(), run.rng.bit_generator.state
@@ -187,7 +191,7 @@ def test_everything_is_checked_before_anything_is_changed(change, kind, words, t
 def test_a_network_with_other_generators_is_refused(tmp_path):
     checkpoint.save(tmp_path / "x.npz", network=Sequential(Linear(2, 2), Dropout()))
     with pytest.raises(
-        ValueError, match=r"network: the file has missing=\['2.rng'\] and unexpected=\['1.rng'\]"
+        ValueError, match=r"network: generators .* missing=\['2.rng'\], unexpected=\['1.rng'\]"
     ):
         checkpoint.load(tmp_path / "x.npz", network=Sequential(Linear(2, 2), Activation(), Dropout()))
 
@@ -197,11 +201,11 @@ def test_a_network_with_other_generators_is_refused(tmp_path):
     [
         ({"generators": 1}, ValueError, "cannot be called 'generators'"),
         ({"a.b": 1}, ValueError, "cannot be called 'a.b'"),
-        ({"a": object()}, TypeError, "a: an array of object cannot be written into a .npz file"),
+        ({"a": object()}, TypeError, "a: an array of object cannot be written to a .npz file"),
         ({"a": Sequential(Activation())}, ValueError, "a: the state is empty"),
     ],
 )
-def test_what_cannot_be_saved(parts, kind, words, tmp_path):
+def test_parts_that_cannot_be_saved_are_refused(parts, kind, words, tmp_path):
     with pytest.raises(kind, match=words):
         checkpoint.save(tmp_path / "x.npz", **parts)
     assert not list(tmp_path.iterdir())
@@ -235,14 +239,14 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
         checkpoint.save(tmp_path / "x.safetensors", a=1)
 
 
-def test_text_is_no_part_of_safetensors(tmp_path):
+def test_safetensors_files_cannot_hold_text(tmp_path):
     pytest.importorskip("safetensors", reason="the library safetensors is not installed")
     checkpoint.save(tmp_path / "x.npz", a="text")
     assert checkpoint.load(tmp_path / "x.npz")["a"] == "text"
-    with pytest.raises(TypeError, match=r"a: an array of <U4 cannot be written into a \.safetensors file"):
+    with pytest.raises(TypeError, match=r"a: an array of <U4 cannot be written to a \.safetensors file"):
         checkpoint.save(tmp_path / "x.safetensors", a="text")
 
 
 @pytest.mark.parametrize("name", ["run", "weights"])
-def test_the_examples_in_the_documentation_run(name):
+def test_docstring_examples(name):
     assert doctest.testmod(importlib.import_module(f"inplace_abn.checkpoint.{name}")).failed == 0

@@ -80,7 +80,7 @@ def test_a_run_prints_judges_and_rewrites(tmp_path, monkeypatch, capsys):
     small = replace(small, widths=(4, 4))
     monkeypatch.setattr(tasks.Task, "setting", lambda self, seed, **options: replace(small, seed=seed))
     measured = {"process": None, "tracemalloc": 1}
-    monkeypatch.setattr(peaks, "in_a_process_of_its_own", lambda setting, strategy: measured)
+    monkeypatch.setattr(peaks, "in_separate_process", lambda setting, strategy: measured)
     page, numbers = tmp_path / "benchmarks.md", tmp_path / "numbers.json"
     page.write_text(f"before\n{training.BEGIN}\nold\n{training.END}\nafter\n", encoding="utf-8")
     assert training.main(["--seeds", "2", "--docs", str(page), "--output", str(numbers)]) == 0

@@ -1,4 +1,4 @@
-"""The demo: its data, its training, its table, and the command."""
+"""The demo: data, training, table, picture, command."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def test_batches(task, dtype):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_batches_come_from_the_seed_and_the_epoch(task):
+def test_batches_depend_on_seed_and_epoch(task):
     def first(seed, epoch):
         return next(iter(small(task, seed=seed).data().batches(epoch)))[0]
 
@@ -55,11 +55,11 @@ def test_batches_come_from_the_seed_and_the_epoch(task):
     assert not np.array_equal(first(0, 0), first(1, 0))
 
 
-def test_no_digit_is_both_in_training_and_test():
+def test_training_and_test_digits_are_disjoint():
     (train, _), (test, labels) = tasks.load()
     assert (len(train), len(test)) == (1437, 360)
     assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
-    assert np.bincount(labels).min() >= 34  # all classes alike
+    assert np.bincount(labels).min() >= 34  # balanced classes
 
 
 def test_composed_images():
@@ -75,7 +75,7 @@ def test_composed_images():
 def test_mean_intersection_over_union():
     targets = np.array([[[0, 0, 1], [1, tasks.FAINT, 1]]])
     scores = np.zeros((1, 3, 2, 3))
-    scores[0, 1] = 1  # everything is 1: of 5 pixels 3 are, and 2 of class 0 are missed
+    scores[0, 1] = 1  # predicts class 1 everywhere: true for 3 of 5 pixels
     assert tasks.mean_iou(scores, targets) == pytest.approx((3 / 5 + 0) / 2)
     scores = np.moveaxis(np.eye(3)[np.where(targets < 0, 2, targets)], -1, 1)
     assert tasks.mean_iou(scores, targets) == 1
@@ -86,7 +86,7 @@ def test_mean_intersection_over_union():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_strategies_agree_in_float64(task):
-    """The losses of 20 steps from the same weights on the same batches, to 1e-9."""
+    """The losses of 20 steps from the same weights on the same batches agree to rtol 1e-9."""
     setting = small(task, dtype="float64")
     batches = setting.data().batches(0)
     trainers = [training.Trainer(setting.network(strategy), 20) for strategy in demo.STRATEGIES]
@@ -107,7 +107,7 @@ def test_runs(compared):
     setting, runs = compared
     for run in runs:
         assert len(run.losses) == 1437 // 128
-        assert len(run.seconds) == len(run.losses) - training.WATCHED - 1
+        assert len(run.seconds) == len(run.losses) - training.RECORDED_STEP - 1
         assert len(run.scores) == setting.epochs
         assert run.ledger.live == 0
     standard, inplace = runs
@@ -128,7 +128,7 @@ def test_the_networks_of_the_demo_keep_about_half():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_half_types_in_place_keep_about_a_quarter_of_standard_float32(task):
-    """The rest are the scores and what the loss keeps, in float32 and int64."""
+    """More than 25%, because scores and the arrays of the loss are float32 and int64."""
     setting = tasks.TASKS[task].setting(batch_size=2)
     standard = training.kept(setting, "standard")
     for dtype in ("bfloat16", "float16"):
@@ -139,7 +139,7 @@ def test_half_types_in_place_keep_about_a_quarter_of_standard_float32(task):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_types_train_with_float32_weights(dtype):
-    """The losses of 12 steps are near those of float32, and the in-place strategy learns as standard does."""
+    """The losses of 12 steps are near those of "standard" in float32."""
     found = {}
     for name, strategy in [("float32", "standard"), (dtype, "standard"), (dtype, "inplace_2")]:
         setting = small("classification", dtype=name)
@@ -158,22 +158,22 @@ def test_the_table_of_a_half_type(compared):
     setting, runs = compared
     text = report.table(report.results(replace(setting, dtype="bfloat16"), runs))
     assert text.splitlines()[-1].startswith("standard in float32 keeps ")
-    assert " in bfloat16: standard 100.0%, inplace_2 " in text
+    assert "; bfloat16 keeps of that: standard 100.0%, inplace_2 " in text
 
 
 def test_too_few_steps():
     with pytest.raises(
-        ValueError, match="training must have more than 3 steps, got 1: take a smaller batch_size"
+        ValueError, match="training must have more than 3 steps, got 1: pass a smaller batch_size"
     ):
         training.compare(small("classification", batch_size=1000), ["standard"], progress=False)
 
 
-def test_measuring_a_process_that_fails():
+def test_an_error_in_the_measuring_process_is_raised():
     setting = small("classification")
     with pytest.raises(
         RuntimeError, match=r"measuring the memory of 'nothing' failed:\n(.|\n)*strategy must be"
     ):
-        peaks.in_a_process_of_its_own(setting, "nothing")
+        peaks.in_separate_process(setting, "nothing")
 
 
 # ---- results -----------------------------------------------------------------------------------------------
@@ -263,22 +263,22 @@ def test_command(task, tmp_path, capsys, monkeypatch):
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "inplace_2" in out
-    assert "scores differ by chance" not in out  # there is one strategy alone
+    assert "scores differ by chance" not in out  # with one strategy
     assert str(picture) in out
     assert picture.exists()
     assert picture.with_suffix(".json").exists()
 
 
-def test_the_picture_may_go_into_a_folder(tmp_path):
+def test_output_may_be_a_folder(tmp_path):
     assert report.place(tmp_path, "a.png") == tmp_path / "a.png"
     assert report.place(None, "a.png") == Path("a.png")
 
 
 @pytest.mark.parametrize(
     ("output", "message"),
-    [("file/a.png", "is a file, no folder"), ("a.xyz", "output must end in one of"), ("a", "must end in")],
+    [("file/a.png", "is a file, not a folder"), ("a.xyz", "output must end in one of"), ("a", "must end in")],
 )
-def test_an_output_that_cannot_be_written_is_refused_before_the_training(output, message, tmp_path, capsys):
+def test_an_unusable_output_is_refused_before_the_training(output, message, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["demo", "--output", str(tmp_path / output)]) == 1
     assert message in capsys.readouterr().err
