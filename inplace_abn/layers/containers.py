@@ -227,7 +227,7 @@ class Residual(Container):
     """A residual block: ``activation(branch(a) + shortcut(a))`` with ``a = preactivation(x)``.
 
     Without a shortcut, it is ``activation(branch(a) + x)``. It takes one input, an array, and returns one
-    array.
+    array. All normalizations inside get the keyword argument ``mask``.
 
     If the branch ends in an in-place `ABN` with the activation "identity", and `activation` is an
     invertible `Activation` or None, the `ABN` also adds the shortcut and activates. These three steps then

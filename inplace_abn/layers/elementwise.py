@@ -1,4 +1,4 @@
-"""Sums and products of arrays: recorded while a tape is on, plain functions otherwise."""
+"""Sums and products of arrays; a tape records these functions if it is active."""
 
 import numbers
 
@@ -9,26 +9,26 @@ from .._dtypes import cast_code, compute_dtype
 from ..ops._layout import order_of
 from .operation import Operation, apply, in_order
 
-#: Elements that are multiplied at a time where products are summed, so that temporaries stay small.
+#: Elements per block in sums of products; bounds the size of temporary arrays.
 CHUNK = 1 << 15
 
 
 def add(a, b):
-    """Return ``a + b``, in a fresh array. Its backward keeps nothing.
+    """Return ``a + b`` in a new array. Nothing is kept for the backward.
 
     Parameters
     ----------
     a, b : ndarray
-        Of one floating dtype, and of shapes that broadcast. One of them may be a number.
+        Of the same floating-point dtype, and of shapes that broadcast. One of them may be a number.
 
     Returns
     -------
-    ndarray
+    ndarray of the broadcast shape
 
     Raises
     ------
     TypeError, ValueError
-        For other dtypes or shapes.
+        If dtypes differ or shapes do not broadcast.
 
     Examples
     --------
@@ -46,22 +46,22 @@ def add(a, b):
 
 
 def mul(a, b):
-    """Return ``a * b``, in a fresh array. Both are kept for the backward.
+    """Return ``a * b`` in a new array. Both inputs are kept for the backward.
 
     Parameters
     ----------
     a, b : ndarray
-        Of one floating dtype, and of shapes that broadcast, such as (N, C, H, W) and a gate (N, C, 1, 1).
-        One of them may be a number.
+        Of the same floating-point dtype, and of shapes that broadcast, such as (N, C, H, W) and a gate
+        (N, C, 1, 1). One of them may be a number.
 
     Returns
     -------
-    ndarray
+    ndarray of the broadcast shape
 
     Raises
     ------
     TypeError, ValueError
-        For other dtypes or shapes.
+        If dtypes differ or shapes do not broadcast.
 
     Examples
     --------
@@ -81,7 +81,7 @@ class _Elementwise(Operation):
     """An operation on two arrays, one of which may be a number."""
 
     def _checked(self, ctx, a, b):
-        """Return both as arrays, and note what the backward needs to know of them."""
+        """Return both as arrays; store shapes and memory orders on ctx."""
         found = [value for value in (a, b) if not isinstance(value, numbers.Real)]
         for name, value in (("a", a), ("b", b)):
             if len(found) == 0 or not isinstance(value, numbers.Real):
@@ -104,7 +104,7 @@ class _Elementwise(Operation):
         return a, b
 
     def _of_arrays(self, ctx, gradients):
-        """Leave out what belongs to numbers."""
+        """Return the gradients without those of numbers."""
         return tuple(one for one, number in zip(gradients, ctx.numbers, strict=True) if not number)
 
 
@@ -133,7 +133,7 @@ class _Mul(_Elementwise):
     def gradients(self, ctx, dz, *, overwrite=False):
         others = ctx.saved["b"], ctx.saved["a"]
         found = [None, None]
-        # What is summed comes first: the last product may be written over dz.
+        # Products that are summed come first, since the last product may be written over dz.
         for i in sorted((0, 1), key=lambda i: ctx.shapes[i] == dz.shape):
             if ctx.shapes[i] != dz.shape:
                 found[i] = _sum_of_products(dz, others[i], ctx.shapes[i])
@@ -155,7 +155,7 @@ def _reduced(dz, shape):
 
 
 def _sum_of_products(dz, other, shape):
-    """Return dz * other, summed to `shape`, without an array of the size of dz."""
+    """Return ``dz * other`` summed to `shape`, in blocks of rows: no temporary array of the size of dz."""
     padded = (1,) * (dz.ndim - len(shape)) + shape
     total = np.zeros(padded, np.float64)
     other = np.broadcast_to(other, dz.shape)

@@ -1,4 +1,4 @@
-"""Gradients of recorded values: sums at forks, and which of them may be overwritten."""
+"""Sums of the gradients of values that several calls took, in place where possible."""
 
 from itertools import combinations
 
@@ -8,12 +8,12 @@ from .recorded_arrays import share_memory
 
 
 class _Buffer:
-    """Memory that gradients lie in.
+    """Memory that contains gradients.
 
     Attributes
     ----------
     users : int or None
-        How many gradients lie in it; None if it is not the tape's own.
+        Number of gradients in this memory. None if the memory must not be overwritten.
     """
 
     __slots__ = ("users",)
@@ -22,25 +22,25 @@ class _Buffer:
         self.users = users
 
     def leave(self):
-        """Note that one gradient less lies in it."""
+        """Decrement the number of gradients."""
         if self.users is not None:
             self.users -= 1
 
     def enter(self):
-        """Note that one gradient more lies in it."""
+        """Increment the number of gradients."""
         if self.users is not None:
             self.users += 1
 
 
 class GradientSums:
-    """The gradient of each value, summed over all calls that took it.
+    """The gradient of each value, summed over all calls that took the value.
 
-    A gradient may be overwritten if nothing else lies in its memory and a layer of the tape made it.
+    A gradient may be overwritten if a recorded layer has made it, and no other gradient shares its memory.
 
     Parameters
     ----------
     seeds : sequence of (int, ndarray or float)
-        Values, and the gradients to begin with.
+        Values, and their initial gradients.
     overwrite : bool
         True if the seeds may be overwritten.
     """
@@ -52,7 +52,7 @@ class GradientSums:
             self._add(value, gradient, _Buffer(1 if own else None))
 
     def pop(self, value, keep=False):
-        """Return (gradient, buffer) of a value, or None; with `keep` it stays in the table."""
+        """Return (gradient, buffer) of a value, or None. Remove it from the table unless `keep` is True."""
         if not keep:
             return self._sums.pop(value, None)
         found = self._sums.get(value)
@@ -61,15 +61,15 @@ class GradientSums:
         return found
 
     def add(self, values, gradients, given):
-        """Add what the backward of one call returned.
+        """Add the gradients that the backward of one call returned.
 
         Parameters
         ----------
         values : sequence of int or None
-            What the gradients belong to; None where it is not asked for.
+            The value of each gradient; None if its gradient is not needed.
         gradients : sequence of ndarray or None
         given : sequence of (ndarray, buffer)
-            What that backward was given. Its results may lie in the same memory.
+            The gradients passed to that backward. Those it returned may share their memory.
         """
         pairs = zip(values, gradients, strict=True)
         wanted = [(v, gradient) for v, gradient in pairs if v is not None and gradient is not None]
@@ -80,17 +80,17 @@ class GradientSums:
             self._add(value, gradient, buffer)
 
     def add_result(self, value, gradient, dz, own):
-        """Add the gradient that a backward returned for `dz`, which it might overwrite if `own` is True."""
+        """Add the gradient that a backward returned for `dz`; `own` is True if it might overwrite dz."""
         self.add([value], [gradient], [(dz, _Buffer(1 if own else None))])
 
     def _buffer_of(self, i, wanted, given):
-        """Return the buffer that result `i` lies in: that of a given gradient, or a new one."""
+        """Return the buffer of result `i`: that of a passed gradient with the same memory, or a new one."""
         gradient = wanted[i][1]
         alone = not any(_share(gradient, other) for j, (_, other) in enumerate(wanted) if j != i)
         for dz, buffer in given:
             if _share(gradient, dz):
                 if alone and buffer.users == 1:
-                    return _Buffer()  # such as the parts of a joined array: they do not overlap
+                    return _Buffer()  # such as slices of a joined array, which do not overlap
                 buffer.enter()
                 return buffer
         return _Buffer(1 if alone else None)
@@ -113,7 +113,7 @@ class GradientSums:
             self._sums[value] = total + gradient, _Buffer()
 
     def take(self, value):
-        """Return the gradient of a value as an array that belongs to the caller, or None."""
+        """Remove and return the gradient of a value, copied if its memory is shared, or None."""
         gradient, buffer = self._sums.pop(value, (None, None))
         if not isinstance(gradient, np.ndarray) or may_overwrite(gradient, buffer):
             return gradient
@@ -122,7 +122,7 @@ class GradientSums:
 
 
 def may_overwrite(gradient, buffer):
-    """Return whether nothing else lies in the memory of a gradient, and it can be written."""
+    """Return True if a gradient is a writeable array, and no other gradient shares its memory."""
     return buffer.users == 1 and isinstance(gradient, np.ndarray) and gradient.flags.writeable
 
 

@@ -1,4 +1,4 @@
-"""A layer made of layers in any order, whose backward follows from its forward."""
+"""A layer whose forward calls other layers in any order, and whose backward is derived from that."""
 
 import numpy as np
 
@@ -7,17 +7,22 @@ from .tape import Tape
 
 
 class Graph(Layer):
-    """A network, or a part of one, that is no chain: subclasses write ``compute``, and the backward is given.
+    """A network, or a part of one, that is not a sequence. Subclasses implement ``compute``.
 
-    ``compute(*inputs)`` calls layers, `add`, `mul` and `concat`, and returns one array or a tuple of
-    arrays. A `Tape` records these calls. What NumPy makes of an array in between is refused: the tape does
-    not know it.
+    ``compute(*inputs)`` calls layers, `add`, `mul` and `concat`, and returns one array or a tuple of arrays.
+    A `Tape` records these calls, and the backward runs in reverse order. Results of NumPy functions in
+    between are refused, since their gradient is unknown.
 
-    A `Parameter` of the graph itself is used by its data, as in ``layers.mul(x, self.gain.data)``, and gets
-    its gradient.
+    A `Parameter` of the graph itself is used by its data, as in ``layers.mul(x, self.gain.data)``. The
+    backward adds its gradient to ``grad``.
 
-    Inputs are not overwritten, unless the class says ``overwrites_input = True``: an in-place layer refuses
-    them, and a container that begins with one copies them.
+    Inputs are not overwritten unless the class sets ``overwrites_input = True``: an in-place layer raises an
+    error, and a container that begins with one copies the input.
+
+    Raises
+    ------
+    TypeError, ValueError
+        In a call, if an array that no recorded call has made is passed to a layer.
 
     Examples
     --------
@@ -35,7 +40,7 @@ class Graph(Layer):
     """
 
     def compute(self, *inputs):
-        """Return the result, by calls of layers."""
+        """Return the result, an array or a tuple of arrays, by calls of layers."""
         raise NotImplementedError(f"{type(self).__name__} has no compute(*inputs)")
 
     def forward(self, ctx, *inputs, **options):
@@ -56,19 +61,19 @@ class Graph(Layer):
         return results if isinstance(z, tuple) else results[0]
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Go back through the tape; gradients of the inputs, and of the parameters of the graph itself."""
+        """Return the gradients of the inputs, and of the parameters of the graph itself."""
         pairs = zip(ctx.outputs, dz if isinstance(dz, tuple) else (dz,), strict=True)
         seeds = [(value, gradient) for value, gradient in pairs if gradient is not None]
         gradients = list(ctx.tape.gradients(seeds, ctx.values, overwrite))
         for i, (shape, dtype) in enumerate(ctx.like):
-            twice = ctx.values[i] in ctx.values[:i]  # the same array as an input before, which has it all
+            twice = ctx.values[i] in ctx.values[:i]  # the same array as an earlier input, which has the sum
             if twice or gradients[i] is None:
                 gradients[i] = np.zeros(shape, dtype)
         return tuple(gradients)
 
 
 def _apart(result, inputs):
-    """Return a result, or a copy of one that shares memory with an input."""
+    """Return a result, copied if it shares memory with an input."""
     if isinstance(result, np.ndarray) and any(np.may_share_memory(result, array) for array in inputs):
         return result.copy(order="K")
     return result

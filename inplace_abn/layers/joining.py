@@ -1,4 +1,4 @@
-"""Joined channels of arrays: recorded while a tape is on, plain functions otherwise."""
+"""Concatenation along the channels; a tape records these functions if it is active."""
 
 from itertools import pairwise
 
@@ -14,30 +14,30 @@ from .saved_arrays import refuse_if_saved
 
 
 def concat(arrays, *, channel_axis=1, out=None):
-    """Return arrays joined along their channels.
+    """Concatenate arrays along their channels.
 
-    Joined arrays have the channels of each as a slice. With `out`, an array that is such a slice of `out`
-    already is not copied: a layer wrote it there, in place or by ``out=``. So an array that a layer keeps
-    is not kept twice, in itself and in the joined array.
+    Each array becomes a slice of the joined array. With `out`, an array that is its slice of `out` already is
+    not copied: a layer wrote it there, in place or by ``out=``. If a layer keeps that array, no additional
+    memory is used for it.
 
     Parameters
     ----------
-    arrays : sequence of ndarray
-        Of one floating dtype, and of equal shapes but for the channels.
+    arrays : sequence of ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
+        Of one floating-point dtype. All axes but that of the channels are equal.
     channel_axis : {1, -1}
     out : ndarray, optional
-        The joined array. What is not in it yet is copied into it.
+        The joined array. Arrays that are not in their slice are copied into it.
 
     Returns
     -------
     ndarray
-        `out`, or a fresh array.
+        `out`, or a new array.
 
     Raises
     ------
     TypeError, ValueError
-        For dtypes or shapes that do not fit together; for an `out` that overlaps an array elsewhere than in
-        its slice, or that a context keeps where something is to be copied to.
+        If dtypes or shapes do not fit; if `out` overlaps an array outside of its slice; if a context keeps
+        the memory of a slice that would be written.
 
     Examples
     --------
@@ -66,22 +66,27 @@ def concat(arrays, *, channel_axis=1, out=None):
 
 
 def joined_array(x, channels, *, channel_axis=1):
-    """Return an array for joined channels, and its slices for the parts.
+    """Allocate an array for the result of `concat`, and return it with its slices.
 
     Parameters
     ----------
     x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
-        The array gets its dtype, memory layout and shape, apart from the channels.
+        Its dtype, memory layout and shape, except for the channels, are those of the new array.
     channels : sequence of int
-        Of the parts.
+        Number of channels of each slice.
     channel_axis : {1, -1}
 
     Returns
     -------
     joined : ndarray
-        With any content.
+        Not initialized.
     parts : list of ndarray
-        Views of `joined`, for ``out=`` of the layers whose results `concat` joins with ``out=joined``.
+        Views of `joined`: pass each as ``out=`` to a layer, and ``out=joined`` to `concat`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `x` is no batch, or `channels` are no numbers of at least 1.
 
     Examples
     --------
@@ -135,7 +140,7 @@ class _Concat(Operation):
 
 
 def channel_slices(arrays, channel_axis):
-    """Return the index of each array in the joined one, having checked that they fit together."""
+    """Check that arrays can be joined, and return the index of each in the joined array."""
     if not arrays:
         raise ValueError("arrays: expected at least one array, got none")
     for i, array in enumerate(arrays):
@@ -158,13 +163,13 @@ def channel_slices(arrays, channel_axis):
 
 
 def _slices(channels, channel_axis):
-    """Return the indices of parts with these numbers of channels in a joined array."""
+    """Return the indices of slices with these numbers of channels."""
     slices = [slice(*pair) for pair in pairwise(np.cumsum([0, *channels]).tolist())]
     return [(slice(None), part) if channel_axis == 1 else (..., part) for part in slices]
 
 
 def _check_out(arrays, slices, out, channel_axis):
-    """Refuse an `out` that is not an array for the joined channels, before anything is written."""
+    """Check `out` before anything is written."""
     arguments.plain_array("out", out)
     shape = list(arrays[0].shape)
     shape[channel_axis] = sum(array.shape[channel_axis] for array in arrays)

@@ -1,4 +1,4 @@
-"""Layers in lists and dicts that parameters(), state_dict() and eval() find."""
+"""Lists and dicts of layers whose elements parameters(), state_dict() and eval() find."""
 
 from .base import Layer
 
@@ -6,8 +6,8 @@ from .base import Layer
 class LayerSequence(Layer):
     """A sequence of layers: base of `ModuleList` and `Sequential`.
 
-    Names are the positions "0", "1" and so on, and follow when layers are inserted or deleted; names that
-    were given stay.
+    Default names are the positions "0", "1" and so on. They are updated when layers are inserted or deleted;
+    other names do not change.
     """
 
     def __iter__(self):
@@ -25,7 +25,7 @@ class LayerSequence(Layer):
         return type(self)(layers)
 
     def __setitem__(self, index, layer):
-        """Replace a layer; the new one has the name of the old one."""
+        """Replace a layer. The new layer takes over the name."""
         names = [name for name, _ in self.children()]
         setattr(self, names[self._position(index)], _layer(f"layer {index}", layer))
 
@@ -37,7 +37,7 @@ class LayerSequence(Layer):
         self._fill(items)
 
     def append(self, layer, name=None):
-        """Put a layer behind the others, by default named by its position. Returns the sequence."""
+        """Append a layer, by default named by its position. Return the sequence."""
         name = str(len(self)) if name is None else name
         _layer(f"layer {name!r}", layer)
         _refuse_name(self, name)
@@ -45,13 +45,13 @@ class LayerSequence(Layer):
         return self
 
     def extend(self, layers):
-        """Append each of several layers. Returns the sequence."""
+        """Append several layers. Return the sequence."""
         for layer in list(layers):
             self.append(layer)
         return self
 
     def insert(self, index, layer):
-        """Put a layer before position `index`, as `list.insert` does. Returns the sequence."""
+        """Insert a layer before position `index`, as `list.insert`. Return the sequence."""
         items = list(self.children())
         items.insert(index, (str(len(items)), _layer(f"layer {index}", layer)))
         self._fill(items)
@@ -70,7 +70,7 @@ class LayerSequence(Layer):
         return index % count
 
     def _fill(self, items):
-        """Let the layers inside be these (name, layer); names that are positions are given anew."""
+        """Replace all layers by these (name, layer); names that are positions are updated."""
         for name, _ in list(self.children()):
             delattr(self, name)
         for position, (name, layer) in enumerate(items):
@@ -81,10 +81,10 @@ class LayerSequence(Layer):
 
 
 class ModuleList(LayerSequence):
-    """A list of layers, for layers that call them in a way of their own.
+    """A list of layers, as `torch.nn.ModuleList`, for layers that call its elements themselves.
 
-    As `torch.nn.ModuleList`: its layers are named "0", "1" and so on, belong to the state, and follow
-    `train` and `eval`. It is not called itself.
+    Its layers are named "0", "1" and so on. They belong to the state, and `train` and `eval` apply to them.
+    Calling the list is an error.
 
     Parameters
     ----------
@@ -108,15 +108,15 @@ class ModuleList(LayerSequence):
         return ModuleList([*self, *layers])
 
     def forward(self, ctx, *inputs):
-        """Refuse the call."""
+        """Raise a NotImplementedError."""
         raise NotImplementedError("a ModuleList is not called; call the layers in it, or use a Sequential")
 
 
 class ModuleDict(Layer):
-    """A dict of layers by name, for layers that call them in a way of their own.
+    """A dict of layers by name, as `torch.nn.ModuleDict`, for layers that call its elements themselves.
 
-    As `torch.nn.ModuleDict`: its layers belong to the state under their names, and follow `train` and `eval`.
-    It is not called itself.
+    Its layers belong to the state under their names, and `train` and `eval` apply to them. Calling the dict
+    is an error.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ class ModuleDict(Layer):
         setattr(self, name, _layer(f"layer {name!r}", layer))
 
     def __delitem__(self, name):
-        self[name]  # a KeyError for what is no layer
+        self[name]  # raises a KeyError if there is no such layer
         delattr(self, name)
 
     def __contains__(self, name):
@@ -183,7 +183,7 @@ class ModuleDict(Layer):
             del self[name]
 
     def forward(self, ctx, *inputs):
-        """Refuse the call."""
+        """Raise a NotImplementedError."""
         raise NotImplementedError("a ModuleDict is not called; call the layers in it")
 
 
@@ -195,6 +195,6 @@ def _layer(name, value):
 
 def _refuse_name(container, name):
     if not isinstance(name, str):
-        raise TypeError(f"the name of a layer must be a str, got {name!r}")
+        raise TypeError(f"name of a layer: expected a str, got {name!r}")
     if hasattr(container, name) or not name or "." in name:
-        raise ValueError(f"a layer cannot be called {name!r} here: it is empty, taken or has a dot in it")
+        raise ValueError(f"name of a layer: {name!r} is empty, in use or contains a dot; choose another name")

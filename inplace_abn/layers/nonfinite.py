@@ -1,4 +1,4 @@
-"""The first layer whose result is not finite, watched for inside `watch_nonfinite`."""
+"""`watch_nonfinite`: find the first layer with a non-finite result."""
 
 import threading
 import weakref
@@ -8,23 +8,23 @@ import numpy as np
 
 
 class _Seen(threading.local):
-    depth = 0  # of calls inside calls
+    depth = 0  # number of nested calls that run
     last = ()  # weak references to the results of the last outermost call
-    first = None  # where the first value that is not finite appeared
+    first = None  # description of the first non-finite array
 
 
 _seen = _Seen()
 
-#: Number of `watch_nonfinite` blocks that are open, in all threads.
+#: Number of open `watch_nonfinite` blocks of all threads.
 watching = 0
 
 
 class NonfiniteWatch:
-    """What `watch_nonfinite` has found in this thread."""
+    """The result of `watch_nonfinite` in this thread."""
 
     @property
     def first(self):
-        """Where the first such value appeared, such as "the result of conv1 (Conv2d)"; or None."""
+        """Description of the first non-finite array, such as "the result of conv1 (Conv2d)", or None."""
         return _seen.first
 
 
@@ -32,14 +32,14 @@ class NonfiniteWatch:
 def watch_nonfinite():
     """Check the inputs and results of all layers called inside for NaN and infinity.
 
-    A `CrossEntropy` or `MSELoss` that is not finite then names the layer where that began. Each check reads
-    the array once more, one sample at a time.
+    If a `CrossEntropy` or `MSELoss` is not finite, its error message then names the first layer with such a
+    result. Each check reads the whole array, one sample at a time.
 
     Yields
     ------
     NonfiniteWatch
-        Its `first` names the place, for the last network that was called: a call that goes on with the
-        result of the one before belongs to the same network.
+        Its `first` describes the first non-finite array of the last network that was called. A call belongs
+        to the same network as the call before if it takes the result of that call.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def watch_nonfinite():
 
 
 def begin(layer, inputs):
-    """Note that a layer is called. An outermost call starts anew unless it takes a result of the last."""
+    """Check the inputs of a call; an outermost call resets `first` unless it takes a result of the last."""
     _seen.depth += 1
     last = {id(array) for array in (reference() for reference in _seen.last) if array is not None}
     if _seen.depth > 1 or any(id(array) in last for array in inputs):
@@ -73,7 +73,7 @@ def begin(layer, inputs):
 
 
 def end(layer, result):
-    """Note the result of the call; None if it failed."""
+    """Check the result of a call, which is None if the call failed."""
     _seen.depth -= 1
     results = result if isinstance(result, tuple) else (result,)
     if _seen.first is None and not all(map(_is_finite, results)):
@@ -82,7 +82,7 @@ def end(layer, result):
 
 
 def report():
-    """Return where the first value that is not finite appeared, as a clause of a message."""
+    """Return a clause of an error message that names the first non-finite array."""
     if _seen.first is None:
         return "all layers before gave finite results"
     return f"the first value that is not finite appeared in {_seen.first}"

@@ -1,4 +1,4 @@
-"""Functions of arrays as layers of one call, so that a tape records them as it records layers."""
+"""Functions of arrays in the form of layers, so that a tape can record their calls."""
 
 from .base import Layer
 from .context import no_grad
@@ -6,7 +6,7 @@ from .recorder import active
 
 
 def apply(operation, *arrays, **options):
-    """Call an operation: recorded while a tape is on, otherwise without keeping anything."""
+    """Call an operation. It is recorded if a tape is active, and keeps nothing otherwise."""
     if active.tape is not None:
         return operation(*arrays, **options)
     with no_grad():
@@ -14,12 +14,12 @@ def apply(operation, *arrays, **options):
 
 
 class Operation(Layer):
-    """A layer for one call of a function of `inplace_abn.layers`.
+    """A layer that serves one call of a function of `inplace_abn.layers`.
 
     Attributes
     ----------
     function : str
-        Its name.
+        The name of the function.
     """
 
     function = ""
@@ -31,7 +31,7 @@ class Operation(Layer):
 
 
 def in_order(gradient, order):
-    """Return a gradient in a memory order: itself if it has that."""
+    """Return a gradient in the memory order `order`, without a copy if it has that order."""
     if order.has(gradient):
         return gradient
     result = order.empty(gradient.shape, gradient.dtype)

@@ -1,8 +1,8 @@
-"""Results that lie where they are needed: in a slice of a joined array.
+"""Run layers so that the result is written to a given array, such as a slice of a joined array.
 
-A layer that works in place keeps its result in the array that it is given. If that is a slice of a joined
-array, the layer and whoever keeps the joined array keep the same memory. So the array is moved into the slice
-before the layers at the end of a container that work in place: by the convolution before them, or by a copy.
+A layer that works in place keeps its input array as its result. If that array is a slice of a joined array,
+the layer and the layer that keeps the joined array keep the same memory. So the input of the in-place layers
+at the end of a container is written to the slice: by the convolution before them, or by a copy.
 """
 
 import inspect
@@ -14,17 +14,22 @@ from .. import _arguments as arguments
 
 
 def run_into(layers, inputs, options, out):
-    """Run layers one after the other, and return the result, which lies in `out`.
+    """Run layers in sequence, with the result in `out`.
 
     Parameters
     ----------
     layers : list of Layer
     inputs : tuple
-        Of the first layer.
+        The inputs of the first layer.
     options : list of dict
-        Of each layer.
+        The keyword arguments of each layer.
     out : ndarray or function
-        A function is called with an array and returns the one to put it into.
+        A function maps an array to the array that it is copied to.
+
+    Returns
+    -------
+    ndarray
+        `out`, or the result of that function.
     """
     head, tail = _split(layers)
     for i, layer in enumerate(head, 1):
@@ -38,7 +43,7 @@ def run_into(layers, inputs, options, out):
 
 
 def _split(layers):
-    """Return the layers up to the last that does not work in place, and those after it."""
+    """Return (layers up to the last one that does not work in place, the in-place layers after it)."""
     end = len(layers)
     while end > 0 and layers[end - 1].works_in_place:
         end -= 1
@@ -46,7 +51,7 @@ def _split(layers):
 
 
 def takes_out(layer, out):
-    """Return whether a call of a layer takes this ``out=``."""
+    """Return True if a call of a layer takes this ``out=``."""
     return _has_out(type(layer)) and (layer.places_result or isinstance(out, np.ndarray))
 
 
@@ -56,12 +61,12 @@ def _has_out(kind):
 
 
 def place(z, out):
-    """Return z in `out`, copied there if it does not lie there.
+    """Return z in `out`: copy it there unless both are the same memory.
 
     Raises
     ------
     TypeError, ValueError
-        For an `out` of another shape or dtype than z, or that is read-only or saved by a context.
+        If `out` has another shape or dtype than z, is read-only, or is saved by a context.
     """
     if not isinstance(out, np.ndarray):
         out = out(z)
@@ -73,7 +78,7 @@ def place(z, out):
 
 
 def same_place(array, view):
-    """Return whether two arrays are the same memory, seen in the same way."""
+    """Return True if two arrays have the same memory, shape, strides and dtype."""
     return (
         array.shape == view.shape
         and array.strides == view.strides

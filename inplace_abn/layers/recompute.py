@@ -1,4 +1,4 @@
-"""Layers that keep their input alone and run again in the backward."""
+"""Layers that keep only their input; the backward runs them again."""
 
 from contextlib import contextmanager
 
@@ -10,23 +10,29 @@ from .context import no_grad, recomputing
 
 
 class Recompute(Sequential):
-    """Layers one after the other that keep their input alone; the backward first runs them again.
+    """A sequence of layers that keeps only its input; the backward runs the layers again.
 
-    As `torch.utils.checkpoint` (Chen et al. 2016, https://arxiv.org/abs/1604.06174): less memory, more time.
-    It pays where the input of the layers is small and their intermediate results are large, as in the stem of
-    a network for photographs: the image has 3 channels, and the input of the pooling has 64 of the same size,
-    which no convolution keeps.
+    As `torch.utils.checkpoint` (Chen et al. 2016, https://arxiv.org/abs/1604.06174): it takes less memory and
+    more time. It is useful if the input of the layers is small and their intermediate results are large, as
+    in the first layers of a network for photographs: an image has 3 channels, and the input of the pooling
+    has 64 of the same size.
 
-    Results, gradients, names and states are those of `Sequential`, to the bit: the layers run again in the
-    mode of the call and with the same random numbers, which they draw from a `numpy.random.Generator` that is
-    an attribute, and running statistics are updated by the call alone. Weights, and in evaluation running
-    statistics, must not change between the call and its backward: step the optimizer afterwards. Intermediate
-    results are freed after the backward.
+    It takes one input, an array, and ``mask`` as the only keyword argument.
+
+    Results, gradients, names and states are bitwise those of `Sequential`: the layers run again in the mode
+    of the call, and with the same random numbers if they draw them from a `numpy.random.Generator` that is
+    an attribute. Only the call updates running statistics. Weights, and in evaluation running statistics,
+    must not change between the call and its backward. Intermediate results are freed after the backward.
 
     Parameters
     ----------
     *layers : Layer, or one dict of names to layers
-        The input is copied if they overwrite it, and the result if it is the input itself.
+        If they overwrite the input, it is copied. If the result shares memory with the input, it is copied.
+
+    Raises
+    ------
+    TypeError
+        In a call, if the input is not an array.
 
     Examples
     --------
@@ -42,12 +48,12 @@ class Recompute(Sequential):
     """
 
     def takes_residual(self, activation=None):
-        """Return False: a residual would be kept as well."""
+        """Return False: a residual would have to be kept in addition to the input."""
         return False
 
     @property
     def works_in_place(self):
-        """False: the result is an array of its own."""
+        """False: the result does not share memory with the input."""
         return False
 
     @property
@@ -61,7 +67,7 @@ class Recompute(Sequential):
         return False
 
     def forward(self, ctx, x, *, mask=None):
-        """Run the layers, keeping x, a copy of the mask, their modes and the states of their generators."""
+        """Run the layers. Keep x, a copy of the mask, and the states of modes and random generators."""
         arguments.plain_array("x", x)
         ctx.save_for_backward(input=x)
         ctx.options = {} if mask is None else {"mask": mask}
@@ -74,7 +80,7 @@ class Recompute(Sequential):
         return z.copy(order="K") if np.may_share_memory(z, x) else z  # x is locked, z may be overwritten
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        """Run the layers as the call did, and then their backward."""
+        """Run the layers as in the call, then run their backward."""
         with recomputing(), self._restored(ctx):
             super().forward(ctx, self._copy_for_layers(ctx, ctx.saved["input"]), **ctx.options)
         return super().gradients(ctx, dz, overwrite=overwrite)
@@ -94,7 +100,7 @@ class Recompute(Sequential):
 
     @contextmanager
     def _restored(self, ctx):
-        """While the block runs, modes and generators are as they were in the call."""
+        """Set modes and generators to their states at the call while the block runs."""
         modes, states = self._modes(), _states(self._generators())
         try:
             _set(ctx.modes, ctx.random)

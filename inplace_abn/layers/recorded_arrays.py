@@ -1,7 +1,7 @@
-"""The arrays that a tape knows: the content they have now, who wrote it, and the lock on them.
+"""The arrays that a tape knows: the value that each contains, the layer that wrote it, and the lock.
 
 A layer that works in place returns its input array with new content. So an array object does not identify a
-result: each content has a number, its value.
+result. Each content of an array has a number instead, called its value.
 """
 
 import weakref
@@ -12,7 +12,7 @@ from . import saved_arrays
 
 
 class RecordedArrays:
-    """Table of the known arrays that are alive, by identity. It keeps none of them alive.
+    """Table of the known arrays by identity, with weak references.
 
     Attributes
     ----------
@@ -28,13 +28,13 @@ class RecordedArrays:
         self._locked = {}  # id of an array -> weak reference to it
 
     def add(self, array, value, source):
-        """Enter an array with its present content, a value that `source` made; lock it if it has a value."""
+        """Enter an array that contains `value`, written by `source`. Lock it unless the value is None."""
         reference = weakref.ref(array)
         self.entries[id(array)] = reference, value, source
         if array.base is not None:
             self._bases.add(id(array.base))
         if value is not None and array.flags.writeable:
-            array.setflags(False)  # of all ways to make it read-only the one that takes least time
+            array.setflags(False)  # faster than array.flags.writeable = False
             self._locked[id(array)] = reference
 
     def find(self, array):
@@ -50,7 +50,7 @@ class RecordedArrays:
     # ---- locks -----------------------------------------------------------------------------------------
 
     def unlock(self, array):
-        """Make a known array writeable, and what it is a view of; return the arrays that were locked."""
+        """Make a known array and its base writeable; return the arrays that were locked."""
         found = []
         for one in (getattr(array, "base", None), array):
             reference = self._locked.get(id(one))
@@ -83,7 +83,7 @@ class RecordedArrays:
                 yield other, source
 
     def mark_overwritten(self, array, layer):
-        """Note that `layer` has written over an array; known arrays in its memory have lost their content."""
+        """Note that `layer` has overwritten an array, and with it all known arrays that share its memory."""
         lost = [array] if self.find(array) is not None else []
         if array.base is not None or id(array) in self._bases:  # else no known array is a view of that memory
             lost += [other for other, _ in self.sharing(array)]
@@ -92,7 +92,7 @@ class RecordedArrays:
 
 
 def share_memory(array, other):
-    """Return whether two arrays have elements in common; True if that is too hard to find out."""
+    """Return True if two arrays have elements in common, or if deciding this would take too long."""
     if not np.may_share_memory(array, other):
         return False
     try:
@@ -102,6 +102,6 @@ def share_memory(array, other):
 
 
 def describe(array, source):
-    """Return what a known array is, for messages."""
+    """Return a description of a known array, for messages."""
     whose = "an array from outside" if source is None else f"the result of {source.label}"
     return f"{whose} of shape {array.shape}"

@@ -1,4 +1,4 @@
-"""What a tape notes of calls of layers: the arrays that they took and returned, by identity and content."""
+"""The recording part of a tape: the arrays that calls of layers took and returned."""
 
 import threading
 import weakref
@@ -15,21 +15,21 @@ class _Active(threading.local):
     tape = None
 
 
-#: ``active.tape`` records the calls of this thread, if it is not None. It is None while a recorded call runs,
-#: so that the calls which a layer makes inside itself are not recorded as well.
+#: ``active.tape`` records the calls of this thread. It is None while a recorded call runs, so that calls
+#: which a layer makes inside itself are not recorded.
 active = _Active()
 
 
 class Recorder:
     """Records the calls of layers in a ``with`` block; base of `Tape`.
 
-    Each content of an array is a value, and has a number: a layer that works in place returns its input array
-    with a new value.
+    Each content of an array is a value, identified by a number: a layer that works in place returns its input
+    array with a new value.
 
     Parameters
     ----------
     inputs : sequence of ndarray
-        The arrays from outside that may be used; none stands for any.
+        The arrays from outside that may be used. If empty, any array may be used.
     protected : sequence of ndarray
         Arrays that no call may overwrite.
     """
@@ -42,10 +42,10 @@ class Recorder:
         #: True if the result is a tuple). The value of an input that is a constant is None.
         self._calls = []
         self._arrays = RecordedArrays()
-        self._values = 0  # the last number of a value
+        self._values = 0  # number of the last value
         self._outside = []  # (weak reference, value, description) of each array from outside
         self._scalars = []  # (result that is no array, value)
-        self._closed = None  # why this tape cannot be used any more
+        self._closed = None  # if not None, the reason why this tape can no longer be used
         self._before = self._inside = None
 
     def __enter__(self):
@@ -68,7 +68,7 @@ class Recorder:
     # ---- a call --------------------------------------------------------------------------------------------
 
     def call(self, layer, inputs, options):
-        """Call a layer and record that. `Layer.__call__` does so while this tape is `active`."""
+        """Call a layer and record the call; used by `Layer.__call__` while this tape is active."""
         if not is_grad_enabled():
             return self._call_unrecorded(layer, inputs, options)
         if self._closed is not None:
@@ -104,7 +104,7 @@ class Recorder:
         return z
 
     def _call_unrecorded(self, layer, inputs, options):
-        """Call a layer inside `no_grad`: its fresh results are constants for this tape."""
+        """Call a layer inside `no_grad`: its new arrays are constants for this tape."""
         if inputs and self._will_overwrite(layer, inputs[0]):
             self._refuse_protected(layer, inputs[0])
         active.tape = None
@@ -118,7 +118,7 @@ class Recorder:
         return z
 
     def _unlock(self, layer, inputs, options):
-        """Return (array that the call will overwrite or None, arrays that were unlocked for it)."""
+        """Return (the array that the call will overwrite, or None; the arrays that were unlocked for it)."""
         array = inputs[0] if inputs and isinstance(inputs[0], np.ndarray) else None
         if array is not None and self._will_overwrite(layer, array):
             self._refuse_protected(layer, array)
@@ -134,7 +134,7 @@ class Recorder:
             self._arrays.lock(array)
 
     def _will_overwrite(self, layer, array):
-        """Return whether the call overwrites its first input; a container copies one from outside."""
+        """Return True if the call overwrites its first input. A container copies the array of the caller."""
         if not layer.overwrites_input:
             return False
         if not layer.copies_input:
@@ -149,7 +149,7 @@ class Recorder:
         if any(share_memory(array, one) for one in self._protected):
             raise ValueError(
                 f"{layer.label} would overwrite an input of the graph, of shape {array.shape}; begin with a "
-                "layer that does not, or set overwrites_input = True in the class of the graph"
+                "layer that does not work in place, or set overwrites_input = True in the class of the graph"
             )
 
     # ---- arrays ----------------------------------------------------------------------------------------
@@ -170,15 +170,15 @@ class Recorder:
         return None
 
     def _with_gradient(self, layer, inputs, sources):
-        """Return the values of the inputs that get a gradient; refuse a recorded result among the others."""
+        """Return the values of the inputs that get a gradient; raise an error if another one is a result."""
         without = layer.inputs_without_gradient
         positions = [i for i, array in enumerate(inputs) if is_floating(array)]
         for i, value in zip(positions, sources, strict=False):
             if i in without and value is not None:
                 source = self._arrays.find(inputs[i])[2]
                 raise ValueError(
-                    f"{layer.label}: input {i} is {describe(inputs[i], source)}, and gets no gradient by "
-                    "this layer; if that is meant, make it inside no_grad(), or pass a copy"
+                    f"{layer.label}: input {i} is {describe(inputs[i], source)}, and this layer returns no "
+                    "gradient for it; compute it inside no_grad(), or pass a copy"
                 )
         named = sources[len(positions) :]
         return [one for i, one in zip(positions, sources, strict=False) if i not in without] + named
@@ -225,7 +225,7 @@ class Recorder:
             For messages.
         array : ndarray or float
         first : bool
-            True for what an array from outside was when it was first used.
+            True for the value that an array from outside had when it was first used.
         """
         if first:
             for reference, value, _ in self._outside:
@@ -239,7 +239,7 @@ class Recorder:
             by = self._arrays.overwritten_by(array)
             if by is not None:
                 raise ValueError(f"{name}: {by.label} has overwritten this array")
-            raise ValueError(f"{name}: expected an array that a recorded call took or returned, got another")
+            raise ValueError(f"{name}: no recorded call took or returned this array")
         if entry[1] is None:
             raise ValueError(f"{name}: this array is a constant of the tape, without a gradient")
         return entry[1]
@@ -248,7 +248,7 @@ class Recorder:
 
     def release(self):
         """Release what the recorded calls keep, without a backward."""
-        self._close("what its calls kept was released")
+        self._close("its saved arrays were released")
 
     def _close(self, why):
         if self._closed is None:
@@ -261,5 +261,5 @@ class Recorder:
         """Raise an error if the tape cannot be used any more."""
         if self._closed is not None:
             raise RuntimeError(
-                f"tape: {self._closed}; record the forward on another tape, with layers.record()"
+                f"tape: {self._closed}; record the forward on a new tape, with layers.record()"
             )

@@ -3,12 +3,13 @@
 from html import escape
 from textwrap import indent
 
-_ENOUGH = (TypeError, ValueError, RuntimeError, FloatingPointError)
+#: Types of errors whose message gets the name of the layer.
+_NAMED = (TypeError, ValueError, RuntimeError, FloatingPointError)
 
 
 def with_name(error, layer):
-    """Return an error of the same type with the layer's name before the message, if there is none yet."""
-    if type(error) not in _ENOUGH or getattr(error, "_names_layer", False):
+    """Return an error of the same type whose message begins with the name of the layer."""
+    if type(error) not in _NAMED or getattr(error, "_names_layer", False):
         return error
     message = str(error)
     named = error if message.startswith(layer.label) else type(error)(f"{layer.label}: {message}")
@@ -17,7 +18,7 @@ def with_name(error, layer):
 
 
 def plain(layer):
-    """Return the layer and those inside as PyTorch shows modules."""
+    """Return the text of a layer and the layers inside, in the format of PyTorch."""
     kind, inside = type(layer).__name__, list(layer.children())
     if not inside:
         return f"{kind}({layer.extra_repr()})"
@@ -27,7 +28,7 @@ def plain(layer):
 
 
 def html(layer):
-    """Return a table of the layer and those inside, with their numbers of parameters."""
+    """Return an HTML table of a layer and the layers inside, with their numbers of parameters."""
     rows = []
     for path, inner in layer.named_layers():
         values = [value for key, value in inner.named_parameters() if "." not in key]

@@ -8,16 +8,16 @@ from .assignment import refuse_lost
 
 
 class IncompatibleKeys(NamedTuple):
-    """Names that did not match in a `Layer.load_state_dict` with ``strict=False``."""
+    """Names that did not match in `Layer.load_state_dict` with ``strict=False``."""
 
     missing_keys: list
     unexpected_keys: list
 
 
 class StateMixin:
-    """The part of a `Layer` that saves and loads."""
+    """The part of a `Layer` that saves and loads its state."""
 
-    #: Buffers that may be missing from a state, as in PyTorch: old checkpoints lack them.
+    #: Buffers that a state need not contain, as in PyTorch: old checkpoints do not have them.
     optional_buffers = ("num_batches_tracked",)
 
     def named_state(self):
@@ -33,7 +33,7 @@ class StateMixin:
                     yield start + key, getattr(layer, key)
 
     def state_dict(self):
-        """Return copies of all parameters and buffers by name, as they go into `numpy.savez`.
+        """Return a dict of copies of all parameters and buffers by name, for `numpy.savez`.
 
         Examples
         --------
@@ -46,16 +46,16 @@ class StateMixin:
     def load_state_dict(self, state, strict=True):
         """Copy parameters and buffers from a mapping of names to arrays.
 
-        Arrays are converted as in PyTorch: between floating dtypes by rounding, from floating numbers to the
-        integers of `num_batches_tracked` by truncation, from shape (1,) to shape (). bfloat16 arrays that
-        were read from a .npz file, as dtype "V2", are recognized.
+        They are copied into the arrays of the layer. Arrays are converted as in PyTorch: between
+        floating-point dtypes by rounding, to the integers of `num_batches_tracked` by truncation, from shape
+        (1,) to shape (). bfloat16 arrays read from a .npz file, which have the dtype "V2", are accepted.
 
         Parameters
         ----------
         state : mapping of str to array
             From `state_dict` or ``numpy.load("file.npz")``.
         strict : bool
-            False: missing names keep their values, unexpected names are ignored.
+            False: parameters and buffers that `state` lacks do not change, unexpected names are ignored.
 
         Returns
         -------
@@ -67,8 +67,8 @@ class StateMixin:
         TypeError
             If `state` is no mapping.
         RuntimeError
-            For missing and unexpected names, all of them listed, and for arrays that do not fit. Nothing is
-            changed then.
+            If names are missing or unexpected, or arrays do not fit. The message lists all of them, and the
+            layer is not changed.
 
         Examples
         --------
@@ -80,7 +80,7 @@ class StateMixin:
         return self.prepare_load(state, strict)()
 
     def prepare_load(self, state, strict=True):
-        """Check a state; return a function without arguments that loads it. See `load_state_dict`."""
+        """Check a state, and return a function without arguments that loads it; see `load_state_dict`."""
         check_mapping("state", state)
         own = dict(self.named_state())
         found = {name: stored(state[name]) for name in state if name in own}

@@ -1,4 +1,4 @@
-"""A tape of the calls of layers: gradients of networks that are no chain.
+"""A tape that records calls of layers: gradients of networks that are not a sequence.
 
 >>> import numpy as np
 >>> from inplace_abn import layers
@@ -20,23 +20,23 @@ __all__ = ["Tape", "record"]
 
 
 def record(*inputs):
-    """Record the calls of layers in a ``with`` block, so that one backward runs through all of them.
+    """Record the calls of layers in a ``with`` block, for one common backward.
 
-    A recorded call is one of a layer, or of `add`, `mul` or `concat`. Not recorded are calls that a layer
-    makes inside itself, calls inside `no_grad` (their results are constants for the tape) and calls of
-    other threads. Recorded calls belong to the tape: other calls of the same layers have their own
-    backward, at any time.
+    Recorded are calls of layers, and of `add`, `mul` and `concat`. Not recorded are calls that a layer makes
+    inside itself, calls inside `no_grad` (their results are constants for the tape), and calls of other
+    threads. Recorded calls belong to the tape. Other calls of the same layers have their own backward, at any
+    time.
 
-    Arrays are told apart by identity and by content: an in-place layer returns its input array, and a
-    gradient goes to the content that a call took. Until the block ends, arrays that the tape knows are
-    read-only, and only recorded calls change them. Results of NumPy functions are unknown to the tape.
+    Arrays are identified by object and content: an in-place layer returns its input array, and a gradient
+    belongs to the content that a call took. Until the block ends, arrays that the tape knows are read-only;
+    only recorded calls change them. The tape does not know results of NumPy functions.
 
     Parameters
     ----------
     *inputs : ndarray, optional
-        The arrays from outside whose gradients `Tape.backward` returns. A recorded call refuses any other
-        floating-point array that no recorded call has made, so that an operation of plain NumPy in between
-        is an error. Without them, every unknown array counts as one from outside.
+        The arrays from outside whose gradients `Tape.backward` returns. A recorded call then raises an error
+        for any other floating-point array that no recorded call has made, such as the result of a NumPy
+        function. Without `inputs`, every unknown array is an array from outside.
 
     Returns
     -------
@@ -46,8 +46,8 @@ def record(*inputs):
     Raises
     ------
     TypeError, ValueError
-        In a recorded call: for an unknown array that shares memory with a known one, such as a reshaped or
-        sliced result; for an array that has been overwritten; for an unknown array beside `inputs`.
+        In a recorded call: if an unknown array shares memory with a known one, such as a reshaped or sliced
+        result; if an array has been overwritten; if `inputs` are given and an array is unknown.
 
     Examples
     --------
@@ -75,29 +75,30 @@ def record(*inputs):
 
 
 class Tape(Recorder):
-    """The calls of layers in a ``with`` block, and their common backward; made by `record`.
+    """The recorded calls of a ``with`` block, and their common backward; made by `record`.
 
-    Dropping the tape, and an error in the block, release what its calls keep.
+    The arrays that the calls keep are released if the tape is deleted, or an error ends the block.
     """
 
     def backward(self, dz=None, *, outputs=None, inputs=None, overwrite=False):
         """Return the gradients of the inputs, and add those of parameters to their ``grad``.
 
-        Runs the backward of each recorded call, the last one first, and releases what the call kept.
-        Gradients of one value are summed. It runs once, inside the block or after it.
+        Run the backward of each recorded call in reverse order, and release the arrays that the call keeps.
+        Gradients of one value are summed. The backward can run once, inside the block or after it.
 
         Parameters
         ----------
         dz : ndarray, float, or sequence of them
-            Gradient of the result; of each of `outputs`, if that is a sequence. Default: 1, for a loss.
+            Gradient of the result; of each result, if `outputs` is a sequence. Default: 1, for a loss.
         outputs : ndarray, float, or sequence of them, optional
-            Results of recorded calls that dz belongs to. Default: the one that no other recorded call took.
+            The results of recorded calls that dz belongs to. Default: the result that no other recorded call
+            took.
         inputs : ndarray or sequence of ndarray, optional
-            Arrays from outside, or results of recorded calls, whose gradients are returned. Default: those
-            passed to `record`, or else the one array from outside. An array from outside that has been
-            overwritten in place stands for what it was at first, any other array for what it holds now.
+            Arrays from outside, or results of recorded calls, whose gradients are returned. Default: the
+            arrays passed to `record`, or else the only array from outside. If an array from outside has been
+            overwritten in place, its first content is meant; of any other array, the present content.
         overwrite : bool
-            True allows that dz is overwritten.
+            True if dz may be overwritten.
 
         Returns
         -------
@@ -109,9 +110,9 @@ class Tape(Recorder):
         RuntimeError
             If the backward has run already, or the calls were released.
         TypeError, ValueError
-            For a dz that does not fit, for `outputs` or `inputs` that are needed or unknown, and for an
-            input that has no influence on the outputs. The backward can be called again then; after an error
-            in the backward of a layer it cannot.
+            If dtype or shape of dz is wrong, if `outputs` or `inputs` are missing or unknown, or if an input
+            has no influence on the outputs. The backward can be called again after these errors, but not
+            after an error in the backward of a layer.
 
         Examples
         --------
@@ -142,7 +143,7 @@ class Tape(Recorder):
         return gradients[0] if single else gradients
 
     def gradients(self, seeds, wanted, overwrite):
-        """Return the gradients of the values `wanted`, from those in `seeds`; None where nothing leads to."""
+        """Return the gradients of the values `wanted`, given those in `seeds`; None without a connection."""
         self.check_open()
         active.tape, before = None, active.tape
         try:
@@ -154,7 +155,7 @@ class Tape(Recorder):
         return tuple(found[value] for value in wanted)
 
     def _run(self, sums, wanted):
-        """Go back through the calls; return the sums, with the gradients of the wanted values."""
+        """Run the backwards of the calls; return the sums, with the gradients of the wanted values."""
         asked = wanted.union(*(results for _, _, _, results, _ in self._calls))
         while self._calls:
             layer, call, sources, results, several = self._calls.pop()
@@ -172,17 +173,17 @@ class Tape(Recorder):
         return sums
 
     def _influence(self, outputs):
-        """Return the values that have an influence on some outputs."""
+        """Return the values that the outputs depend on, and the outputs themselves."""
         found = set(outputs)
         for _, _, sources, results, _ in reversed(self._calls):
             if not found.isdisjoint(results):
                 found.update(sources)
         return found
 
-    # ---- which values the arguments of backward mean -------------------------------------------------------
+    # ---- values of the arguments of backward ---------------------------------------------------------------
 
     def _seeds(self, dz, outputs):
-        """Return [(value, gradient)] of the outputs, having checked the gradients."""
+        """Check the gradients of the outputs, and return [(value, gradient)]."""
         makers = {
             value: (layer, call._output[i] if several else call._output)
             for layer, call, _, results, several in self._calls
@@ -218,7 +219,7 @@ class Tape(Recorder):
             return left[0]
         if not left:
             raise RuntimeError(
-                "tape: no call was recorded: none was made in the block, or only inside no_grad()"
+                "tape: no call was recorded; call layers inside the block, and outside of no_grad()"
             )
         names = ", ".join(makers[value][0].label for value in left)
         raise ValueError(
@@ -227,7 +228,7 @@ class Tape(Recorder):
         )
 
     def _wanted(self, inputs):
-        """Return ([(value, name)] of the inputs, True if only one gradient is to be returned)."""
+        """Return ([(value, name)] of the inputs, True if a single gradient is returned)."""
         if inputs is None and self._declared:
             inputs = self._declared if len(self._declared) > 1 else self._declared[0]
         if inputs is None:
@@ -240,9 +241,9 @@ class Tape(Recorder):
         return [(value, f"inputs[{i}]") for i, value in enumerate(values)], single
 
     def _refuse_forgotten(self, named):
-        """Refuse several arrays from outside that are not all named.
+        """Raise an error if there are several arrays from outside that are not all in `named`.
 
-        One of them may be the result of a NumPy function, and its gradient would be lost.
+        One of them may be the result of a NumPy function, whose gradient would be lost.
         """
         if self._declared or len(self._outside) <= 1:
             return
@@ -257,7 +258,7 @@ class Tape(Recorder):
 
 
 def _checked(dz, name, like):
-    """Return a gradient if it has the shape and dtype `like`; by default 1 for a result that is no array."""
+    """Return a gradient if it has the shape and dtype `like`. For a number (`like` is None) default is 1."""
     if like is None:
         return 1.0 if dz is None else dz
     arguments.gradient(name, dz, *like)

@@ -252,7 +252,7 @@ def test_sequential_is_a_sequence():
     assert net[-1] is list(net)[1]
     assert isinstance(net[1:], Sequential)
     assert net.append(Dropout(), "drop").drop is net[2]
-    with pytest.raises(ValueError, match="cannot be called 'drop'"):
+    with pytest.raises(ValueError, match="name of a layer: 'drop' is"):
         net.append(Dropout(), "drop")
     with pytest.raises(TypeError, match=r"layer '0' must be a Layer, got <class"):
         Sequential(Flatten)
