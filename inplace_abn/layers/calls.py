@@ -15,6 +15,8 @@ from . import pending
 from .context import LayerContext
 from .producers import note_result, producer_of
 
+_GONE = "it was called by a layer that no longer exists; keep that layer, or call this one itself"
+
 
 class _Here(threading.local):
     call = None  # the innermost call whose forward or backward runs
@@ -88,6 +90,12 @@ class Call(LayerContext):
             for call in self.inner:
                 call.release(why)
             self.inner = ()
+
+    def __del__(self):
+        if not self.freed:
+            for call in self.inner:
+                call.release(_GONE)
+            self.release()
 
     def detach(self):
         """Remove this call and those inside it from the lists of their layers.

@@ -428,3 +428,12 @@ def test_calls_leave_nothing_behind():
         net = chain("inplace")
         net(x)
     assert net.last_call is None
+
+
+def test_a_call_by_a_layer_that_is_gone():
+    net, x = Sequential(conv(), conv()), normal((2, 4, 3, 3))
+    z = net[:1](x)
+    gc.collect()
+    with pytest.raises(RuntimeError, match="it was called by a layer that no longer exists"):
+        net[0].backward(np.ones_like(z))
+    assert x.flags.writeable
