@@ -4,11 +4,11 @@
  *
  *     xhat = (x - mean) * inv_std,   y = weight * xhat + bias,   z = activation(y)
  *
- * Every function here works on memory that the caller owns and has checked: inputs are aligned, inside
- * their buffers, and overlap only where a comment says so. Results do not depend on the thread count.
+ * The caller owns all memory and has checked it: arrays are aligned, lie inside their buffers, and overlap only where a
+ * comment says so. Results do not depend on the number of threads.
  *
- * Where constants or sums of a channel leave the range of float, that channel is computed element by element in double:
- * slowly, but as right as float64 batch norm, rounded. No channel's results depend on another channel.
+ * A channel whose constants or sums leave the range of float is computed element by element in double (float_range.h):
+ * slower, with the result of float64 batch norm, rounded. No channel's results depend on another channel.
  */
 #ifndef ABN_H
 #define ABN_H
@@ -16,7 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Storage types. Half types are computed in float; constants and sums per channel are double throughout. */
+/* Storage types. Half types are computed in float. Statistics and sums per channel are double. */
 typedef enum { ABN_FLOAT32, ABN_FLOAT64, ABN_FLOAT16, ABN_BFLOAT16, ABN_DTYPES } abn_dtype;
 
 /* What recovers y: nothing, z, or z and the side of the minimum that y is on. */
@@ -24,12 +24,12 @@ typedef enum { ABN_NO_INVERSE, ABN_FROM_Z_ALONE, ABN_FROM_Z_AND_SIDE } abn_inver
 /* The parameter of an activation: none, one finite number for all channels, one that is not 0 either, or one for each
  * channel. With ABN_KEEP_Z the number for all channels is positive. */
 typedef enum { ABN_NO_PARAM, ABN_ONE_PARAM, ABN_NONZERO_PARAM, ABN_CHANNEL_PARAM } abn_param;
-/* Traits of an activation. ABN_CHEAP: it takes a few instructions, so the backward computes y and the slope twice instead
- * of storing them between its two passes. ABN_KINKED: the slope differs on either side of y = 0. */
+/* Traits of an activation. ABN_CHEAP: takes few instructions; backward computes y and the slope in both passes instead of
+ * storing them. ABN_KINKED: the slope jumps at y = 0. */
 enum { ABN_PLAIN = 0, ABN_CHEAP = 1, ABN_KINKED = 2 };
 
-/* The table of activations, a row each: ABN_<NAME>, its name, and as in abn_activation_info. The arithmetic that goes
- * with a row is in activations.c (one number at a time) and in kernels/curves.h (vectors). */
+/* The table of activations. A row: ABN_<NAME>, its name, and the fields of abn_activation_info. Its arithmetic is in
+ * activations.c (one number at a time) and in kernels/curves.h (vectors). */
 #define ABN_EACH_ACTIVATION(ROW)                                                         \
     ROW(IDENTITY, identity, ABN_FROM_Z_ALONE, ABN_NO_PARAM, ABN_CHEAP)                   \
     ROW(LEAKY_RELU, leaky_relu, ABN_FROM_Z_ALONE, ABN_ONE_PARAM, ABN_CHEAP | ABN_KINKED) \
@@ -58,7 +58,7 @@ size_t abn_dtype_size(abn_dtype dtype);
 
 typedef struct {
     const char *name;
-    abn_inverse inverse; /* ABN_NO_INVERSE: only strategies that keep x or xhat take it */
+    abn_inverse inverse; /* ABN_NO_INVERSE: only with ABN_KEEP_X and ABN_KEEP_XHAT */
     abn_param param;     /* slope of leaky_relu and prelu, alpha of elu and celu */
     unsigned traits;     /* ABN_CHEAP, ABN_KINKED */
 } abn_activation_info;
@@ -73,17 +73,17 @@ typedef struct {
     ptrdiff_t batch_stride, channel_stride, spatial_stride;
 } abn_batch;
 
-/* Which positions of a batch are valid: bit p % 64 of words[p / 64] for position p = n*S + s. words == NULL: all are.
- * Bits past the last position are 0. With a mask every operation computes what it would for a batch of the valid
- * positions alone, never reads the others, and writes 0 there. */
+/* The valid positions of a batch: bit p % 64 of words[p / 64] is set if position p = n*S + s is valid. words == NULL: all
+ * are. Bits past the last position are 0. With a mask every operation computes what it would for a batch of the valid
+ * positions only; it never reads other positions and writes 0 to them. */
 typedef struct {
     const uint64_t *words;
-    ptrdiff_t valid; /* how many bits are set */
+    ptrdiff_t valid; /* number of set bits */
 } abn_mask;
 
 /* ---- the machine: which kernels, how many threads ------------------------------------------------- */
 
-/* Call once before anything else, from one thread: asks what the processor is. Again is harmless. */
+/* Detects the processor. Call before anything else, from one thread; further calls do nothing. */
 void abn_initialize(void);
 
 typedef struct abn_kernels abn_kernels; /* one instruction set's kernels; kernels/kernels.h */
@@ -96,12 +96,12 @@ typedef struct {
 /* The instruction sets that were compiled in, best first; NULL past the end. */
 const abn_kernels *abn_kernels_at(int index);
 const char *abn_kernels_name(const abn_kernels *kernels); /* "v4", "v3", "v2", "neon", "baseline" */
-int abn_kernels_usable(const abn_kernels *kernels);       /* do this CPU and operating system support them? */
+int abn_kernels_usable(const abn_kernels *kernels);       /* nonzero if this CPU and operating system support them */
 
 int abn_has_openmp(void);
 int abn_default_threads(void); /* OMP_NUM_THREADS, or the processors this process may use */
 
-/* ---- one layer's constants and what it keeps ------------------------------------------------------- */
+/* ---- what one layer saves for its backward ------------------------------------------------------- */
 
 /* Arrays of `channels` doubles. */
 typedef struct {
@@ -110,24 +110,23 @@ typedef struct {
     double *mean, *var, *inv_std; /* var is biased; inv_std = 1 / sqrt(var + eps) */
 } abn_norm;
 
-/* Channels whose xhat cannot be had back from z. slot[c] is the channel's place in xhat, or -1.
- * xhat holds `count` channels in the layout of the batch: channels-first (count, N, S), channels-last
- * (N, S, count), contiguous, in the batch's dtype; with a mask N*S is mask.valid. count == 0: slot and xhat may be
- * NULL. */
+/* Guarded channels: their xhat cannot be recovered accurately from z and is saved. slot[c] is the channel's index in xhat,
+ * or -1. xhat has `count` channels in the layout of the batch, contiguous, in its dtype: (count, N, S) channels-first,
+ * (N, S, count) channels-last; with a mask N*S is mask.valid. count == 0: slot and xhat may be NULL. */
 typedef struct {
     ptrdiff_t count;
     const ptrdiff_t *slot;
     void *xhat;
 } abn_guard;
 
-/* What is kept per element is indexed as if the batch were contiguous: element (n, c, s) has the index
- * (n*C + c)*S + s channels-first, (n*S + s)*C + c channels-last. (Where C or S is 1 the two are the same.)
- * With a mask the valid positions are numbered from 0 and taken for one image: N = 1 and S = mask.valid, or, where S is 1,
- * N = mask.valid.
+/* Per-element side data is indexed as if the batch were contiguous: element (n, c, s) has the index
+ * (n*C + c)*S + s channels-first, (n*S + s)*C + c channels-last. (The two are equal if C or S is 1.)
+ * With a mask, valid positions are numbered from 0 as one image: N = 1 and S = mask.valid; if S is 1, N = mask.valid.
  *
- * Elements that cannot be had back from z: where the activation is flat, near its minimum, where the residual is far
- * above the weight; with statistics that were given, z that overflows its type though y is in the kernels' range, and xhat
- * that overflows where it is to be kept. Sorted by index. Owned by the library: abn_escapes_free. All zero means: none. */
+ * Escaped elements: their xhat cannot be recovered accurately from the kept buffer and is saved. These are elements where
+ * the activation is flat or near its minimum, or where the residual is far above the weight; with given statistics, also
+ * z that overflows its type though y does not overflow the kernels', and stored xhat that overflows. Sorted by index.
+ * Owned by the library: abn_escapes_free. All fields zero: none. */
 typedef struct {
     ptrdiff_t count;
     int64_t *index;
@@ -136,87 +135,87 @@ typedef struct {
 
 void abn_escapes_free(abn_escapes *escapes);
 
-/* What the backward finds in the kept buffer. */
+/* What the kept buffer holds. */
 typedef enum { ABN_KEEP_Z, ABN_KEEP_X, ABN_KEEP_XHAT } abn_keep;
 
-/* How the backward gets xhat from z (paper, section 3.2): ABN_SCHEME_I divides, w = (y - bias) / weight = xhat;
- * ABN_SCHEME_II does not, w = y - bias. Same result, different constants. */
+/* How backward recovers xhat from z (paper, section 3.2): ABN_SCHEME_I divides, w = (y - bias) / weight = xhat;
+ * ABN_SCHEME_II does not, w = y - bias = weight * xhat. Equal results up to rounding, different constants. */
 typedef enum { ABN_SCHEME_I, ABN_SCHEME_II } abn_scheme;
 
-/* All that the backward needs. `kept` is the full-size buffer, in place of x or not. */
+/* Everything that backward needs. `kept` is the full-size buffer: x, z or xhat. */
 typedef struct {
     abn_keep keep;
     abn_scheme scheme;
-    int statistics_given; /* to abn_forward, not its batch's own */
+    int statistics_given; /* abn_forward got mean and var as inputs */
     abn_batch kept;
     abn_activation activation;
     double activation_param;     /* ABN_ONE_PARAM, ABN_NONZERO_PARAM */
     const double *channel_param; /* ABN_CHANNEL_PARAM: `channels` doubles, of any sign; else NULL */
-    abn_batch residual;          /* y = weight * xhat + bias + residual; like kept, read only. data == NULL: none */
+    abn_batch residual;          /* y = weight * xhat + bias + residual; read only. data == NULL: none */
     abn_mask mask;
     abn_norm norm;
     abn_guard guard;     /* ABN_KEEP_Z only */
     abn_escapes escapes; /* none with ABN_KEEP_X */
-    /* ABN_KEEP_Z of ABN_FROM_Z_AND_SIDE: bit index % 8 of byte index / 8 is set where y lies left of the minimum.
-     * abn_sides_bytes(context) bytes, zeroed before the forward. */
-    uint8_t *sides;
+    /* ABN_KEEP_Z with ABN_FROM_Z_AND_SIDE: bit index % 8 of byte index / 8 is set if y is left of the minimum.
+     * abn_branch_mask_bytes(context) bytes, zeroed before the forward. */
+    uint8_t *branch_mask;
 } abn_context;
 
-/* From context->{keep, kept, activation, activation_param, channel_param, norm.weight, norm.bias, residual, mask}: fills
- * slot[0..channels) and returns how many channels have to be guarded. Looks at weights, and at some of the residual. */
+/* Fills slot[0..channels) and returns how many channels must be guarded. Reads context->{keep, kept, activation,
+ * activation_param, channel_param, norm.weight, norm.bias, residual, mask}; samples the residual. */
 ptrdiff_t abn_guard_channels(const abn_context *context, ptrdiff_t *slot);
 
-/* 0 where no sides have to be kept. */
-size_t abn_sides_bytes(const abn_context *context);
+/* 0 if no branch mask is needed. */
+size_t abn_branch_mask_bytes(const abn_context *context);
 
 /* ---- the operations --------------------------------------------------------------------------------- */
 
-/* mean and biased variance of every channel; they stay as they are where no position is valid. mask may be NULL. */
+/* Mean and biased variance of every channel; unchanged if no position is valid. mask may be NULL. */
 abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, const abn_mask *mask, double *mean,
                           double *var);
 
-/* x -> z = activation(batch norm of x). Where things go follows from context->keep:
- *   ABN_KEEP_Z     z is x itself (same data): z is written over x
- *   ABN_KEEP_X     z is another buffer; x is left as it is
- *   ABN_KEEP_XHAT  z is another buffer; xhat is written over x
- * context: keep, scheme, activation, its param, residual, mask, sides, norm.{eps,weight,bias} and guard are given. With
- * `training` the batch's own mean and var are computed into norm; without, norm.mean and norm.var are given.
- * norm.inv_std, statistics_given, kept and escapes are filled in here.
- * ABN_NO_MEMORY: x may hold partly normalised data (only scratch of a few hundred KB is ever asked for, most
- * of it before the first write). */
+/* z = activation(batch norm of x). context->keep says which buffer is written:
+ *   ABN_KEEP_Z     z is x itself (same data): x is overwritten with z
+ *   ABN_KEEP_X     z is another buffer; x is unchanged
+ *   ABN_KEEP_XHAT  z is another buffer; x is overwritten with xhat
+ * context: keep, scheme, activation, its param, residual, mask, branch_mask, norm.{eps,weight,bias} and guard are inputs. With `training`
+ * the batch's own mean and var are written to norm; otherwise norm.mean and norm.var are inputs too. norm.inv_std,
+ * statistics_given, kept and escapes are outputs.
+ * ABN_NO_MEMORY: x may be partly overwritten. (The walk allocates a few hundred KB, most of it before the first write.) */
 abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn_batch *z, abn_context *context,
                        int training);
 
-/* z again, from a context that kept x or xhat. */
+/* Recomputes z, bit for bit, from a context that keeps x or xhat. */
 abn_status abn_recompute(const abn_machine *machine, const abn_context *context, const abn_batch *z);
 
 /* Arrays of `channels` doubles. dy = dz*activation'(y). */
 typedef struct {
     double *dy;      /* sum dy, the gradient of bias */
     double *dy_xhat; /* sum dy*xhat, the gradient of weight */
-    double *param;   /* the gradient of channel_param; NULL where there is none */
+    double *param;   /* the gradient of channel_param; NULL if there is none */
 } abn_sums;
 
-/* Where gradients by elements go. */
+/* Outputs of backward, per element. */
 typedef struct {
     abn_batch dx;        /* dz itself (same data) or another buffer */
     abn_batch residual;  /* dy, the gradient of the residual; data == NULL: not wanted */
     int add_to_residual; /* residual += dy rather than = dy */
 } abn_gradients;
 
+/* First step: writes the sums. Neither dz nor the context is changed. */
 abn_status abn_backward_reduce(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                                const abn_sums *sums);
 
-/* dx = weight*inv_std * (dy - sums.dy/count - xhat*sums.dy_xhat/count); count == 0 drops the last two terms, which
- * is the backward of evaluation mode. sums->param is not looked at. */
+/* Second step: dx = weight*inv_std * (dy - sums.dy/count - xhat*sums.dy_xhat/count). count == 0 drops the last two terms:
+ * the backward of evaluation mode. sums->param is ignored. */
 abn_status abn_backward_apply(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                               const abn_gradients *to, const abn_sums *sums, double count);
 
-/* Both steps, fused so that a channel is still in cache for its second pass. */
+/* Both steps, fused: channels are still in cache for the second one, where they fit. */
 abn_status abn_backward(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                         const abn_gradients *to, const abn_sums *sums, int training);
 
-/* The yardstick of benchmarks.limit: a = a*c + d (b == NULL), or b = b*c + a*d, over contiguous float32. */
+/* The memory-bandwidth reference of benchmarks.limit: a = a*c + d (b == NULL), or b = b*c + a*d, over contiguous float32. */
 void abn_stream(const abn_machine *machine, float *a, float *b, ptrdiff_t count, float c, float d);
 
 #endif

@@ -1,11 +1,13 @@
-/* The backward of channels whose numbers leave the range of float: element by element, in double. */
+#include "backward_exact.h"
+
 #include <stdint.h>
 
 #include "activations.h"
-#include "backward.h"
+#include "branch_mask.h"
+#include "element.h"
 #include "escapes.h"
-#include "mask.h"
-#include "sides.h"
+#include "guard.h"
+#include "valid.h"
 
 typedef struct {
     double y, dy, xhat;
@@ -18,7 +20,7 @@ static double exact_result(const abn_backward_operation *b, ptrdiff_t channel, e
     return dx * norm->weight[channel] * norm->inv_std[channel];
 }
 
-/* What is kept of the element tells y or xhat, and that the other one; an escaped element's xhat is in the list. */
+/* y, dy and xhat of one element: from its saved xhat if it is escaped or its channel guarded, else from `kept`. */
 static exact_values exact_element(const abn_backward_operation *b, ptrdiff_t channel, int64_t index, double kept,
                                   double dz, double residual) {
     const abn_context *context = b->context;
@@ -31,7 +33,7 @@ static exact_values exact_element(const abn_backward_operation *b, ptrdiff_t cha
     exact_values values;
     if (!is_escaped && context->keep == ABN_KEEP_Z && !abn_is_guarded(b, channel)) {
         uint64_t left = 0;
-        if (context->sides) abn_sides_get(context->sides, index, &left, 1);
+        if (context->branch_mask) abn_branch_mask_get(context->branch_mask, index, &left, 1);
         values.y = abn_activation_inverse(context->activation, param, kept, left & 1);
         values.xhat = (values.y - residual - bias) / weight;
     } else {
@@ -68,19 +70,19 @@ abn_exact_sums abn_backward_exact_sums(const abn_backward_operation *b, ptrdiff_
     return sums;
 }
 
-void abn_backward_exact_apply(const abn_backward_operation *b, const abn_part *part) {
+void abn_backward_exact_apply(const abn_backward_operation *b, const abn_channel_run *run) {
     const abn_operation *op = &b->op;
     const abn_dtype dtype = op->source.dtype;
-    for (abn_piece piece = {0}; abn_next_piece(op, part, &piece);) {
-        const abn_input source = part->kind & ABN_GUARDED ? piece.xhat : piece.tile.source;
-        for (ptrdiff_t i = 0; i < piece.tile.length; i++) {
-            const ptrdiff_t c = abn_element_of(op, &part->span, piece.row, piece.column + i).channel;
-            const exact_values values = exact_element(b, c, piece.index + i, abn_element_from(op, source, i),
-                                                      abn_element_from(op, piece.tile.gradient, i),
-                                                      abn_element_from(op, piece.tile.residual, i));
-            abn_store_element(dtype, abn_at(op, piece.tile.destination.data, 0, 0, i), exact_result(b, c, values));
-            if (!piece.tile.residual_gradient.data) continue;
-            void *to = abn_at(op, piece.tile.residual_gradient.data, 0, 0, i);
+    for (abn_segment segment = {0}; abn_next_segment(op, run, &segment);) {
+        const abn_input source = run->flags & ABN_GUARDED ? segment.xhat : segment.tile.source;
+        for (ptrdiff_t i = 0; i < segment.tile.length; i++) {
+            const ptrdiff_t c = abn_element_of(op, &run->span, segment.row, segment.column + i).channel;
+            const exact_values values = exact_element(b, c, segment.index + i, abn_element_from(op, source, i),
+                                                      abn_element_from(op, segment.tile.gradient, i),
+                                                      abn_element_from(op, segment.tile.residual, i));
+            abn_store_element(dtype, abn_at(op, segment.tile.destination.data, 0, 0, i), exact_result(b, c, values));
+            if (!segment.tile.residual_gradient.data) continue;
+            void *to = abn_at(op, segment.tile.residual_gradient.data, 0, 0, i);
             abn_store_element(dtype, to, values.dy + (op->add_to_residual ? abn_load_element(dtype, to) : 0));
         }
     }

@@ -84,4 +84,4 @@ unsigned abn_cpu_features(void) { return features; }
 
 abn_caches abn_cache_sizes(void) { return caches; }
 
-size_t abn_group_bytes(void) { return 2 * caches.level2; }
+size_t abn_strip_bytes(void) { return 2 * caches.level2; }

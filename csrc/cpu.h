@@ -1,4 +1,4 @@
-/* What the processor and the operating system support, asked once. */
+/* What the processor and the operating system support; queried once. */
 #ifndef ABN_CPU_H
 #define ABN_CPU_H
 
@@ -13,15 +13,15 @@ enum {
 
 unsigned abn_cpu_features(void);
 
-/* Bytes of one core's second-level cache and of the last level; usual sizes where the system does not tell. */
+/* Bytes of one core's second-level cache and of the last-level cache; typical sizes if the system does not say. */
 typedef struct {
     size_t level2, level3;
 } abn_caches;
 
 abn_caches abn_cache_sizes(void);
 
-/* How much one thread should take through both passes together. Twice the second level, which measured best: what
- * does not fit there is found in the third, and longer contiguous stretches make up for it. */
-size_t abn_group_bytes(void);
+/* Bytes of a strip: twice the second-level cache, which measured fastest. What does not fit there is read from the
+ * third level; longer contiguous reads make up for it. */
+size_t abn_strip_bytes(void);
 
 #endif

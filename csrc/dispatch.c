@@ -1,4 +1,4 @@
-/* The instruction sets that were compiled in, best first. Each row names every feature its code uses. */
+/* The instruction sets that were compiled in, best first. Each row lists every CPU feature that its code uses. */
 #include <string.h>
 
 #include "abn.h"

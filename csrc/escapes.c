@@ -35,16 +35,17 @@ ptrdiff_t abn_escapes_from(const abn_escapes *escapes, int64_t index) {
     return first;
 }
 
-enum { PAGE = 4096 }; /* elements whose entries are sorted by insertion: the lists hold them almost in order */
+/* Bucket sort: a bucket is BUCKET consecutive indices, sorted by insertion, since lists are almost in order. */
+enum { BUCKET = 4096 };
 
-/* Where the pages' entries begin: counted into first[page + 1], then added up. */
-static void count_pages(const abn_escape_list *lists, int threads, ptrdiff_t *first, ptrdiff_t pages) {
+/* first[b] = the position of the first entry of bucket b. first is zeroed before. */
+static void count_buckets(const abn_escape_list *lists, int threads, ptrdiff_t *first, ptrdiff_t buckets) {
     for (int t = 0; t < threads; t++)
-        for (ptrdiff_t e = 0; e < lists[t].count; e++) first[lists[t].entries[e].index / PAGE + 1]++;
-    for (ptrdiff_t p = 0; p < pages; p++) first[p + 1] += first[p];
+        for (ptrdiff_t e = 0; e < lists[t].count; e++) first[lists[t].entries[e].index / BUCKET + 1]++;
+    for (ptrdiff_t b = 0; b < buckets; b++) first[b + 1] += first[b];
 }
 
-/* The page's entries so far are escapes[begin .. *end). */
+/* Inserts an entry into its bucket, whose entries so far are [begin, *end). */
 static void insert(abn_escapes *escapes, ptrdiff_t begin, ptrdiff_t *end, abn_escape entry) {
     ptrdiff_t at = (*end)++;
     for (; at > begin && escapes->index[at - 1] > entry.index; at--) {
@@ -56,8 +57,8 @@ static void insert(abn_escapes *escapes, ptrdiff_t begin, ptrdiff_t *end, abn_es
 }
 
 static abn_status sort_lists(const abn_escape_list *lists, int threads, int64_t elements, abn_escapes *escapes) {
-    const ptrdiff_t pages = (ptrdiff_t)((elements + PAGE - 1) / PAGE);
-    ptrdiff_t *first = calloc(2 * (size_t)pages + 1, sizeof *first), *filled = first + pages + 1;
+    const ptrdiff_t buckets = (ptrdiff_t)((elements + BUCKET - 1) / BUCKET);
+    ptrdiff_t *first = calloc(2 * (size_t)buckets + 1, sizeof *first), *filled = first + buckets + 1;
     escapes->index = malloc((size_t)escapes->count * sizeof *escapes->index);
     escapes->xhat = malloc((size_t)escapes->count * sizeof *escapes->xhat);
     if (!first || !escapes->index || !escapes->xhat) {
@@ -65,12 +66,12 @@ static abn_status sort_lists(const abn_escape_list *lists, int threads, int64_t 
         abn_escapes_free(escapes);
         return ABN_NO_MEMORY;
     }
-    count_pages(lists, threads, first, pages);
-    memcpy(filled, first, (size_t)pages * sizeof *filled);
+    count_buckets(lists, threads, first, buckets);
+    memcpy(filled, first, (size_t)buckets * sizeof *filled);
     for (int t = 0; t < threads; t++) {
         for (ptrdiff_t e = 0; e < lists[t].count; e++) {
-            const ptrdiff_t page = (ptrdiff_t)(lists[t].entries[e].index / PAGE);
-            insert(escapes, first[page], &filled[page], lists[t].entries[e]);
+            const ptrdiff_t bucket = (ptrdiff_t)(lists[t].entries[e].index / BUCKET);
+            insert(escapes, first[bucket], &filled[bucket], lists[t].entries[e]);
         }
     }
     free(first);

@@ -1,16 +1,15 @@
-/* The elements of a batch that cannot be had back from z, gathered by many threads, then put in order. */
+/* Lists of escaped elements (abn_escapes), one per thread, and their merging into one sorted list. */
 #ifndef ABN_ESCAPES_H
 #define ABN_ESCAPES_H
 
 #include "abn.h"
-#include "bits.h"
 
 typedef struct {
     int64_t index;
     double xhat;
 } abn_escape;
 
-/* One thread's list. `failed`: memory ran out, entries are missing. */
+/* The list of one thread. failed: out of memory, entries are missing. */
 typedef struct {
     abn_escape *entries;
     ptrdiff_t count, capacity;
@@ -19,10 +18,11 @@ typedef struct {
 
 void abn_escape_push(abn_escape_list *list, abn_escape entry);
 
-/* Sorts all lists' entries, of a batch of so many elements, into `escapes` and frees the lists. */
+/* Moves the entries of all lists into `escapes`, sorted by index, and frees the lists. `elements`: size of the batch.
+ * ABN_NO_MEMORY: escapes is empty. */
 abn_status abn_escapes_gather(abn_escape_list *lists, int threads, int64_t elements, abn_escapes *escapes);
 
-/* The place of the first escaped element whose index is not below this one. */
+/* The position in `escapes` of the first element whose index is >= index. */
 ptrdiff_t abn_escapes_from(const abn_escapes *escapes, int64_t index);
 
 #endif

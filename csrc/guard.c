@@ -1,26 +1,26 @@
-/* Which channels cannot be had back from z, and which elements?
+/* z stores y = weight * xhat + bias + residual with the rounding error u of the storage type. Recovering
  *
- * z carries y = weight * xhat + bias + residual with a relative error of the storage type's rounding, u. Recovering
- * xhat = (y - bias - residual) / weight multiplies that by |y / weight|, or more where the activation is flat; where z
- * is subnormal its error no longer shrinks with it; and where it overflows nothing is left. Where weight and bias alone
- * make that so, or the residual in many elements of a channel, it keeps its xhat beside z; single elements go into the
- * escape list.
+ *     xhat = (y - bias - residual) / weight
  *
- * Of m numbers with mean 0 and variance 1 none is above sqrt(m). With statistics that were given xhat can be anything:
- * there, and beside a residual, the forward puts into the escape list what overflows the storage type, of z or of an xhat
- * that is to be kept. */
+ * multiplies the error by |y / weight|, and by more where the activation is flat. The relative error of a subnormal z is
+ * greater, and a z that overflows holds no information. A channel is guarded, its xhat saved, if weight and bias alone
+ * make the error too large, or the residual does so in many of its elements. Other elements are escaped one by one.
+ *
+ * Of m numbers with mean 0 and variance 1 none exceeds sqrt(m). With given statistics xhat has no bound: there, and with a
+ * residual, elements escape if z, or a stored xhat, overflows the storage type. */
 #include "guard.h"
 
 #include <float.h>
 #include <math.h>
 
-#include "mask.h"
+#include "element.h"
+#include "valid.h"
 
 typedef struct {
-    double most_bias;       /* |bias / weight| up to which the error stays a small multiple of u */
-    double smallest_normal; /* below, z has fewer digits */
-    double largest;         /* of the storage type, or, well inside, of what 1 / weight allows */
-    double inverse_error;   /* of y from kernels/gated.h and curves.h, however small y is; in units of u */
+    double most_bias;       /* greatest |bias / weight| with an error of a small multiple of u */
+    double smallest_normal; /* below, z is subnormal */
+    double largest;         /* z up to which neither z nor 1 / weight overflows */
+    double inverse_error;   /* absolute error of y from kernels/gated.h and curves.h, in units of u */
 } limits;
 
 static const limits limits_of[ABN_DTYPES] = {
@@ -30,7 +30,7 @@ static const limits limits_of[ABN_DTYPES] = {
     [ABN_BFLOAT16] = {4, 0x1p-126, 0x1p100, 0x1p-13},
 };
 
-enum { SPOTS = 4, SPOT = 16 }; /* where the residual is looked at, and how many neighbours there */
+enum { SPOTS = 4, SPOT = 16 }; /* the residual is sampled at SPOTS places, SPOT neighbours each */
 
 double abn_param_at(const abn_context *context, ptrdiff_t channel) {
     return context->channel_param ? context->channel_param[channel] : context->activation_param;
@@ -54,17 +54,17 @@ double abn_residual_limit(abn_dtype dtype, double weight, double bias) {
 
 abn_escape_rule abn_escape_rule_for(const abn_context *context, int training) {
     const abn_dtype dtype = context->kept.dtype;
-    const double most = 0.9 * abn_largest_of(dtype); /* selu's slope is 1.05 */
+    const double most = 0.9 * abn_largest_of(dtype); /* room for the slope of selu, 1.05 */
     abn_escape_rule rule = abn_escape_rule_of(context->activation, context->activation_param, dtype);
     if (training && !context->residual.data) return rule;
     const double steepest = fmax(1, abn_slopes_left_of_zero(context).highest);
-    if (dtype != ABN_FLOAT16 && steepest <= 1) return rule; /* y would be out of the kernels' range before z */
+    if (dtype != ABN_FLOAT16 && steepest <= 1) return rule; /* y overflows before z does */
     rule.above = fmin(rule.above, most);
     rule.below = fmax(rule.below, -most / steepest);
     return rule;
 }
 
-static int is_told_by_z(const abn_context *context, ptrdiff_t channel, abn_escape_rule rule, double largest_xhat) {
+static int is_recoverable(const abn_context *context, ptrdiff_t channel, abn_escape_rule rule, double largest_xhat) {
     const abn_dtype dtype = context->kept.dtype;
     const abn_activation activation = context->activation;
     const limits limit = limits_of[dtype];
@@ -78,28 +78,28 @@ static int is_told_by_z(const abn_context *context, ptrdiff_t channel, abn_escap
     const double solved = abn_activation_table[activation].inverse == ABN_FROM_Z_AND_SIDE ? limit.inverse_error : 0;
     const double error = fmax(abn_activation_error_at(activation, param, bias, size), solved);
     if (!(error <= limit.most_bias * size)) return 0;
-    /* With a sixth of its elements in the escape list a channel costs about what its xhat does. */
+    /* Escaping a sixth of its elements takes as much memory as guarding the channel. */
     if (rule.near > size / 6 && fabs(bias - rule.minimum) < rule.near + size) return 0;
     return bias - size >= rule.below && bias + size <= rule.above;
 }
 
-/* Is the residual above its limit in an eighth of the channel's elements? Asks some, in a few cache lines. */
-static int is_swamped(const abn_context *context, ptrdiff_t channel) {
+/* True if the residual is above its limit in an eighth of the channel's elements, judged by samples in few cache lines. */
+static int residual_dominates(const abn_context *context, ptrdiff_t channel) {
     const abn_batch *residual = &context->residual;
     const ptrdiff_t count = residual->batch * residual->spatial;
     const double limit =
         abn_residual_limit(residual->dtype, context->norm.weight[channel], context->norm.bias[channel]);
-    ptrdiff_t looked_at = 0, lost = 0;
+    ptrdiff_t sampled = 0, above = 0;
     for (ptrdiff_t spot = 0; spot < SPOTS; spot++) {
         ptrdiff_t position = count / SPOTS * spot;
-        for (int i = 0; i < SPOT; i++, position++, looked_at++) {
+        for (int i = 0; i < SPOT; i++, position++, sampled++) {
             position = abn_next_valid(&context->mask, position, count);
             if (position >= count) break;
             const void *at = abn_address(residual, position / residual->spatial, channel, position % residual->spatial);
-            lost += fabs(abn_load_element(residual->dtype, at)) > limit;
+            above += fabs(abn_load_element(residual->dtype, at)) > limit;
         }
     }
-    return lost * 8 > looked_at;
+    return above * 8 > sampled;
 }
 
 ptrdiff_t abn_guard_channels(const abn_context *context, ptrdiff_t *slot) {
@@ -108,9 +108,9 @@ ptrdiff_t abn_guard_channels(const abn_context *context, ptrdiff_t *slot) {
     const abn_escape_rule rule = abn_escape_rule_of(context->activation, context->activation_param, kept->dtype);
     ptrdiff_t count = 0;
     for (ptrdiff_t c = 0; c < kept->channels; c++) {
-        const int told =
-            is_told_by_z(context, c, rule, largest_xhat) && !(context->residual.data && is_swamped(context, c));
-        slot[c] = told ? -1 : count++;
+        const int recoverable = is_recoverable(context, c, rule, largest_xhat) &&
+                                !(context->residual.data && residual_dominates(context, c));
+        slot[c] = recoverable ? -1 : count++;
     }
     return count;
 }
@@ -124,15 +124,15 @@ static uint16_t next_half(uint16_t half, int up) {
 void abn_settle_sign(abn_dtype dtype, void *xhat, double weight, double bias, double y) {
     uint16_t *half = xhat;
     const double rounded = weight * abn_load_element(dtype, xhat) + bias;
-    const double margin = fabs(bias) * FLT_EPSILON; /* the kernels' y is a float */
+    const double margin = fabs(bias) * FLT_EPSILON; /* rounding of the kernels' y, a float */
     if (y == 0 || weight == 0 || !isfinite(rounded) || (y < 0 ? -rounded : rounded) > margin) return;
     *half = next_half(*half, (y > 0) == (weight > 0));
 }
 
-size_t abn_sides_bytes(const abn_context *context) {
+size_t abn_branch_mask_bytes(const abn_context *context) {
     const abn_batch *kept = &context->kept;
-    const int sided = abn_activation_table[context->activation].inverse == ABN_FROM_Z_AND_SIDE;
-    return context->keep == ABN_KEEP_Z && sided
+    const int has_minimum = abn_activation_table[context->activation].inverse == ABN_FROM_Z_AND_SIDE;
+    return context->keep == ABN_KEEP_Z && has_minimum
                ? ((size_t)abn_valid_positions(kept, &context->mask) * (size_t)kept->channels + 7) / 8
                : 0;
 }

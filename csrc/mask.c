@@ -1,49 +1,55 @@
-/* Masked batches. A walk cuts the batch into tiles as it would without a mask. Here the steps of an operation are wrapped
- * so that each tile is cut into segments of valid positions, and the operation sees tiles of these alone.
+/* Masked batches. A walk divides the batch into tiles as it does without a mask. The steps installed here divide each
+ * tile into ranges of valid positions and call the operation's own steps on tiles of valid positions only.
  *
- * A long run of valid positions is a segment of its own and is worked on where it lies: padded sequences take the same
- * kernels as unmasked ones. Several short runs in a row, where positions or few channels lie side by side, are gathered
- * into an array in the nearest cache, worked on there, and scattered back, because a kernel call costs more than a few
- * elements. Both depend on shape and mask alone, so results do not depend on the number of threads.
+ * A range is one long run of valid positions, computed in place, so that padded sequences take the same kernels as
+ * unmasked ones; or several short runs, gathered into arrays in first-level cache, computed there, and scattered back,
+ * because a kernel call costs more than a few elements. The division depends on shape and mask alone, so results do not
+ * depend on the number of threads.
  *
- * In the spans that the operation sees, valid positions are numbered from 0 (abn.h). */
+ * In the spans passed on, valid positions are numbered from 0 (abn.h). */
 #include "mask.h"
 
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "parts.h"
+#include "bits.h"
+#include "element.h"
+#include "tile.h"
+#include "valid.h"
 
 enum {
-    BLOCK = 512,    /* positions; a multiple of 64 */
-    LONG_RUN = 128, /* positions of a row from which on a run is worked on in place, between others as well */
-    GATHERED = 512, /* elements that are gathered at once, for each array; on the stack, which may be small */
+    COUNT_STEP = 512, /* positions between two stored counts of valid positions; a multiple of 64 */
+    LONG_RUN = 128,   /* ABN_ROWS: a run of at least this many positions is a range of its own */
+    GATHERED = 512,   /* elements of each array gathered at once; on the stack, which may be small */
 };
 
-/* One call of a step. */
+/* The arguments of one call of a step. */
 typedef struct {
     const abn_operation *op;
-    abn_operation *writable; /* the same, for apply; NULL: sums */
+    abn_operation *writable; /* apply: equals op; sums: NULL */
     const abn_tile *tile;
     const abn_span *span;
     const abn_constants *constants;
     void *partial;
-    int again, thread;
+    int resumming, thread;
     ptrdiff_t capacity; /* positions that may be gathered; 0: none */
 } step;
 
-/* Valid positions of a tile, as offsets from its first position. */
+/* A range of valid runs of a tile: offsets from its first position. */
 typedef struct {
-    ptrdiff_t first, end, count;
+    ptrdiff_t first, end; /* positions [first, end); the first and the last one are valid */
+    ptrdiff_t count;      /* of valid positions */
     int runs;
-    ptrdiff_t number; /* of the first one, among all valid positions */
-} segment;
+    ptrdiff_t number; /* how many valid positions of the batch precede it */
+} valid_range;
 
-/* ---- cutting ------------------------------------------------------------------------------------------------ */
+/* ---- ranges of valid positions ------------------------------------------------------------------------------- */
 
 static ptrdiff_t valid_before(const abn_operation *op, ptrdiff_t position) {
     const uint64_t *words = op->mask.words;
-    ptrdiff_t word = position / BLOCK * (BLOCK / 64), count = op->of_valid.before[position / BLOCK];
+    ptrdiff_t word = position / COUNT_STEP * (COUNT_STEP / 64),
+              count = op->unmasked.valid_before[position / COUNT_STEP];
     for (; word < position / 64; word++) count += abn_count_bits(words[word]);
     if (position % 64) count += abn_count_bits(words[word] << (64 - position % 64));
     return count;
@@ -51,13 +57,13 @@ static ptrdiff_t valid_before(const abn_operation *op, ptrdiff_t position) {
 
 static ptrdiff_t first_position(const step *s) { return s->span->image * s->op->source.spatial + s->span->from; }
 
-/* Appends the next run of the tile to the segment, if it has room for it. */
-static int append_run(const step *s, segment *g) {
+/* Appends the next run of the tile to the range if there is room for it. Returns nonzero if another may follow. */
+static int append_run(const step *s, valid_range *g) {
     const ptrdiff_t start = first_position(s), end = start + s->span->count;
     const ptrdiff_t first = abn_mask_find(&s->op->mask, 1, start + g->end, end);
     if (first == end) return 0;
     const ptrdiff_t last = abn_mask_find(&s->op->mask, 0, first, end), length = last - first;
-    const ptrdiff_t long_run = s->op->repeat > 1 ? s->op->repeat : LONG_RUN;
+    const ptrdiff_t long_run = s->op->positions_per_row > 1 ? s->op->positions_per_row : LONG_RUN;
     if (g->runs > 0 && (length >= long_run || g->count + length > s->capacity)) return 0;
     if (g->runs == 0) g->first = first - start;
     g->end = last - start;
@@ -66,8 +72,8 @@ static int append_run(const step *s, segment *g) {
     return length < long_run;
 }
 
-/* The next segment of the tile; one without positions comes before the first. 0: there is none. */
-static int next_segment(const step *s, segment *g) {
+/* Moves on to the next range of the tile. Start with a range without positions. Returns 0 past the last one. */
+static int next_range(const step *s, valid_range *g) {
     g->number += g->count;
     g->count = 0;
     g->runs = 0;
@@ -75,55 +81,56 @@ static int next_segment(const step *s, segment *g) {
     return g->runs > 0;
 }
 
-/* ---- working on a segment ---------------------------------------------------------------------------------- */
+/* ---- computing a range ---------------------------------------------------------------------------------- */
 
-/* Where the position at an offset lies in a tile. */
+/* The row and the column of a tile where the position at an offset begins. */
 static ptrdiff_t row_at(const abn_operation *op, ptrdiff_t offset) {
-    return op->layout == ABN_ROWS ? 0 : offset / op->repeat;
+    return op->layout == ABN_ROWS ? 0 : offset / op->positions_per_row;
 }
 
 static ptrdiff_t column_at(const step *s, ptrdiff_t offset) {
-    return s->op->layout == ABN_ROWS ? offset : offset % s->op->repeat * s->span->channels;
+    return s->op->layout == ABN_ROWS ? offset : offset % s->op->positions_per_row * s->span->channels;
 }
 
 static void call(const step *s, abn_tile tile, abn_span span, const abn_constants *constants, void *partial) {
     abn_tile_shape(s->op, &span, &tile);
     if (s->writable)
-        s->op->of_valid.apply(s->writable, &tile, &span, constants, s->thread);
+        s->op->unmasked.apply(s->writable, &tile, &span, constants, s->thread);
     else
-        s->op->of_valid.sums(s->op, &tile, &span, constants, partial, s->again);
+        s->op->unmasked.sums(s->op, &tile, &span, constants, partial, s->resumming);
 }
 
-/* Positions side by side, from the beginning of the tile on. Those that do not fill a joined row come last. */
-static void work(const step *s, abn_tile tile, abn_span span, const abn_constants *constants, void *partial) {
-    const ptrdiff_t repeat = s->op->repeat, left = span.count > repeat ? span.count % repeat : 0;
+/* Computes neighbouring positions from the beginning of the tile on. Those that do not fill a joined row come last. */
+static void compute(const step *s, abn_tile tile, abn_span span, const abn_constants *constants, void *partial) {
+    const ptrdiff_t joined = s->op->positions_per_row, left = span.count > joined ? span.count % joined : 0;
     span.count -= left;
     call(s, tile, span, constants, partial);
     if (left == 0) return;
-    tile = abn_tile_moved(s->op, &tile, span.count / repeat, 0);
+    tile = abn_tile_moved(s->op, &tile, span.count / joined, 0);
     span.from += span.count;
     span.count = left;
     call(s, tile, span, constants, partial);
 }
 
-static abn_span span_of(const step *s, const segment *g) {
+static abn_span span_of(const step *s, const valid_range *g) {
     return (abn_span){s->span->channel, s->span->channels, 0, 1, g->number, g->count};
 }
 
-static void work_in_place(const step *s, const segment *g) {
+static void compute_in_place(const step *s, const valid_range *g) {
     const abn_tile tile = abn_tile_moved(s->op, s->tile, row_at(s->op, g->first), column_at(s, g->first));
-    work(s, tile, span_of(s, g), s->constants, s->partial);
+    compute(s, tile, span_of(s, g), s->constants, s->partial);
 }
 
 /* ---- gathering ------------------------------------------------------------------------------------------------ */
 
-/* The elements of a segment in one line, as offsets from its first element: a tile has fewer than 2^16 in a line. */
+/* The valid elements of a range in one row (ABN_ROWS) or in all rows, as offsets from its first element. Offsets fit into
+ * 16 bits: a tile has fewer than 2^16 elements in a row. */
 typedef struct {
     uint16_t at[GATHERED];
     ptrdiff_t count, extent;
 } gathered_line;
 
-static void list_elements(const step *s, const segment *g, gathered_line *line) {
+static void list_elements(const step *s, const valid_range *g, gathered_line *line) {
     const uint64_t *words = s->op->mask.words;
     const ptrdiff_t first = first_position(s) + g->first, end = first + g->end - g->first;
     const ptrdiff_t width = s->op->layout == ABN_ROWS ? 1 : s->span->channels;
@@ -160,7 +167,7 @@ static void scatter(const gathered_line *line, size_t size, void *to, const void
     }
 }
 
-/* The arrays of a tile, gathered. */
+/* Gathered elements of the arrays of a tile. */
 typedef struct {
     _Alignas(64) double source[GATHERED], gradient[GATHERED], residual[GATHERED], destination[GATHERED],
         residual_gradient[GATHERED];
@@ -169,12 +176,12 @@ typedef struct {
 static void gather_input(const step *s, const gathered_line *line, abn_input *input, double *to) {
     if (!input->data) return;
     gather(line, abn_dtype_size(s->op->source.dtype), to, input->data);
-    *input = (abn_input){to, s->op->repeat * s->span->channels};
+    *input = (abn_input){to, s->op->positions_per_row * s->span->channels};
 }
 
 static abn_tile gather_tile(const step *s, const gathered_line *line, abn_tile tile, gathered *to) {
     const abn_tile from = tile;
-    const ptrdiff_t stride = s->op->repeat * s->span->channels;
+    const ptrdiff_t stride = s->op->positions_per_row * s->span->channels;
     gather_input(s, line, &tile.source, to->source);
     gather_input(s, line, &tile.gradient, to->gradient);
     gather_input(s, line, &tile.residual, to->residual);
@@ -192,7 +199,7 @@ static abn_tile gather_tile(const step *s, const gathered_line *line, abn_tile t
     return tile;
 }
 
-/* Zeros between the elements, unless these were added to what was there. */
+/* Writes the valid elements, and 0 between them unless the operation accumulates into this output. */
 static void scatter_output(const step *s, const gathered_line *line, int adds, void *to, const void *from) {
     const size_t size = abn_dtype_size(s->op->source.dtype);
     if (!to) return;
@@ -200,7 +207,7 @@ static void scatter_output(const step *s, const gathered_line *line, int adds, v
     scatter(line, size, to, from);
 }
 
-static void work_gathered(const step *s, const segment *g) {
+static void compute_gathered(const step *s, const valid_range *g) {
     const abn_operation *op = s->op;
     const int rows = op->layout == ABN_ROWS;
     gathered arrays;
@@ -215,7 +222,7 @@ static void work_gathered(const step *s, const segment *g) {
             span.channel += row;
             span.channels = 1;
         }
-        work(s, at, span, &constants, s->partial ? abn_partial_at(op, s->partial, row) : NULL);
+        compute(s, at, span, &constants, s->partial ? abn_partial_at(op, s->partial, row) : NULL);
         if (!s->writable) continue;
         if (op->rewrites_source) scatter_output(s, &line, 0, (void *)(uintptr_t)tile.source.data, at.source.data);
         scatter_output(s, &line, 0, tile.destination.data, at.destination.data);
@@ -223,7 +230,7 @@ static void work_gathered(const step *s, const segment *g) {
     }
 }
 
-/* ---- what is not valid ----------------------------------------------------------------------------------------- */
+/* ---- invalid positions ----------------------------------------------------------------------------------------- */
 
 static void zero_output(const step *s, abn_output to, ptrdiff_t first, ptrdiff_t end) {
     const abn_operation *op = s->op;
@@ -233,7 +240,7 @@ static void zero_output(const step *s, abn_output to, ptrdiff_t first, ptrdiff_t
     if (op->layout == ABN_ROWS) {
         length = lines;
         lines = s->span->channels;
-    } else if (op->repeat > 1) { /* without gaps between positions */
+    } else if (op->positions_per_row > 1) { /* positions are contiguous */
         length *= lines;
         lines = 1;
     }
@@ -242,7 +249,7 @@ static void zero_output(const step *s, abn_output to, ptrdiff_t first, ptrdiff_t
         memset(at, 0, (size_t)length * size);
 }
 
-/* Positions [first, end) of the tile. */
+/* Writes 0 to positions [first, end) of the tile. */
 static void zero(const step *s, ptrdiff_t first, ptrdiff_t end) {
     const abn_operation *op = s->op;
     const abn_tile *tile = s->tile;
@@ -255,56 +262,56 @@ static void zero(const step *s, ptrdiff_t first, ptrdiff_t end) {
 
 /* ---- the steps -------------------------------------------------------------------------------------------------- */
 
-static void for_each_segment(step s) {
+static void for_each_range(step s) {
     const abn_operation *op = s.op;
-    segment g = {.number = valid_before(op, first_position(&s))};
+    valid_range g = {.number = valid_before(op, first_position(&s))};
     if (op->layout == ABN_ROWS)
         s.capacity = GATHERED;
-    else if (op->repeat > 1)
-        s.capacity = GATHERED / (op->repeat * s.span->channels) * op->repeat;
+    else if (op->positions_per_row > 1)
+        s.capacity = GATHERED / (op->positions_per_row * s.span->channels) * op->positions_per_row;
     for (ptrdiff_t done = 0;; done = g.end) {
-        const int found = next_segment(&s, &g);
+        const int found = next_range(&s, &g);
         zero(&s, done, found ? g.first : s.span->count);
         if (!found) break;
         if (g.runs > 1)
-            work_gathered(&s, &g);
+            compute_gathered(&s, &g);
         else
-            work_in_place(&s, &g);
+            compute_in_place(&s, &g);
     }
 }
 
 static void masked_sums(const abn_operation *op, const abn_tile *tile, const abn_span *span,
-                        const abn_constants *constants, void *partial, int again) {
-    for_each_segment(
-        (step){.op = op, .tile = tile, .span = span, .constants = constants, .partial = partial, .again = again});
+                        const abn_constants *constants, void *partial, int resumming) {
+    for_each_range((step){
+        .op = op, .tile = tile, .span = span, .constants = constants, .partial = partial, .resumming = resumming});
 }
 
 static void masked_apply(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
                          int thread) {
-    for_each_segment(
+    for_each_range(
         (step){.op = op, .writable = op, .tile = tile, .span = span, .constants = constants, .thread = thread});
 }
 
 abn_status abn_mask_open(abn_operation *op) {
     const ptrdiff_t positions = op->source.batch * op->source.spatial, words = (positions + 63) / 64;
     if (!op->mask.words) return ABN_OK;
-    op->of_valid.before = malloc((size_t)(positions / BLOCK + 1) * sizeof *op->of_valid.before);
-    if (!op->of_valid.before) return ABN_NO_MEMORY;
+    op->unmasked.valid_before = malloc((size_t)(positions / COUNT_STEP + 1) * sizeof *op->unmasked.valid_before);
+    if (!op->unmasked.valid_before) return ABN_NO_MEMORY;
     for (ptrdiff_t word = 0, count = 0; word <= words; word++) {
-        if (word % (BLOCK / 64) == 0 && word / (BLOCK / 64) <= positions / BLOCK)
-            op->of_valid.before[word / (BLOCK / 64)] = count;
+        if (word % (COUNT_STEP / 64) == 0 && word / (COUNT_STEP / 64) <= positions / COUNT_STEP)
+            op->unmasked.valid_before[word / (COUNT_STEP / 64)] = count;
         if (word < words) count += abn_count_bits(op->mask.words[word]);
     }
-    op->of_valid.sums = op->sums;
-    op->of_valid.apply = op->apply;
+    op->unmasked.sums = op->sums;
+    op->unmasked.apply = op->apply;
     if (op->sums) op->sums = masked_sums;
     if (op->apply) op->apply = masked_apply;
-    if (op->repeat > 1) op->wants_memo = 0; /* the rows of gathered positions are not those of the memo */
-    if (op->per_channel == 0) {             /* nothing but zeros to write */
+    if (op->positions_per_row > 1) op->wants_scratch = 0; /* gathered rows do not match scratch rows */
+    if (op->per_channel == 0) {                           /* there are only zeros to write */
         op->begin = NULL;
         op->sums = NULL;
     }
     return ABN_OK;
 }
 
-void abn_mask_close(abn_operation *op) { free(op->of_valid.before); }
+void abn_mask_close(abn_operation *op) { free(op->unmasked.valid_before); }

@@ -1,3 +1,4 @@
+/* Streams over float32 arrays: the memory-bandwidth reference of the benchmarks. */
 #include "abn.h"
 #include "kernels/kernels.h"
 #include "threads.h"

@@ -8,7 +8,7 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 
-static int used, orphaned; /* threads have been started; by a parent of this process */
+static int used, orphaned; /* used: this process started threads; orphaned: its parent did before the fork */
 
 static void after_fork_in_child(void) { orphaned = used; }
 
@@ -26,7 +26,7 @@ int abn_has_openmp(void) { return 1; }
 
 int abn_default_threads(void) { return omp_get_max_threads(); }
 
-/* num_threads() on the region: the process's own OpenMP settings are never changed. */
+/* The num_threads clause leaves the OpenMP settings of the process unchanged. */
 void abn_parallel(int threads, abn_body *body, void *argument) {
     if (threads <= 1 || orphaned) {
         body(argument, 0, 1);

@@ -1,4 +1,4 @@
-/* The one place that starts threads. */
+/* Threads: the only file that uses OpenMP. */
 #ifndef ABN_THREADS_H
 #define ABN_THREADS_H
 
@@ -9,14 +9,14 @@
 typedef void abn_body(void *argument, int thread, int threads);
 void abn_parallel(int threads, abn_body *body, void *argument);
 
-/* Once, before the first abn_parallel: a forked child has none of its parent's threads, and OpenMP runtimes wait for
- * them forever. Children therefore compute on the thread that they have. */
+/* Call once, before the first abn_parallel. A forked child has none of its parent's threads, and OpenMP runtimes would
+ * wait for them forever: after a fork, abn_parallel in the child uses one thread. */
 void abn_watch_forks(void);
 
-/* Inside a body: waits for all its threads. */
+/* Within a body: waits for all its threads. */
 void abn_barrier(void);
 
-/* Inside a body: *at |= bits, while other threads may do the same. */
+/* Within a body: *at |= bits, atomically. */
 void abn_add_bits(uint8_t *at, uint8_t bits);
 
 /* This thread's share of `count` units: [first, last). */

@@ -1,152 +1,159 @@
-/* Tiles whose columns belong to channels: channels-last batches, and short channels-first rows with the images as rows.
+/* Columns are channels: channels-last batches, and channels-first batches with short rows (a row is then an image).
  *
- * The batch is cut, by shape alone, into chunks of about CHUNK rows, and side by side into strips of channels. A chunk's
- * sums are kept in double and added in order, so that the error does not grow with the batch and the result is the
- * same however strips and chunks are dealt to threads. A strip that stays in cache from its sums to its second pass is
- * taken through both at once; otherwise the whole batch is read twice, the second time backwards, because that begins
- * with what the first pass left in cache. */
+ * A chunk is about CHUNK rows of a strip. Its sums are in double and are added in order, so the error does not grow with
+ * the batch and the result does not depend on the number of threads. If strips fit into cache from sums to apply, each
+ * thread takes whole strips through both. Otherwise the whole batch is read twice, the second time in reverse order,
+ * starting with what is still in cache. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "cpu.h"
-#include "operation.h"
+#include "element.h"
+#include "scratch.h"
 #include "threads.h"
+#include "tile.h"
+#include "walk_layouts.h"
 
 enum {
     CHUNK = 512,      /* rows: sums in double cost 16 bytes per channel and chunk */
-    BLOCK = 128,      /* rows summed in float before they are added in double */
+    TILE_ROWS = 128,  /* rows summed in real before they are added in double */
     LINE = 64,        /* bytes of a cache line */
-    LEAST_LINES = 16, /* a channels-last strip should take this many of each row */
+    LEAST_LINES = 16, /* cache lines of each row that a channels-last strip takes at least */
 };
 
 typedef struct {
     abn_operation *op;
-    ptrdiff_t rows, stacks; /* rows of a stack; more than one stack where images cannot be joined */
-    ptrdiff_t chunk, chunks_per_stack, chunks;
-    ptrdiff_t strip, strips;  /* channels of a strip */
-    ptrdiff_t widest;         /* channels that a tile has room for */
-    abn_memo memo;            /* of a strip, for each thread */
-    double *chunk_sums;       /* per chunk and strip 2 * strip */
-    int *again;               /* per thread: does any of its channels need its sums again? */
-    struct workspace *spaces; /* per thread */
+    ptrdiff_t rows, images; /* rows of an image; images is 1 if rows are images or if images are joined */
+    ptrdiff_t chunk, chunks_per_image, chunks;
+    ptrdiff_t strip, strips;      /* channels of a strip */
+    ptrdiff_t widest;             /* most channels that a tile has room for */
+    abn_scratch scratch;          /* of a strip, per thread */
+    double *chunk_sums;           /* 2 * strip numbers per chunk and strip */
+    int *resum;                   /* per thread: nonzero if finish returned nonzero for any of its channels */
+    struct thread_arrays *arrays; /* per thread */
 } walk;
 
-/* What a thread keeps at hand: on the heap, because some systems give their threads 128 KB of stack. */
-typedef struct workspace {
-    _Alignas(64) char partial[ABN_PARTIAL_BYTES]; /* cleared between uses: fold sees to it */
+/* Arrays of one thread. On the heap: some systems give threads a stack of 128 KB. */
+typedef struct thread_arrays {
+    _Alignas(64) char partial[ABN_PARTIAL_BYTES]; /* fold clears it after each use */
     _Alignas(64) double constants[ABN_CONSTANTS][ABN_COLUMNS_STRIDE];
     double first[ABN_COLUMNS_MAX], second[ABN_COLUMNS_MAX], chunk_first[ABN_COLUMNS_MAX], chunk_second[ABN_COLUMNS_MAX];
-} workspace;
+} thread_arrays;
 
-static abn_span rows_span(const walk *w, ptrdiff_t strip, ptrdiff_t stack, ptrdiff_t row, ptrdiff_t rows) {
+static abn_span rows_span(const walk *w, ptrdiff_t strip, ptrdiff_t image, ptrdiff_t row, ptrdiff_t rows) {
     const abn_batch *b = &w->op->source;
     const ptrdiff_t channel = strip * w->strip, left = b->channels - channel;
     const ptrdiff_t channels = left < w->strip ? left : w->strip;
-    if (w->op->spread > 1) return (abn_span){channel, channels, row, rows, 0, b->spatial};
-    return (abn_span){channel, channels, stack, 1, row, rows};
+    if (w->op->positions_per_channel > 1) return (abn_span){channel, channels, row, rows, 0, b->spatial};
+    return (abn_span){channel, channels, image, 1, row, rows};
 }
 
 typedef struct {
-    ptrdiff_t stack, first, last;
+    ptrdiff_t image, first, last;
 } row_range;
 
 static row_range chunk_rows(const walk *w, ptrdiff_t chunk) {
-    const ptrdiff_t stack = chunk / w->chunks_per_stack, first = chunk % w->chunks_per_stack * w->chunk;
-    return (row_range){stack, first, first + w->chunk < w->rows ? first + w->chunk : w->rows};
+    const ptrdiff_t image = chunk / w->chunks_per_image, first = chunk % w->chunks_per_image * w->chunk;
+    return (row_range){image, first, first + w->chunk < w->rows ? first + w->chunk : w->rows};
 }
 
-/* How many of the rows from `row` on go into one tile; those that do not fill a joined row come last, alone. */
+/* The number of rows from `row` on that go into one tile. Rows that do not fill a joined row form the last tile. */
 static ptrdiff_t rows_of_tile(const walk *w, ptrdiff_t row, ptrdiff_t last) {
-    const ptrdiff_t left = last - row, repeat = w->op->repeat;
-    if (left > BLOCK * repeat) return BLOCK * repeat;
-    return left > repeat ? left - left % repeat : left;
+    const ptrdiff_t left = last - row, joined = w->op->positions_per_row;
+    if (left > TILE_ROWS * joined) return TILE_ROWS * joined;
+    return left > joined ? left - left % joined : left;
 }
 
-static abn_tile tile_at(const walk *w, const abn_span *span, ptrdiff_t stack, ptrdiff_t row, int thread) {
+static abn_tile tile_at(const walk *w, const abn_span *span, ptrdiff_t image, ptrdiff_t row, int thread) {
     abn_tile tile = abn_tile_of(w->op, span);
-    tile.memo = abn_memo_row(w->op, &w->memo, thread, (stack * w->rows + row + w->op->repeat - 1) / w->op->repeat, 0);
+    tile.scratch =
+        abn_scratch_row(w->op, &w->scratch, thread,
+                        (image * w->rows + row + w->op->positions_per_row - 1) / w->op->positions_per_row, 0);
     return tile;
 }
 
 static abn_constants constants_of(const abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, unsigned used,
-                                  workspace *space) {
+                                  thread_arrays *arrays) {
     abn_constants constants = abn_constants_from(op, channel);
-    if (op->spread == 1 && op->repeat == 1) return constants;
+    if (op->positions_per_channel == 1 && op->positions_per_row == 1) return constants;
     for (int which = 0; which < ABN_CONSTANTS; which++) {
         if (!(used & 1u << which)) continue;
-        op->set->expand(constants.of[which], (abn_columns){channels, op->spread, op->repeat}, space->constants[which]);
-        constants.of[which] = space->constants[which];
+        op->set->expand(constants.of[which], (abn_columns){channels, op->positions_per_channel, op->positions_per_row},
+                        arrays->constants[which]);
+        constants.of[which] = arrays->constants[which];
     }
     return constants;
 }
 
-static void sum_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, int again, int thread, double *first,
-                      double *second, workspace *space) {
+static void sum_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, int resumming, int thread, double *first,
+                      double *second, thread_arrays *arrays) {
     const abn_operation *op = w->op;
     const row_range range = chunk_rows(w, chunk);
     abn_span span = rows_span(w, strip, 0, 0, 0);
-    const abn_constants constants = constants_of(op, span.channel, span.channels, op->sums_use, space);
+    const abn_constants constants = constants_of(op, span.channel, span.channels, op->sums_constants, arrays);
     memset(first, 0, (size_t)span.channels * sizeof *first);
     memset(second, 0, (size_t)span.channels * sizeof *second);
     for (ptrdiff_t row = range.first, rows; row < range.last; row += rows) {
         rows = rows_of_tile(w, row, range.last);
-        span = rows_span(w, strip, range.stack, row, rows);
-        const abn_tile tile = tile_at(w, &span, range.stack, row, thread);
-        op->sums(op, &tile, &span, &constants, space->partial, again);
-        op->kernels->fold(space->partial, (abn_columns){span.channels, op->spread, op->repeat}, first, second);
+        span = rows_span(w, strip, range.image, row, rows);
+        const abn_tile tile = tile_at(w, &span, range.image, row, thread);
+        op->sums(op, &tile, &span, &constants, arrays->partial, resumming);
+        op->kernels->fold(arrays->partial,
+                          (abn_columns){span.channels, op->positions_per_channel, op->positions_per_row}, first,
+                          second);
     }
 }
 
-static void apply_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, int thread, workspace *space) {
+static void apply_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, int thread, thread_arrays *arrays) {
     abn_operation *op = w->op;
     const row_range range = chunk_rows(w, chunk);
     abn_span span = rows_span(w, strip, 0, 0, 0);
-    const abn_constants constants = constants_of(op, span.channel, span.channels, op->apply_use, space);
+    const abn_constants constants = constants_of(op, span.channel, span.channels, op->apply_constants, arrays);
     for (ptrdiff_t row = range.first, rows; row < range.last; row += rows) {
         rows = rows_of_tile(w, row, range.last);
-        span = rows_span(w, strip, range.stack, row, rows);
-        const abn_tile tile = tile_at(w, &span, range.stack, row, thread);
+        span = rows_span(w, strip, range.image, row, rows);
+        const abn_tile tile = tile_at(w, &span, range.image, row, thread);
         op->apply(op, &tile, &span, &constants, thread);
     }
 }
 
-/* Both passes over one strip by one thread. */
-static void walk_strip(const walk *w, ptrdiff_t strip, int thread, workspace *space) {
+/* Sums and apply of one strip, by one thread. */
+static void walk_strip(const walk *w, ptrdiff_t strip, int thread, thread_arrays *arrays) {
     abn_operation *op = w->op;
     const abn_span span = rows_span(w, strip, 0, 0, 0);
-    double *first = space->first, *second = space->second;
-    int again = 0;
+    double *first = arrays->first, *second = arrays->second;
+    int resumming = 0;
     if (op->begin) op->begin(op, span.channel, span.channels);
     do {
         if (!op->sums) break;
         memset(first, 0, (size_t)span.channels * sizeof *first);
         memset(second, 0, (size_t)span.channels * sizeof *second);
         for (ptrdiff_t chunk = 0; chunk < w->chunks; chunk++) {
-            sum_chunk(w, chunk, strip, again, thread, space->chunk_first, space->chunk_second, space);
+            sum_chunk(w, chunk, strip, resumming, thread, arrays->chunk_first, arrays->chunk_second, arrays);
             for (ptrdiff_t c = 0; c < span.channels; c++) {
-                first[c] += space->chunk_first[c];
-                second[c] += space->chunk_second[c];
+                first[c] += arrays->chunk_first[c];
+                second[c] += arrays->chunk_second[c];
             }
         }
-        again = op->finish(op, span.channel, span.channels, first, second, again);
-    } while (again);
+        resumming = op->finish(op, span.channel, span.channels, first, second, resumming);
+    } while (resumming);
     if (op->apply)
-        for (ptrdiff_t chunk = w->chunks - 1; chunk >= 0; chunk--) apply_chunk(w, chunk, strip, thread, space);
+        for (ptrdiff_t chunk = w->chunks - 1; chunk >= 0; chunk--) apply_chunk(w, chunk, strip, thread, arrays);
 }
 
 static void walk_strips(void *argument, int thread, int threads) {
     const walk *w = argument;
-    workspace *space = w->spaces + thread;
+    thread_arrays *arrays = w->arrays + thread;
     ptrdiff_t strip, last;
-    memset(space->partial, 0, sizeof space->partial);
+    memset(arrays->partial, 0, sizeof arrays->partial);
     abn_share(w->strips, thread, threads, &strip, &last);
-    for (; strip < last; strip++) walk_strip(w, strip, thread, space);
+    for (; strip < last; strip++) walk_strip(w, strip, thread, arrays);
 }
 
-/* Adds up the chunks' sums of channels [channel, last), at most a strip's width at a time. */
-static int finish_channels(const walk *w, ptrdiff_t channel, ptrdiff_t last, int again, workspace *space) {
-    double *first = space->first, *second = space->second;
-    int more = 0;
+/* Adds the chunks' sums of channels [channel, last) and calls finish, strip by strip. */
+static int finish_channels(const walk *w, ptrdiff_t channel, ptrdiff_t last, int resumming, thread_arrays *arrays) {
+    double *first = arrays->first, *second = arrays->second;
+    int resum = 0;
     while (channel < last) {
         const ptrdiff_t strip = channel / w->strip, offset = channel % w->strip;
         ptrdiff_t count = w->strip - offset;
@@ -159,27 +166,27 @@ static int finish_channels(const walk *w, ptrdiff_t channel, ptrdiff_t last, int
                 second[c] += sums[w->strip + c];
             }
         }
-        more |= w->op->finish(w->op, channel, count, first, second, again);
+        resum |= w->op->finish(w->op, channel, count, first, second, resumming);
         channel += count;
     }
-    return more;
+    return resum;
 }
 
-static int any_again(const walk *w, int threads) {
+static int any_resum(const walk *w, int threads) {
     int any = 0;
-    for (int t = 0; t < threads; t++) any |= w->again[t];
+    for (int t = 0; t < threads; t++) any |= w->resum[t];
     return any;
 }
 
-/* All threads together: first every chunk's sums, then every chunk's second pass. */
+/* All threads together: first the sums of all chunks, then apply on all chunks. */
 static void walk_chunks(void *argument, int thread, int threads) {
     const walk *w = argument;
     abn_operation *op = w->op;
-    workspace *space = w->spaces + thread;
-    ptrdiff_t unit, last_unit, channel, last_channel;
-    int again = 0;
-    memset(space->partial, 0, sizeof space->partial);
-    abn_share(w->chunks * w->strips, thread, threads, &unit, &last_unit);
+    thread_arrays *arrays = w->arrays + thread;
+    ptrdiff_t first_unit, last_unit, channel, last_channel;
+    int resumming = 0;
+    memset(arrays->partial, 0, sizeof arrays->partial);
+    abn_share(w->chunks * w->strips, thread, threads, &first_unit, &last_unit);
     abn_share(op->source.channels, thread, threads, &channel, &last_channel);
     if (op->begin) {
         op->begin(op, channel, last_channel - channel);
@@ -187,53 +194,55 @@ static void walk_chunks(void *argument, int thread, int threads) {
     }
     do {
         if (!op->sums) break;
-        for (ptrdiff_t u = unit; u < last_unit; u++) {
+        for (ptrdiff_t u = first_unit; u < last_unit; u++) {
             double *sums = w->chunk_sums + u * 2 * w->strip;
-            sum_chunk(w, u / w->strips, u % w->strips, again, thread, sums, sums + w->strip, space);
+            sum_chunk(w, u / w->strips, u % w->strips, resumming, thread, sums, sums + w->strip, arrays);
         }
         if (threads > 1) abn_barrier();
-        w->again[thread] = finish_channels(w, channel, last_channel, again, space);
+        w->resum[thread] = finish_channels(w, channel, last_channel, resumming, arrays);
         if (threads > 1) abn_barrier();
-        again = any_again(w, threads);
-        if (again && threads > 1) abn_barrier();
-    } while (again);
+        resumming = any_resum(w, threads);
+        if (resumming && threads > 1) abn_barrier();
+    } while (resumming);
     if (op->apply)
-        for (ptrdiff_t u = last_unit - 1; u >= unit; u--) apply_chunk(w, u / w->strips, u % w->strips, thread, space);
+        for (ptrdiff_t u = last_unit - 1; u >= first_unit; u--)
+            apply_chunk(w, u / w->strips, u % w->strips, thread, arrays);
 }
 
 static abn_status walk_all_chunks(walk *w) {
     const size_t sums = w->op->sums ? (size_t)(w->chunks * w->strips * 2 * w->strip) : 0;
     w->chunk_sums = malloc(sums * sizeof(double) + (size_t)w->op->threads * sizeof(int));
     if (w->chunk_sums == NULL) return ABN_NO_MEMORY;
-    w->again = (int *)(w->chunk_sums + sums);
+    w->resum = (int *)(w->chunk_sums + sums);
     abn_parallel(w->op->threads, walk_chunks, w);
     free(w->chunk_sums);
     return ABN_OK;
 }
 
-/* How many channels side by side stay in cache over all rows? Whole cache lines of each row, or 0. */
+/* The number of channels whose elements stay in cache over all rows, in whole cache lines of each row; or 0. */
 static ptrdiff_t channels_in_cache(const walk *w) {
     const abn_operation *op = w->op;
     const size_t element = abn_dtype_size(op->source.dtype);
     const size_t channel_bytes = (size_t)(op->source.batch * op->source.spatial) * element * (size_t)op->arrays;
-    const ptrdiff_t fitting = (ptrdiff_t)(abn_group_bytes() / channel_bytes);
+    const ptrdiff_t fitting = (ptrdiff_t)(abn_strip_bytes() / channel_bytes);
     ptrdiff_t grain = 1;
-    while ((size_t)(grain * op->spread) * element % LINE) grain *= 2;
-    if (op->spread == 1) grain *= LEAST_LINES;
+    while ((size_t)(grain * op->positions_per_channel) * element % LINE) grain *= 2;
+    if (op->positions_per_channel == 1) grain *= LEAST_LINES;
     if (fitting >= op->source.channels && op->source.channels <= w->widest) return op->source.channels;
-    if (op->repeat > 1) return 0; /* a joined row has all channels */
+    if (op->positions_per_row > 1) return 0; /* a joined row has all channels */
     const ptrdiff_t most = fitting < w->widest ? fitting : w->widest;
-    return most >= grain ? most - most % grain : op->spread > 1 ? most : 0;
+    return most >= grain ? most - most % grain : op->positions_per_channel > 1 ? most : 0;
 }
 
-static abn_status walk_with_spaces(walk *w) {
+static abn_status walk_with_arrays(walk *w) {
     if (w->strip > 0) {
         w->strips = (w->op->source.channels + w->strip - 1) / w->strip;
         if (w->strips >= w->op->threads) {
-            const ptrdiff_t rows = (w->rows * w->stacks + w->op->repeat - 1) / w->op->repeat;
-            w->memo = abn_memo_open(w->op, w->op->threads, rows, w->strip * w->op->spread * w->op->repeat);
+            const ptrdiff_t rows = (w->rows * w->images + w->op->positions_per_row - 1) / w->op->positions_per_row;
+            w->scratch = abn_scratch_open(w->op, w->op->threads, rows,
+                                          w->strip * w->op->positions_per_channel * w->op->positions_per_row);
             abn_parallel(w->op->threads, walk_strips, w);
-            abn_memo_close(&w->memo);
+            abn_scratch_close(&w->scratch);
             return ABN_OK;
         }
     }
@@ -243,22 +252,22 @@ static abn_status walk_with_spaces(walk *w) {
 }
 
 abn_status abn_walk_columns(abn_operation *op) {
-    enum { ALIGNMENT = _Alignof(workspace) };
+    enum { ALIGNMENT = _Alignof(thread_arrays) };
     const abn_batch *b = &op->source;
-    walk w = {.op = op, .widest = ABN_COLUMNS_MAX / (op->spread * op->repeat)};
-    w.rows = op->spread > 1 ? b->batch : b->spatial;
-    w.stacks = op->spread > 1 ? 1 : b->batch;
-    const ptrdiff_t joined = (w.rows + op->repeat - 1) / op->repeat;
-    w.chunks_per_stack = (joined + CHUNK - 1) / CHUNK;
-    w.chunk = (joined + w.chunks_per_stack - 1) / w.chunks_per_stack * op->repeat;
-    w.chunks_per_stack = (w.rows + w.chunk - 1) / w.chunk;
-    w.chunks = w.stacks * w.chunks_per_stack;
+    walk w = {.op = op, .widest = ABN_COLUMNS_MAX / (op->positions_per_channel * op->positions_per_row)};
+    w.rows = op->positions_per_channel > 1 ? b->batch : b->spatial;
+    w.images = op->positions_per_channel > 1 ? 1 : b->batch;
+    const ptrdiff_t joined = (w.rows + op->positions_per_row - 1) / op->positions_per_row;
+    w.chunks_per_image = (joined + CHUNK - 1) / CHUNK;
+    w.chunk = (joined + w.chunks_per_image - 1) / w.chunks_per_image * op->positions_per_row;
+    w.chunks_per_image = (w.rows + w.chunk - 1) / w.chunk;
+    w.chunks = w.images * w.chunks_per_image;
 
     w.strip = channels_in_cache(&w);
-    void *memory = malloc((size_t)op->threads * sizeof(workspace) + ALIGNMENT);
+    void *memory = malloc((size_t)op->threads * sizeof(thread_arrays) + ALIGNMENT);
     if (memory == NULL) return ABN_NO_MEMORY;
-    w.spaces = (workspace *)(((uintptr_t)memory + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
-    const abn_status status = walk_with_spaces(&w);
+    w.arrays = (thread_arrays *)(((uintptr_t)memory + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
+    const abn_status status = walk_with_arrays(&w);
     free(memory);
     return status;
 }

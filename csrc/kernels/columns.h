@@ -132,8 +132,8 @@ INLINE double sum_of_columns(const real *sums, ptrdiff_t count) {
     double total = 0;
     for (ptrdiff_t j = 0; j < count; j += W) {
         const ptrdiff_t n = count - j;
-        const vec part = v_load_real(sums + j);
-        sum = v_add(sum, n < W ? v_first(part, n) : part);
+        const vec run = v_load_real(sums + j);
+        sum = v_add(sum, n < W ? v_first(run, n) : run);
     }
     v_store_real(lanes, sum);
     for (int l = 0; l < W; l++) total += lanes[l];
@@ -142,11 +142,11 @@ INLINE double sum_of_columns(const real *sums, ptrdiff_t count) {
 
 static void columns_fold(void *partial, abn_columns columns, double *first, double *second) {
     real *sums = partial, *others = sums + ABN_COLUMNS_STRIDE;
-    const ptrdiff_t width = columns.channels * columns.spread * columns.repeat;
-    if (columns.spread > 1) {
+    const ptrdiff_t width = columns.channels * columns.positions_per_channel * columns.positions_per_row;
+    if (columns.positions_per_channel > 1) {
         for (ptrdiff_t c = 0; c < columns.channels; c++) {
-            first[c] += sum_of_columns(sums + c * columns.spread, columns.spread);
-            second[c] += sum_of_columns(others + c * columns.spread, columns.spread);
+            first[c] += sum_of_columns(sums + c * columns.positions_per_channel, columns.positions_per_channel);
+            second[c] += sum_of_columns(others + c * columns.positions_per_channel, columns.positions_per_channel);
         }
     } else {
         for (ptrdiff_t j = 0; j < width; j += columns.channels) {
@@ -163,11 +163,11 @@ static void columns_fold(void *partial, abn_columns columns, double *first, doub
 static void columns_expand(const void *constants, abn_columns columns, void *expanded) {
     const real *from = constants;
     real *to = expanded;
-    for (ptrdiff_t r = 0; r < columns.repeat; r++) {
-        for (ptrdiff_t c = 0; c < columns.channels; c++, to += columns.spread) {
+    for (ptrdiff_t r = 0; r < columns.positions_per_row; r++) {
+        for (ptrdiff_t c = 0; c < columns.channels; c++, to += columns.positions_per_channel) {
             const vec value = v_set1(from[c]);
             /* The last vector reaches into what comes next, which is written next, or into the padding. */
-            for (ptrdiff_t s = 0; s < columns.spread; s += W) v_store_real(to + s, value);
+            for (ptrdiff_t s = 0; s < columns.positions_per_channel; s += W) v_store_real(to + s, value);
         }
     }
 }

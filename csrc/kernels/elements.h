@@ -6,7 +6,7 @@
 #include "kernels.h"
 #include "storage.h"
 
-/* w = (x - centre) * scale + shift. Subtracting first keeps the digits of x when |mean| is far above the spread. */
+/* w = (x - centre) * scale + shift. Subtracting first keeps the digits of x when |mean| is far above the positions_per_channel. */
 typedef struct {
     vec centre, scale, shift;
 } affine;

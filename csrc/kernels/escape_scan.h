@@ -1,4 +1,4 @@
-/* x -> y of a piece, with a bit for each element that has to be escaped. Included by pieces.h. */
+/* x -> y of a segment, with a bit for each element that has to be escaped. Included by segments.h. */
 #ifndef ABN_ESCAPE_SCAN_H
 #define ABN_ESCAPE_SCAN_H
 
@@ -15,25 +15,27 @@ INLINE vec residual_limit(int layout, abn_constants c, ptrdiff_t i) {
     return constant(layout, c, ABN_RESIDUAL_LIMIT, constants_at(layout, i));
 }
 
-/* The bits of the 64 elements at `from`, of a piece of n: set if z does not determine y. Not set for NaN, which needs no
+/* The bits of the 64 elements at `from`, of a segment of n: set if z does not determine y. Not set for NaN, which needs no
  * escape: the comparisons are false. */
-INLINE uint64_t lost_of_word(int layout, const real *y, const storage *residual, ptrdiff_t from, ptrdiff_t n,
-                             abn_constants c, escape_limits rule) {
+INLINE uint64_t escaped_of_word(int layout, const real *y, const storage *residual, ptrdiff_t from, ptrdiff_t n,
+                                abn_constants c, escape_limits rule) {
     uint64_t bits = 0;
     for (ptrdiff_t i = from; i < from + 64 && i < n; i += W) {
         const vec at = v_load_real(y + i), beside = v_abs(v_sub(at, rule.minimum));
-        unsigned lost = v_mask_bits(v_lt(beside, rule.near)) | v_mask_bits(v_lt(at, rule.below)) |
-                        v_mask_bits(v_lt(rule.above, at));
-        if (residual) lost |= v_mask_bits(v_lt(residual_limit(layout, c, i), v_abs(v_load_upto(residual + i, n - i))));
-        bits |= (uint64_t)lost << (i - from);
+        unsigned escaped = v_mask_bits(v_lt(beside, rule.near)) | v_mask_bits(v_lt(at, rule.below)) |
+                           v_mask_bits(v_lt(rule.above, at));
+        if (residual)
+            escaped |= v_mask_bits(v_lt(residual_limit(layout, c, i), v_abs(v_load_upto(residual + i, n - i))));
+        bits |= (uint64_t)escaped << (i - from);
     }
     return n - from < 64 ? bits & (((uint64_t)1 << (n - from)) - 1) : bits;
 }
 
-/* y, sides and lost of a piece; returns true if any element is lost. Few are: the extremes of 64 elements, without NaN, show
+/* y, branch_mask and escaped of a segment; returns true if any element is escaped. Few are: the extremes of 64 elements, without NaN, show
  * whether each has to be compared. */
-INLINE int piece_scan(int layout, const storage *x, const storage *residual, ptrdiff_t n, abn_constants c,
-                      escape_limits rule, real *restrict y, uint64_t *restrict sides, uint64_t *restrict lost) {
+INLINE int segment_scan(int layout, const storage *x, const storage *residual, ptrdiff_t n, abn_constants c,
+                        escape_limits rule, real *restrict y, uint64_t *restrict branch_mask,
+                        uint64_t *restrict escaped) {
     uint64_t any = 0;
     for (ptrdiff_t word = 0; word < n; word += 64) {
         uint64_t left = 0;
@@ -52,11 +54,11 @@ INLINE int piece_scan(int layout, const storage *x, const storage *residual, ptr
             most = v_max(at, most);
             left |= (uint64_t)v_mask_bits(v_lt(beside, v_zero())) << (i - word);
         }
-        sides[word / 64] = left;
-        lost[word / 64] = 0;
+        branch_mask[word / 64] = left;
+        escaped[word / 64] = 0;
         if (v_any(v_lt(nearest, rule.near)) || v_any(v_lt(least, rule.below)) || v_any(v_lt(rule.above, most)) ||
             v_any(v_lt(v_zero(), furthest)))
-            any |= lost[word / 64] = lost_of_word(layout, y, residual, word, n, c, rule);
+            any |= escaped[word / 64] = escaped_of_word(layout, y, residual, word, n, c, rule);
     }
     return any != 0;
 }

@@ -1,7 +1,7 @@
 /* The kernels of one instruction set (ABN_ISA) for one storage type (ABN_DTYPE), as a table. Compiled once for each
  * pair; these two names, and ABN_ISA_<NAME> and ABN_DTYPE_<NAME> as macros, come from the build. */
 #include "columns.h"
-#include "pieces.h"
+#include "segments.h"
 #include "rows.h"
 
 /* Tiles and constants go by value from here on: stores of vectors may alias anything that is reached by a pointer. */
@@ -64,7 +64,7 @@ EACH_OTHER(DEFINE_FROM_X, columns)
         .moments = layout##_moments_,                                            \
         .fold = layout##_fold,                                                   \
         .of = {EACH_INVERTIBLE(ENTRY, layout) EACH_OTHER(ENTRY_FROM_X, layout)}, \
-        .piece = PIECE_KERNELS(layout),                                          \
+        .segment = SEGMENT_KERNELS(layout),                                      \
     }
 
 /* a = a*c + d, or b = b*c + a*d: what an in-place pass over memory costs at least. */

@@ -1,9 +1,9 @@
 /* The kernels of one instruction set and one storage type: rows of elements in, numbers out.
  *
- * A tile is `rows` rows of `length` elements. In ABN_ROWS kernels each row belongs to one channel, and constants and
- * sums go by row; in ABN_COLUMNS kernels each column does, and they go by column. A batch's memory order does not
- * settle which of the two it takes: operation.c chooses. Kernels take any alignment that the storage type allows,
- * allocate nothing and cannot fail. `destination` may be one of the inputs. */
+ * A tile is `rows` rows of `length` elements. ABN_ROWS: each row belongs to one channel, and constants and sums are per
+ * row. ABN_COLUMNS: each column belongs to one channel, and they are per column. layout.c chooses. Kernels accept any
+ * alignment that the storage type allows, allocate nothing and cannot fail. `destination` may alias an input exactly;
+ * it may not overlap one in part. "Real" is the type computed in: float, or double for float64 storage. */
 #ifndef ABN_KERNELS_H
 #define ABN_KERNELS_H
 
@@ -30,12 +30,11 @@ typedef struct {
     abn_input residual;
     abn_output destination; /* z or dx */
     abn_output residual_gradient;
-    abn_output
-        memo; /* of `real`: what the sums leave for the second pass, w and, abn_operation.memo_apart on, slopes */
+    abn_output scratch; /* of reals, from sums to apply: w, and abn_operation.scratch_offset reals later the slopes */
     ptrdiff_t rows, length;
 } abn_tile;
 
-/* Constants per channel: arrays of float, or of double for float64 storage.
+/* Constants per channel: arrays of reals.
  *   from x:  w = (x - centre) * scale + shift
  *   from z:  w = activation^-1(z) * scale + shift
  *   kept x:  y = w * weight + bias
@@ -44,24 +43,33 @@ enum {
     ABN_CENTRE,
     ABN_SCALE,
     ABN_SHIFT,
-    ABN_WEIGHT,
+    ABN_PARAM, /* of the activation, if each channel has its own */
+    /* Forward only: constants of x -> xhat, the centre of the sums, and 0. */
+    ABN_RESIDUAL_LIMIT, /* with a greater |residual|, w cannot be recovered from z */
+    ABN_XHAT_SCALE,
+    ABN_XHAT_SHIFT,
+    ABN_SUMS_CENTRE,
+    ABN_ZERO,
+    ABN_FORWARD_CONSTANTS,
+    /* Backward only; it has the same memory for them. */
+    ABN_WEIGHT = ABN_RESIDUAL_LIMIT,
     ABN_BIAS,
     ABN_W_FACTOR,
     ABN_OFFSET,
     ABN_DX_FACTOR,
-    ABN_RESIDUAL_LIMIT, /* z does not tell w beside a greater residual */
-    ABN_PARAM,          /* of the activation, where channels have one each */
     ABN_CONSTANTS
 };
+_Static_assert((int)ABN_FORWARD_CONSTANTS <= (int)ABN_CONSTANTS, "ABN_CONSTANTS: room for both directions");
+
 typedef struct {
     const void *of[ABN_CONSTANTS];
-    double param; /* of the activation, where there is one for all channels */
-    int training; /* 0: the result is without w, which may be infinite or NaN there */
+    double param; /* of the activation, if all channels share it */
+    int training; /* 0: dx is computed without w, which may be infinite or NaN */
 } abn_constants;
 
-/* Running sums of a tile's channels, kept as partial sums that a kernel can update at the speed of loads:
- * ABN_ROWS: per row two vectors of ABN_LANE_BYTES; ABN_COLUMNS: two arrays of `length` numbers, the second
- * beginning ABN_COLUMNS_STRIDE numbers after the first. */
+/* Partial sums of the channels of a tile, two per channel, which kernels update at the cost of a load and a store:
+ * ABN_ROWS: two vectors of ABN_LANE_BYTES per row. ABN_COLUMNS: two arrays of `length` reals, the second one
+ * ABN_COLUMNS_STRIDE reals after the first. */
 #define ABN_LANE_BYTES 64
 #define ABN_ROWS_MAX 64      /* rows of an ABN_ROWS tile */
 #define ABN_COLUMNS_MAX 1024 /* length of an ABN_COLUMNS tile */
@@ -69,18 +77,19 @@ typedef struct {
 #define ABN_COLUMNS_STRIDE (ABN_COLUMNS_MAX + ABN_PADDING)
 #define ABN_PARTIAL_BYTES (2 * ABN_COLUMNS_STRIDE * sizeof(double)) /* enough for either layout */
 
-/* Which columns are a channel's: `spread` side by side (spread > 1), or every `channels`-th of `repeat` rounds. */
+/* The columns of channel c: positions_per_channel neighbours from c * positions_per_channel on (if that is above 1), or
+ * every `channels`-th column from c on, positions_per_row in all. */
 typedef struct {
-    ptrdiff_t channels, spread, repeat;
+    ptrdiff_t channels, positions_per_channel, positions_per_row;
 } abn_columns;
 
-enum { ABN_FROM_Z, ABN_FROM_X }; /* what the backward's source holds */
+enum { ABN_FROM_Z, ABN_FROM_X }; /* what the source of a backward kernel holds */
 
 typedef struct {
     /* destination = z = activation(w), w from x */
     void (*apply)(const abn_tile *tile, const abn_constants *constants);
-    /* destination = activation(w + residual), row after row up to where a |residual| is above its limit, or shortly before
-     * that: returns how many elements are done. */
+    /* destination = activation(w + residual), row by row. Stops at, or shortly before, a |residual| above its limit.
+     * Returns how many elements were computed. */
     ptrdiff_t (*apply_residual)(const abn_tile *tile, const abn_constants *constants);
     /* sums += dy, dy * w. Here and below NULL from z where the activation has no inverse. */
     void (*gradient_sums[2])(const abn_tile *tile, const abn_constants *constants, void *partial);
@@ -88,11 +97,11 @@ typedef struct {
     void (*gradient_apply[2])(const abn_tile *tile, const abn_constants *constants);
 } abn_tile_kernels;
 
-/* A piece is part of one row. Between these steps it is in arrays of `real` (float, or double for float64 storage),
- * aligned to a cache line and with room for ABN_PADDING numbers past the end of a piece. What an activation does there
- * is in activation_kernels.h. `constants` are those of the piece's row or first column, `partial` likewise. */
-#define ABN_PIECE 1024
-#define ABN_PIECE_WORDS (ABN_PIECE / 64) /* of uint64_t, for a bit per element: bit i % 64 of word i / 64 */
+/* A segment is part of one row. Between these kernels it is in arrays of reals, aligned to a cache line and with room for
+ * ABN_PADDING reals past the end. activation_kernels.h has the activations. `constants` and `partial` are those of the
+ * segment's row (ABN_ROWS) or first column. */
+#define ABN_SEGMENT 1024
+#define ABN_SEGMENT_WORDS (ABN_SEGMENT / 64) /* of uint64_t, for a bit per element: bit i % 64 of word i / 64 */
 
 typedef struct {
     /* w = (x - centre) * scale + shift */
@@ -100,29 +109,29 @@ typedef struct {
     /* y = w * weight + bias */
     void (*scale)(const void *w, ptrdiff_t n, const abn_constants *constants, void *y);
     void (*add)(const void *residual, ptrdiff_t n, void *y); /* y += residual */
-    /* y = w + residual (NULL: none) of x. One bit each: sides, is y below the minimum? lost, does the rule name it, or is
-     * |residual| above its limit? Returns whether any is lost. */
+    /* y = w + residual (NULL: none) of x. Sets a bit per element in branch_mask if y is below the minimum, and in escaped
+     * if the rule applies or |residual| is above its limit. Returns nonzero if any element is escaped. */
     int (*scan)(const void *x, const void *residual, ptrdiff_t n, const abn_constants *constants,
-                const abn_escape_rule *rule, void *y, uint64_t *sides, uint64_t *lost);
+                const abn_escape_rule *rule, void *y, uint64_t *branch_mask, uint64_t *escaped);
     /* w = (y - residual) * scale + shift in place of y; residual may be NULL */
     void (*recover)(const void *residual, ptrdiff_t n, const abn_constants *constants, void *y);
     void (*widen)(const void *from, ptrdiff_t n, void *to);
     void (*narrow)(const void *from, ptrdiff_t n, void *to);
     /* partial sums += dy, dy * w with dy = dz * slope */
     void (*sums)(const void *w, const void *slope, const void *dz, ptrdiff_t n, void *partial);
-    /* dx, of dy and w, as above; dr = dy or dr += dy if it is not NULL */
+    /* dx of dy and w, as above. If dr is not NULL: dr = dy, or dr += dy if `add`. dx may be dz. */
     void (*gradient)(const void *w, const void *slope, const void *dz, ptrdiff_t n, const abn_constants *constants,
                      void *dx, void *dr, int add);
-} abn_piece_kernels;
+} abn_segment_kernels;
 
 typedef struct {
     /* sums += d, d^2 with d = x - centre */
     void (*moments)(const abn_tile *tile, const abn_constants *constants, void *partial);
-    /* first[c] += the first partial sums of channel c, second[c] likewise; partial sums are cleared. */
+    /* first[c] += the first partial sums of channel c, second[c] += the second ones; clears the partial sums. */
     void (*fold)(void *partial, abn_columns columns, double *first, double *second);
-    /* Of the cheap activations; the entries of the others are empty. */
+    /* Of cheap activations; all entries of other activations are NULL. */
     abn_tile_kernels of[ABN_ACTIVATIONS];
-    abn_piece_kernels piece;
+    abn_segment_kernels segment;
 } abn_layout_kernels;
 
 typedef struct {

@@ -91,10 +91,10 @@ npy_intp context_per_channel(const context *ctx) {
 
 static int bits_open(context *ctx) {
     side_array *side = &ctx->sides[SIDE_BITS];
-    npy_intp bytes = (npy_intp)abn_sides_bytes(&ctx->core);
+    npy_intp bytes = (npy_intp)abn_branch_mask_bytes(&ctx->core);
     if (bytes == 0) return 0;
     if (side_open(side, PyArray_DescrFromType(NPY_UINT8), 1, &bytes) < 0) return -1;
-    ctx->core.sides = PyArray_DATA(side->array);
+    ctx->core.branch_mask = PyArray_DATA(side->array);
     return 0;
 }
 

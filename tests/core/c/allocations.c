@@ -133,7 +133,7 @@ static void attempt_close(attempt *a) {
 enum { WRITTEN = 9 };
 
 static size_t copy_arrays(const attempt *a, char *to) {
-    const array *written[WRITTEN] = {&a->layer.x.memory, &a->layer.z.memory, &a->layer.sides,
+    const array *written[WRITTEN] = {&a->layer.x.memory, &a->layer.z.memory, &a->layer.branch_mask,
                                      &a->dz.memory,      &a->dx.memory,      &a->dr.memory,
                                      &a->sum_dy,         &a->product,        &a->param};
     size_t bytes = 0;

@@ -15,7 +15,7 @@ static int64_t index_of(const run *r, ptrdiff_t element) {
 static void check_side(const run *r, ptrdiff_t element, abn_escape_rule rule) {
     const double y = r->expected->y[element];
     const int64_t index = index_of(r, element);
-    const int left = r->context.sides[index / 8] >> index % 8 & 1;
+    const int left = r->context.branch_mask[index / 8] >> index % 8 & 1;
     if (fabs(y - rule.minimum) > r->expected->y_error[element])
         check(left == (y < rule.minimum), "side of element %td, y %g, is %d", element, y, left);
 }
@@ -54,16 +54,16 @@ void check_what_is_kept_beside(const run *r) {
     const abn_escape_rule rule = abn_escape_rule_of(r->of->activation, param_of(r->of->activation), r->of->dtype);
     ptrdiff_t escaped = 0;
     if (r->of->keep != ABN_KEEP_Z) {
-        check(r->context.escapes.count == 0 && r->sides.bytes == 0, "kept beside x or xhat");
+        check(r->context.escapes.count == 0 && r->branch_mask.bytes == 0, "kept beside x or xhat");
         return;
     }
     for (ptrdiff_t i = 0; i < elements; i++) {
         if (r->expected->slot[channel_of(r->of->of, i)] >= 0 || !isfinite(r->expected->y[i])) continue;
-        if (r->context.sides) check_side(r, i, rule);
+        if (r->context.branch_mask) check_side(r, i, rule);
         escaped += check_escape(r, i);
     }
     /* All of them have been found: none is of a guarded channel, and none is twice in the list. */
     check(escaped == r->context.escapes.count, "%td of %td escapes are of elements", escaped, r->context.escapes.count);
-    if (r->context.sides && elements % 8)
-        check(r->context.sides[elements / 8] >> elements % 8 == 0, "sides past the last element");
+    if (r->context.branch_mask && elements % 8)
+        check(r->context.branch_mask[elements / 8] >> elements % 8 == 0, "sides past the last element");
 }

@@ -18,9 +18,9 @@ static void open_what_is_kept_beside(run *r) {
         check(memcmp(slot, r->expected->slot, r->slot.bytes) == 0, "guarded channels depend on the layout");
     r->beside = array_open((size_t)(guarded * per_channel) * abn_dtype_size(of->dtype), side);
     r->context.guard = (abn_guard){guarded, guarded ? slot : NULL, guarded ? r->beside.data : NULL};
-    r->sides = array_open(abn_sides_bytes(&r->context), side);
-    memset(r->sides.data, 0, r->sides.bytes);
-    if (r->sides.bytes) r->context.sides = r->sides.data;
+    r->branch_mask = array_open(abn_branch_mask_bytes(&r->context), side);
+    memset(r->branch_mask.data, 0, r->branch_mask.bytes);
+    if (r->branch_mask.bytes) r->context.branch_mask = r->branch_mask.data;
 }
 
 run run_open(const problem *of, const twin *expected, const setting *in, int threads) {
@@ -58,6 +58,6 @@ void run_close(run *r) {
     tensor_close(&r->x);
     tensor_close(&r->residual);
     array *arrays[] = {&r->weight,  &r->bias, &r->param,  &r->mean, &r->var,
-                       &r->inv_std, &r->slot, &r->beside, &r->sides};
+                       &r->inv_std, &r->slot, &r->beside, &r->branch_mask};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) array_close(arrays[i]);
 }

@@ -12,7 +12,7 @@ typedef struct {
     abn_machine machine;
     tensor x, z; /* one and the same where z is kept */
     tensor residual;
-    array weight, bias, param, mean, var, inv_std, slot, beside, sides;
+    array weight, bias, param, mean, var, inv_std, slot, beside, branch_mask;
     abn_context context;
 } run;
 

@@ -1,11 +1,11 @@
-#include "sides.h"
+#include "branch_mask.h"
 
 #include "threads.h"
 
 static ptrdiff_t bytes_of(int64_t bits) { return (ptrdiff_t)((bits + 7) / 8); }
 
-void abn_sides_put(uint8_t *sides, int64_t index, const uint64_t *bits, ptrdiff_t n) {
-    uint8_t *to = sides + index / 8;
+void abn_branch_mask_put(uint8_t *branch_mask, int64_t index, const uint64_t *bits, ptrdiff_t n) {
+    uint8_t *to = branch_mask + index / 8;
     const int shift = (int)(index % 8);
     const ptrdiff_t bytes = bytes_of(shift + n), words = (n + 63) / 64;
     uint64_t carried = 0;
@@ -20,25 +20,25 @@ void abn_sides_put(uint8_t *sides, int64_t index, const uint64_t *bits, ptrdiff_
             continue;
         }
         for (int b = 0; b < 8 && byte < bytes; b++, byte++) {
-            const uint8_t part = (uint8_t)(shifted >> 8 * b);
-            /* The first and the last byte may hold bits of other threads' elements as well; all are zero at first. */
+            const uint8_t low = (uint8_t)(shifted >> 8 * b);
+            /* The first and the last byte may be shared with other threads. All bytes are zero initially. */
             if (byte == 0 || byte == bytes - 1)
-                abn_add_bits(to + byte, part);
+                abn_add_bits(to + byte, low);
             else
-                to[byte] = part;
+                to[byte] = low;
         }
     }
 }
 
-void abn_sides_get(const uint8_t *sides, int64_t index, uint64_t *bits, ptrdiff_t n) {
-    const uint8_t *from = sides + index / 8;
+void abn_branch_mask_get(const uint8_t *branch_mask, int64_t index, uint64_t *bits, ptrdiff_t n) {
+    const uint8_t *from = branch_mask + index / 8;
     const int shift = (int)(index % 8);
     const ptrdiff_t bytes = bytes_of(shift + n);
     for (ptrdiff_t word = 0; word * 64 < n; word++, from += 8) {
         const ptrdiff_t left = bytes - 8 * word;
         uint64_t low = 0;
         if (left >= 8)
-            for (int b = 0; b < 8; b++) low |= (uint64_t)from[b] << 8 * b; /* compilers make one load of it */
+            for (int b = 0; b < 8; b++) low |= (uint64_t)from[b] << 8 * b; /* compiles to one load */
         else
             for (int b = 0; b < left; b++) low |= (uint64_t)from[b] << 8 * b;
         bits[word] = low >> shift;

@@ -1,0 +1,56 @@
+#include "element.h"
+
+#include <float.h>
+#include <math.h>
+
+#include "half.h"
+
+size_t abn_dtype_size(abn_dtype dtype) {
+    static const size_t sizes[ABN_DTYPES] = {4, 8, 2, 2};
+    return sizes[dtype];
+}
+
+size_t abn_real_size(abn_dtype dtype) { return dtype == ABN_FLOAT64 ? sizeof(double) : sizeof(float); }
+
+double abn_round_to_real(abn_dtype dtype, double value) { return dtype == ABN_FLOAT64 ? value : (float)value; }
+
+double abn_largest_of(abn_dtype dtype) {
+    static const double largest[ABN_DTYPES] = {
+        [ABN_FLOAT32] = FLT_MAX, [ABN_FLOAT64] = DBL_MAX, [ABN_FLOAT16] = 65504, [ABN_BFLOAT16] = 0x1.fep127};
+    return largest[dtype];
+}
+
+double abn_load_element(abn_dtype dtype, const void *at) {
+    switch (dtype) {
+        case ABN_FLOAT64: return *(const double *)at;
+        case ABN_FLOAT16: return abn_float16_to_float(*(const uint16_t *)at);
+        case ABN_BFLOAT16: return abn_bfloat16_to_float(*(const uint16_t *)at);
+        default: return *(const float *)at;
+    }
+}
+
+void abn_store_element(abn_dtype dtype, void *at, double value) {
+    switch (dtype) {
+        case ABN_FLOAT64: *(double *)at = value; return;
+        case ABN_FLOAT16: *(uint16_t *)at = abn_float_to_float16((float)value); return;
+        case ABN_BFLOAT16: *(uint16_t *)at = abn_float_to_bfloat16((float)value); return;
+        default: *(float *)at = (float)value; return;
+    }
+}
+
+void *abn_address(const abn_batch *batch, ptrdiff_t image, ptrdiff_t channel, ptrdiff_t position) {
+    const ptrdiff_t offset =
+        image * batch->batch_stride + channel * batch->channel_stride + position * batch->spatial_stride;
+    return (char *)batch->data + offset * (ptrdiff_t)abn_dtype_size(batch->dtype);
+}
+
+void abn_set_real(abn_dtype dtype, void *reals, ptrdiff_t i, double value) {
+    if (dtype == ABN_FLOAT64)
+        ((double *)reals)[i] = value;
+    else
+        ((float *)reals)[i] = isnan(value) ? NAN : (float)value;
+}
+
+double abn_get_real(abn_dtype dtype, const void *reals, ptrdiff_t i) {
+    return dtype == ABN_FLOAT64 ? ((const double *)reals)[i] : ((const float *)reals)[i];
+}

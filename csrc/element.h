@@ -1,0 +1,29 @@
+/* Single elements: size, address, load, store and rounding of each storage type. For code that handles few elements;
+ * kernels convert whole vectors (kernels/storage.h). "Real" is the type that kernels compute in: float, or double for
+ * float64 storage. */
+#ifndef ABN_ELEMENT_H
+#define ABN_ELEMENT_H
+
+#include "abn.h"
+
+double abn_load_element(abn_dtype dtype, const void *at);
+
+/* Rounds to nearest even; overflows to infinity; NaN stays NaN. */
+void abn_store_element(abn_dtype dtype, void *at, double value);
+
+void *abn_address(const abn_batch *batch, ptrdiff_t image, ptrdiff_t channel, ptrdiff_t position);
+
+/* The largest finite number of the storage type. */
+double abn_largest_of(abn_dtype dtype);
+
+/* Bytes of a real. */
+size_t abn_real_size(abn_dtype dtype);
+
+/* value rounded to real. */
+double abn_round_to_real(abn_dtype dtype, double value);
+
+/* reals[i] = value. Every NaN is stored as the canonical NaN: narrowing to bfloat16 preserves it (kernels/storage.h). */
+void abn_set_real(abn_dtype dtype, void *reals, ptrdiff_t i, double value);
+double abn_get_real(abn_dtype dtype, const void *reals, ptrdiff_t i);
+
+#endif
