@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../csrc/threads.h"
+#include "../../../csrc/threads.h"
 #include "arrays.h"
 
 static volatile int sink;
