@@ -160,4 +160,4 @@ def test_activations_with_a_minimum_keep_a_bit_per_element_in_place(activation):
     assert kept.pop("z") == x.nbytes
     assert kept.pop("branch_mask") == x.size // 8
     assert sum(kept.values()) < x.nbytes / 100  # single elements at the minimum
-    assert "on which side of the activation's minimum" in ledger.explain()
+    assert "on which side of the minimum of the activation" in ledger.explain()

@@ -195,7 +195,7 @@ def test_in_place_a_block_keeps_inputs_of_convolutions_its_result_and_a_projecti
     assert row.nbytes == 0
     keeper = "shortcut.1 (ABN)" if projected else "branch.0 (Conv2d)"
     assert row.shared_with == (keeper, "z" if projected else "input")
-    assert "what a normalization adds before the activation" in ledger.explain()
+    assert "that a normalization adds before the activation" in ledger.explain()
 
 
 def test_a_block_of_blocks():
@@ -221,7 +221,7 @@ def test_a_residual_that_nobody_else_keeps_is_explained():
     with memory.ledger() as ledger:
         layer(normal((2, 4, 3), dtype=np.float32), residual=normal((2, 4, 3), 1, np.float32))
     assert ledger.live == 2 * 2 * 4 * 3 * 4
-    assert "a shortcut that is kept in any case" in ledger.explain()
+    assert "a shortcut that is kept anyway" in ledger.explain()
 
 
 def test_mobilenets_block_adds_its_input_without_an_activation():
