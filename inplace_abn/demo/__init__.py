@@ -34,8 +34,8 @@ def add_arguments(parser):
         help="dtype of images and activations; weights are float64 for float64, else float32",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and batches")
-    parser.add_argument("--output", type=Path, metavar="FILE.png",
-                        help="file of the picture; the numbers go into a .json of that name")  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="FILE",
+                        help="picture: .png, .svg, .pdf; numbers: .json of that name")  # fmt: skip
 
 
 def main(options):

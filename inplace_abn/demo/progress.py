@@ -32,13 +32,13 @@ class Progress:
         """Count a step; the values are shown in the bar."""
         self._bar.update()
         if values:
-            self._bar.set_postfix(values)
+            self._bar.set_postfix(values, refresh=False)
 
     def stage(self, text):
-        """Name what comes next, in the bar."""
+        """Show the name of the current stage in the bar."""
         self._bar.set_description(text)
 
     def line(self, text):
-        """Print a line with the time so far, unless there is a bar."""
+        """Print a line with the elapsed time if there is no bar."""
         if self._prints:
             print(f"{text}, {time.perf_counter() - self._began:.0f} s", file=sys.stderr, flush=True)

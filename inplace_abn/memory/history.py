@@ -1,4 +1,4 @@
-"""What was kept step by step, and its pictures without matplotlib: a line of text, and SVG for notebooks."""
+"""The bytes kept after each step, as numbers, as a line of text, and as SVG for notebooks."""
 
 import itertools
 from typing import NamedTuple
@@ -12,12 +12,11 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 class History(NamedTuple):
-    """What is kept after each step; in a step one context saves its arrays, or frees them.
+    """Bytes and buffers kept after each step; in a step, one context saves or frees its arrays.
 
-    ``nbytes`` and ``buffers`` are what is kept, ``calls`` (layer, number of its call) of the context, and
-    ``frees`` is True where it frees. ``spikes`` are the temporaries: (step before, bytes kept and temporary
-    bytes together, layer, seconds). ``forward_ends`` are the steps before the first free since nothing was
-    kept.
+    ``calls`` has (layer, number of the call of this layer) of the context, ``frees`` True if the step frees.
+    ``spikes`` are the temporaries: (index of the step before, bytes kept + temporary, layer, seconds).
+    ``forward_ends`` are the indices of the last steps before the first free, after nothing was kept.
     """
 
     seconds: np.ndarray
@@ -35,7 +34,7 @@ class History(NamedTuple):
 
 
 def history(known, began):
-    """Return the `History` of events; `began` is the time of the first step."""
+    """Return the `History` of events; `began` is the time at which the ledger was made."""
     count, calls, numbers, last, saving = events.Count(), {}, {}, None, True
     rows, spikes, forward_ends = [(0.0, 0, 0, None, False)], [], []
     for event in known:
@@ -56,7 +55,7 @@ def history(known, began):
             rows.append(None)
         rows[-1] = event.seconds - began, count.live, count.buffers, calls[event.context], frees
         if frees:
-            del calls[event.context]  # its number may be used again
+            del calls[event.context]  # the id may be reused
         last = None if frees else event.context
         saving = not count.buffers if frees else saving
     seconds, nbytes, buffers, called, freed = zip(*rows, strict=True)

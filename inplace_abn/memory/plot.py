@@ -1,4 +1,4 @@
-"""Plots of what ledgers counted, by matplotlib, which is imported by the caller or on use."""
+"""Plots of ledgers by matplotlib, which is imported only when a plot is drawn."""
 
 import itertools
 
@@ -29,9 +29,9 @@ def styles(labels):
 
 
 def label_ends(ax, ends, x=None):
-    """Write (value, text, color) at the right of the axes, moved apart where they would overlap.
+    """Write each (value, text, color) to the right of the axes, at its value; spread overlapping texts.
 
-    `x` is where a line to the text starts, in data; None for no line.
+    With `x`, a dotted line leads from the point (x[i], value) to the edge of the axes.
     """
     size, points = 9, ax.get_window_extent().height * 72 / ax.figure.dpi
     spacing = 1.25 * size
@@ -52,7 +52,7 @@ def label_ends(ax, ends, x=None):
 
 
 def _apart(heights, spacing):
-    """Return sorted heights moved to be at least `spacing` apart, each cluster about its mean."""
+    """Return sorted heights spread to be at least `spacing` apart; each cluster keeps its mean."""
     clusters = []
     for height in heights:
         clusters.append([height])
@@ -121,7 +121,7 @@ def _points(right, up, ax):
 
 
 def _label_axes(ax, x, y, unit, calls):
-    """Set names and ticks; layers count up to `calls` in the forward and down in the backward."""
+    """Set labels and ticks; layers are numbered 1 to `calls` in the forward and back in the backward."""
     if x == "time":
         ax.set_xlabel("time of a single run (ms)")
     elif calls:
@@ -144,10 +144,10 @@ def _check(name, value, allowed):
 
 
 def _places(histories):
-    """Return the x of each step of each history, and the number of calls that the axis has in each direction.
+    """Return the x of each step of each history, and the number of calls on the axis in each direction.
 
-    In one step of training, save and free of the same call are at the same distance from the end of the
-    forward, in all histories alike. Otherwise steps are counted, from the end of the first forward.
+    In a single training step, the save and the free of call i of n are at i and 2n + 1 - i, in all histories.
+    Otherwise steps are counted, with the ends of the first forward aligned, and the number of calls is 0.
     """
     if not all(found.is_one_step for found in histories):
         ends = [found.forward_ends[0] if found.forward_ends else 0 for found in histories]
@@ -196,7 +196,7 @@ def _dashes(places, values, looks):
 
 
 def _mostly_equal(place, value, other_place, other, top):
-    """Return True if two step functions differ by less than 2% of `top`, in their highest and most places."""
+    """Return True if two step functions have equal peaks and are equal at most places, within 2% of `top`."""
     grid = np.union1d(place, other_place)
     one, two = (
         v[np.maximum(np.searchsorted(p, grid, "right") - 1, 0)]
@@ -208,7 +208,7 @@ def _mostly_equal(place, value, other_place, other, top):
 
 
 def _draw_spikes(ax, histories, places, labels, looks, x, unit, notes):
-    """Draw temporaries as thin lines above the steps, and note the largest; return the highest."""
+    """Draw temporaries as thin lines above the steps; note the largest; return the highest total."""
     highest, largest = 0, None
     for found, place, label, look in zip(histories, places, labels, looks, strict=True):
         steps = [step for step, *_ in found.spikes]
@@ -269,7 +269,7 @@ def _digits(size):
 
 
 def _title(labels, histories, y):
-    """Return the message: what the last ledgers keep of what the first keeps."""
+    """Return the title: what the ledgers that keep least keep, compared to the first."""
     most = [int((found.buffers if y == "buffers" else found.nbytes).max()) for found in histories]
     what = "buffers" if y == "buffers" else "memory"
     least = min(most)

@@ -1,4 +1,4 @@
-"""No temporary of the size of the batch, neither for NumPy's allocator nor for C's."""
+"""No operation allocates a temporary of the size of the batch, by the allocator of NumPy or of C."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ SMALL_SHARE = 0.02
 
 
 def peak_during(call):
-    """Peak of what is allocated beyond what was there before, and what the call returned."""
+    """Return the peak of allocated memory above the level before the call, and the result of the call."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -32,7 +32,7 @@ def peak_during(call):
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_forward_and_backward_allocate_nothing_full_size(strategy, layout, dtype, activation):
-    """But the fresh z of the strategies that keep x or xhat."""
+    """Except for the new z of strategies that keep x or x-hat."""
     batch = random_batch(SHAPE, dtype, mean=0.0)
     x, axis = LAYOUTS[layout](batch.x)
     dz = lay_out(batch.dz, layout)
@@ -87,10 +87,10 @@ def test_recompute_allocates_z_or_nothing(strategy):
     assert x.nbytes <= peak < (1 + SMALL_SHARE) * x.nbytes
 
 
-def test_a_freed_context_lets_go_of_everything():
+def test_a_freed_context_keeps_no_array():
     batch = random_batch(SHAPE, "float32")
     weight = batch.weight.copy()
-    weight[:8] = 0  # guarded channels: an eighth of the batch beside z
+    weight[:8] = 0  # guarded channels: x-hat of an eighth of the batch is kept in addition to z
 
     def train():
         x = batch.x.copy()
@@ -122,7 +122,7 @@ x = np.ones((64, 64, 64, 64), np.float32)  # 64 MB
 x[0] = 2
 dz = np.ones_like(x)
 dz[1] = 2
-small = np.ones((4, 64, 64, 64), np.float32)  # threads, scratch and code pages come first
+small = np.ones((4, 64, 64, 64), np.float32)  # allocates threads, scratch and code pages first
 small[0] = 2
 functional.backward(functional.forward(small, channel_axis=channel_axis)[1], np.ones_like(small))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -136,7 +136,7 @@ print(grown * (1 if sys.platform == "darwin" else 1024) / x.nbytes)
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
 @pytest.mark.parametrize("channel_axis", [1, -1])
 def test_the_process_does_not_grow(channel_axis):
-    """tracemalloc does not see malloc; the peak of the resident memory does."""
+    """The peak of the resident memory includes malloc, which tracemalloc does not trace."""
     command = [sys.executable, "-c", RESIDENT, str(channel_axis)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.05

@@ -1,4 +1,4 @@
-"""Checkpoint strategies free z: who needs it computes it again. By ledger, tracemalloc, weak references."""
+"""Checkpoint strategies free z and recompute it in the backward: ledger, tracemalloc, weak references."""
 
 import gc
 import tracemalloc
@@ -32,9 +32,9 @@ def float32_chain(strategy, units=1):
 
 
 def traced(net):
-    """Return what a forward keeps, by the ledger and, without x and z of the network, by tracemalloc."""
+    """Return the bytes kept by a forward: by the ledger; by tracemalloc, without x and z of the network."""
     x, net.overwrite_input = normal(SHAPE, dtype=np.float32), True
-    net(x.copy())  # what Python and NumPy allocate once is not the network's
+    net(x.copy())  # one-time allocations of Python and NumPy
     net.release()
     gc.collect()
     tracemalloc.start()
@@ -49,7 +49,7 @@ def traced(net):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_chain_of_abn_and_convolution_keeps_one_buffer_and_two_with_standard(strategy):
+def test_abn_with_a_convolution_keeps_one_buffer_or_two_with_standard(strategy):
     live, in_all = traced(float32_chain(strategy))
     buffers = 2 if strategy == "standard" else 1
     assert live == buffers * BUFFER
@@ -57,14 +57,14 @@ def test_a_chain_of_abn_and_convolution_keeps_one_buffer_and_two_with_standard(s
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_identity_mapping_block_of_the_paper_keeps_three_buffers_and_six_with_standard(strategy):
+def test_the_residual_block_of_the_paper_keeps_three_buffers_or_six_with_standard(strategy):
     live, in_all = traced(Residual(float32_chain(strategy, 3)))
     buffers = 6 if strategy == "standard" else 3
     assert live == buffers * BUFFER
     assert in_all == pytest.approx((buffers - 1) * BUFFER, abs=0.01 * live)
 
 
-def test_a_z_that_is_reshaped_is_one_buffer():
+def test_z_and_its_reshaped_view_are_one_buffer():
     net, x = Sequential(abn(4, "inplace"), Flatten(), Linear(36, 5, dtype=np.float64)), normal((2, 4, 3, 3))
     with memory.ledger() as ledger:
         net(x)
@@ -72,7 +72,7 @@ def test_a_z_that_is_reshaped_is_one_buffer():
 
 
 @pytest.mark.parametrize("strategy", CHECKPOINTS)
-def test_the_convolution_does_not_hold_z(strategy):
+def test_the_convolution_does_not_keep_z(strategy):
     first, second, x = abn(4, strategy), conv(), normal((2, 4, 3, 3))
     z = first(x)
     second(z)
@@ -83,7 +83,7 @@ def test_the_convolution_does_not_hold_z(strategy):
 
 
 @pytest.mark.parametrize("strategy", CHECKPOINTS)
-def test_what_was_recomputed_is_let_go_by_the_convolution(strategy):
+def test_the_convolution_frees_the_recomputed_z(strategy):
     net = chain(strategy)
     net(normal((2, 4, 3, 3)))
     ctx = net[1].last_call
@@ -94,7 +94,7 @@ def test_what_was_recomputed_is_let_go_by_the_convolution(strategy):
 
 
 @pytest.mark.parametrize("strategy", CHECKPOINTS)
-def test_the_ledger_shows_what_is_recomputed_as_temporary(strategy, monkeypatch):
+def test_the_ledger_lists_recomputed_arrays_as_temporaries(strategy, monkeypatch):
     net, dz = chain(strategy), normal((2, 4, 3, 3))
     net(normal((2, 4, 3, 3)))
     with memory.ledger() as ledger:
@@ -106,7 +106,7 @@ def test_the_ledger_shows_what_is_recomputed_as_temporary(strategy, monkeypatch)
 
 @pytest.mark.parametrize("strategy", CHECKPOINTS)
 def test_two_convolutions_of_one_z(strategy):
-    """As in a block with a projection: neither holds z, and both gradients are right."""
+    """As in a block with a projection: neither keeps z, and both gradients are correct."""
     want = run(blocks("standard")["preactivation, projected"], normal((2, 4, 3, 3)), normal((2, 4, 3, 3), 1))
     block = blocks(strategy)["preactivation, projected"]
     assert_close(run(block, normal((2, 4, 3, 3)), normal((2, 4, 3, 3), 1)), want)
@@ -130,8 +130,8 @@ def test_a_reshaped_z_is_recomputed_too(strategy):
 @pytest.mark.parametrize(
     "part", [np.s_[:, :2], np.s_[::-1], np.s_[:, :, 1:], np.s_[:, 1:, ::2], np.s_[0], None]
 )
-def test_parts_of_z(part):
-    """Those that begin where z does are recomputed, others are kept themselves."""
+def test_views_of_z(part):
+    """A view that starts at the address of z is recomputed; any other view is kept."""
     layer, ctx = abn(4, "checkpoint"), LayerContext()
     z = layer(normal((2, 4, 3)))
     ctx.save_for_backward(part=z[part], bits=z[part].view(np.int64))
@@ -150,11 +150,11 @@ def test_channels_last(strategy):
     assert_close(got, want)
 
 
-# ---- z stays what it was -----------------------------------------------------------------------------------
+# ---- z is not overwritten ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strategy", CHECKPOINTS)
-def test_z_is_locked_as_long_as_it_may_be_recomputed(strategy):
+def test_z_is_locked_while_its_context_can_recompute_it(strategy):
     layer = abn(4, strategy)
     z = layer(normal((2, 4, 3)))
     with pytest.raises(ValueError, match="read-only"):
@@ -164,7 +164,7 @@ def test_z_is_locked_as_long_as_it_may_be_recomputed(strategy):
 
 
 @pytest.mark.parametrize("strategy", CHECKPOINTS)
-def test_after_the_backward_z_is_like_any_array(strategy):
+def test_z_is_unlocked_after_the_backward(strategy):
     layer, ctx = abn(4, strategy), LayerContext()
     z = layer(normal((2, 4, 3)))
     layer.backward(normal((2, 4, 3)))
@@ -172,8 +172,8 @@ def test_after_the_backward_z_is_like_any_array(strategy):
     assert ctx.saved["input"] is z
 
 
-def test_an_in_place_layer_may_take_z_over():
-    """The convolution beside it recomputes what was there before."""
+def test_an_in_place_layer_may_overwrite_z():
+    """Another convolution of z recomputes the overwritten values."""
     x, dz = normal((2, 4, 3, 3)), normal((2, 4, 3, 3), 1)
     results = []
     for strategies in (("standard", "standard"), ("checkpoint", "inplace")):
@@ -188,13 +188,13 @@ def test_an_in_place_layer_may_take_z_over():
         np.testing.assert_allclose(got, want, atol=1e-13)
 
 
-def test_a_convolution_behind_that_keeps_the_new_z():
+def test_a_convolution_after_the_in_place_layer_keeps_the_new_z():
     x, dz = normal((2, 4, 3, 3)), normal((2, 4, 3, 3), 1)
     want = run(Sequential(abn(), abn(), conv()), x, dz)
     assert_close(run(Sequential(abn(4, "checkpoint"), abn(4, "inplace"), conv()), x, dz), want)
 
 
-def test_a_context_may_outlive_the_layer_that_recomputes():
+def test_a_context_may_outlive_the_layer_that_recomputes_z():
     layer, ctx = abn(4, "checkpoint"), LayerContext()
     z = layer(normal((2, 4, 3)))
     ctx.save_for_backward(input=z)
@@ -227,7 +227,7 @@ def test_no_grad_keeps_nothing(strategy):
     assert not saved_arrays._offers
 
 
-def test_in_place_halves_what_a_chain_keeps_in_float32():
+def test_in_place_halves_the_bytes_kept_by_a_chain_in_float32():
     standard, inplace = (
         traced(float32_chain("standard"))[0],
         traced(Sequential(InPlaceABN(8), Conv2d(8, 8, 1)))[0],
