@@ -358,6 +358,9 @@ class Residual(Container):
 
     def _add(self, branch, shortcut, x):
         """Return the sum, written over a term that does not share memory with x and is not saved."""
+        for name, term in (("branch", branch), ("shortcut", shortcut)):
+            if not isinstance(term, np.ndarray):
+                raise TypeError(f"the {name} must return one array, got {type(term).__name__}")
         if (branch.shape, branch.dtype) != (shortcut.shape, shortcut.dtype):
             raise ValueError(
                 f"branch and shortcut: expected the same shape and dtype, got {branch.dtype} of shape "

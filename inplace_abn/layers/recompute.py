@@ -66,23 +66,27 @@ class Recompute(Sequential):
         """False: a result that shares memory with the input is copied."""
         return False
 
-    def forward(self, ctx, x, *, mask=None):
-        """Run the layers. Keep x, a copy of the mask, and the states of modes and random generators."""
+    def forward(self, ctx, x, *others, mask=None):
+        """Run the layers. Keep the inputs, a copy of the mask, and the states of modes and generators."""
         arguments.plain_array("x", x)
-        ctx.save_for_backward(input=x)
+        ctx.others = [None if isinstance(one, np.ndarray) else one for one in others]
+        arrays = {f"input {i}": one for i, one in enumerate(others, 1) if isinstance(one, np.ndarray)}
+        ctx.save_for_backward(input=x, **arrays)
         ctx.options = {} if mask is None else {"mask": mask}
         if isinstance(mask, np.ndarray) and ctx.recording:
             ctx.options["mask"] = mask.copy()
             ctx.save_for_backward(mask=ctx.options["mask"])
         ctx.modes, ctx.random = self._modes(), _states(self._generators())
         with no_grad():
-            z = super().forward(ctx, self._copy_for_layers(ctx, x), **ctx.options)
-        return z.copy(order="K") if np.may_share_memory(z, x) else z  # x is locked, z may be overwritten
+            z = super().forward(ctx, self._copy_for_layers(ctx, x), *others, **ctx.options)
+        given = [x, *arrays.values()]  # locked, while z may be overwritten
+        return tuple(_apart(one, given) for one in z) if isinstance(z, tuple) else _apart(z, given)
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Run the layers as in the call, then run their backward."""
+        others = [ctx.saved.get(f"input {i}", one) for i, one in enumerate(ctx.others, 1)]
         with recomputing(), self._restored(ctx):
-            super().forward(ctx, self._copy_for_layers(ctx, ctx.saved["input"]), **ctx.options)
+            super().forward(ctx, self._copy_for_layers(ctx, ctx.saved["input"]), *others, **ctx.options)
         return super().gradients(ctx, dz, overwrite=overwrite)
 
     def _copy_for_layers(self, ctx, x):
@@ -107,6 +111,13 @@ class Recompute(Sequential):
             yield
         finally:
             _set(modes, states)
+
+
+def _apart(result, inputs):
+    """Return a result, or a copy of one that shares memory with an input."""
+    if isinstance(result, np.ndarray) and any(np.may_share_memory(result, array) for array in inputs):
+        return result.copy(order="K")
+    return result
 
 
 def _states(generators):

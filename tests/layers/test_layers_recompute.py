@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from networks import STRATEGIES, abn, conv, normal
 
-from inplace_abn import memory, models
+from inplace_abn import gradcheck, memory, models
 from inplace_abn.layers import Dropout, Layer, MaxPool2d, Recompute, Residual, Sequential, no_grad
 
 SHAPE = (3, 4, 6, 8)
@@ -165,3 +165,18 @@ def test_a_resnet_with_its_stem_run_again_is_the_same_network():
         found.append([z, net.backward(np.ones_like(z)), *(p.grad for p in net.parameters())])
         found[-1] += net.state_dict().values()
     assert all(map(np.array_equal, *found))
+
+
+def test_several_inputs_and_results():
+    class Product(Layer):
+        def forward(self, ctx, x, y):
+            ctx.save_for_backward(x=x, y=y)
+            return x * y, y
+
+        def gradients(self, ctx, dz, *, overwrite=False):
+            return dz[0] * ctx.saved["y"], dz[0] * ctx.saved["x"] + dz[1]
+
+    x, y = np.random.default_rng(0).normal(size=(2, 5, 3))
+    layer = Recompute(Product())
+    assert gradcheck(layer, [x, y]).ok
+    assert not np.may_share_memory(layer(x, y)[1], y)
