@@ -1,4 +1,4 @@
-"""Batches to test with: dtypes, memory layouts, sizes, instruction sets, and a run of forward and backward.
+"""Batches for tests: dtypes, memory layouts, sizes, instruction sets, and a run of forward and backward.
 
 A batch is drawn as arrays of shape (N, C, ...) in the dtype under test, and laid out in memory afterwards.
 Results come back as (N, C, ...) too, whatever the layout.
@@ -25,7 +25,7 @@ DTYPES = ["float32", "float64", "float16", pytest.param("bfloat16", marks=withou
 STRATEGIES = ["standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"]
 ACTIVATIONS = list(reference.ACTIVATIONS)
 INVERTIBLE = [name for name, activation in reference.ACTIVATIONS.items() if activation.inverse]
-# The parameter that each activation is tested with.
+# Parameter of each activation in the tests.
 PARAM = dict.fromkeys(ACTIVATIONS, 1.0) | {"leaky_relu": 0.01, "elu": 0.75, "celu": 0.75}
 SLOPES = 0.25, -0.5, 1.5, 0.0  # of prelu, channel by channel
 SCHEMES = [
@@ -35,13 +35,13 @@ SCHEMES = [
     if reference.ACTIVATIONS[activation].inverse or reference.KEEPS[strategy] != "z"
 ]
 
-# Activations that are tested with everything: those with kernels for whole tiles, and elu.
+# Activations tested with all combinations: those with tile kernels, and elu.
 THOROUGH = ["identity", "leaky_relu", "elu", "relu"]
 HARD = ["relu6", "hardsigmoid", "hardswish"]  # with tile kernels like relu; tested with every fourth case
 
 
 def sampled(**axes):
-    """Parametrize over all combinations; of activations that are not THOROUGH, over every fourth.
+    """Parametrize over all combinations; for activations not in THOROUGH, over every fourth.
 
     Where two axes beside "activation" have four values, those that are left have every pair of values.
     """
@@ -130,7 +130,7 @@ class Batch(NamedTuple):
     slope: np.ndarray | None = None  # of prelu: `slope_of` gives one where there is none
 
     def slope_of(self, activation):
-        """What the activation is given as `slope`."""
+        """Return the argument `slope` of the activation."""
         if activation != "prelu" or self.slope is not None:
             return self.slope
         return np.resize(np.array(SLOPES, self.weight.dtype), len(self.weight))
@@ -164,7 +164,7 @@ def with_residual(batch, scale=1.0, seed=100):
 
 
 class Run(NamedTuple):
-    """What forward and backward gave, as (N, C, ...)."""
+    """Results of forward and backward, as (N, C, ...)."""
 
     z: np.ndarray
     dx: np.ndarray

@@ -1,4 +1,4 @@
-"""How far a result may be from the reference, derived from the arithmetic, and the comparison itself.
+"""Bounds on the difference between results and the reference, derived from the arithmetic.
 
 Every operation in the compute type (float32, or float64 for float64) is right to a relative u = eps / 2,
 every stored value to half a unit of the storage type. From these and the errors of sums, first order in u:
@@ -23,19 +23,19 @@ from keywords import as_parameters
 from inplace_abn import reference
 
 # Errors of sums in units of u: up to some hundred terms in a row are added in the compute type, then in
-# double. Rounding errors that point either way leave less than the square root of that; but values of a half
-# type lie on so coarse a grid that, shifted by a centre, they share their last digits, and lose them in one
+# double. Rounding errors of random sign grow like the square root of that; but values of a half
+# type lie on so coarse a grid that, shifted by a centre, they share their last digits, and round in one
 # direction.
 SUMMING = {"float32": 8, "float64": 8, "float16": 160, "bfloat16": 160}
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 SMALLEST = {"float32": 2.0**-149, "float64": 2.0**-1074, "float16": 2.0**-24, "bfloat16": 2.0**-133}
-# Below -alpha * (1 - FLAT) the slope of elu is too small to go back from z: xhat is kept beside it.
+# Below -alpha * (1 - FLAT) the slope of elu is too small to invert it: xhat is kept.
 FLAT = {"float32": 2.0**-9, "float64": 2.0**-24, "float16": 2.0**-5, "bfloat16": 2.0**-4}
-# Where y cannot be had back from z to within this, xhat is kept beside it: some ten roundings at the flat end
-# of elu. Of sigmoid and tanh the library goes by z a little farther.
+# xhat is kept where y cannot be recomputed from z to within this: some ten roundings at the flat end
+# of elu. For sigmoid and tanh the library uses z a little farther.
 LOST = {dtype: 64 * EPS[dtype] / FLAT[dtype] for dtype in EPS}
-# So it is where bias and residual are this much greater than the weight.
+# xhat is also kept where bias and residual are this much greater than the weight.
 MOST_BESIDE = {"float32": 64, "float64": 2.0**20, "float16": 4, "bfloat16": 4}
 
 
@@ -44,12 +44,12 @@ def eps_of_compute(dtype):
 
 
 def working_type(dtype):
-    """The type for the reference: wider than what is tested wherever the platform has one."""
+    """Return the dtype of the reference: wider than the tested one if the platform has such a type."""
     return np.longdouble if dtype == "float64" else np.float64
 
 
 class Expected(NamedTuple):
-    """The reference's results for a batch, and how far off they may be."""
+    """Results of the reference for a batch, and their error bounds."""
 
     batch: Batch
     z: np.ndarray
@@ -137,7 +137,7 @@ class Terms:
         return reference.ACTIVATIONS[self.activation].derivative(y, self.param)
 
     def moved(self, curve, error):
-        """How far the curve may move while y does by `error`."""
+        """Largest change of the curve for a change of y by `error`."""
         here = curve(self.y)
         error = np.where(np.isinf(self.y), 0, error)  # as it is beside an infinite residual, whatever else
         moved = np.maximum(np.abs(curve(self.y + error) - here), np.abs(curve(self.y - error) - here))
@@ -156,7 +156,7 @@ class Terms:
         return self.normal * np.maximum(2, np.minimum(np.abs(self.y), 1000) ** 3)
 
     def at_kink(self):
-        """Where y may come out on the other side of a kink."""
+        """True where rounding may move y to the other side of a kink."""
         near = self.y_error + np.abs(self.gamma) * self.storing_xhat
         exactly_zero = (self.gamma * self.xhat == 0) & (self.beta == 0) & (self.residual == 0)
         at_kink = np.zeros(self.y.shape, bool)
@@ -175,7 +175,7 @@ class Terms:
         return share + np.abs(self.slope - share)
 
     def slope_error(self, y_error):
-        """Error of activation'(y) where y is off by this, and has not come from z alone."""
+        """Error of activation'(y) for this error of y, if y was not recomputed from z."""
         if self.linear:
             return 2 * self.u * np.abs(self.slope)
         by_y = self.moved(self.derivative, y_error + 2 * self.u * np.abs(self.y))
@@ -203,7 +203,7 @@ class Terms:
 
     @np.errstate(all="ignore")  # of what no z gives back
     def of_kept(self):
-        """Errors of xhat, y and activation'(y) in the backward, from what was kept."""
+        """Errors of xhat, y and activation'(y) in the backward, for the kept arrays."""
         gamma = np.abs(self.gamma)
         direct = self.xhat_error, self.y_error, self.slope_error(self.y_error)
         if self.keeps != "z":
@@ -231,7 +231,7 @@ class Terms:
         return [np.maximum(one, np.where(lost, 0, other)) for one, other in zip(beside, from_z, strict=True)]
 
     def lost(self, y_error):
-        """Where z does not tell y, or y not xhat, so that xhat is kept beside it."""
+        """True where y cannot be recomputed from z, or xhat from y, so that xhat is kept."""
         most = LOST[self.dtype] * np.maximum(1, np.abs(self.y))  # where z is y, digits count
         gone = (self.gamma == 0) | (np.asarray(self.param) <= 0) | ~(y_error <= most)
         most = MOST_BESIDE[self.dtype] * np.abs(self.gamma)
@@ -274,7 +274,7 @@ class Terms:
 def without_kinks(
     batch, dtype, keeps="xhat", activation="leaky_relu", param=None, eps=1e-5, statistics=None, affine=True
 ):
-    """Return the batch with dz = 0 where rounding may decide on which side of a kink y is."""
+    """Return the batch with dz = 0 where rounding may determine the side of a kink."""
     param = PARAM[activation] if param is None else param
     terms = Terms(batch, dtype, keeps, activation, param, eps, statistics, affine)
     return batch._replace(dz=np.where(terms.at_kink(), 0, batch.dz).astype(batch.dz.dtype))
@@ -313,7 +313,7 @@ def expected_of_random(shape, dtype, activation, keeps, seed=0, mean=2.0, spread
 
 
 def assert_within(got, want, error, name="result"):
-    """Assert |got - want| <= error everywhere; the message tells where it is worst and by how much."""
+    """Assert |got - want| <= error everywhere; the message names the worst element and its error."""
     got = np.asarray(got, want.dtype)
     assert got.shape == want.shape, name
     with np.errstate(all="ignore"):

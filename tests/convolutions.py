@@ -57,7 +57,7 @@ def by_definition(x, weight, bias, stride, padding, dilation, groups):
 
 
 def transposed_by_definition(x, weight, bias, stride, padding, dilation, groups, output_padding=0):
-    """Add the window of every pixel to a result that has room for all, and cut that off."""
+    """Add the window of every pixel to a padded result, and cut the padding off."""
     (sy, sx), (py, px), (dy, dx), (my, mx) = pairs(stride, padding, dilation, output_padding)
     samples, inputs, rows, columns = x.shape
     _, outputs, ky, kx = weight.shape

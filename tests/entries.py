@@ -10,13 +10,13 @@ _before = 0
 
 
 def added():
-    """Return how many entries there are more than when the test began."""
+    """Return the number of entries added since the test began."""
     return _core.saved_count() - _before
 
 
 @pytest.fixture
 def nothing_stays():
-    """Fail if a test leaves an entry behind."""
+    """Fail if entries remain after a test."""
     global _before
     if _core.saved_count():
         gc.collect()

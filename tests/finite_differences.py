@@ -1,4 +1,4 @@
-"""Gradients by central differences: the judge that shares no formula with the code under test."""
+"""Gradients by central differences, independent of the formulas under test."""
 
 import numpy as np
 

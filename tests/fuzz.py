@@ -1,4 +1,4 @@
-"""Arrays of every make and numbers of every size, for hypothesis: described as data, then built.
+"""Arrays of every layout and numbers of every size for hypothesis: described as data, then built.
 
 What hypothesis prints of a failure is the text of an ``@example``: descriptions are dataclasses.
 """
@@ -22,7 +22,7 @@ UNFIT_DTYPES = ["object", "complex64", "int32", "bool", "longdouble", ">f4", ">f
 
 # ---- values ------------------------------------------------------------------------------------------------
 
-# Where squares, and products of three, stay within double and longdouble.
+# Range in which squares and products of three do not overflow double and longdouble.
 SIZES = {"float16": (1e4, 1e-6), "float64": (1e60, 1e-60)}
 
 
@@ -32,7 +32,7 @@ def _with(values, special):
     return values
 
 
-# What one channel, or one element of a vector, is filled with: (rng, shape, dtype) -> float64.
+# Content of one channel, or of one element of a vector: (rng, shape, dtype) -> float64.
 VALUES = {
     "normal": lambda rng, shape, dtype: rng.normal(size=shape),
     "few": lambda rng, shape, dtype: rng.integers(-2, 3, shape).astype(float),
@@ -70,7 +70,7 @@ class Subclass(np.ndarray):
 
 @dataclass(frozen=True)
 class Array:
-    """How to make an array."""
+    """Description of an array."""
 
     shape: tuple
     dtype: str = "float32"
@@ -129,7 +129,7 @@ MAKES = {
 
 # ---- drawing -----------------------------------------------------------------------------------------------
 
-# Drawing takes longer than the calls that are drawn: what belongs together is one number, 0 is the
+# Drawing takes longer than the calls under test: related choices are one number, 0 is the
 # simplest, and strategies are made once.
 
 SEEDS = st.integers(0, 1 << 16)
@@ -153,7 +153,7 @@ def digits(*bases):
 
 @cache
 def shapes(least=2, most=5):
-    """Shapes with sizes 0 and 1 in them, and now and then a row longer than any vector."""
+    """Shapes that include sizes 0 and 1, and occasionally a row longer than any vector."""
     sizes, lengths = (1, 2, 3, 4, 5, 6, 0, 1, 2, 3), 144
 
     def shape(drawn):
@@ -168,7 +168,7 @@ def shapes(least=2, most=5):
 
 @cache
 def kinds(promised=True):
-    """Return a strategy for what the channels are filled with."""
+    """Return a strategy for the content of the channels."""
     names = PROMISED if promised else list(VALUES)
     some = digits(*[1 + len(names)] * 5)
     return some.map(lambda drawn: tuple(names[digit - 1] for digit in drawn if digit) or names[:1])
@@ -176,7 +176,7 @@ def kinds(promised=True):
 
 @st.composite
 def fitting_batches(draw, shape, dtype, channel_axis, last):
-    """Batches that are to be taken: of one of the two layouts, whole or every n-th sample and channel."""
+    """Valid batches: in one of the two layouts, whole or every n-th sample and channel."""
     ndim, axis = len(shape), channel_axis % len(shape)
     spatial = [i for i in range(1, ndim) if i != axis]
     order = (0, *spatial, axis) if last else (0, axis, *spatial)
@@ -235,7 +235,7 @@ def any_arrays(draw, fits):
 # ---- calls -------------------------------------------------------------------------------------------------
 
 PLACES = ("x", "dz", "weight", "bias", "running_mean", "running_var", "residual", "residual_grad", "slope")
-# What may be given the memory of what, fit or not.
+# Pairs of arguments that may share memory, valid or not.
 ALIASES = [("residual", "x"), ("residual_grad", "x"), ("residual_grad", "dz"), ("residual_grad", "residual")]
 ALIASES += [("slope", "weight"), ("slope", "bias"), ("slope", "running_mean"), ("slope", "running_var")]
 
@@ -261,7 +261,7 @@ class Call:
 
 
 FRACTIONS = st.one_of(st.sampled_from([0.0, 1.0, 0.1]), st.floats(0, 1))
-# The reference's own constants stay within double for these.
+# Constants of the reference do not overflow double for these.
 PARAMS = [0.01, 1.0, 0.75, 0.01, 1.0, 0.75, 1e-30, 1e-9, 1e-4, 3.0, 1e4, 1e9]
 EPS = [1e-5] * 6 + [1e-300, 5e-324, 1e-30, 1e-3, 1.0, 1e30]
 UNFIT = st.sampled_from([0, -1, float("nan"), float("inf"), -1e-300, 10**400, "x", None, b"", [], 1j, 2**63])
@@ -297,7 +297,7 @@ def vectors(draw, count, dtype):
 
 @st.composite
 def residuals(draw, shape, dtype, axis, last, options, parts):
-    """What a call with a residual has beside the others. It is read only, and may hold anything."""
+    """The additional arguments of a call with a residual. It is read-only and may contain any values."""
     residual = draw(fitting_batches(shape, dtype, axis, last))
     locked, adds, is_view, alias = draw(digits(2, 2, 2, 8))
     found = {"residual": replace(residual, values=draw(kinds(promised=False)))}
@@ -312,7 +312,7 @@ def residuals(draw, shape, dtype, axis, last, options, parts):
 
 @st.composite
 def fitting_calls(draw):
-    """Calls that must be taken, and be right."""
+    """Calls that must be accepted and return correct results."""
     shape, options = draw(shapes()), draw(fitting_options())
     dtype, *yes = draw(digits(len(DTYPES), 2, 2, 2, 2, 2, 2, 2, 2))
     last, weight, bias, tracked, shared, overwrite, parts, residual = (digit == 1 for digit in yes)
@@ -334,7 +334,7 @@ def fitting_calls(draw):
 
 @st.composite
 def any_calls(draw):
-    """Calls of which something, or everything, may be unfit."""
+    """Calls of which some or all arguments may be invalid."""
     call = draw(fitting_calls())
     first, second, third, some, alias, of, is_view = draw(digits(9, 10, 10, 4, 4, len(ALIASES), 2))
     names = list(dict.fromkeys([first, *[place - 1 for place in (second, third) if place]]))

@@ -1,4 +1,4 @@
-"""Scripts in interpreters of their own."""
+"""Scripts run in separate interpreters."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def step(threads=2, seed=0):
 
 
 def run(script, *options, timeout=120, **environment):
-    """Run a script, or a file given as a path, which must end in time; environment: None unsets."""
+    """Run a script, or a file given as a path, with a time limit; None in `environment` unsets a variable."""
     merged = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
     merged = {name: value for name, value in {**os.environ, **merged}.items() if value is not None}
     source = ["-c", textwrap.dedent(script)] if isinstance(script, str) else [str(script)]
@@ -30,7 +30,7 @@ def run(script, *options, timeout=120, **environment):
 
 
 def printed(script, *options, **keywords):
-    """Return what a script prints; it must succeed, and without a warning."""
+    """Return the output of a script; it must succeed without a warning."""
     done = run(script, "-W", "error", *options, **keywords)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

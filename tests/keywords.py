@@ -2,7 +2,7 @@
 
 
 def as_parameters(values):
-    """Return weight and bias, and the running statistics where there are four values."""
+    """Return weight and bias, and the running statistics if there are four values."""
     return dict(zip(("weight", "bias", "running_mean", "running_var"), values, strict=False))
 
 

@@ -1,4 +1,4 @@
-"""Masks to test with, and a run of the compiled module whose masked positions hold garbage.
+"""Masks for tests, and a run of the compiled module with garbage at masked positions.
 
 What a masked run has to give is what a batch of the valid positions alone gives, of shape (M, C).
 """
@@ -45,7 +45,7 @@ MASKS = {
 
 
 def draw_mask(kind, shape, seed=0):
-    """A mask for x of shape (N, C, ...), with two valid positions at least."""
+    """A mask for x of shape (N, C, ...), with at least two valid positions."""
     mask = MASKS[kind]((shape[0], *shape[2:]), np.random.default_rng(seed))
     mask.reshape(-1)[-2:] |= mask.sum() < 2
     return mask

@@ -1,4 +1,4 @@
-"""Small layers and networks to test with, and runs of forward and backward through them."""
+"""Small layers and networks for tests, and runs of their forward and backward."""
 
 import numpy as np
 
@@ -65,7 +65,7 @@ def blocks(strategy):
 
 
 def run(layer, x, dz, *, overwrite=False):
-    """Return z, dx and the gradients of the parameters by name; x and dz are left alone."""
+    """Return z, dx and the gradients of the parameters by name; x and dz are not changed."""
     layer.zero_grad()
     z = layer(x.copy())
     results = {"z": z.copy()}
@@ -84,7 +84,7 @@ def assert_close(got, want, rtol=1e-12):
 
 
 class Pointwise(Layer):
-    """A convolution with a window of one pixel: like every other it needs its input for the backward."""
+    """A 1 x 1 convolution, which keeps its input for the backward."""
 
     def __init__(self, inputs, outputs):
         rng = np.random.default_rng(inputs + outputs)

@@ -28,12 +28,12 @@ def normal(shape, dtype="float64", seed=0):
 
 
 def laid_out(array, channel_axis):
-    """Return (N, C, ...) with the channels where `channel_axis` says, in memory of that order."""
+    """Return (N, C, ...) with the channels at `channel_axis`, in memory of that order."""
     return np.ascontiguousarray(np.moveaxis(array, 1, channel_axis))
 
 
 def strided(array):
-    """Return the same values in memory with gaps along every axis, which BLAS does not take."""
+    """Return the same values in memory with gaps along every axis, which BLAS does not accept."""
     memory = np.zeros(tuple(2 * length for length in array.shape), array.dtype).T
     view = memory.T[tuple(slice(None, None, 2) for _ in array.shape)]
     view[...] = array
@@ -41,7 +41,7 @@ def strided(array):
 
 
 def run(operation, x, *arguments, dz=None, overwrite=False, **keywords):
-    """Return z, what the backward returns for dz (ones by default), and dz itself."""
+    """Return z, the result of the backward for dz (ones by default), and dz itself."""
     ctx = Context()
     z = operation.forward(ctx, x, *arguments, **keywords)
     dz = np.ones_like(z) if dz is None else dz

@@ -1,4 +1,4 @@
-"""What is taken although it looks odd: nothing is refused without need."""
+"""Unusual but valid arguments are accepted."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from inplace_abn import functional
 pytestmark = pytest.mark.essential
 
 
-def test_slices_that_interleave_do_not_overlap():
+def test_interleaved_slices_do_not_overlap():
     buffer = np.random.default_rng(0).normal(size=(4, 6, 5, 2)).astype(np.float32)
     parts = np.linspace(1, 2, 12).reshape(3, 4).astype(np.float32)
     whole_x = buffer[:, ::2].copy()
@@ -75,7 +75,7 @@ def test_strides_of_dimensions_of_size_one_do_not_matter():
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat"])
 @pytest.mark.parametrize("shape", [(4, 3, 5, 2), (4, 3, 5), (4, 3), (2, 3, 2, 3, 2)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_fresh_arrays_are_laid_out_like_x(layout, shape, strategy):
+def test_new_arrays_have_the_layout_of_x(layout, shape, strategy):
     batch = random_batch(shape, "float32")
     x, axis = LAYOUTS[layout](batch.x)
     z, ctx = functional.forward(x, strategy=strategy, channel_axis=axis)

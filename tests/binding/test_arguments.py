@@ -1,4 +1,4 @@
-"""Every refusal names the argument, what it got and what would do, and leaves all arrays as they were."""
+"""Refused arguments: messages name the argument, its value and what is expected; no array is changed."""
 
 import re
 
@@ -43,7 +43,7 @@ X_KINDS = {
 
 
 @pytest.mark.parametrize("kind", X_KINDS)
-def test_x_of_another_kind(kind):
+def test_x_that_is_no_plain_floating_point_array(kind):
     x, message = X_KINDS[kind]
     refused(_core.forward, forward_arguments(x=x), TypeError, "x must be", message)
     refused(_core.statistics, {"x": x}, TypeError, "x must be", message)
@@ -81,12 +81,12 @@ X_VALUES = {
 
 
 @pytest.mark.parametrize("kind", X_VALUES)
-def test_x_of_another_form(kind):
+def test_x_of_another_layout_or_shape(kind):
     x, message = X_VALUES[kind]
     refused(_core.forward, forward_arguments(x=x), ValueError, message)
 
 
-def test_x_in_channels_last_of_another_form():
+def test_channels_last_x_of_another_layout_or_shape():
     for x, message in [
         (np.ones((4, 5, 6, 6), np.float32)[..., ::2], "neither (N, C, *spatial)"),
         (np.ones((4, 5, 6, 3), np.float32)[:, :, :3], "not one run of equal steps"),
@@ -99,7 +99,7 @@ VECTORS = ["weight", "bias", "running_mean", "running_var"]
 
 
 @pytest.mark.parametrize("name", VECTORS)
-def test_vectors_of_another_kind_or_form(name):
+def test_vectors_of_another_dtype_or_shape(name):
     for value, error, message in [
         ([1.0, 1.0, 1.0], TypeError, "must be a numpy.ndarray, got 'list'"),
         (1.0, TypeError, "got 'float'"),
@@ -119,7 +119,7 @@ def test_vectors_of_another_kind_or_form(name):
     refused(_core.forward, {**double, name: np.ones(3, np.float32)}, TypeError, f"{name} must be float64")
 
 
-def test_running_statistics_go_together():
+def test_running_mean_needs_running_var():
     message = "running_mean and running_var go together"
     for name in ("running_mean", "running_var"):
         refused(_core.forward, forward_arguments(**{name: None}), ValueError, message)
@@ -131,7 +131,7 @@ def test_running_statistics_go_together():
 
 
 @pytest.mark.parametrize("name", ["running_mean", "running_var"])
-def test_running_statistics_are_written_in_training_alone(name):
+def test_read_only_running_statistics_are_refused_in_training_only(name):
     frozen = read_only((3,))
     message = f"{name} is written in place, but it is read-only"
     refused(_core.forward, forward_arguments(**{name: frozen}), ValueError, message)
@@ -143,19 +143,19 @@ def test_running_statistics_are_written_in_training_alone(name):
 
 @pytest.mark.parametrize("strategy", IN_PLACE)
 @pytest.mark.parametrize("name", VECTORS)
-def test_x_that_is_written_shares_memory_with_nothing(name, strategy):
+def test_overwritten_x_must_not_share_memory(name, strategy):
     arguments = forward_arguments(**{name: lambda good: good["x"][1, :, 2, 1]}, strategy=strategy)
     refused(_core.forward, arguments, ValueError, f"x is written and shares memory with {name}")
 
 
-def test_x_that_is_only_read_may_share_memory_with_what_is_only_read():
+def test_read_only_arguments_may_share_memory():
     arguments = forward_arguments(weight=lambda good: good["x"][1, :, 2, 1], strategy="standard")
     z, _ = functional.forward(**arguments)
     assert np.isfinite(z).all()
 
 
 @pytest.mark.parametrize("written", ["running_mean", "running_var"])
-def test_running_statistics_share_memory_with_nothing(written):
+def test_running_statistics_must_not_share_memory(written):
     for other in VECTORS:
         if other != written:
             same = forward_arguments(**{written: lambda good, other=other: good[other]})
@@ -225,7 +225,7 @@ def test_options_take_numbers_and_strings_of_other_types():
 
 
 @pytest.mark.parametrize("strategy", ["inplace", "inplace_1", "inplace_2"])
-def test_relu_is_not_for_what_keeps_z_alone(strategy):
+def test_relu_is_refused_by_strategies_that_keep_z(strategy):
     arguments = forward_arguments(activation="relu", strategy=strategy)
     refused(_core.forward, arguments, ValueError, "'relu' has no inverse", f"'{strategy}'", "use leaky_relu")
 
@@ -238,7 +238,7 @@ def test_a_parameter_that_the_activation_does_not_have_is_ignored():
 # ---- the binder --------------------------------------------------------------------------------------------
 
 
-def test_keywords_that_do_not_exist():
+def test_unknown_keywords():
     x = np.ones(SHAPE, np.float32)
     for name, meant in [("wieght", "weight"), ("momentun", "momentum"), ("Eps", "eps")]:
         message = f"forward() got an unexpected keyword argument '{name}'; did you mean '{meant}'?"
@@ -256,7 +256,7 @@ def test_keywords_that_do_not_exist():
     assert x.flags.writeable
 
 
-def test_keywords_that_are_no_literals_of_the_program():
+def test_keywords_built_at_run_time():
     x = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     want, _ = functional.forward(x.copy(), momentum=0.5, activation_param=0.25)
     got, _ = _core.forward(**{"".join(["activation", "_", "param"]): 0.25, "".join("momentum"): 0.5, "x": x})

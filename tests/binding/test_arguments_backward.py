@@ -1,4 +1,4 @@
-"""What normalize, backward, its halves and the small functions refuse; see also test_arguments.py."""
+"""Arguments that normalize, backward, reduce, apply and smaller functions refuse; see test_arguments.py."""
 
 import numpy as np
 import pytest
@@ -106,7 +106,7 @@ def test_dz_of_one_position_or_one_channel_has_every_layout():
             assert np.allclose(np.moveaxis(functional.backward(ctx, dz).dx, axis, 1), want, atol=1e-6)
 
 
-def test_overwrite_needs_a_dz_to_write():
+def test_overwrite_needs_a_writeable_dz():
     ctx, dz = ctx_and_dz()
     frozen = read_only(SHAPE)
     for function, arguments in calls_with_dz(ctx, frozen, overwrite=True):
@@ -118,7 +118,7 @@ def test_overwrite_needs_a_dz_to_write():
 
 
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
-def test_overwrite_keeps_off_what_ctx_keeps(strategy):
+def test_overwrite_refuses_dz_that_shares_memory_with_the_context(strategy):
     x = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
     view = x[...]
     _, ctx = functional.forward(x, strategy=strategy)
@@ -207,7 +207,7 @@ def test_merge_statistics():
             functional.merge_statistics(*one, counts)
 
 
-def test_merge_statistics_of_nothing():
+def test_merge_statistics_of_no_batches():
     mean, var, count = functional.merge_statistics([[np.nan], [1.0]], [[np.nan], [1.0]], [0, 0])
     assert (mean.tolist(), var.tolist(), count) == ([0.0], [0.0], 0)
 

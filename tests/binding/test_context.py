@@ -1,4 +1,4 @@
-"""The context: what it keeps and for how long, its lock on the kept array, and everything that frees it."""
+"""The context: arrays that it keeps, their lock, and everything that frees them."""
 
 import itertools
 import threading
@@ -32,7 +32,7 @@ def apply(ctx, dz):
 
 
 def forget(ctx, dz):
-    """Nothing to do: the caller drops the context."""
+    """Do nothing: the caller deletes the context."""
 
 
 FREES = {
@@ -47,7 +47,7 @@ FREES = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_attributes_tell_what_forward_was_given(strategy, dtype):
+def test_attributes_are_the_arguments_of_forward(strategy, dtype):
     x = new_x((4, 5, 3), dtype)
     options = {"strategy": strategy, "activation": "elu", "activation_param": 0.5, "channel_axis": -1}
     z, ctx = functional.forward(x, **options)
@@ -101,7 +101,7 @@ def test_the_kept_array_is_locked_until_the_context_is_freed(strategy, free):
 
 @pytest.mark.parametrize("free", FREES)
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint"])
-def test_what_was_read_only_stays_so(strategy, free):
+def test_read_only_arrays_stay_read_only(strategy, free):
     x = new_x()
     x.flags.writeable = False
     z, ctx = functional.forward(x, strategy=strategy)
@@ -111,8 +111,8 @@ def test_what_was_read_only_stays_so(strategy, free):
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
-def test_contexts_of_one_array_unlock_it_with_the_last_of_them(order):
-    """As of a batch that goes into several layers."""
+def test_an_array_of_several_contexts_is_unlocked_with_the_last(order):
+    """As for a batch that is the input of several layers."""
     x = new_x()
     contexts = [functional.forward(x, strategy="checkpoint")[1] for _ in range(3)]
     dz = np.ones_like(x)
@@ -176,7 +176,7 @@ def test_saved_is_the_array_itself(strategy):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_guarded_channels_are_kept_beside_z(dtype, layout):
+def test_xhat_of_guarded_channels_is_kept(dtype, layout):
     batch = random_batch((4, 5, 3, 2), dtype)
     weight = np.array([1, 0, 2, 0, -1], parameter_dtype(dtype))
     x, axis = LAYOUTS[layout](batch.x)
@@ -190,7 +190,7 @@ def test_guarded_channels_are_kept_beside_z(dtype, layout):
     assert ctx.nbytes == x.nbytes + xhat.nbytes
 
 
-def test_nothing_is_guarded_where_x_or_xhat_is_kept():
+def test_no_channel_is_guarded_if_x_or_xhat_is_kept():
     for strategy in ("standard", "checkpoint", "checkpoint_xhat"):
         _, ctx = functional.forward(new_x(), weight=np.zeros(3, np.float32), strategy=strategy)
         assert len(ctx.saved) == 1
@@ -203,7 +203,7 @@ def saturated(dtype="float32"):
     return x, np.full(3, 4, dtype)
 
 
-def test_escaped_elements_are_kept_beside_z():
+def test_xhat_of_escaped_elements_is_kept():
     x, weight = saturated()
     _, ctx = functional.forward(x, weight=weight, activation="elu", activation_param=1.0)
     saved = {name: (array, array.nbytes) for name, array in ctx.saved.items()}
@@ -219,7 +219,7 @@ def test_escaped_elements_are_kept_beside_z():
 
 
 def test_what_is_kept_is_a_snapshot():
-    """The optimizer may change weights before the backward has run."""
+    """The optimizer may change weights before the backward runs."""
     batch = random_batch((4, 3, 5), "float32")
     weight, bias = batch.weight.copy(), batch.bias.copy()
     _, ctx = functional.forward(batch.x.copy(), weight=weight, bias=bias)
@@ -233,7 +233,7 @@ def test_what_is_kept_is_a_snapshot():
 # ---- recompute ---------------------------------------------------------------------------------------------
 
 
-def test_recompute_where_z_is_kept():
+def test_recompute_with_strategies_that_keep_z():
     for strategy in ("inplace", "inplace_1", "inplace_2"):
         _, ctx = functional.forward(new_x(), strategy=strategy)
         with pytest.raises(
@@ -243,7 +243,7 @@ def test_recompute_where_z_is_kept():
 
 
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat"])
-def test_recompute_checks_out(strategy):
+def test_recompute_checks_the_argument_out(strategy):
     x = new_x()
     view = x[...]
     z, ctx = functional.forward(x, strategy=strategy)
@@ -277,7 +277,7 @@ def test_recompute_checks_out(strategy):
 
 @pytest.mark.parametrize("free", ["backward", "backward_apply", "release"])
 @pytest.mark.parametrize("strategy", ["checkpoint", "inplace"])
-def test_a_freed_context_says_so(strategy, free):
+def test_a_freed_context_raises_an_error(strategy, free):
     z, ctx = functional.forward(new_x(), strategy=strategy)
     dz = np.ones_like(z)
     FREES[free](ctx, dz)
@@ -294,7 +294,7 @@ def test_a_freed_context_says_so(strategy, free):
     assert f"freed by {free}" in repr(ctx)
 
 
-def test_reduce_and_refusals_do_not_free():
+def test_reduce_and_refused_calls_do_not_free_the_context():
     z, ctx = functional.forward(new_x())
     functional.backward_reduce(ctx, np.ones_like(z))
     with pytest.raises(ValueError, match="dz must have the shape"):
@@ -323,7 +323,7 @@ def test_a_kept_array_may_be_reshaped():
 
 
 def test_one_of_many_threads_gets_the_gradient():
-    """A context serves one call at a time: the others are told that it is in use, or was freed."""
+    """A context serves one call at a time: other calls raise an error that it is in use or freed."""
     x = np.random.default_rng(0).normal(size=(8, 8, 128, 128)).astype(np.float32)
     dz = np.ones_like(x)
     _, ctx = functional.forward(x)

@@ -1,4 +1,4 @@
-"""The context as a Python object: copies, cycles, references, and every byte it keeps or gives back."""
+"""The context as a Python object: copies, cycles, references, and bytes kept and released."""
 
 import copy
 import gc
@@ -17,7 +17,7 @@ from inplace_abn import Context, _core, functional
 # ---- as a Python object ------------------------------------------------------------------------------------
 
 
-def test_a_context_is_made_by_forward_alone():
+def test_contexts_cannot_be_constructed():
     with pytest.raises(TypeError, match=r"cannot create 'inplace_abn\._core\.Context' instances"):
         Context()
     with pytest.raises(TypeError, match="not an acceptable base type"):
@@ -70,7 +70,7 @@ def test_a_context_is_tracked_by_the_garbage_collector():
 
 @pytest.mark.parametrize("free", FREES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_references_come_back(strategy, free):
+def test_reference_counts_are_restored(strategy, free):
     x, weight, bias = new_x(), np.zeros(3, np.float32), np.ones(3, np.float32)
     mean, var, dz = np.zeros(3, np.float32), np.ones(3, np.float32), np.ones((4, 3, 5), np.float32)
     objects = [x, weight, bias, mean, var, dz, Context, _core]
@@ -84,7 +84,7 @@ def test_references_come_back(strategy, free):
     assert counts(objects) == before
 
 
-def test_references_come_back_after_refusals():
+def test_reference_counts_are_restored_after_refused_calls():
     x, weight = new_x(), np.ones(3, np.float32)
     _, ctx = functional.forward(new_x(), strategy="checkpoint")
     dz = np.ones((4, 3, 5), np.float32)
@@ -110,7 +110,7 @@ def test_references_come_back_after_refusals():
     assert counts(objects) == before
 
 
-def test_memory_comes_back():
+def test_memory_is_released():
     x, weight, dz = new_x((4, 3, 64)), np.array([0, 40, 1], np.float32), np.ones((4, 3, 64), np.float32)
 
     def step():
@@ -138,7 +138,7 @@ def test_memory_comes_back():
 
 
 @pytest.mark.parametrize("case", ["guarded", "escaped"])
-def test_tracemalloc_sees_every_byte_that_is_kept(case):
+def test_tracemalloc_counts_every_kept_byte(case):
     shape = (16, 4, 1024)
     x = random_batch(shape, "float32").x.copy()
     weight = np.array([1, 0, 0, 1], np.float32) if case == "guarded" else np.full(4, 60, np.float32)

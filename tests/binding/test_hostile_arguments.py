@@ -1,4 +1,4 @@
-"""Arguments that run code of their own while a call reads them, and collections in the midst of it."""
+"""Arguments that run Python code while a call reads them, and garbage collections inside a call."""
 
 import gc
 
@@ -9,12 +9,12 @@ from inplace_abn import _core, functional
 
 SHAPE = (4, 3, 50)
 
-# NumPy is about to take these ways from arrays; as long as it has them they must do no harm.
+# NumPy deprecates these ways to change an array; as long as they exist, they must be harmless.
 pytestmark = pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array:DeprecationWarning")
 
 
 class Springs:
-    """A number that does something when it is read."""
+    """A number that runs a function when it is read."""
 
     def __init__(self, value, action):
         self.value, self.action = value, action
@@ -29,7 +29,7 @@ class Springs:
 
 
 class Text(str):
-    """Compares equal to nothing, and says so in Python."""
+    """Compares unequal to everything, by Python code."""
 
     __slots__ = ("action",)
 
@@ -45,7 +45,7 @@ def batch(dtype=np.float32):
 
 
 def spoil(array):
-    """Return everything that may happen to an array, by name."""
+    """Return all changes of an array, by name."""
     return {
         "resize": lambda: array.resize(7, refcheck=False),
         "grow": lambda: array.resize(1 << 22, refcheck=False),
@@ -64,7 +64,7 @@ SCALARS = {"momentum": 0, "eps": 1, "activation_param": 1, "channel_axis": 1, "t
 @pytest.mark.parametrize("what", SPOILS)
 @pytest.mark.parametrize("victim", ["x", "weight", "running_mean"])
 @pytest.mark.parametrize("scalar", SCALARS)
-def test_forward_looks_at_arrays_after_all_numbers(scalar, victim, what):
+def test_forward_reads_arrays_after_all_numbers(scalar, victim, what):
     arrays = {"x": batch()}
     for name in ("weight", "bias", "running_mean", "running_var"):
         arrays[name] = np.ones(3, np.float32)
@@ -97,7 +97,7 @@ BACKWARDS = [
 
 
 @pytest.mark.parametrize(("name", "victim", "scalar", "what"), BACKWARDS)
-def test_backward_looks_at_arrays_after_all_numbers(name, victim, scalar, what):
+def test_backward_reads_arrays_after_all_numbers(name, victim, scalar, what):
     z, ctx = functional.forward(batch())
     dz, sums = np.ones_like(z), np.zeros(3)
     number = Springs(1 if scalar == "threads" else 200, spoil(z if victim == "z" else dz)[what])
@@ -132,7 +132,7 @@ def test_a_context_freed_by_an_argument_is_freed(name, free):
 
 @pytest.mark.parametrize("what", ["resize", "grow", "state"])
 @pytest.mark.parametrize("scalar", ["c", "d", "threads"])
-def test_stream_and_statistics_look_at_arrays_after_all_numbers(scalar, what):
+def test_stream_and_statistics_read_arrays_after_all_numbers(scalar, what):
     a = np.ones(60000, np.float32)
     b = np.ones(60000, np.float32)
     number = Springs(1, spoil(b)[what])
@@ -143,7 +143,7 @@ def test_stream_and_statistics_look_at_arrays_after_all_numbers(scalar, what):
         functional.statistics(x, threads=Springs(1, spoil(x)[what]))
 
 
-def test_comparing_texts_runs_no_code():
+def test_comparing_strings_runs_no_python_code():
     ran = []
     for name, value in (("strategy", "inplace"), ("activation", "elu")):
         text = Text(value)
@@ -153,7 +153,7 @@ def test_comparing_texts_runs_no_code():
 
 
 class Pretends(np.ndarray):
-    """Runs code when it is asked what it is."""
+    """Runs code when its class is read."""
 
     ran = False
 
@@ -163,7 +163,7 @@ class Pretends(np.ndarray):
         return np.memmap
 
 
-def test_subclasses_are_refused_without_asking_them():
+def test_subclasses_are_refused_without_calling_their_methods():
     x = batch().view(Pretends)
     with pytest.raises(TypeError, match=r"plain numpy\.ndarray"):
         functional.forward(x)
@@ -181,8 +181,8 @@ class Falls:
 
 
 @pytest.mark.parametrize("offset", range(12))
-def test_a_collection_inside_a_call_finds_no_array_open(offset):
-    """Whatever object is the one that sets the collector off: refused, or done on what was checked."""
+def test_a_garbage_collection_inside_a_call_is_harmless(offset):
+    """Whichever allocation starts the collection: the call is refused, or uses the arrays that it checked."""
     for victim in ("x", "dz"):
         arrays = {"x": batch(), "dz": np.ones(SHAPE, np.float32)}
         outcome = step_with_collection(arrays, arrays[victim], offset)
@@ -190,7 +190,7 @@ def test_a_collection_inside_a_call_finds_no_array_open(offset):
 
 
 def step_with_collection(arrays, victim, offset):
-    """Return dx, or the text of a refusal."""
+    """Return dx, or the text of the error."""
     weight, before = np.zeros(3, np.float32), gc.get_threshold()
     gc.collect()
     Falls(victim)
@@ -204,8 +204,8 @@ def step_with_collection(arrays, victim, offset):
         gc.set_threshold(*before)
 
 
-def test_a_kept_view_of_a_buffer_that_runs_code_when_it_goes():
-    """The last thing that a context lets go of is the array, and with it what it is a view of."""
+def test_a_kept_view_of_a_buffer_that_runs_code_when_released():
+    """A context releases the array, and with it the base of the view, last."""
     freed = []
 
     class Buffer(np.ndarray):

@@ -1,4 +1,4 @@
-"""What a context keeps, attacked: through flags, dtypes, shapes, views, bases, and from other threads."""
+"""Attempts to change kept arrays: through flags, dtypes, shapes, views, bases, and from other threads."""
 
 import contextlib
 import gc
@@ -11,7 +11,7 @@ from inplace_abn import _core, functional
 
 SHAPE = (4, 6, 5)
 
-# NumPy is about to take these ways from arrays; as long as it has them they must do no harm.
+# NumPy deprecates these ways to change an array; as long as they exist, they must be harmless.
 pytestmark = pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array:DeprecationWarning")
 
 
@@ -59,7 +59,7 @@ def test_a_kept_array_that_was_changed(change, name):
     ctx.release()
 
 
-def test_what_can_be_set_back_can_be_used():
+def test_a_restored_array_can_be_used():
     x, dz = batch(), np.ones(SHAPE, np.float32)
     want = functional.backward(functional.forward(x.copy())[1], dz).dx
     _, ctx = functional.forward(x)
@@ -80,7 +80,7 @@ def test_unlocking_does_not_make_other_memory_writeable():
     assert not x.flags.writeable
 
 
-# ---- the small arrays beside it ----------------------------------------------------------------------------
+# ---- side arrays -------------------------------------------------------------------------------------------
 
 
 def with_side_arrays():
@@ -95,7 +95,7 @@ SIDE = ["guarded_xhat", "escape_index", "escape_xhat"]
 
 
 @pytest.mark.parametrize("name", SIDE)
-def test_side_arrays_stay_what_they_are(name):
+def test_side_arrays_cannot_be_changed(name):
     dz = np.random.default_rng(1).normal(size=(2, 3, 50)).astype(np.float32)
     want = functional.backward(with_side_arrays()[0], dz)
     ctx, saved = with_side_arrays()
@@ -131,7 +131,7 @@ def test_side_arrays_outlive_their_context():
         assert np.array_equal(array, copies[name])
 
 
-def test_nobody_finds_the_memory_of_side_arrays_through_the_collector():
+def test_the_garbage_collector_does_not_expose_side_arrays():
     ctx, _ = with_side_arrays()
     found = [o for o in gc.get_referents(ctx) if isinstance(o, np.ndarray)]
     assert [o.flags.owndata for o in found[1:]] == [False] * (len(found) - 1)
@@ -155,7 +155,7 @@ VIEWS = {
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("keeper", ["standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace"])
-def test_forward_does_not_overwrite_what_is_kept(keeper, view):
+def test_forward_does_not_overwrite_kept_arrays(keeper, view):
     base = batch()
     kept = base[:, :3]
     writes = VIEWS[view](base)
@@ -173,7 +173,7 @@ def test_forward_does_not_overwrite_what_is_kept(keeper, view):
     functional.forward(writes)
 
 
-def test_neighbours_are_not_in_the_way():
+def test_adjacent_memory_does_not_overlap():
     base = batch((4, 6, 5))
     _, first = functional.forward(base[:, :3])
     _, second = functional.forward(base[:, 3:])
@@ -188,7 +188,7 @@ def test_neighbours_are_not_in_the_way():
     assert not any(ctx.freed for ctx in (first, second, even, odd))
 
 
-def test_gradients_statistics_and_outputs_do_not_overwrite_what_is_kept():
+def test_gradients_statistics_and_outputs_do_not_overwrite_kept_arrays():
     base = batch()
     view, flat = base[...], base.reshape(-1)[:6]
     _, keeps = functional.forward(base)
@@ -268,7 +268,7 @@ def test_overlap_is_exact(seed):
 
 
 def together(*functions):
-    """Run all at once; return what they returned or raised."""
+    """Run functions concurrently; return their results or errors."""
     start, outcomes = threading.Barrier(len(functions)), []
 
     def run(function):
@@ -287,7 +287,7 @@ def together(*functions):
 
 
 def test_two_forwards_of_one_array_at_once():
-    """The second finds it locked while the first is still at work, or when it is done: never a mixture."""
+    """The second finds the array locked, during the first call or after it: results are never mixed."""
     shape = (8, 8, 128, 128)
     x0 = batch(shape)
     want = functional.forward(x0.copy())[0].copy()
@@ -323,8 +323,8 @@ def test_backward_release_and_recompute_at_once():
                 assert "in use by a call in another thread" in str(outcome) or "freed by" in str(outcome)
 
 
-def test_a_context_at_work_is_not_released():
-    """Asked at once: released before, or refused while the other thread works; refused at least once."""
+def test_a_context_in_use_is_not_released():
+    """Released before the other thread starts, or refused while it works; refused at least once."""
     x, refused = batch((8, 8, 128, 128)), 0
     for _ in range(100):
         _, ctx = functional.forward(x.copy(), strategy="checkpoint")
@@ -341,7 +341,7 @@ def test_a_context_at_work_is_not_released():
     pytest.fail("no recompute was met at work")
 
 
-def test_a_context_at_work_cannot_be_freed_by_who_finds_it_through_the_collector():
+def test_a_context_in_use_cannot_be_freed_through_the_garbage_collector():
     x, stop, seen = batch((8, 8, 128, 128)), threading.Event(), []
 
     def spy():

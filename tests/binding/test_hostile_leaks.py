@@ -20,12 +20,12 @@ PAGE = 4096
 
 
 def resident():
-    """Return bytes of memory that the process holds, or 0 where the system does not say."""
+    """Return the resident bytes of the process, or 0 if the system does not report them."""
     return int(STATM.read_text().split()[1]) * PAGE if STATM.exists() else 0
 
 
 class Arguments:
-    """What all calls share; their contexts are new."""
+    """Arrays shared by all calls; each call has a new context."""
 
     def __init__(self):
         self.x = np.linspace(-3, 3, 48, dtype=np.float32).reshape(SHAPE)
@@ -49,7 +49,7 @@ class Arguments:
 
 
 def accepted(a):
-    """Return every function that can be called, by name."""
+    """Return all functions by name."""
     sums = a.sums
 
     def whole(strategy, **options):
@@ -139,7 +139,7 @@ def refusals(a):
 
 
 def traced(function):
-    """Return by how many bytes of Python's memory 500 calls grow it."""
+    """Return the growth of Python's memory in bytes over 500 calls."""
     tracemalloc.start()
     try:
         function()
@@ -153,7 +153,7 @@ def traced(function):
 
 
 def leaks(function, objects):
-    """Return what so many calls leave behind: references, traced bytes, resident bytes."""
+    """Return what so many calls leak: references, traced bytes, resident bytes."""
     for _ in range(500):
         function()
     references, held = counts(objects), resident()
@@ -161,7 +161,7 @@ def leaks(function, objects):
         function()
     gc.collect()
     held = resident() - held
-    # What leaks does so each time. Other threads, such as pytest-xdist's own, allocate now and then.
+    # A leak occurs in each call. Other threads, such as those of pytest-xdist, allocate occasionally.
     grown = min(traced(function) for _ in range(3))
     return counts(objects) != references, grown, held
 
@@ -175,13 +175,13 @@ def check(function, arguments):
 
 
 @pytest.mark.parametrize("name", accepted(Arguments()))
-def test_calls_leave_nothing_behind(name):
+def test_calls_leak_nothing(name):
     arguments = Arguments()
     check(accepted(arguments)[name], arguments)
 
 
 @pytest.mark.parametrize("name", refusals(Arguments()))
-def test_refusals_leave_nothing_behind(name):
+def test_refused_calls_leak_nothing(name):
     arguments = Arguments()
     call = refusals(arguments)[name]
     with pytest.raises(REFUSED):
@@ -195,7 +195,7 @@ def test_refusals_leave_nothing_behind(name):
 
 
 @pytest.mark.parametrize("table", [accepted, refusals])
-def test_no_function_is_left_out(table):
+def test_the_tables_have_all_functions(table):
     functions = {name for name in functional.__all__ if name.islower()} | {"stream", "recompute", "release"}
     never = {accepted: set(), refusals: {"info", "get_num_threads", "release"}}[table]
     named = {name.split()[0] for name in table(Arguments())}

@@ -56,7 +56,7 @@ def test_every_argument_has_a_type(name):
 
 @pytest.mark.parametrize("name", IN_REFERENCE)
 def test_the_reference_takes_the_same_arguments(name):
-    """In the same order, with the same defaults; it has a dtype to compute in, and leaves some out."""
+    """In the same order, with the same defaults, except for a compute dtype and arguments it lacks."""
     ours, theirs = parameters(getattr(functional, name)), parameters(getattr(reference, name))
     theirs.pop("dtype", None)
     assert list(theirs) == [argument for argument in ours if argument in theirs]
@@ -73,7 +73,7 @@ def test_functions_of_the_reference():
 
 
 @pytest.mark.parametrize("module", [functional, reference], ids=["functional", "reference"])
-def test_merged_statistics_of_nothing(module):
+def test_merged_statistics_of_no_batches(module):
     one, nan = np.ones(3), np.full(3, np.nan)
     for counts in ([0], [0, 0]):
         mean, var, count = module.merge_statistics([nan] * len(counts), [nan] * len(counts), counts)
@@ -89,11 +89,11 @@ def test_merged_statistics_of_nothing(module):
 
 
 @pytest.mark.parametrize("module", [functional, reference], ids=["functional", "reference"])
-def test_statistics_of_nothing(module):
+def test_statistics_of_an_empty_batch(module):
     mean, var, count = module.statistics(np.ones((0, 3, 2)))
     assert (mean.tolist(), var.tolist(), count) == ([0, 0, 0], [0, 0, 0], 0)
 
 
-def test_the_compiler_is_named_without_blanks_around():
+def test_the_name_of_the_compiler_has_no_surrounding_blanks():
     compiler = functional.info()["compiler"]
     assert compiler == compiler.strip()

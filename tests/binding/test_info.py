@@ -1,4 +1,4 @@
-"""What the module tells about itself, threads, the environment, and what importing it does not do."""
+"""info(), threads, environment variables, and side effects of the import."""
 
 import sys
 
@@ -18,7 +18,7 @@ ISAS = ("v4", "v3", "v2", "neon", "baseline")  # best first
 
 @pytest.fixture
 def threads():
-    """Set threads in the test, and set them back after it."""
+    """Set the number of threads, and restore it after the test."""
     before = functional.get_num_threads()
     yield functional.set_num_threads
     functional.set_num_threads(before)
@@ -64,7 +64,7 @@ def test_the_environment_names_an_instruction_set_that_cannot_be_used():
         assert all(f"'{usable}'" in done.stderr for usable in functional.info()["isa_usable"])
 
 
-def test_isa_is_for_one_call():
+def test_isa_applies_to_one_call():
     batch = random_batch((4, 3, 5), "float32")
     for isa in functional.info()["isa_usable"]:
         active = functional.info()["isa_active"]
@@ -75,7 +75,7 @@ def test_isa_is_for_one_call():
 # ---- threads -----------------------------------------------------------------------------------------------
 
 
-def test_threads_are_set_for_this_module(threads):
+def test_set_num_threads_applies_to_this_module(threads):
     for n in (1, 2, 7, 1024):
         threads(n)
         assert functional.get_num_threads() == _core.get_num_threads() == functional.info()["threads"] == n
@@ -130,7 +130,7 @@ def test_other_libraries_keep_their_threads():
 
 
 def test_importing_changes_no_floating_point_mode():
-    """Denormal numbers go on working, also after calls in several threads."""
+    """Denormal numbers work, also after calls in several threads."""
     code = """
 import numpy as np
 from inplace_abn import functional
@@ -143,7 +143,7 @@ print((tiny * np.float32(0.5) > 0).all() and 5e-324 * 1.0 > 0)
     assert printed(code) == "True"
 
 
-def test_importing_loads_numpy_alone():
+def test_importing_loads_only_numpy():
     code = (
         "import numpy, sys; before = set(sys.modules); import inplace_abn; print(*set(sys.modules) - before)"
     )

@@ -1,4 +1,4 @@
-"""The interpreter: sub-interpreters, importing again, ending with live contexts, signals, threads' limits."""
+"""The interpreter: sub-interpreters, repeated import, exit with live contexts, signals, limits of threads."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ interpreters.destroy(other)
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["imported before", "imported after"])
-def test_a_subinterpreter_is_refused_and_the_main_one_goes_on(before):
+def test_a_subinterpreter_is_refused_and_the_main_interpreter_works(before):
     """NumPy cannot be loaded twice in a process, or warns of it: no crash."""
     work = STEP + "assert step(2) == step(1)\n"
     script = SUB.format(first=work if before else "", then=work if before else "")
@@ -86,7 +86,7 @@ print(step(1) == want)
     "end", ["", "raise SystemExit(0)", "import os; os._exit(0)", "threading.main_thread()"]
 )
 def test_the_interpreter_ends_with_live_contexts(end):
-    """In globals, in cycles, in threads that are still at work: no crash, and nothing is said."""
+    """In globals, in cycles, in running threads: no crash and no output."""
     script = (
         STEP
         + f"""
@@ -114,8 +114,8 @@ print("done", flush=True)
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the platform has no timers that send signals")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_an_interrupt_arrives_after_the_call(threads):
-    """Sent in the midst of it: the call ends, and its arrays are whole."""
+def test_an_interrupt_is_handled_after_the_call(threads):
+    """Sent during a call: the call completes, and its arrays are valid."""
     script = f"""
 import signal
 import numpy as np
@@ -173,7 +173,7 @@ except KeyboardInterrupt:
 
 
 def test_threadpoolctl_sees_the_pool_and_does_not_limit_it():
-    """Threads are asked for by number in each call, so that the OpenMP settings of others stay theirs."""
+    """Each call passes its number of threads, so OpenMP settings of other libraries do not change."""
     pytest.importorskip("threadpoolctl")
     if not functional.info()["openmp"]:
         pytest.skip("built without OpenMP")

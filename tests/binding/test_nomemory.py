@@ -60,7 +60,7 @@ def attempts(make):
 
 @pytest.mark.parametrize("strategy", ["inplace", "inplace_1", "checkpoint_xhat", "checkpoint", "standard"])
 def test_forward(strategy):
-    """Untouched, or done with: never locked without a context."""
+    """x is unchanged, or the call is complete: x is never locked without a context."""
     want = forward(batch(), strategy=strategy)[0]
 
     def make():
@@ -78,7 +78,7 @@ def test_forward(strategy):
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("strategy", ["inplace", "checkpoint"])
 def test_backward(strategy, overwrite):
-    """The context is as it was, and a second try gives the right gradients."""
+    """The context is unchanged, and a second call returns the correct gradients."""
     want = _core.backward(forward(batch(), strategy=strategy)[1], DZ)
 
     def make():
@@ -94,7 +94,7 @@ def test_backward(strategy, overwrite):
         assert all(np.array_equal(a, b) for a, b in zip(result, want, strict=True))
 
 
-def test_the_others():
+def test_other_functions():
     ones = np.ones(3)
     calls = {
         "statistics": lambda ctx: _core.statistics(DZ),
@@ -116,7 +116,7 @@ def test_the_others():
                 call(ctx)
 
 
-def test_nothing_is_lost():
+def test_nothing_leaks():
     x = batch()
 
     def forwards():

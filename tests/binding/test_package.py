@@ -1,4 +1,4 @@
-"""What `import inplace_abn` gives: its names, when they are imported, and its example."""
+"""`import inplace_abn`: its names, when they are imported, and its example."""
 
 import doctest
 import importlib
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.essential
 
 
 def python(code):
-    """Return what a script prints in an interpreter of its own."""
+    """Return the output of a script run in a separate interpreter."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -42,8 +42,8 @@ def test_an_unknown_name():
         inplace_abn.InplaceAbn  # noqa: B018
 
 
-def test_layers_are_imported_when_they_are_asked_for():
-    """Who calls the functions alone does not wait for the layers, and nobody for matplotlib."""
+def test_layers_are_imported_at_first_access():
+    """Using the functions does not import the layers, and nothing imports matplotlib."""
     code = (
         "import sys, inplace_abn\n"
         "print({'inplace_abn.layers', 'inplace_abn.memory', 'inplace_abn.ops'} & {*sys.modules})\n"
@@ -59,8 +59,8 @@ def test_documented_examples():
     assert result.failed == 0
 
 
-def test_sources_that_are_not_built_say_so(tmp_path):
-    """Python started in a checkout finds that before the package that is installed."""
+def test_an_unbuilt_checkout_raises_an_error(tmp_path):
+    """Python started in a checkout finds it before the installed package."""
     here = Path(inplace_abn.__file__).parent
     shutil.copytree(here, tmp_path / here.name, ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
     done = subprocess.run(
@@ -74,7 +74,7 @@ def test_sources_that_are_not_built_say_so(tmp_path):
     ("missing", "said"),
     [("inplace_abn._core", "is not built for Python"), ("numpy", "No module named 'numpy'")],
 )
-def test_what_is_missing_is_named(monkeypatch, missing, said):
+def test_a_missing_dependency_is_named(monkeypatch, missing, said):
     def fail(*_):
         raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 

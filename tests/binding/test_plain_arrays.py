@@ -1,4 +1,4 @@
-"""Arrays that mean more than their elements: every layer and operation refuses them, in the core's words."""
+"""Subclasses of arrays: every layer and operation refuses them, with the message of the core."""
 
 import warnings
 
@@ -74,7 +74,7 @@ def of_kind(kind, array):
 
 
 def words(name, array):
-    """Return how the core refuses such an array, with `name` for x."""
+    """Return the message of the core for such an array, with `name` for x."""
     with pytest.raises(TypeError) as caught:
         functional.forward(array)
     return str(caught.value).replace("x must", f"{name} must").replace("x.view", f"{name}.view")
@@ -126,7 +126,7 @@ def test_scores_labels_and_the_gradient_of_the_loss(kind):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_memory_maps_are_taken(layer, tmp_path):
+def test_memory_maps_are_accepted(layer, tmp_path):
     x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(2, 4, 4, 4))
     layer = LAYERS[layer]()
     dz = np.ones_like(layer(x))
@@ -134,6 +134,6 @@ def test_memory_maps_are_taken(layer, tmp_path):
     assert layer.backward(gradient).shape == x.shape
 
 
-def test_labels_from_a_file_are_taken(tmp_path):
+def test_labels_from_a_memory_map_are_accepted(tmp_path):
     labels = np.memmap(tmp_path / "labels", np.int64, "w+", shape=(2,))
     assert CrossEntropy()(ones(2, 4), labels) == pytest.approx(np.log(4))

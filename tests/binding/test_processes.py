@@ -1,4 +1,4 @@
-"""Processes: forked after use, spawned, in pools; pickling and copying; other OpenMP runtimes beside ours.
+"""Processes: forked after use, spawned, in pools; pickling and copying; other OpenMP runtimes.
 
 ``INPLACE_ABN_FORKS=100`` forks as many times.
 """
@@ -81,7 +81,7 @@ if __name__ == "__main__":
 
 @needs_fork
 def test_parent_and_children_compute_after_a_fork():
-    """The threads of the parent are not there in a child; both go on, and come to the same bits."""
+    """The threads of the parent do not exist in a child; both compute bitwise equal results."""
     assert printed(FORK + ROUNDS.format(FORKS), timeout=60 + 5 * FORKS) == "right"
 
 
@@ -99,7 +99,7 @@ def test_pools_of_processes(method, tmp_path):
     assert printed(file) == "right"
 
 
-# What the core asks the C library for; test_nomemory.py has what Python and NumPy are asked for.
+# Allocations by the C library; test_nomemory.py covers those by Python and NumPy.
 LIMIT = """
 import resource
 import numpy as np
@@ -129,7 +129,7 @@ print(refused, untouched, forward()[1].nbytes >= x.nbytes + x.size // 8)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not tell of memory")
 @pytest.mark.parametrize("activation", ["silu", "elu"], ids=["sides", "escapes"])
-def test_a_process_at_its_limit_of_memory(activation):
+def test_a_process_at_its_memory_limit(activation):
     """A bit per element, or a list of elements, does not fit: MemoryError, and with more memory it goes on.
 
     x may have been written when the list cannot grow: what belongs there is found in the one pass over x.
@@ -182,7 +182,7 @@ def parameters(net):
     return [p.data for p in net.parameters()]
 
 
-# ---- beside others -----------------------------------------------------------------------------------------
+# ---- other libraries ---------------------------------------------------------------------------------------
 
 OTHERS = {
     "torch": """
@@ -203,8 +203,8 @@ LIBRARIES = [pytest.param("torch", marks=pytest.mark.torch), "sklearn"]
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_beside_another_openmp_runtime(library, first):
-    """Imported in either order and used in turn, each has its right results."""
+def test_with_another_openmp_runtime(library, first):
+    """Imported in either order and used alternately, both return correct results."""
     pytest.importorskip(library)
     parts = [STEP + "want = step(1)\n", OTHERS[library]]
     use = "for _ in range(3):\n    assert step(2) == want\n    assert other()\nprint('right')"
@@ -213,6 +213,6 @@ def test_beside_another_openmp_runtime(library, first):
 
 @needs_fork
 @pytest.mark.torch
-def test_fork_beside_pytorch():
+def test_fork_with_pytorch_loaded():
     pytest.importorskip("torch")
     assert printed(OTHERS["torch"] + "assert other()\n" + FORK + ROUNDS.format(2)) == "right"

@@ -1,4 +1,4 @@
-"""The registry of saved memory: exact bytes, the lock, who is refused, and what the ledger hears of it."""
+"""The registry of saved memory: exact bytes, the lock, refused writes, and reports to the ledger."""
 
 import gc
 import itertools
@@ -26,7 +26,7 @@ def save(array, owner="somebody", role="input"):
 pytestmark = [pytest.mark.essential, pytest.mark.usefixtures("nothing_stays")]
 
 
-# ---- who is refused ----------------------------------------------------------------------------------------
+# ---- refused writes ----------------------------------------------------------------------------------------
 
 KEEPERS = {
     "functional": lambda x: functional.forward(x, strategy="standard")[1],
@@ -75,7 +75,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("keeper", KEEPERS)
-def test_nobody_writes_what_somebody_keeps(keeper, writer):
+def test_kept_memory_is_not_overwritten(keeper, writer):
     x = batch()
     view, before = x[:], x.copy()
     kept = KEEPERS[keeper](x)
@@ -90,7 +90,7 @@ def test_nobody_writes_what_somebody_keeps(keeper, writer):
 
 
 def test_a_view_from_before_a_convolution_is_not_overwritten():
-    """The weight gradient was off by five times its largest element."""
+    """The weight gradient was wrong by five times its largest element."""
     x, dz = batch(shape=(2, 3, 6, 6)), batch(1, (2, 4, 4, 4))
     view, layer = x[:], layers.Conv2d(3, 4, 3, rng=0)
     layer(x.copy())
@@ -117,7 +117,7 @@ def test_an_activation_does_not_overwrite_what_functional_keeps():
     assert np.array_equal(functional.backward(ctx, dz).dx, want)
 
 
-def test_a_sum_is_not_written_over_what_is_kept():
+def test_a_sum_is_not_written_over_a_kept_array():
     a, b = batch(), batch(1)
     block = layers.Residual(layers.Activation("leaky_relu"))
     kept = save(a[:])
@@ -161,8 +161,8 @@ def test_memory_is_compared_byte_by_byte(seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_index_finds_what_a_list_finds(seed):
-    """Entries of every size come and go, nested and apart; every answer is that of a plain search."""
+def test_the_index_agrees_with_a_linear_search(seed):
+    """Add and remove nested and separate entries of every size; compare each result with a linear search."""
     rng = np.random.default_rng(seed)
     base, entries = np.zeros(4000, np.uint8), []
     for _ in range(600):
@@ -180,7 +180,7 @@ def test_the_index_finds_what_a_list_finds(seed):
         assert added() == len(entries)
 
 
-def test_arrays_of_many_axes_count_as_the_bytes_between():
+def test_arrays_of_many_axes_are_compared_by_their_bounds():
     base = np.zeros((3,) * 8, np.uint8)
     kept, inside, behind = base[(slice(None, None, 2),) * 8], base[0, 1], base[2, 2, 2, 2, 2, 2, 2, 2:3]
     entry = save(kept[:2, :2])
@@ -190,7 +190,7 @@ def test_arrays_of_many_axes_count_as_the_bytes_between():
     entry.release()
 
 
-def test_slices_beside_one_another_are_not_in_the_way():
+def test_adjacent_slices_do_not_overlap():
     joined = batch(shape=(2, 8, 3, 3))
     _, first = functional.forward(joined[:, :4])
     _, second = functional.forward(joined[:, 4:])
@@ -203,7 +203,7 @@ def test_slices_beside_one_another_are_not_in_the_way():
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 @pytest.mark.parametrize("writeable", [True, False])
-def test_the_last_keeper_restores_the_flag(writeable, order):
+def test_the_last_release_restores_the_flag(writeable, order):
     x = batch()
     x.flags.writeable = writeable
     kept = [functional.forward(x, strategy="standard")[1], _saved_by_operation(x), save(x)]
@@ -232,7 +232,7 @@ def test_an_empty_array():
     assert x.flags.writeable
 
 
-def test_what_is_released_is_forgotten():
+def test_released_entries_are_removed():
     x = batch()
     entry = save(x, owner=lambda: "its layer", role="mask")
     assert entry.array is x
@@ -266,14 +266,14 @@ def test_bad_arguments():
 
 
 class Cycle:
-    """Goes with the garbage collector alone, together with what it keeps."""
+    """An object that only the garbage collector frees, together with the array it keeps."""
 
     def __init__(self, kept):
         self.kept, self.itself = kept, self
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
-def test_contexts_dropped_by_the_collector(order):
+def test_contexts_freed_by_the_garbage_collector(order):
     x = batch()
     makers = [
         lambda: functional.forward(x, strategy="checkpoint")[1],
@@ -289,7 +289,7 @@ def test_contexts_dropped_by_the_collector(order):
 
 
 def test_destructors_that_call_back():
-    """What runs when a context goes finds the registry whole, and may use it."""
+    """Code that runs when a context is freed may use the registry."""
     x, heard = batch(), []
 
     class Nosy(np.ndarray):
@@ -309,7 +309,7 @@ def test_destructors_that_call_back():
     assert reference() is None
 
 
-def test_a_name_that_releases_what_it_names():
+def test_an_owner_function_that_releases_its_entry():
     x = batch()
 
     def name():
@@ -330,8 +330,8 @@ def test_a_name_that_releases_what_it_names():
     entry.release()
 
 
-def test_threads_keep_and_ask_at_once():
-    """Every thread keeps its own rows of one batch, through kernels that release the interpreter lock."""
+def test_threads_save_and_query_concurrently():
+    """Every thread saves its own rows of one batch, by kernels that release the interpreter lock."""
     shape = (4, 4, 64, 80)
     rows, errors = np.zeros((4, *shape), np.float32), []
 
@@ -380,7 +380,7 @@ def test_the_ledger_counts_contexts_of_functional():
     assert ledger.kept > 2 * x.nbytes
 
 
-def test_an_array_that_a_layer_has_from_functional_is_counted_once():
+def test_an_array_kept_by_functional_and_a_layer_is_counted_once():
     net, x = layers.Sequential(layers.ABN(3), layers.InPlaceABN(3)), batch()
     with memory.ledger() as ledger:
         net(x)
@@ -393,7 +393,7 @@ def test_an_array_that_a_layer_has_from_functional_is_counted_once():
     assert ledger.kept == 2 * x.nbytes
 
 
-def test_ledgers_inside_one_another_and_contexts_from_before():
+def test_nested_ledgers_and_earlier_contexts():
     _, before = functional.forward(batch(), strategy="standard")
     with memory.ledger() as outer:
         with memory.ledger() as inner:

@@ -1,4 +1,4 @@
-"""Residual, slope and residual_grad: what is refused, and the gradients that come back."""
+"""Residual, slope and residual_grad: refused arguments, and gradients."""
 
 import copy
 import pickle
@@ -22,7 +22,7 @@ from refusals import (
 
 from inplace_abn import _core, _types, functional, reference
 
-# NumPy is about to take these ways from arrays; as long as it has them they must do no harm.
+# NumPy deprecates these ways to change an array; as long as they exist, they must be harmless.
 pytestmark = pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array:DeprecationWarning")
 
 STRATEGIES = list(reference.KEEPS)
@@ -40,14 +40,14 @@ def with_residual(residual, **options):
 
 
 def forwards(**changes):
-    """Return forward and normalize, each with arguments that would do but for the changes."""
+    """Return forward and normalize, each with valid arguments except for the changes."""
     given = {"mean": np.zeros(C), "var": np.ones(C), "count": 80}
     yield _core.forward, forward_arguments(**changes)
     yield _core.normalize, {**forward_arguments(**changes), **given}
 
 
 def backwards(ctx, dz, **options):
-    """Return backward and backward_apply likewise."""
+    """Return backward and backward_apply in the same way."""
     sums = {"sum_dy": np.zeros(C), "sum_dy_xhat": np.zeros(C), "count": 40}
     yield _core.backward, {"ctx": ctx, "dz": dz, **options}
     yield _core.backward_apply, {"ctx": ctx, "dz": dz, **sums, **options}
@@ -55,7 +55,7 @@ def backwards(ctx, dz, **options):
 
 # ---- residual: refused -------------------------------------------------------------------------------------
 
-# What is no array like x, as residual and as residual_grad alike.
+# Values that do not match x, for residual and residual_grad.
 UNLIKE = {
     "list": ([[1.0, 2.0]], TypeError, "must be a numpy.ndarray, got 'list'"),
     "number": (1.0, TypeError, "got 'float'"),
@@ -88,7 +88,7 @@ UNLIKE = {
 
 
 @pytest.mark.parametrize("kind", UNLIKE)
-def test_a_residual_unlike_x(kind):
+def test_a_residual_that_does_not_match_x(kind):
     residual, error, message = UNLIKE[kind]
     for strategy in ("inplace", "standard", "checkpoint_xhat"):
         for function, arguments in forwards(residual=residual, strategy=strategy):
@@ -104,7 +104,7 @@ def test_a_residual_must_be_channels_last_where_x_is():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_residual_of_every_dtype_and_layout(dtype, layout):
-    """Slices of larger arrays as well, whose steps are not those of x."""
+    """Including slices of larger arrays, whose strides differ from those of x."""
     drawn = random_batch((4, 3, 5), dtype)
     x, axis = LAYOUTS[layout](drawn.x)
     residual = LAYOUTS[layout](drawn.dz)[0]
@@ -116,7 +116,7 @@ def test_a_residual_of_every_dtype_and_layout(dtype, layout):
 
 
 @pytest.mark.parametrize("strategy", WRITES_X)
-def test_x_that_is_written_shares_no_memory_with_the_residual(strategy):
+def test_overwritten_x_must_not_share_memory_with_the_residual(strategy):
     message = "x is written and shares memory with residual"
     for view in (lambda good: good["x"], lambda good: good["x"][...]):
         for function, arguments in forwards(residual=view, strategy=strategy):
@@ -127,7 +127,7 @@ def test_x_that_is_written_shares_no_memory_with_the_residual(strategy):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", ["running_mean", "running_var"])
-def test_running_statistics_share_no_memory_with_the_residual(name, strategy):
+def test_running_statistics_must_not_share_memory_with_the_residual(name, strategy):
     residual = batch(1)
     changes = {"residual": residual, name: residual[1, :, 2, 1], "strategy": strategy}
     message = f"{name} is written and shares memory with residual"
@@ -138,7 +138,7 @@ def test_running_statistics_share_no_memory_with_the_residual(name, strategy):
 
 
 @pytest.mark.parametrize("strategy", READS_X)
-def test_x_that_is_read_may_be_the_residual(strategy):
+def test_x_may_be_the_residual_if_it_is_not_overwritten(strategy):
     x = batch()
     z, ctx = functional.forward(x, residual=x, strategy=strategy, activation="identity")
     assert [(role, array is x) for role, array in ctx.saved.items()] == [("x", True), ("residual", True)]
@@ -152,7 +152,7 @@ def test_x_that_is_read_may_be_the_residual(strategy):
 # ---- slope: refused ----------------------------------------------------------------------------------------
 
 
-def test_slopes_of_another_kind_or_form():
+def test_slopes_of_another_dtype_or_shape():
     for value, error, message in [
         ([0.1, 0.1, 0.1], TypeError, "must be a numpy.ndarray, got 'list'"),
         (0.1, TypeError, "got 'float'"),
@@ -177,7 +177,7 @@ def test_slopes_of_another_kind_or_form():
     refused(_core.forward, double, TypeError, "slope must be float64")
 
 
-def test_slopes_go_with_prelu_alone():
+def test_slopes_need_prelu():
     message = (
         "slope is needed by activation 'prelu': an array of shape (3,), one element per channel, or (1,)"
     )
@@ -192,14 +192,14 @@ def test_slopes_go_with_prelu_alone():
 
 
 @pytest.mark.parametrize("strategy", WRITES_X)
-def test_x_that_is_written_shares_no_memory_with_the_slope(strategy):
+def test_overwritten_x_must_not_share_memory_with_the_slope(strategy):
     for part in (lambda good: good["x"][1, :, 2, 1], lambda good: good["x"][1, 1, 2, 1:]):
         arguments = forward_arguments(activation="prelu", slope=part, strategy=strategy)
         refused(_core.forward, arguments, ValueError, "x is written and shares memory with slope")
 
 
 @pytest.mark.parametrize("written", ["running_mean", "running_var"])
-def test_running_statistics_share_no_memory_with_the_slope(written):
+def test_running_statistics_must_not_share_memory_with_the_slope(written):
     for part in (slice(None), slice(1, 2)):
         arguments = forward_arguments(activation="prelu", strategy="standard")
         arguments["slope"] = arguments[written][part]
@@ -223,7 +223,7 @@ def test_slopes_of_any_sign_and_their_gradients(dtype, count):
     assert np.allclose(gradients.dslope, sums.dslope, rtol=1e-6)
 
 
-def test_the_slope_for_all_channels_has_the_sum_of_the_gradients():
+def test_the_gradient_of_a_shared_slope_is_the_sum_over_channels():
     dz = batch(1)
     each = np.full(C, 0.25, np.float32)
     per_channel = functional.backward(functional.forward(batch(), activation="prelu", slope=each)[1], dz)
@@ -236,7 +236,7 @@ def test_the_slope_for_all_channels_has_the_sum_of_the_gradients():
 
 
 @pytest.mark.parametrize("kind", UNLIKE)
-def test_a_residual_grad_unlike_x(kind):
+def test_a_residual_grad_that_does_not_match_x(kind):
     value, error, message = UNLIKE[kind]
     ctx, dz = ctx_and_dz(residual=batch(2))
     for function, arguments in backwards(ctx, dz, residual_grad=value):
@@ -244,7 +244,7 @@ def test_a_residual_grad_unlike_x(kind):
     assert not ctx.freed
 
 
-def test_a_residual_grad_that_cannot_be_written():
+def test_a_read_only_residual_grad():
     ctx, dz = ctx_and_dz(residual=batch(2))
     message = "residual_grad is written in place, but it is read-only"
     for function, arguments in backwards(ctx, dz, residual_grad=read_only(SHAPE)):
@@ -252,7 +252,7 @@ def test_a_residual_grad_that_cannot_be_written():
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_residual_grad_shares_no_memory_with_dz(overwrite):
+def test_residual_grad_must_not_share_memory_with_dz(overwrite):
     ctx, dz = ctx_and_dz(residual=batch(2))
     both = batch(3, shape=(6, *SHAPE[1:]))
     message = "residual_grad is written and shares memory with dz"
@@ -262,7 +262,7 @@ def test_a_residual_grad_shares_no_memory_with_dz(overwrite):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_residual_grad_shares_no_memory_with_what_a_context_keeps(strategy):
+def test_residual_grad_must_not_share_memory_with_kept_arrays(strategy):
     x, residual, other, other_residual = (batch(seed) for seed in range(4))
     arrays = [x, residual, other, other_residual]
     views = [array[...] for array in arrays]
@@ -318,7 +318,7 @@ def test_sums_inside_a_residual_grad():
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_gradient_of_a_residual_is_fresh_or_added(strategy, overwrite):
+def test_the_gradient_of_a_residual_is_returned_or_accumulated(strategy, overwrite):
     options = {"strategy": strategy, "activation": "identity"}
     dz = batch(1)
     gradients = functional.backward(with_residual(batch(2), **options)[1], dz.copy(), overwrite=overwrite)
@@ -335,7 +335,7 @@ def test_the_gradient_of_a_residual_is_fresh_or_added(strategy, overwrite):
     assert np.array_equal(got.dx, gradients.dx)
 
 
-def test_the_parts_of_backward_add_the_gradient_of_a_residual():
+def test_reduce_and_apply_accumulate_the_gradient_of_a_residual():
     dz, added = batch(1), np.ones(SHAPE, np.float32)
     want = functional.backward(with_residual(batch(2))[1], dz)
     _, ctx = with_residual(batch(2))
@@ -355,7 +355,7 @@ def test_an_empty_batch():
     assert gradients.dslope.tolist() == [0]
 
 
-def test_gradients_are_three_with_two_beside():
+def test_gradients_unpack_to_three_and_have_two_attributes():
     dz = batch(1)
     _, ctx = with_residual(batch(2), activation="prelu", slope=np.ones(C, np.float32))
     gradients = functional.backward(ctx, dz)
@@ -375,7 +375,7 @@ def test_gradients_are_three_with_two_beside():
     assert functional.Gradients._make([dx, dweight, dbias]).dslope is None
 
 
-def test_plain_gradients_have_nothing_beside():
+def test_plain_gradients_have_no_further_attributes():
     ctx, dz = ctx_and_dz()
     sums = functional.backward_reduce(ctx, dz)
     assert (len(sums), sums.dslope) == (2, None)

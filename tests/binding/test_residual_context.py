@@ -1,4 +1,4 @@
-"""Residual and slope beside a context: the lock on the residual, what is kept, what is let go."""
+"""Residual and slope of a context: the lock on the residual, kept arrays, and their release."""
 
 import gc
 import itertools
@@ -13,7 +13,7 @@ from test_residual_arguments import STRATEGIES, C, batch, with_residual
 
 from inplace_abn import _core, functional, reference
 
-# NumPy is about to take these ways from arrays; as long as it has them they must do no harm.
+# NumPy deprecates these ways to change an array; as long as they exist, they must be harmless.
 pytestmark = pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array:DeprecationWarning")
 
 # ---- the lock ----------------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def test_the_residual_is_locked_until_the_context_is_freed(strategy, free):
 
 
 @pytest.mark.parametrize("free", FREES)
-def test_a_residual_that_was_read_only_stays_so(free):
+def test_a_read_only_residual_stays_read_only(free):
     residual = read_only(SHAPE)
     _, ctx = with_residual(residual)
     FREES[free](ctx, batch(1))
@@ -53,8 +53,8 @@ def test_a_residual_that_was_read_only_stays_so(free):
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
-def test_contexts_that_keep_one_array_unlock_it_with_the_last_of_them(order):
-    """As the input of a residual block: z of the layer before, x of one, the residual of two others."""
+def test_an_array_of_several_contexts_is_unlocked_with_the_last(order):
+    """As for the input of a residual block: z of the layer before, x of one layer, residual of two others."""
     shared = batch()
     contexts = [
         functional.forward(shared)[1],
@@ -70,7 +70,7 @@ def test_contexts_that_keep_one_array_unlock_it_with_the_last_of_them(order):
     assert shared.flags.writeable
 
 
-def test_a_residual_that_is_x_twice():
+def test_one_array_as_residual_of_two_contexts():
     """Twice in one context, and in another."""
     x = batch()
     _, first = functional.forward(x, residual=x, strategy="standard")
@@ -81,7 +81,7 @@ def test_a_residual_that_is_x_twice():
     assert x.flags.writeable
 
 
-def test_refusals_lock_nothing_and_unlock_nothing():
+def test_refused_calls_do_not_change_locks():
     residual = batch(2)
     with pytest.raises(ValueError, match="running_mean"):
         with_residual(residual, running_mean=residual[0, :, 0, 0], running_var=np.ones(C, np.float32))
@@ -97,7 +97,7 @@ def test_refusals_lock_nothing_and_unlock_nothing():
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_residual_is_written_by_nothing(strategy):
+def test_the_residual_is_not_overwritten(strategy):
     residual = batch(2)
     view, vector = residual[...], residual.reshape(-1)[:C]
     _, ctx = with_residual(residual, strategy=strategy)
@@ -193,7 +193,7 @@ SIDED = ["silu", "gelu", "gelu_tanh", "mish"]
 
 
 @pytest.mark.parametrize("activation", SIDED)
-def test_sides_are_a_bit_per_element(activation):
+def test_branch_mask_has_one_bit_per_element(activation):
     x = batch()
     _, ctx = functional.forward(x, activation=activation)
     sides = ctx.saved["branch_mask"]
@@ -207,13 +207,13 @@ def test_sides_are_a_bit_per_element(activation):
         assert len(ctx.saved) == 1
 
 
-# ---- nothing runs between the checks and the work ----------------------------------------------------------
+# ---- no code runs between the checks and the kernels-------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", SPOILS)
 @pytest.mark.parametrize("victim", ["residual", "slope"])
 @pytest.mark.parametrize("scalar", SCALARS)
-def test_forward_looks_at_arrays_after_all_numbers(scalar, victim, what):
+def test_forward_reads_arrays_after_all_numbers(scalar, victim, what):
     arrays = {"residual": batch(2), "slope": np.ones(C, np.float32)}
     number = Springs(SCALARS[scalar], spoil(arrays[victim])[what])
     arguments = forward_arguments(**arrays, activation="prelu", **{scalar: number})
@@ -226,7 +226,7 @@ def test_forward_looks_at_arrays_after_all_numbers(scalar, victim, what):
 
 @pytest.mark.parametrize("what", SPOILS)
 @pytest.mark.parametrize("victim", ["residual", "residual_grad"])
-def test_backward_looks_at_arrays_after_all_numbers(victim, what):
+def test_backward_reads_arrays_after_all_numbers(victim, what):
     arrays = {"residual": batch(2), "residual_grad": batch(3)}
     _, ctx = with_residual(arrays["residual"])
     threads = Springs(1, spoil(arrays[victim])[what])
@@ -243,7 +243,7 @@ def test_backward_looks_at_arrays_after_all_numbers(victim, what):
 
 @pytest.mark.parametrize("free", FREES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_references_come_back(strategy, free):
+def test_reference_counts_are_restored(strategy, free):
     x, residual, slope, dz = batch(), batch(2), np.ones(1, np.float32), batch(1)
     objects = [x, residual, slope, dz, functional.Context, _core]
     before = counts(objects)
@@ -254,7 +254,7 @@ def test_references_come_back(strategy, free):
     assert counts(objects) == before
 
 
-def test_references_come_back_after_refusals():
+def test_reference_counts_are_restored_after_refused_calls():
     x, residual, slope, dz, added = batch(), batch(2), np.ones(C, np.float32), batch(1), batch(3)
     bad = np.ones((4, 3, 6), np.float32)
     _, ctx = with_residual(batch(4))

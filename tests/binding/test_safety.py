@@ -1,4 +1,4 @@
-"""What must not go wrong silently: writes into what a backward needs, a second backward, unlike shapes."""
+"""Errors that must not pass silently: writes to saved arrays, a second backward, different shapes."""
 
 import gc
 import itertools
@@ -29,7 +29,7 @@ SHAPE = (2, 4, 3, 3)
 
 @pytest.fixture(autouse=True)
 def nothing_is_on_offer(nothing_stays):  # noqa: F811
-    """Nothing is kept for layers that are gone."""
+    """No entries remain of deleted layers."""
     yield
     gc.collect()
     assert not saved_arrays._offers
@@ -49,7 +49,7 @@ def test_z_is_locked_until_the_backward_has_run(strategy):
     x += 1
 
 
-def test_adding_a_shortcut_to_z_is_an_error_at_that_line():
+def test_writing_to_z_before_the_backward_raises_an_error():
     layer, shortcut = InPlaceABN(4, dtype=np.float64), normal(SHAPE)
     z = layer(normal(SHAPE))
     with pytest.raises(ValueError, match="read-only"):
@@ -68,7 +68,7 @@ def test_every_saved_array_is_locked():
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint"])
 @pytest.mark.parametrize("first", ["conv", "abn"])
-def test_an_array_that_several_keep_is_unlocked_by_the_last(first, strategy, order):
+def test_an_array_that_several_layers_keep_is_unlocked_by_the_last(first, strategy, order):
     layers, x = [conv(), abn(4, strategy), conv()], normal(SHAPE)
     if first == "abn":
         layers[:2] = layers[1::-1]
@@ -81,7 +81,7 @@ def test_an_array_that_several_keep_is_unlocked_by_the_last(first, strategy, ord
 
 
 @pytest.mark.parametrize("make", [conv, abn], ids=["conv", "abn"])
-def test_what_was_read_only_stays_so(make):
+def test_read_only_arrays_stay_read_only(make):
     layer, x = make(), normal(SHAPE)
     x.flags.writeable = False
     layer(x)
@@ -100,7 +100,7 @@ def test_nothing_is_locked_after_the_backward(kind, strategy):
     assert added() == 0
 
 
-def test_dropping_a_layer_unlocks():
+def test_deleting_a_layer_unlocks_its_arrays():
     x = normal(SHAPE)
     net = chain("inplace")
     net(x)
@@ -110,7 +110,7 @@ def test_dropping_a_layer_unlocks():
 
 
 def test_threads_that_share_a_batch():
-    """Each has layers of its own; the batch is unlocked when the last of them is done."""
+    """Each thread has its own layers; the batch is unlocked when the last one is done."""
     x, dz, failures = normal((2, 4, 8, 8)), normal((2, 4, 8, 8), 1), []
     want = run(chain("checkpoint"), x, dz)
 
@@ -135,7 +135,7 @@ def test_threads_that_share_a_batch():
 
 
 @pytest.mark.parametrize("strategy", OVERWRITING)
-def test_overwriting_what_a_convolution_keeps_names_both_layers(strategy):
+def test_overwriting_the_input_of_a_convolution_names_both_layers(strategy):
     x = normal(SHAPE)
     net = Sequential({"keeps": conv(), "writes": abn(4, strategy)})
     net.keeps(x)
@@ -150,7 +150,7 @@ def test_overwriting_what_a_convolution_keeps_names_both_layers(strategy):
 
 
 @pytest.mark.parametrize("keeper", STRATEGIES)
-def test_overwriting_what_another_normalization_keeps_names_both_layers(keeper):
+def test_overwriting_an_array_of_another_normalization_names_both_layers(keeper):
     net = Sequential({"keeps": abn(4, keeper), "writes": InPlaceABN(4, dtype=np.float64)})
     x = normal(SHAPE)
     net.keeps(x)
@@ -160,7 +160,7 @@ def test_overwriting_what_another_normalization_keeps_names_both_layers(keeper):
         net.writes(x)
 
 
-def test_overlapping_views_are_found_and_neighbours_are_not_in_the_way():
+def test_overlapping_views_are_refused_and_adjacent_ones_are_not():
     buffer = normal((2, 8, 3, 3))
     keeps, writes = conv(), abn(4, "inplace")
     keeps(buffer[:, :4])
@@ -181,14 +181,14 @@ def test_an_activation_in_place_is_refused_too():
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_an_identity_shortcut_adds_what_x_was(strategy):
+def test_an_identity_shortcut_adds_the_original_x(strategy):
     block, x = Residual(chain(strategy)), normal(SHAPE)
     branch = chain("standard")(x.copy())
     np.testing.assert_allclose(block(x.copy()), branch + x, atol=1e-13)
 
 
 class Own(Layer):
-    """A layer of layers, whose author knows nothing of copies."""
+    """A user-defined container that does not copy its input."""
 
     def __init__(self, strategy):
         self.body = chain(strategy)
@@ -212,8 +212,8 @@ CONTAINERS = {
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("recording", [True, False], ids=["training", "prediction"])
 @pytest.mark.parametrize("make", CONTAINERS)
-def test_containers_copy_what_comes_from_outside(make, recording, strategy):
-    """A data set that is fed in slices stays what it is, unless the network may overwrite it."""
+def test_containers_copy_the_array_of_the_caller(make, recording, strategy):
+    """Slices of a data set are not changed unless the network may overwrite them."""
     images = normal((4, *SHAPE[1:]))
     before, net = images.copy(), CONTAINERS[make](strategy)
     images.flags.writeable = False  # such as numpy.load(..., mmap_mode="r")
@@ -233,7 +233,7 @@ def test_containers_copy_what_comes_from_outside(make, recording, strategy):
 
 @pytest.mark.parametrize("strategy", OVERWRITING)
 def test_a_container_copies_once(strategy, monkeypatch):
-    """Not where one container is inside another, and not where a single layer is called."""
+    """Nested containers do not copy again, and single layers do not copy."""
     x, copies = normal(SHAPE), []
     with memory.ledger() as ledger, no_grad():
         monkeypatch.setattr(ledger, "temporary", lambda layer, nbytes: copies.append(layer))
@@ -247,8 +247,8 @@ def test_a_container_copies_once(strategy, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", blocks("standard"))
-def test_the_sum_is_not_written_into_what_others_need(kind):
-    """With layers around: what comes in is kept by one before, what goes out by one behind."""
+def test_the_sum_is_not_written_over_saved_arrays(kind):
+    """With layers around: the one before keeps the input, the one after keeps the result."""
     x, dz = normal(SHAPE), normal(SHAPE, 1)
     want = run(Sequential(conv(), blocks("standard")[kind], conv()), x, dz)
     for strategy in STRATEGIES:
@@ -264,8 +264,8 @@ def test_a_branch_that_is_the_identity():
     assert np.array_equal(x, before)
 
 
-def test_a_branch_whose_result_is_kept_under_another_name():
-    """A view that was made before the lock is writeable; what is below it is not to be written."""
+def test_a_branch_whose_result_is_kept_through_another_view():
+    """A view made before the lock is writeable, but its memory must not be overwritten."""
 
     class Doubles(Layer):
         def forward(self, ctx, x):
@@ -283,7 +283,7 @@ def test_a_branch_whose_result_is_kept_under_another_name():
 
 
 class PassesOn(Layer):
-    """Hands back the very arrays that it is given."""
+    """Returns the arrays that it gets."""
 
     returns_input = True
 
@@ -295,7 +295,7 @@ class PassesOn(Layer):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_gradient_that_is_passed_on_is_still_the_callers(strategy):
+def test_a_returned_dz_is_not_overwritten(strategy):
     for net in (
         Sequential(abn(4, strategy), PassesOn()),
         Residual(PassesOn()),
@@ -314,7 +314,7 @@ def test_a_gradient_that_is_passed_on_is_still_the_callers(strategy):
         assert np.array_equal(net.backward(dz, overwrite=True), first)
 
 
-def test_a_layer_that_hides_that_it_overwrites_is_found_out():
+def test_a_layer_that_overwrites_without_declaring_it_is_refused():
     class Hides(Layer):
         def __init__(self):
             self.abn = abn(4, "inplace")
@@ -326,7 +326,7 @@ def test_a_layer_that_hides_that_it_overwrites_is_found_out():
         Residual(Hides())(normal(SHAPE))
 
 
-def test_a_projection_of_what_the_branch_overwrites_names_both_layers():
+def test_a_branch_that_overwrites_the_input_of_the_projection_names_both_layers():
     block = Residual(chain("inplace"), conv(4, 4, 1))
     x = normal(SHAPE)
     before = x.copy()
@@ -338,7 +338,7 @@ def test_a_projection_of_what_the_branch_overwrites_names_both_layers():
     assert x.flags.writeable
 
 
-def test_a_shortcut_that_keeps_nothing_goes_first():
+def test_a_shortcut_that_keeps_nothing_runs_first():
     x, dz = normal(SHAPE), normal(SHAPE, 1)
     want, got = (run(Residual(chain(name), AvgPool2d(1)), x, dz) for name in ("standard", "inplace"))
     assert_close(got, want)
@@ -400,7 +400,7 @@ def test_a_freed_context_names_its_operation():
         _ = ctx.saved
 
 
-def test_a_context_of_no_grad_says_where_to_run_the_forward():
+def test_the_message_about_no_grad_says_where_to_run_the_forward():
     with no_grad():
         ctx = LayerContext("square")
         ctx.save_for_backward(input=normal((2, 2)))
@@ -408,7 +408,7 @@ def test_a_context_of_no_grad_says_where_to_run_the_forward():
         _ = ctx.saved
 
 
-def test_a_refused_gradient_can_be_mended():
+def test_the_backward_can_be_repeated_after_a_refused_gradient():
     layer = abn(4, "inplace")
     layer(normal(SHAPE))
     with pytest.raises(
@@ -423,7 +423,7 @@ def test_a_refused_gradient_can_be_mended():
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_an_error_inside_a_network_leaves_nothing_behind(strategy):
+def test_an_error_inside_a_network_releases_everything(strategy):
     net, x = Sequential(*chain(strategy, 2), conv(5, 4)), normal(SHAPE)
     with pytest.raises(ValueError, match=r"^4 \(Conv2d\): "):
         net(x)
@@ -433,7 +433,7 @@ def test_an_error_inside_a_network_leaves_nothing_behind(strategy):
         net[0].backward(normal(SHAPE))
 
 
-def test_an_error_inside_a_backward_leaves_nothing_behind():
+def test_an_error_inside_a_backward_releases_everything():
     class Fails(Layer):
         def forward(self, ctx, x):
             return x.copy()

@@ -1,4 +1,4 @@
-"""What importing and calling leave alone: floating-point modes, other libraries' threads, the environment."""
+"""Side effects of import and calls: floating-point modes, threads of other libraries, the environment."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ def work(threads):
 
 
 def test_denormal_numbers_work_after_import_and_calls():
-    """Libraries linked with -ffast-math switch them off for the whole process, in every thread they start."""
+    """Libraries linked with -ffast-math disable them for the whole process, in every thread they start."""
     script = (
         WORK
         + """
@@ -47,7 +47,7 @@ print(found)
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_denormal_numbers_are_not_flushed_by_the_kernels(isa):
-    """Evaluation with mean 0, var 1 gives x back, denormal or not."""
+    """Evaluation with mean 0 and var 1 returns x, denormal or not."""
     x = (np.arange(-40, 40, dtype=np.float32) * np.float32(1e-45)).reshape(2, 40)
     zero, one = np.zeros(40, np.float32), np.ones(40, np.float32)
     batch = random_batch((2, 40), "float32")._replace(x=x, dz=x, weight=one, bias=zero)
@@ -59,7 +59,7 @@ def test_denormal_numbers_are_not_flushed_by_the_kernels(isa):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="reads the C library's rounding mode through ctypes")
-def test_rounding_mode_and_floating_point_flags_stay():
+def test_rounding_mode_and_floating_point_flags_do_not_change():
     script = (
         WORK
         + """
@@ -77,7 +77,7 @@ print(libm.fegetround() == upward)
 
 
 def test_no_warning_comes_from_nan_infinity_and_overflow():
-    """NumPy reports floating-point flags that C code leaves behind; with errors on, none may be."""
+    """NumPy reports floating-point flags that C code leaves set; none must be set."""
     x = random_batch((4, 6, 9), "float32").x.copy()
     x[0, 0, 0], x[0, 1, 0], x[0, 2, 0] = np.nan, np.inf, 3e38
     with np.errstate(all="raise"):
@@ -107,7 +107,7 @@ print(before, omp.omp_get_max_threads(), omp.omp_get_dynamic())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names the OpenMP library of gcc on Linux")
-def test_omp_get_max_threads_of_others_stays():
+def test_omp_get_max_threads_does_not_change():
     """The OpenMP runtime is shared by all libraries of the process, and so are its defaults."""
     if not functional.info()["openmp"]:
         pytest.skip("built without OpenMP")
@@ -129,7 +129,7 @@ def test_an_instruction_set_can_be_forced_by_the_environment(isa):
     assert printed(script, INPLACE_ABN_ISA=isa) == isa
 
 
-def test_import_loads_numpy_and_nothing_else_of_size():
+def test_import_loads_numpy_and_no_other_large_module():
     script = """
     import sys
     import numpy
@@ -156,7 +156,7 @@ def test_import_starts_no_thread_and_changes_no_environment():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_calls_work_after_a_fork(threads):
-    """In a child of a process that has used its threads, as multiprocessing starts them on Linux."""
+    """In a child forked from a process that has used its threads, as multiprocessing does on Linux."""
     script = (
         WORK
         + f"""

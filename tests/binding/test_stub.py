@@ -32,7 +32,7 @@ def public(names):
 
 
 def parameters(function):
-    """Return (name, kind, default) of each, by introspection of the compiled function."""
+    """Return (name, kind, default) of each argument, by introspection of the compiled function."""
     return [(p.name, p.kind.name, p.default) for p in inspect.signature(function).parameters.values()]
 
 
@@ -47,12 +47,12 @@ def stub_parameters(node):
     return [parameter for parameter in listed if parameter[0] != "self"]
 
 
-def test_the_stub_names_everything_in_the_module():
+def test_the_stub_has_all_names_of_the_module():
     assert public(dir(_core)) == {*FUNCTIONS, *CLASSES}
 
 
 @pytest.mark.parametrize("class_name", CLASSES)
-def test_the_stub_names_everything_in_a_class(class_name):
+def test_the_stub_has_all_names_of_a_class(class_name):
     of_class = getattr(_core, class_name)
     assert {(class_name, name) for name in public(dir(of_class))} == {
         pair for pair in (*PROPERTIES, *METHODS) if pair[0] == class_name
@@ -74,8 +74,8 @@ def test_signatures_of_methods(class_name, name):
 
 
 @pytest.mark.parametrize("name", [name for name, node in FUNCTIONS.items() if stub_parameters(node)])
-def test_the_binder_takes_what_the_signature_says(name):
-    """It lists its names when it gets one that it has never heard of."""
+def test_the_binder_accepts_the_arguments_of_the_signature(name):
+    """Its error message for an unknown keyword lists the names."""
     function = getattr(_core, name)
     with pytest.raises(TypeError, match="got an unexpected keyword argument") as caught:
         function(xylophone=1)
@@ -93,7 +93,7 @@ def test_the_binder_takes_what_the_signature_says(name):
 
 
 @pytest.mark.parametrize("name", sorted(public(dir(_core)) & set(functional.__all__)))
-def test_functional_takes_the_same_arguments_but_isa(name):
+def test_functional_has_the_same_arguments_except_isa(name):
     compiled = (
         [p for p in parameters(getattr(_core, name)) if p[0] not in ("isa", "owner")]
         if name != "Context"
@@ -124,7 +124,7 @@ def test_the_choices_in_the_stub_are_those_of_the_module():
             assert getattr(_core.forward(x.copy(), **options)[1], name) == choice
 
 
-def test_the_module_says_what_info_returns():
+def test_the_stub_describes_the_result_of_info():
     (info,) = (node for node in TREE.body if isinstance(node, ast.ClassDef) and node.name == "_Info")
     assert [field.target.id for field in info.body] == list(_core.info())
 

@@ -1,4 +1,4 @@
-"""Checkpoint strategies free z and recompute it in the backward: ledger, tracemalloc, weak references."""
+"""Checkpoint strategies do not keep z, and recompute it: checks by ledger, tracemalloc, weak references."""
 
 import gc
 import tracemalloc
@@ -105,7 +105,7 @@ def test_the_ledger_lists_recomputed_arrays_as_temporaries(strategy, monkeypatch
 
 
 @pytest.mark.parametrize("strategy", CHECKPOINTS)
-def test_two_convolutions_of_one_z(strategy):
+def test_two_convolutions_that_share_z(strategy):
     """As in a block with a projection: neither keeps z, and both gradients are correct."""
     want = run(blocks("standard")["preactivation, projected"], normal((2, 4, 3, 3)), normal((2, 4, 3, 3), 1))
     block = blocks(strategy)["preactivation, projected"]

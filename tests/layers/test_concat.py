@@ -1,4 +1,4 @@
-"""Joined channels: results, gradients, and memory to the byte."""
+"""Concatenation along channels: results, gradients, and kept memory in bytes."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ IN_PLACE = ["inplace_1", "inplace_2"]
 
 
 def joined_branches(strategy="inplace", activation="leaky_relu", **options):
-    """Branches of several kinds, with 4 channels in and 4 + 2 + 4 + 4 out."""
+    """Return branches of several kinds, with 4 input channels and 4 + 2 + 4 + 4 output channels."""
     style = {"strategy": strategy, "activation": activation, **options}
     axis = {key: value for key, value in options.items() if key == "channel_axis"}
     return Concat(
@@ -25,7 +25,7 @@ def joined_branches(strategy="inplace", activation="leaky_relu", **options):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_concat_is_its_branches_joined(strategy):
+def test_concat_equals_numpy_concatenate_of_its_branches(strategy):
     layer, x, dz = joined_branches(strategy), normal(SHAPE), normal((3, 14, 5, 6), 1)
     z = layer(x)
     dx = layer.backward(dz)
@@ -59,7 +59,7 @@ def test_layouts(channel_axis, memory_axis):
 
 
 @pytest.mark.parametrize("end", ["abn", "residual", "activation", "nested"])
-def test_a_branch_that_ends_in_place_is_kept_in_the_joined_array_alone(end):
+def test_a_branch_that_ends_in_place_uses_the_memory_of_the_joined_array(end):
     ends = {
         "abn": lambda: Sequential(conv(), abn(4, "inplace")),
         "residual": lambda: Residual(
@@ -103,7 +103,7 @@ def test_inputs_are_not_overwritten():
     assert report.ok, report
 
 
-def test_names_and_refusals():
+def test_names_and_errors():
     layer = Concat({"left": conv(), "right": Sequential(conv())})
     assert [name for name, _ in layer.named_parameters()][:2] == ["left.weight", "left.bias"]
     with pytest.raises(TypeError, match="layer '0' must be a Layer, got 3"):
@@ -166,12 +166,12 @@ def test_parts_in_their_slice_of_out_are_not_copied(channel_axis):
         ),
     ],
 )
-def test_what_concat_refuses(arrays, options, error, message):
+def test_arguments_that_concat_refuses(arrays, options, error, message):
     with pytest.raises(error, match=message):
         layers.concat(arrays, **options)
 
 
-def test_an_out_that_overlaps_a_part_elsewhere_is_refused():
+def test_an_out_that_overlaps_an_input_outside_of_its_slice_is_refused():
     joined = np.ones((2, 4))
     with pytest.raises(
         ValueError, match=r"arrays\[0\] overlaps out, but is not its slice of channels 0 to 2"
@@ -200,7 +200,7 @@ def test_sums_and_products_of_shapes_that_broadcast(operation, a, b):
 
 
 @pytest.mark.parametrize("operation", [layers.add, layers.mul])
-def test_sums_and_products_with_numbers_and_refusals(operation):
+def test_sums_and_products_with_numbers_and_errors(operation):
     a = normal((2, 3))
     numpy = {layers.add: np.add, layers.mul: np.multiply}[operation]
     for pair in ((a, 2.0), (2, a)):

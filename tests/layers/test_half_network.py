@@ -1,4 +1,4 @@
-"""Half precision through whole networks: float32 parameters, and a quarter of the memory in place."""
+"""Networks in half precision: float32 parameters, and a quarter of the memory in place."""
 
 import numpy as np
 import pytest

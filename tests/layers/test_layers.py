@@ -1,4 +1,4 @@
-"""Layers as objects: calls, modes, parameters, names, repr, copies, and layers of one's own."""
+"""Layers as objects: calls, modes, parameters, names, repr, copies, and user-defined layers."""
 
 import copy
 import doctest
@@ -74,7 +74,7 @@ def test_gradients_of_residual_blocks_against_finite_differences(kind):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_dz_is_left_alone_unless_it_may_be_overwritten(strategy):
+def test_dz_is_not_changed_unless_overwrite_is_true(strategy):
     for layer in (*blocks(strategy).values(), chain(strategy), Sequential(abn(strategy=strategy), Flatten())):
         z = layer(normal((2, 4, 3, 3)))
         dz = normal(z.shape, 1)
@@ -90,7 +90,7 @@ def test_overwrite_writes_into_dz():
     assert layer.backward(dz, overwrite=True) is dz
 
 
-def test_containers_let_layers_overwrite_the_gradients_between():
+def test_containers_let_layers_overwrite_intermediate_gradients():
     seen = []
 
     class Spy(Layer):
@@ -107,8 +107,8 @@ def test_containers_let_layers_overwrite_the_gradients_between():
     assert seen == [False, True, True]
 
 
-def test_a_gradient_that_was_passed_on_untouched_is_still_the_callers():
-    """Dropout in evaluation may hand back dz itself: the layer below must not overwrite it."""
+def test_a_gradient_that_a_layer_returns_unchanged_is_not_overwritten():
+    """Dropout in evaluation returns dz itself: the layer before must not overwrite it."""
     net = Sequential(abn(strategy="inplace"), Dropout()).eval()
     net(normal((2, 4, 3)))
     dz = normal((2, 4, 3), 1)
@@ -117,7 +117,7 @@ def test_a_gradient_that_was_passed_on_untouched_is_still_the_callers():
     assert np.array_equal(dz, before)
 
 
-def test_gradients_of_parameters_add_up():
+def test_gradients_of_parameters_accumulate():
     layer, x, dz = Linear(3, 2, dtype=np.float64, rng=0), normal((4, 3)), normal((4, 2), 1)
     once = run(layer, x, dz)
     layer(x)
@@ -137,7 +137,7 @@ def test_several_calls_before_the_backwards(strategy):
         np.testing.assert_allclose(layer.backward(x.copy()), expected["dx"], atol=1e-12)
 
 
-def test_one_layer_in_two_places():
+def test_one_layer_used_twice_in_a_network():
     shared = Linear(3, 3, dtype=np.float64, rng=0)
     net, x, dz = Sequential(shared, shared), normal((4, 3)), normal((4, 3), 1)
     assert len(net.parameters()) == 2
@@ -160,7 +160,7 @@ def test_momentum_none_averages_over_all_batches():
     np.testing.assert_allclose(layer.running_var, np.mean([x.var((0, 2), ddof=1) for x in batches], 0))
 
 
-def test_evaluation_takes_the_running_statistics_and_leaves_them_alone():
+def test_evaluation_uses_the_running_statistics_and_does_not_change_them():
     layer = InPlaceABN(3, activation="identity", affine=False, dtype=np.float64)
     layer.running_mean[...], layer.running_var[...] = 2, 4
     x = normal((1, 3, 1))
@@ -170,13 +170,13 @@ def test_evaluation_takes_the_running_statistics_and_leaves_them_alone():
     assert layer.num_batches_tracked == 0
 
 
-def test_without_running_statistics_evaluation_takes_those_of_the_batch():
+def test_without_running_statistics_evaluation_uses_the_batch_statistics():
     layer, x = InPlaceABN(3, track_running_stats=False, dtype=np.float64), normal((4, 3, 5))
     assert layer.running_mean is layer.num_batches_tracked is None
     assert np.array_equal(layer.eval()(x.copy()), layer.train()(x.copy()))
 
 
-def test_a_refused_batch_does_not_count():
+def test_a_refused_batch_does_not_change_num_batches_tracked():
     layer = InPlaceABN(3, momentum=None)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         layer(np.ones((1, 3), np.float32))
@@ -239,7 +239,7 @@ def test_names_are_paths():
     assert net.stage1[0].branch.abn1.label == "stage1.0.branch.abn1 (ABN)"
 
 
-def test_names_follow_when_a_layer_finds_a_place():
+def test_names_change_when_a_layer_gets_a_parent():
     inner = Sequential(conv())
     assert inner[0].weight.name == "0.weight"
     outer = Sequential(Flatten(), inner)
@@ -325,8 +325,8 @@ def test_copies_have_names_and_no_contexts(duplicate):
         duplicate(net).backward(np.ones_like(z))
 
 
-def test_what_a_call_keeps_is_not_copied():
-    """A copy unlocked what the original relies on."""
+def test_saved_arrays_are_not_copied_with_a_layer():
+    """Copies used to unlock arrays of the original."""
     x, ctx = np.ones(3), layers.LayerContext("op")
     ctx.save_for_backward(input=x)
     for refuse in (copy.copy, copy.deepcopy, pickle.dumps):
@@ -337,11 +337,11 @@ def test_what_a_call_keeps_is_not_copied():
     assert x.flags.writeable
 
 
-# ---- layers of one's own -----------------------------------------------------------------------------------
+# ---- user-defined layers -----------------------------------------------------------------------------------
 
 
 class TwoWays(Layer):
-    """Two layers, called by hand."""
+    """A layer that calls two others."""
 
     def __init__(self):
         self.first, self.second = Linear(3, 4, dtype=np.float64, rng=0), Linear(4, 2, dtype=np.float64, rng=1)
@@ -368,6 +368,6 @@ def test_a_layer_made_of_layers_and_parameters():
     np.testing.assert_allclose(got["scale"], (dz * want["z"]).sum())
 
 
-def test_what_is_not_written_yet_says_so():
+def test_missing_forward_and_gradients_raise_an_error():
     with pytest.raises(NotImplementedError, match=r"Layer has no forward"):
         Layer()(1)

@@ -23,7 +23,7 @@ def slopes(activation, channels=3):
 
 @pytest.mark.parametrize("inplace", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_an_activation_is_that_of_the_reference(activation, inplace):
+def test_an_activation_equals_the_reference(activation, inplace):
     param, x, dz = 0.3, 3 * normal((50, 3, 40)), normal((50, 3, 40), 1)
     phi, derivative, *_ = reference.ACTIVATIONS[activation]
     want = {"z": phi(x, param), "dx": dz * derivative(x, param)}
@@ -35,8 +35,8 @@ def test_an_activation_is_that_of_the_reference(activation, inplace):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_an_activation_is_that_of_an_identity_normalization(activation):
-    """The one of evaluation, with mean 0 and variance 1 - eps."""
+def test_an_activation_equals_that_of_an_identity_normalization(activation):
+    """In evaluation, with mean 0 and variance 1 - eps."""
     layer, twin = Activation(activation, 0.3), ABN(3, 0.25, activation=activation, activation_param=0.3)
     twin.eval()
     twin.running_var[...] = 0.75
@@ -121,7 +121,7 @@ def test_the_slope_is_a_parameter(num_slopes):
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("num_slopes", [1, 4])
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"])
-def test_gradients_of_slopes_add_up(strategy, num_slopes, affine):
+def test_gradients_of_slopes_accumulate(strategy, num_slopes, affine):
     options = {"num_features": 4, "affine": affine, "dtype": np.float64}
     layer = ABN(strategy=strategy, activation="prelu", activation_param=0.5, num_slopes=num_slopes, **options)
     plain, end = (
@@ -138,7 +138,7 @@ def test_gradients_of_slopes_add_up(strategy, num_slopes, affine):
 
 
 def test_a_slope_is_trained():
-    """From data that were made with another slope."""
+    """Fit data generated with another slope."""
     x = normal((64, 2, 8), dtype=np.float32)
     target = np.where(x >= 0, x, np.float32(0.6) * x)
     layer = InPlaceABN(2, activation="prelu", track_running_stats=False)

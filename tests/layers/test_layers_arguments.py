@@ -1,4 +1,4 @@
-"""Arguments and batches that layers refuse: the message names the layer, what it got and what would do."""
+"""Arguments and batches that layers refuse: messages name the layer, the value and what is expected."""
 
 from functools import partial
 
@@ -86,7 +86,7 @@ def test_other_dtypes_name_the_layer():
     ids=["Conv2d", "Linear", "InPlaceABN", "without weight", "with slope alone"],
 )
 @pytest.mark.parametrize(("x_dtype", "own"), [("float64", "float32"), ("float32", "float64")])
-def test_a_precision_that_is_not_the_layers_names_both_remedies(make, x_dtype, own):
+def test_the_message_for_another_precision_names_both_remedies(make, x_dtype, own):
     layer, x = make(dtype=own), np.ones(SHAPE, x_dtype)
     message = (
         rf"x is {x_dtype} and the layer's parameters are {own}; pass x.astype\(numpy.{own}\), or make the "
@@ -99,14 +99,14 @@ def test_a_precision_that_is_not_the_layers_names_both_remedies(make, x_dtype, o
     layer(x.astype(own)), make(dtype=x_dtype)(x)
 
 
-def test_half_types_go_with_float32():
+def test_half_types_accept_float32_parameters():
     with pytest.raises(TypeError, match=r"x is float16 and .*, or make the layer with dtype=numpy.float32"):
         InPlaceABN(4, dtype=np.float64)(np.ones(SHAPE, np.float16))
     InPlaceABN(4)(np.ones(SHAPE, np.float16))
 
 
 @without_ml_dtypes
-def test_a_gradient_of_another_dtype_than_bfloat16_is_told_its_name():
+def test_the_message_for_another_dtype_than_bfloat16_names_bfloat16():
     import ml_dtypes
 
     layer, x, dz = InPlaceABN(4), normal(SHAPE).astype(ml_dtypes.bfloat16), np.ones(SHAPE, np.float32)
@@ -134,7 +134,7 @@ def test_unknown_names_list_the_valid_ones():
         models.residual_network(1, 2, block="both")
 
 
-def test_relu_in_place_is_refused_and_leaky_relu_named():
+def test_relu_in_place_is_refused_and_leaky_relu_suggested():
     with pytest.raises(ValueError, match=r"'relu' has no inverse.*use leaky_relu"):
         InPlaceABN(3, activation="relu")
     layer = ABN(3, activation="relu")
@@ -143,7 +143,7 @@ def test_relu_in_place_is_refused_and_leaky_relu_named():
     assert layer.strategy == "standard"
 
 
-def test_layer_and_function_refuse_relu_in_the_same_words():
+def test_layer_and_function_refuse_relu_with_the_same_message():
     words = []
     x = np.ones(SHAPE, np.float32)
     for refused in (
@@ -169,26 +169,26 @@ def test_layer_and_function_refuse_relu_in_the_same_words():
         ("gelu-tanh", "gelu_tanh"),
     ],
 )
-def test_an_activation_by_another_name_is_answered_by_its_own(called, meant):
+def test_the_message_for_another_name_of_an_activation_suggests_its_name(called, meant):
     for make in (ABN, InPlaceABN, Activation):
         with pytest.raises(ValueError, match=f"got '{called}'; did you mean '{meant}'\\?$"):
             make(*([3] * (make is not Activation)), activation=called)
 
 
-def test_an_activation_that_is_like_no_other_is_no_hint():
+def test_an_unknown_activation_gets_no_suggestion():
     for name in ("xyz", 3, True):
         with pytest.raises(ValueError, match=f"activation must be one of .*, got {name!r}$"):
             Activation(name)
 
 
-def test_num_slopes_are_for_prelu_alone():
+def test_num_slopes_needs_prelu():
     for make in (ABN, InPlaceABN, Activation):
         with pytest.raises(ValueError, match="num_slopes: expected 1 for activation 'leaky_relu', got 3"):
             make(*([3] * (make is not Activation)), num_slopes=3)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((2, 8, 8, 3), 1), ((2, 3, 8, 8), -1)])
-def test_channels_in_the_other_place_are_seen(shape, axis):
+def test_the_message_for_channels_on_the_wrong_axis_names_channel_axis(shape, axis):
     hint = f"axis {-axis} of x has 3: pass channel_axis={-axis} if the channels are there"
     for make in (partial(InPlaceABN, 3), partial(Conv2d, 3, 4, 3)):
         x = np.ones(shape, np.float32)
@@ -317,7 +317,7 @@ def test_labels_out_of_range():
 
 @pytest.mark.parametrize("axis", [1, -1])
 @pytest.mark.parametrize("dtype", [int, np.float32])
-def test_one_hot_targets_are_told_what_makes_labels_of_them(axis, dtype):
+def test_the_message_for_one_hot_targets_suggests_argmax(axis, dtype):
     criterion = CrossEntropy(channel_axis=axis)
     target = np.moveaxis(np.eye(3, dtype=dtype)[np.zeros((2, 5), int)], -1, axis)
     scores = np.zeros(target.shape)
@@ -333,7 +333,7 @@ def poisoned():
     return net
 
 
-def test_a_loss_that_is_not_finite_says_how_to_find_out_more():
+def test_a_loss_that_is_not_finite_suggests_watch_nonfinite():
     scores = poisoned()(normal((2, 1, 4, 4)))
     with pytest.raises(
         FloatingPointError, match=r"CrossEntropy: the loss is nan; .* inplace_abn.layers.watch_nonfinite\(\)"
@@ -341,7 +341,7 @@ def test_a_loss_that_is_not_finite_says_how_to_find_out_more():
         CrossEntropy()(scores, np.array([0, 1]))
 
 
-def test_a_watch_names_the_layer_where_it_began():
+def test_watch_nonfinite_names_the_first_layer():
     net, criterion, target = poisoned(), CrossEntropy(), np.array([0, 1])
     x = normal((2, 1, 4, 4))
     with watch_nonfinite() as watch:
@@ -360,7 +360,7 @@ def test_a_watch_names_the_layer_where_it_began():
         criterion(np.full((2, 3), np.nan), target)
 
 
-def test_a_frame_of_ignored_labels_has_no_loss_and_no_gradients():
+def test_loss_and_gradients_are_zero_if_all_labels_are_ignored():
     criterion = CrossEntropy(label_smoothing=0.1)
     assert criterion(np.zeros((2, 5)), np.array([-100, -100])) == 0
     assert not criterion.backward().any()
@@ -373,7 +373,7 @@ def test_a_vector_is_no_batch():
 
 @pytest.mark.parametrize("make", [ABN, InPlaceABN])
 @pytest.mark.parametrize(("shape", "axis"), [((1, 3), 1), ((1, 3, 1, 1), 1), ((1, 1, 3), -1)])
-def test_one_value_per_channel_is_told_what_a_layer_can_do(make, shape, axis):
+def test_the_message_for_one_value_per_channel_suggests_eval(make, shape, axis):
     x = np.ones(shape, np.float32)
     with pytest.raises(ValueError, match="more than 1 value") as caught:
         make(3, channel_axis=axis)(x)
@@ -391,14 +391,14 @@ def test_one_value_per_channel_is_told_what_a_layer_can_do(make, shape, axis):
     assert make(3, channel_axis=axis)(np.ones((0, *shape[1:]), np.float32)).size == 0
 
 
-def test_a_parameter_takes_gradients_of_its_shape():
+def test_a_parameter_refuses_gradients_of_another_shape():
     parameter = Linear(4, 8).weight
     assert "(8, 4), float32" in repr(parameter)
     with pytest.raises(ValueError, match=r"gradient has shape \(4, 8\), the data \(8, 4\)"):
         parameter.accumulate(np.zeros((4, 8), np.float32))
 
 
-def test_a_layer_without_gradients_says_so():
+def test_a_layer_without_gradients_raises_an_error():
     class Twice(Layer):
         def forward(self, ctx, x):
             return 2 * x
@@ -409,7 +409,7 @@ def test_a_layer_without_gradients_says_so():
         layer.backward(z)
 
 
-def test_layers_that_return_their_input_overwrite_nothing():
+def test_layers_that_return_their_input_do_not_overwrite_it():
     net = Sequential(Dropout(0.5), Sequential(Dropout(0.5))).eval()
     x = np.ones((2, 3), np.float32)
     assert net(x) is x
@@ -417,19 +417,19 @@ def test_layers_that_return_their_input_overwrite_nothing():
     assert not net.overwrites_input
 
 
-def test_a_loss_that_overflows_where_every_layer_is_finite():
+def test_a_loss_that_overflows_although_every_layer_is_finite():
     finite = pytest.raises(FloatingPointError, match="all layers before gave finite results")
     with watch_nonfinite(), np.errstate(over="ignore"), finite:
         CrossEntropy()(np.float32([[3e38, -3e38]]), np.array([1]))
 
 
-def test_a_ledger_within_another_passes_temporary_memory_on():
+def test_a_nested_ledger_reports_temporary_memory_to_the_outer_one():
     with memory.ledger() as outer, memory.ledger() as inner:
         Conv2d(3, 4, 3, rng=0)(np.ones((2, 3, 6, 6), np.float32))
     assert outer.peak == inner.peak > inner.kept
 
 
-def test_nothing_is_kept_within_no_grad():
+def test_nothing_is_kept_inside_no_grad():
     layer = Conv2d(3, 4, 3, rng=0)
     with no_grad():
         z = layer(np.ones((2, 3, 6, 6), np.float32))
@@ -437,7 +437,7 @@ def test_nothing_is_kept_within_no_grad():
         layer.backward(z)
 
 
-def test_none_is_kept_as_none():
+def test_none_is_saved_as_none():
     class Keeps(Layer):
         def forward(self, ctx, x):
             ctx.save_for_backward(nothing=None)

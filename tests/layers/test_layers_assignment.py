@@ -1,4 +1,4 @@
-"""What may be assigned to parameters, buffers and settings of layers."""
+"""Assignments to parameters, buffers and settings of layers."""
 
 import copy
 
@@ -40,7 +40,7 @@ from inplace_abn.layers import (
         (ABN, "num_features", 0, ValueError, "num_features must be at least 1, got 0"),
     ],
 )  # fmt: skip
-def test_what_is_refused_names_the_layer(make, key, value, error, message):
+def test_messages_about_assignments_name_the_layer(make, key, value, error, message):
     net = Sequential({"net": make(2)})
     before = copy.copy(vars(net.net)[key])
     with pytest.raises(error, match=rf"^net \({type(net.net).__name__}\): {message}"):
@@ -48,7 +48,7 @@ def test_what_is_refused_names_the_layer(make, key, value, error, message):
     np.testing.assert_array_equal(vars(net.net)[key], before)
 
 
-def test_what_may_be_assigned():
+def test_accepted_assignments():
     layer, x = ABN(2), normal((4, 2), dtype=np.float32)
     layer.running_mean, layer.running_var = np.ones(2, np.float32), np.full(2, 4, np.float32)
     layer.num_batches_tracked = np.array(7)
@@ -82,7 +82,7 @@ def test_data_of_a_parameter(data, error, message):
     assert layer.weight.data.tolist() == [4, 4]
 
 
-def test_a_parameter_of_ones_own_array_shares_it():
+def test_a_parameter_shares_the_array_that_it_is_made_of():
     array = np.zeros(2)
     assert Parameter(array).data is array
 

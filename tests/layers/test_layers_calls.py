@@ -1,4 +1,4 @@
-"""Calls of layers: several inputs and outputs, the call that a backward goes through, calls without one."""
+"""Calls of layers: several inputs and outputs, the call of a backward, calls without a backward."""
 
 import gc
 import warnings
@@ -173,7 +173,7 @@ def test_a_layer_with_parameters_that_returns_dx_alone():
         layer.backward(np.ones((2, 3)))
 
 
-def test_what_has_no_gradient_is_no_input():
+def test_integer_arrays_and_numbers_get_no_gradient():
     class Picks(Layer):
         def __init__(self, returned):
             self.returned = returned
@@ -204,7 +204,7 @@ def test_a_residual_by_position_or_by_name():
         np.testing.assert_array_equal(got, gradient)
 
 
-# ---- which call a backward goes through --------------------------------------------------------------------
+# ---- the call that a backward belongs to -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -227,7 +227,7 @@ def test_calls_in_any_order(strategy, wrap, order):
     assert not any(layer.last_call for _, layer in net.named_layers())
 
 
-def test_the_gradient_of_a_loss_finds_its_call():
+def test_the_gradient_of_a_loss_selects_its_call():
     net, criterion = Sequential(chain("inplace"), conv(4, 3)), CrossEntropy()
     other, target = CrossEntropy(), np.zeros((2, 3, 3), int)
     xs = [normal((2, 4, 3, 3), seed) for seed in range(2)]
@@ -242,7 +242,7 @@ def test_the_gradient_of_a_loss_finds_its_call():
 
 
 def test_a_shared_layer_inside_a_network_and_by_itself():
-    """The network's backward takes its own call, although the layer was called again since."""
+    """The backward of the network uses the call that its forward made, not the later one."""
     shared, x, y = Linear(4, 4, dtype=np.float64, rng=0), normal((3, 4)), normal((3, 4), 1)
     net, dz = Sequential(shared), normal((3, 4), 2)
     net(x)
@@ -254,7 +254,7 @@ def test_a_shared_layer_inside_a_network_and_by_itself():
     np.testing.assert_allclose(shared.weight.grad, dz.T @ y)
 
 
-def test_buffers_that_are_used_again_do_not_mix_up_calls():
+def test_reused_buffers_do_not_select_a_wrong_call():
     layer, dz = abn(strategy="inplace"), np.empty((2, 4, 3))
     buffers = [np.empty_like(dz) for _ in range(2)]
     for repetition in range(3):
@@ -269,7 +269,7 @@ def test_buffers_that_are_used_again_do_not_mix_up_calls():
             np.testing.assert_array_equal(got, want["dx"])
 
 
-def test_a_call_that_does_not_fit():
+def test_a_wrong_call_is_refused():
     net, x = Sequential({"a": Linear(4, 4, dtype=np.float64)}), normal((3, 4))
     net(x)
     call = net.last_call
@@ -283,7 +283,7 @@ def test_a_call_that_does_not_fit():
     assert net.last_call is None
 
 
-def test_a_failing_call_releases_its_own_and_no_others():
+def test_a_failing_call_releases_its_own_arrays_only():
     class Fails(Layer):
         def forward(self, ctx, x):
             raise ValueError("too bad")
@@ -383,7 +383,7 @@ def test_a_validation_between_a_forward_and_its_backward():
         criterion.backward()
 
 
-def test_calls_that_pile_up_are_reported_once():
+def test_many_pending_calls_warn_once():
     net, results = Sequential(chain("inplace"), conv()).eval(), []
     with pytest.warns(UserWarning, match=r"Sequential: 8 calls wait for their backward .* KiB; .*no_grad"):
         live = kept_after(net, 8, results)
@@ -405,7 +405,7 @@ def test_the_bytes_of_a_call():
     assert net.last_call.nbytes == ledger.live
 
 
-def test_weights_shared_through_time_are_no_reason_to_warn():
+def test_weights_shared_through_time_do_not_warn():
     cell = Linear(3, 3, dtype=np.float64, rng=0)
     for _ in range(50):
         cell(normal((2, 3)))
@@ -413,7 +413,7 @@ def test_weights_shared_through_time_are_no_reason_to_warn():
         cell.backward(np.ones((2, 3)))
 
 
-def test_calls_leave_nothing_behind():
+def test_calls_leak_nothing():
     net, x = chain("inplace"), normal((2, 4, 3, 3))
     net(x)
     gone = weakref.ref(net.last_call)

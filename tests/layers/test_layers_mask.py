@@ -1,4 +1,4 @@
-"""Layers with a mask: as over the valid positions alone, in networks, ledger and gradient checks."""
+"""Layers with a mask: equal to layers over the valid positions, in networks, ledger and gradient checks."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ MASK = np.arange(9) < LENGTHS[:, None]
 
 
 def sequences(channels=4, seed=0):
-    """A batch (N, L, C) with NaN behind the end of each sequence."""
+    """A batch (N, L, C) with NaN after the end of each sequence."""
     x = np.random.default_rng(seed).normal(size=(*MASK.shape, channels))
     x[~MASK] = np.nan
     return x
@@ -39,7 +39,7 @@ def layer_of(strategy, activation, **options):
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
-def test_a_layer_sees_the_valid_positions_alone(activation, strategy, residual):
+def test_a_layer_depends_on_the_valid_positions_alone(activation, strategy, residual):
     masked, alone = layer_of(strategy, activation), layer_of(strategy, activation)
     x, r, dz = sequences(), sequences(seed=1), sequences(seed=2)
     z = masked(x.copy(), mask=MASK, **({"residual": r.copy()} if residual else {}))
@@ -56,7 +56,7 @@ def test_a_layer_sees_the_valid_positions_alone(activation, strategy, residual):
         np.testing.assert_allclose(getattr(masked, name), getattr(alone, name), atol=1e-13)
 
 
-def test_evaluation_masks_as_well():
+def test_evaluation_uses_the_mask():
     layer = layer_of("inplace", "sigmoid").eval()
     z = layer(sequences(), mask=MASK)
     assert not z[~MASK].any()
@@ -64,7 +64,7 @@ def test_evaluation_masks_as_well():
     assert not layer.backward(sequences(seed=1))[~MASK].any()
 
 
-def test_a_container_passes_the_mask_to_all_that_take_one():
+def test_a_container_passes_the_mask_to_all_layers_that_take_one():
     def network():
         inner = Sequential(Linear(4, 5, rng=1), InPlaceABN(5))
         return Sequential(Linear(3, 4, rng=0), InPlaceABN(4), inner, Linear(5, 2, rng=2))
@@ -140,7 +140,7 @@ def test_a_layer_that_does_not_pass_the_mask_on_is_refused():
     assert net(sequences()[MASK]).shape == (MASK.sum(), 4)
 
 
-def test_a_container_without_a_layer_for_the_mask_says_so():
+def test_a_mask_is_refused_if_no_layer_takes_one():
     with pytest.raises(TypeError, match="mask"):
         Sequential(Flatten())(np.ones((2, 3), np.float32), mask=np.ones(2, bool))
 
@@ -154,7 +154,7 @@ def test_the_ledger_counts_the_mask():
     assert "which positions are valid" in str(ledger.explain())
 
 
-def test_one_valid_position_is_refused_with_advice_for_layers():
+def test_one_valid_position_is_refused_and_eval_suggested():
     mask = np.zeros_like(MASK)
     mask[0, 0] = True
     with pytest.raises(ValueError, match=r"1 position where mask is True; .* eval\(\)"):

@@ -1,4 +1,4 @@
-"""Networks: shapes, what they keep, and the same training with every strategy."""
+"""Networks: shapes, kept memory, and equal training with every strategy."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_losses_agree_with_other_activations(activation):
         np.testing.assert_allclose(got, want, rtol=1e-9, err_msg=strategy)
 
 
-def test_relu_for_strategies_that_keep_x_or_xhat():
+def test_relu_works_with_strategies_that_keep_x_or_xhat():
     want = losses("postactivation", "standard", 3, activation="relu")
     for strategy in ("checkpoint", "checkpoint_xhat"):
         got = losses("postactivation", strategy, 3, activation="relu")
@@ -90,7 +90,7 @@ def test_preactivation_networks_keep_about_half(kind):
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_evaluation(kind):
-    """With running statistics a prediction does not depend on the other samples."""
+    """With running statistics, a prediction does not depend on other samples."""
     net, (x, _) = NETWORKS[kind](rng=0, dtype=np.float64), batch(kind)
     with no_grad():
         net(x.copy())
@@ -110,7 +110,7 @@ def test_a_block_of_three_convolutions():
     assert ledger.live == 3 * x.nbytes
 
 
-def test_the_same_rng_gives_the_same_weights_whatever_the_strategy():
+def test_the_weights_of_one_rng_do_not_depend_on_the_strategy():
     nets = [
         models.residual_network(1, 2, (4,), 1, strategy=strategy, rng=3)
         for strategy in ("standard", "inplace")

@@ -1,4 +1,4 @@
-"""Layers in sequences, lists and dicts; layers that a plain list would hide."""
+"""Layers in sequences, lists and dicts; layers in plain lists are refused."""
 
 import copy
 import pickle
@@ -27,7 +27,7 @@ def linear(seed=0):
 
 
 class Branches(Layer):
-    """The sum of what several layers give, held in a list or a dict."""
+    """The sum of the results of several layers, which are kept in a list or a dict."""
 
     def __init__(self, layers):
         self.branches = layers
@@ -66,7 +66,7 @@ def test_layers_in_a_list_or_dict_are_found(kind):
 
 
 @pytest.mark.parametrize("make", [ModuleList, lambda layers: Sequential(*layers)], ids=["list", "Sequential"])
-def test_a_sequence_of_layers_follows_a_list(make):
+def test_a_sequence_of_layers_has_the_methods_of_a_list(make):
     a, b, c, d, e = plain = [linear(i) for i in range(5)]
     layers, plain = make([a, b]), [a, b]
 
@@ -106,7 +106,7 @@ def test_a_sequence_of_layers_follows_a_list(make):
         layers[0] = 3
 
 
-def test_names_that_were_given_stay():
+def test_names_that_are_no_positions_do_not_change():
     net = Sequential({"first": linear(), "second": linear()})
     del net[0]
     net.insert(0, linear())
@@ -115,7 +115,7 @@ def test_names_that_were_given_stay():
     assert repr(net[1]) == repr(net.second) == "Identity()"
 
 
-def test_lists_of_layers_add_up():
+def test_lists_of_layers_can_be_concatenated():
     a, b = linear(), linear()
     layers = ModuleList([a])
     layers += [b]
@@ -123,7 +123,7 @@ def test_lists_of_layers_add_up():
     assert list(ModuleList([a]) + ModuleList([b])) == [a, b]
 
 
-def test_a_dict_of_layers_is_a_dict():
+def test_a_dict_of_layers_has_the_methods_of_a_dict():
     a, b = linear(), linear()
     layers = ModuleDict([("a", a)])
     layers["b"] = b
@@ -166,7 +166,7 @@ def test_lists_and_dicts_are_not_called(make):
         (lambda a: [a] * 9, r".*\[3\] \(Linear\), \.\.\., which"),
     ],
 )  # fmt: skip
-def test_layers_that_a_plain_list_would_hide(make, message):
+def test_layers_in_plain_lists_are_refused(make, message):
     net = Sequential({"net": Branches(ModuleList())})
     with pytest.raises(TypeError, match=rf"^net \(Branches\): ways {message}"):
         net.net.ways = make(linear())
@@ -174,7 +174,7 @@ def test_layers_that_a_plain_list_would_hide(make, message):
     net.net.ways = [1, "two", (3.0, None)]
 
 
-def test_identity_takes_the_place_of_a_layer():
+def test_identity_keeps_the_positions_of_other_layers():
     """A checkpoint with BatchNorm and LeakyReLU as two layers loads by position."""
     net = Sequential(linear(), InPlaceABN(3, dtype=np.float64), Identity(54, unused=True), linear(1))
     assert list(net.state_dict())[-2:] == ["3.weight", "3.bias"]

@@ -1,4 +1,4 @@
-"""Parameters of layers: what may be assigned in their place, and what would make them vanish."""
+"""Parameters of layers: replacing, copying and freezing them."""
 
 import copy
 import pickle
@@ -31,7 +31,7 @@ PLACES = [
 
 @pytest.mark.parametrize("value", [np.ones(4, np.float32), None, [1.0], Linear(1, 1)])
 @pytest.mark.parametrize(("make", "key"), PLACES)
-def test_what_is_no_parameter_is_refused_at_the_assignment(make, key, value):
+def test_replacing_a_parameter_by_another_object_is_refused(make, key, value):
     net = Sequential({"net": make()})
     before, kept = net.state_dict(), getattr(net.net, key)
     kind = type(value).__name__
@@ -47,7 +47,7 @@ def test_what_is_no_parameter_is_refused_at_the_assignment(make, key, value):
 
 
 @pytest.mark.parametrize(("make", "key"), PLACES)
-def test_parameters_take_the_place_of_others(make, key):
+def test_parameters_may_be_replaced(make, key):
     layer = make()
     names = list(layer.state_dict())
     new = Parameter(getattr(layer, key).data * 2)
@@ -58,7 +58,7 @@ def test_parameters_take_the_place_of_others(make, key):
 
 
 @pytest.mark.parametrize("make", [lambda **o: Linear(4, 3, **o), lambda **o: Conv2d(4, 3, 1, **o)])
-def test_a_bias_that_was_left_out_may_be_put_in(make):
+def test_a_bias_may_be_added_later(make):
     layer = make(bias=False)
     layer.bias = Parameter(np.full(3, 2, np.float32))
     assert list(layer.state_dict()) == ["weight", "bias"]
@@ -76,14 +76,14 @@ def test_copies_keep_their_parameters(duplicate):
             setattr(twin, key, getattr(layer, key).data)
 
 
-def test_parameters_of_another_kind_are_told_from_an_x_of_another_precision():
+def test_parameters_of_an_integer_dtype_are_refused():
     layer = InPlaceABN(4)
     layer.weight = Parameter(np.ones(4, int))
     with pytest.raises(TypeError, match="the layer's parameters must be float32 or float64, got int64"):
         layer(np.ones((8, 4), np.float32))
 
 
-def test_a_frozen_weight_of_linear_costs_no_gradient_and_keeps_no_input():
+def test_a_frozen_weight_of_linear_gets_no_gradient_and_keeps_no_input():
     layer, x = Linear(4, 3, rng=0), np.ones((2, 4), np.float32)
     want = layer(x) @ layer.weight.data
     layer.release()
@@ -167,7 +167,7 @@ def test_gradients_in_one_array_are_not_overwritten_by_the_layer_before():
     assert gradcheck(net, x).ok
 
 
-def test_parameters_and_buffers_of_two_dtypes_are_named_as_the_reason():
+def test_the_message_for_parameters_and_buffers_of_two_dtypes_names_them():
     layer = ABN(2)
     layer.running_mean = np.zeros(2)
     with pytest.raises(TypeError, match="parameters and buffers are float32 and float64, expected one dtype"):

@@ -1,4 +1,4 @@
-"""Layers that are run once more in the backward: the same to the bit, and only the input is kept."""
+"""Recompute: bitwise equal to Sequential, and only the input is kept."""
 
 import copy
 
@@ -27,7 +27,7 @@ CHAINS = {
 
 
 def steps(net, times=3):
-    """Return all that a training leaves: results, gradients, running statistics."""
+    """Train, and return results, gradients and running statistics."""
     found = []
     for seed in range(times):
         z = net(normal(SHAPE, seed))
@@ -39,7 +39,7 @@ def steps(net, times=3):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("kind", CHAINS)
-def test_everything_is_equal_to_the_bit(kind, strategy, training):
+def test_recompute_equals_sequential_bitwise(kind, strategy, training):
     once, again = (kind_of(CHAINS[kind](strategy)).train(training) for kind_of in (Sequential, Recompute))
     assert list(again.state_dict()) == list(once.state_dict())
     for got, want in zip(steps(again), steps(once), strict=True):
@@ -48,7 +48,7 @@ def test_everything_is_equal_to_the_bit(kind, strategy, training):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("kind", CHAINS)
-def test_the_input_alone_is_kept_and_nothing_after_the_backward(kind, strategy):
+def test_only_the_input_is_kept_and_nothing_after_the_backward(kind, strategy):
     net, x = Recompute(CHAINS[kind](strategy)), normal(SHAPE)
     before = x.copy()
     with memory.ledger() as book:
@@ -62,7 +62,7 @@ def test_the_input_alone_is_kept_and_nothing_after_the_backward(kind, strategy):
     assert np.array_equal(x, before)
 
 
-def test_several_calls_are_gone_back_through_from_the_last():
+def test_backwards_of_several_calls_run_from_the_last():
     net, plain = Recompute(CHAINS["dropout"]("inplace")), Sequential(CHAINS["dropout"]("inplace"))
     results = []
     for each in (net, plain):
@@ -116,7 +116,7 @@ def test_input_that_is_no_array():
             net([[1.0]])
 
 
-def test_to_others_it_does_not_overwrite_its_input():
+def test_recompute_does_not_overwrite_its_input():
     inner, x = abn(strategy="inplace"), normal(SHAPE)
     net, before = Recompute(inner), x.copy()
     assert inner.overwrites_input
@@ -127,7 +127,7 @@ def test_to_others_it_does_not_overwrite_its_input():
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layers", [(), (Dropout(0.5, rng=0),)], ids=["no layers", "dropout"])
-def test_what_comes_behind_it_may_overwrite_its_result(layers, training):
+def test_the_next_layer_may_overwrite_the_result(layers, training):
     found = []
     for kind in (Sequential, Recompute):
         net = Sequential(kind(*copy.deepcopy(layers)), abn(strategy="inplace")).train(training)
@@ -144,7 +144,7 @@ class Fails(Layer):
         raise ArithmeticError("on purpose")
 
 
-def test_an_error_in_the_backward_leaves_nothing_behind():
+def test_an_error_in_the_backward_releases_everything():
     dropout = Dropout(0.5, rng=0)
     net, x = Recompute(conv(), Fails(), abn(strategy="inplace"), dropout), normal(SHAPE)
     z = net(x)
@@ -157,7 +157,7 @@ def test_an_error_in_the_backward_leaves_nothing_behind():
     assert np.array_equal(net[2].num_batches_tracked, 1)
 
 
-def test_a_resnet_with_its_stem_run_again_is_the_same_network():
+def test_a_resnet_with_a_recomputed_stem_is_the_same_network():
     x, found = normal((2, 3, 32, 32), dtype=np.float32), []
     for again in (False, True):
         net = models.resnet(3, 5, (1, 1), width=4, rng=0, recompute_stem=again)

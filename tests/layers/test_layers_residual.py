@@ -1,4 +1,4 @@
-"""A residual that the normalization adds: results, gradients, locks, memory; blocks that do so unasked."""
+"""A residual added by the normalization: results, gradients, locks, memory; blocks that are fused."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SHAPE = (3, 4, 5, 6)
 
 
 def post(strategy, *, activation="leaky_relu", projected=False, first=()):
-    """A post-activation block; activation: of the sum, None for none."""
+    """A post-activation block. `activation` is applied to the sum; None for no activation."""
     branch = Sequential(*first, conv(), abn(4, strategy), conv(seed=1), abn(4, strategy, "identity"))
     shortcut = Sequential(conv(4, 4, 1, seed=2), abn(4, strategy, "identity")) if projected else None
     options = {"num_slopes": 4, "activation_param": -0.5} if activation == "prelu" else {}
@@ -21,7 +21,7 @@ def post(strategy, *, activation="leaky_relu", projected=False, first=()):
 
 
 def apart(block):
-    """The same block, with sum and activation on their own."""
+    """The same block with separate sum and activation."""
     block.branch.append(Sequential(), "nothing")
     return block
 
@@ -31,7 +31,7 @@ def apart(block):
 
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "elu", "prelu"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_layer_with_a_residual_is_a_layer_a_sum_and_an_activation(strategy, activation):
+def test_a_layer_with_a_residual_equals_layer_sum_and_activation(strategy, activation):
     x, r, dz = (normal(SHAPE, seed) for seed in range(3))
     layer, plain = abn(strategy=strategy, activation=activation), abn(activation="identity")
     end = Activation(activation, dtype=np.float64)
@@ -88,7 +88,7 @@ def test_the_residual_is_locked_until_the_backward(strategy):
     assert r.flags.writeable
 
 
-def test_a_residual_that_two_layers_keep_is_locked_until_the_last_has_let_go():
+def test_a_residual_that_two_layers_keep_is_locked_until_both_backwards_have_run():
     first, second, r = abn(), abn(strategy="inplace"), normal(SHAPE, 1)
     z = first(normal(SHAPE), residual=r)
     second(normal(SHAPE, 2), residual=r)
@@ -98,7 +98,7 @@ def test_a_residual_that_two_layers_keep_is_locked_until_the_last_has_let_go():
     assert r.flags.writeable
 
 
-def test_a_residual_that_was_read_only_stays_so():
+def test_a_read_only_residual_stays_read_only():
     layer, r = abn(strategy="inplace"), normal(SHAPE, 1)
     r.flags.writeable = False
     z = layer(normal(SHAPE), residual=r)
@@ -106,7 +106,7 @@ def test_a_residual_that_was_read_only_stays_so():
     assert not r.flags.writeable
 
 
-def test_what_is_kept_as_residual_is_not_overwritten_and_both_layers_are_named():
+def test_a_kept_residual_is_not_overwritten_and_the_message_names_both_layers():
     net = Sequential({"sum": abn(strategy="inplace"), "next": InPlaceABN(4, dtype=np.float64)})
     r = normal(SHAPE, 1)
     net.sum(normal(SHAPE), residual=r)
@@ -145,7 +145,7 @@ def test_a_residual_of_another_shape_is_refused_with_the_name_of_the_layer():
 @pytest.mark.parametrize("activation", [None, "identity", "leaky_relu", "elu", "prelu", "relu"])
 @pytest.mark.parametrize("projected", [False, True])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_block_gives_the_same_as_with_sum_and_activation_apart(strategy, projected, activation):
+def test_a_fused_block_equals_separate_sum_and_activation(strategy, projected, activation):
     x, dz = normal(SHAPE), normal(SHAPE, 1)
     block = post(strategy, projected=projected, activation=activation)
     other = apart(post("standard", projected=projected, activation=activation))
@@ -166,7 +166,7 @@ def test_only_in_place_blocks_with_an_inverse_are_fused(strategy):
     assert not block._fused
 
 
-def test_dz_is_left_alone_unless_it_may_be_overwritten():
+def test_dz_is_not_changed_unless_overwrite_is_true():
     for block in (post("inplace"), post("inplace", projected=True), Residual(abn(4, "inplace", "identity"))):
         block(normal(SHAPE))
         dz = normal(SHAPE, 1)
@@ -184,7 +184,7 @@ def test_the_shortcut_of_a_branch_that_overwrites_its_input_is_a_copy():
 
 @pytest.mark.parametrize("projected", [False, True])
 def test_in_place_a_block_keeps_inputs_of_convolutions_its_result_and_a_projection(projected):
-    """The result is the input of the next convolution, and the shortcut that of the first one: no more."""
+    """Only the result, the input of the next convolution, and the shortcut, that of the first one."""
     x = normal(SHAPE)
     block = post("inplace", projected=projected)
     with memory.ledger() as ledger:
@@ -206,7 +206,7 @@ def test_a_block_of_blocks():
     assert_close(run(make("inplace"), x, dz), run(make("standard"), x, dz), 1e-10)
 
 
-def test_an_error_in_a_block_leaves_nothing_behind():
+def test_an_error_in_a_block_releases_everything():
     x = normal(SHAPE)
     block = post("inplace")
     block.branch[-1].weight = Parameter(np.ones(3))
@@ -216,7 +216,7 @@ def test_an_error_in_a_block_leaves_nothing_behind():
     assert x.flags.writeable
 
 
-def test_a_residual_that_nobody_else_keeps_is_explained():
+def test_explain_names_a_residual_that_no_other_layer_keeps():
     layer = ABN(4, strategy="inplace")
     with memory.ledger() as ledger:
         layer(normal((2, 4, 3), dtype=np.float32), residual=normal((2, 4, 3), 1, np.float32))

@@ -1,4 +1,4 @@
-"""One network in several threads: a backward is right or refused."""
+"""One network in several threads: a backward is correct or refused."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -32,7 +32,7 @@ def test_a_backward_through_the_call_of_another_thread_is_refused():
     assert np.array_equal(net.backward(ones), want)  # a call of one thread, gone through by another
 
 
-def test_a_network_that_several_threads_train_refuses_or_is_right():
+def test_training_in_several_threads_is_correct_or_refused():
     xs = np.random.default_rng(0).normal(size=(4, 8, 4, 16, 16)).astype(np.float32)
     net, ones = network(), np.ones((8, 8, 16, 16), np.float32)
 

@@ -1,4 +1,4 @@
-"""Layers against those of PyTorch that have their names, and whole networks against the same ones there."""
+"""Layers and whole networks compared to those of PyTorch."""
 
 import inspect
 
@@ -44,7 +44,7 @@ PAIRS = {
 
 
 def compare(ours, theirs, x, rtol=1e-11):
-    """Load their weights, go forward and backward through both, and compare everything."""
+    """Load the weights of PyTorch, run forward and backward of both, and compare all results."""
     theirs = theirs.double()
     for parameter in ours.parameters():
         parameter.data, parameter.grad = parameter.data.astype(np.float64), None
@@ -73,7 +73,7 @@ def test_layer(name):
 
 
 @pytest.mark.parametrize("name", ["conv", "max_pool", "linear", "conv, groups", "transposed"])
-def test_repr_begins_alike(name):
+def test_repr_begins_like_that_of_pytorch(name):
     ours, theirs = PAIRS[name]
     assert repr(ours).split("(")[0] == repr(theirs).split("(")[0]
     assert repr(ours)[:-1].split(", dilation")[0] in repr(theirs)
@@ -115,7 +115,7 @@ def test_cross_entropy(pixels):
 
 
 class TheirResidual(nn.Module):
-    """The blocks in PyTorch, with the names of ours."""
+    """The blocks in PyTorch, with the same names."""
 
     def __init__(self, ours):
         super().__init__()

@@ -234,7 +234,7 @@ def _is_layer(thing):
     return inspect.isclass(thing) and issubclass(thing, layers.Layer)
 
 
-# ---- the four ways to lay a batch out ----------------------------------------------------------------------
+# ---- the four layouts of a batch ---------------------------------------------------------------------------
 
 
 def lay_out(batch, channel_axis, memory_axis):
@@ -293,8 +293,8 @@ def test_layout_of_x_and_bits_of_a_contiguous_array(case, memory_axis):
             np.testing.assert_array_equal(got[name], want[name], err_msg=f"{name}, {channel_axis=}")
 
 
-def test_dz_may_be_in_another_layout_where_no_normalization_reads_it():
-    """A dz of the user's own making is usually C-contiguous; dx has the layout of x all the same."""
+def test_dz_may_have_another_layout_if_no_normalization_reads_it():
+    """A dz made by the user is usually C-contiguous; dx has the layout of x."""
     for name in ("AvgPool2d", "MaxPool2d", "Upsample", "GroupNorm", "Conv2d", "Dropout", "Activation"):
         for case in CASES[name]:
             layer, x = case.make(1), lay_out(np.ones(SHAPE, np.float32), 1, -1)

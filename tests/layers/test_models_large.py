@@ -1,4 +1,4 @@
-"""ResNet and MobileNetV2: layouts, what they keep, the same results with every strategy."""
+"""ResNet and MobileNetV2: layouts, kept memory, equal results with every strategy."""
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def kept(make, **style):
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_in_place_they_keep_what_convolutions_take_in_and_hardly_more(name):
+def test_in_place_networks_keep_the_inputs_of_convolutions_and_little_more(name):
     total, rows, net = kept(FULL[name], strategy="inplace")
     nbytes = {key: sum(row.nbytes for row in found) for key, found in rows.items()}
     convolutions = [layer for _, layer in net.named_layers() if isinstance(layer, layers.Conv2d)]
@@ -81,7 +81,7 @@ def test_in_place_they_keep_what_convolutions_take_in_and_hardly_more(name):
     inputs = sum({id(array): array.nbytes for array in arrays}.values())
     ends = [layer for path, layer in net.named_layers() if path.endswith("shortcut.abn")]
     assert len(ends) == {"ResNet-50": 4, "ResNet-34": 3, "MobileNetV2": 0}[name]
-    # What no convolution takes in: results that are pooled, and those of the projections.
+    # Arrays that are not inputs of convolutions: results that are pooled, and those of projections.
     last = net.head_abn if name == "MobileNetV2" else net[-3][-1].branch[-1]
     pooled = [last] if name == "MobileNetV2" else [net.stem.abn, last]
     others = sum(layer.last_call.saved["z"].nbytes for layer in [*pooled, *ends])

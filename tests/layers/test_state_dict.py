@@ -1,4 +1,4 @@
-"""state_dict and load_state_dict: PyTorch's names, checkpoints in .npz, and what does not match."""
+"""state_dict and load_state_dict: names of PyTorch, checkpoints in .npz, and mismatches."""
 
 import ml_dtypes
 import numpy as np
@@ -121,7 +121,7 @@ def test_read_only_arrays_are_found_before_anything_is_loaded():
     assert_close(net.state_dict(), before)
 
 
-def test_arrays_that_a_backward_needs_are_not_loaded_into():
+def test_arrays_saved_for_a_backward_are_not_loaded_into():
     class Scale(Layer):
         def __init__(self):
             self.weight = Parameter(np.ones(2))
@@ -151,7 +151,7 @@ def test_half_precision_in_npz(dtype, tmp_path):
         assert (array == state[name].astype(array.dtype)).all()
 
 
-def test_num_batches_tracked_may_be_missing_as_in_old_checkpoints():
+def test_num_batches_tracked_may_be_missing():
     layer = InPlaceABN(2)
     state = layer.state_dict()
     del state["num_batches_tracked"]
@@ -205,7 +205,7 @@ def test_dtypes_that_do_not_fit():
 @pytest.mark.torch
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_batch_norm_of_pytorch_gives_the_same_after_loading(strategy, training, tmp_path):
+def test_a_loaded_batch_norm_of_pytorch_gives_the_same_results(strategy, training, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     theirs = torch.nn.BatchNorm2d(5, dtype=torch.float64)
     with torch.no_grad():

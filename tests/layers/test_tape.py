@@ -1,4 +1,4 @@
-"""The tape: gradients of networks that are no chain, and what it refuses."""
+"""The tape: gradients of networks that are not a sequence, and errors."""
 
 import gc
 import threading
@@ -22,7 +22,7 @@ SMOOTH = {"activation": "softplus"}
 
 
 class Program(Graph):
-    """A list of (operation, operand, operand) over the arrays made so far; what is refused is left out."""
+    """Draw a list of (operation, operand, operand) over earlier arrays, without refused operations."""
 
     def __init__(self, program):
         self.program = program
@@ -139,7 +139,7 @@ def test_gradients_of_random_graphs_against_finite_differences(program, seed):
 # ---- shapes of graphs --------------------------------------------------------------------------------------
 
 
-def test_a_fork_an_in_place_layer_and_a_sum():
+def test_fork_in_place_layer_and_sum():
     first, second, x = abn(strategy="inplace"), conv(), normal(SHAPE)
     with record() as tape:
         a = second(x)
@@ -204,7 +204,7 @@ def test_several_inputs_and_outputs():
     np.testing.assert_allclose(db, a + 2)
 
 
-def test_a_result_without_influence_on_the_outputs_is_released():
+def test_a_result_that_the_outputs_do_not_depend_on_is_released():
     layer, x = conv(), normal(SHAPE)
     with record() as tape:
         z, unused = layers.mul(x, x), layer(x)
@@ -281,7 +281,7 @@ def test_containers_and_recompute_are_single_calls():
     np.testing.assert_allclose(dx, want + 0.5 * block.backward(dz), atol=1e-12)
 
 
-# ---- what the tape does not know ---------------------------------------------------------------------------
+# ---- arrays unknown to the tape ----------------------------------------------------------------------------
 
 
 def test_views_that_numpy_makes_of_recorded_arrays_are_refused():
@@ -314,7 +314,7 @@ def test_results_of_numpy_functions_are_refused_or_have_to_be_named():
         tape.backward(np.ones((2, 4)), outputs=z, inputs=[x, tape._outside[1][0]()])
 
 
-def test_recorded_arrays_are_read_only_inside_the_block_alone():
+def test_recorded_arrays_are_read_only_until_the_block_ends():
     x, layer = normal((2, 4)), layers.GlobalAvgPool2d()
     images = normal(SHAPE)
     with record():
@@ -497,7 +497,7 @@ def test_each_thread_has_its_own_tape():
     np.testing.assert_allclose(results["dx"], 2 * dx)
 
 
-def test_a_graph_does_not_overwrite_its_input_unless_it_says_so():
+def test_a_graph_does_not_overwrite_its_input_by_default():
     class Begins(Graph):
         def __init__(self):
             self.abn = abn(strategy="inplace")

@@ -1,4 +1,4 @@
-"""The U-Net: gradients in every layout, and memory to the byte, with and without copies of what is joined."""
+"""The U-Net: gradients in every layout, and kept memory in bytes, with and without copies."""
 
 import gc
 import tracemalloc
