@@ -29,7 +29,7 @@ static registers cpuid(unsigned leaf, unsigned subleaf) {
     return r;
 }
 
-/* Which register sets does the operating system save on a context switch? */
+/* The register sets that the operating system saves on a context switch. */
 static unsigned long long saved_states(void) {
 #if defined(_MSC_VER)
     return _xgetbv(0);

@@ -207,7 +207,7 @@ void test_allocations(const abn_kernels *kernels) {
     /* By row, by row with threads that share a channel, stacked, joined, in chunks that threads share. */
     static const shape shapes[] = {{2, 6, 600}, {1, 2, 40011}, {6, 7, 9}, {700, 3, 1}, {3, 130, 401}};
     static const layout layouts[] = {{"channels-first", 0, 0, 0}, {"channels-last", 1, 0, 0}};
-    /* With escapes; guarded channels; nothing beside; sides and escapes; slopes, guarded channels and escapes. */
+    /* With escapes; guarded channels; nothing guarded_xhat; sides and escapes; slopes, guarded channels and escapes. */
     static const problem kinds[] = {
         {{0}, ABN_FLOAT16, ABN_ELU, ABN_KEEP_Z, 1, DRAW_ORDINARY, NO_RESIDUAL},
         {{0}, ABN_FLOAT32, ABN_LEAKY_RELU, ABN_KEEP_Z, 1, DRAW_LOST, NO_RESIDUAL},

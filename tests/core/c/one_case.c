@@ -51,11 +51,11 @@ static void run_forward(run *r, double *z) {
     const problem *of = r->of;
     if (of->keep == ABN_KEEP_X) array_freeze(&r->x.memory);
     check(abn_forward(&r->machine, &r->x.batch, &r->z.batch, &r->context, of->training) == ABN_OK, "forward failed");
-    array *kept[] = {&r->x.memory, &r->mean, &r->var, &r->inv_std, &r->slot, &r->beside, &r->branch_mask};
+    array *kept[] = {&r->x.memory, &r->mean, &r->var, &r->inv_std, &r->slot, &r->guarded_xhat, &r->branch_mask};
     for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) array_freeze(kept[i]);
     tensor_read(&r->z, z);
     compare("z", z, r->expected->z, r->expected->z_error, elements_of(of->of));
-    check_what_is_kept_beside(r);
+    check_side_data(r);
 }
 
 static void run_recompute(run *r, double *z) {

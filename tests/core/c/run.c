@@ -4,8 +4,8 @@
 
 #include "check.h"
 
-/* slot, xhat beside z and sides: what follows from the context. */
-static void open_what_is_kept_beside(run *r) {
+/* Allocates guard and branch mask, as the context requires. */
+static void open_side_data(run *r) {
     const problem *of = r->of;
     const flush_side side = r->in->side;
     const ptrdiff_t channels = of->of.channels, per_channel = of->of.batch * of->of.spatial;
@@ -16,8 +16,8 @@ static void open_what_is_kept_beside(run *r) {
               r->expected->param[c], c);
     if (of->keep == ABN_KEEP_Z && per_channel > 0)
         check(memcmp(slot, r->expected->slot, r->slot.bytes) == 0, "guarded channels depend on the layout");
-    r->beside = array_open((size_t)(guarded * per_channel) * abn_dtype_size(of->dtype), side);
-    r->context.guard = (abn_guard){guarded, guarded ? slot : NULL, guarded ? r->beside.data : NULL};
+    r->guarded_xhat = array_open((size_t)(guarded * per_channel) * abn_dtype_size(of->dtype), side);
+    r->context.guard = (abn_guard){guarded, guarded ? slot : NULL, guarded ? r->guarded_xhat.data : NULL};
     r->branch_mask = array_open(abn_branch_mask_bytes(&r->context), side);
     memset(r->branch_mask.data, 0, r->branch_mask.bytes);
     if (r->branch_mask.bytes) r->context.branch_mask = r->branch_mask.data;
@@ -48,7 +48,7 @@ run run_open(const problem *of, const twin *expected, const setting *in, int thr
     r->context.norm =
         (abn_norm){eps_of_variance, r->weight.data, r->bias.data, r->mean.data, r->var.data, r->inv_std.data};
     if (r->context.channel_param) r->context.channel_param = r->param.data;
-    open_what_is_kept_beside(r);
+    open_side_data(r);
     return opened;
 }
 
@@ -58,6 +58,6 @@ void run_close(run *r) {
     tensor_close(&r->x);
     tensor_close(&r->residual);
     array *arrays[] = {&r->weight,  &r->bias, &r->param,  &r->mean, &r->var,
-                       &r->inv_std, &r->slot, &r->beside, &r->branch_mask};
+                       &r->inv_std, &r->slot, &r->guarded_xhat, &r->branch_mask};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) array_close(arrays[i]);
 }

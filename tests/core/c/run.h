@@ -4,22 +4,22 @@
 
 #include "cases.h"
 
-/* All that a run works on. */
+/* The arrays and settings of one run. */
 typedef struct {
     const problem *of;
     const twin *expected;
     const setting *in;
     abn_machine machine;
-    tensor x, z; /* one and the same where z is kept */
+    tensor x, z; /* the same array if z is kept */
     tensor residual;
-    array weight, bias, param, mean, var, inv_std, slot, beside, branch_mask;
+    array weight, bias, param, mean, var, inv_std, slot, guarded_xhat, branch_mask;
     abn_context context;
 } run;
 
 run run_open(const problem *of, const twin *expected, const setting *in, int threads);
 void run_close(run *r);
 
-/* Are sides and escapes those that the twin's y asks for? After the forward. */
-void check_what_is_kept_beside(const run *r);
+/* After the forward: checks that branch mask and escapes agree with the y of the twin. */
+void check_side_data(const run *r);
 
 #endif

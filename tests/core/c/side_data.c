@@ -1,11 +1,11 @@
-/* What is kept beside z for single elements, one by one. */
+/* Checks the side data of every element: branch mask and escapes. */
 #include <math.h>
 
 #include "check.h"
 #include "guard.h"
 #include "run.h"
 
-/* The place of an element (of the twin) among what is kept per element: abn.h. */
+/* The index of an element of the twin in per-element side data: abn.h. */
 static int64_t index_of(const run *r, ptrdiff_t element) {
     const shape s = r->of->of;
     const ptrdiff_t image = element / (s.channels * s.spatial), position = element % s.spatial;
@@ -20,7 +20,7 @@ static void check_side(const run *r, ptrdiff_t element, abn_escape_rule rule) {
         check(left == (y < rule.minimum), "side of element %td, y %g, is %d", element, y, left);
 }
 
-/* The place in the list, or -1. */
+/* The position in the list, or -1. */
 static ptrdiff_t escape_of(const abn_escapes *escapes, int64_t index) {
     ptrdiff_t first = 0, end = escapes->count;
     while (first < end) {
@@ -33,7 +33,7 @@ static ptrdiff_t escape_of(const abn_escapes *escapes, int64_t index) {
     return first < escapes->count && escapes->index[first] == index ? first : -1;
 }
 
-/* Returns whether it is in the list. */
+/* Returns whether the element is in the list. */
 static int check_escape(const run *r, ptrdiff_t element) {
     const twin *t = r->expected;
     const abn_escapes *escapes = &r->context.escapes;
@@ -49,12 +49,12 @@ static int check_escape(const run *r, ptrdiff_t element) {
     return at >= 0;
 }
 
-void check_what_is_kept_beside(const run *r) {
+void check_side_data(const run *r) {
     const ptrdiff_t elements = elements_of(r->of->of);
     const abn_escape_rule rule = abn_escape_rule_of(r->of->activation, param_of(r->of->activation), r->of->dtype);
     ptrdiff_t escaped = 0;
     if (r->of->keep != ABN_KEEP_Z) {
-        check(r->context.escapes.count == 0 && r->branch_mask.bytes == 0, "kept beside x or xhat");
+        check(r->context.escapes.count == 0 && r->branch_mask.bytes == 0, "side data with x or xhat kept");
         return;
     }
     for (ptrdiff_t i = 0; i < elements; i++) {
@@ -62,8 +62,8 @@ void check_what_is_kept_beside(const run *r) {
         if (r->context.branch_mask) check_side(r, i, rule);
         escaped += check_escape(r, i);
     }
-    /* All of them have been found: none is of a guarded channel, and none is twice in the list. */
+    /* Every entry was found once: none is of a guarded channel, none is a duplicate. */
     check(escaped == r->context.escapes.count, "%td of %td escapes are of elements", escaped, r->context.escapes.count);
     if (r->context.branch_mask && elements % 8)
-        check(r->context.branch_mask[elements / 8] >> elements % 8 == 0, "sides past the last element");
+        check(r->context.branch_mask[elements / 8] >> elements % 8 == 0, "branch mask past the last element");
 }
