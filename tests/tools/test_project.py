@@ -57,6 +57,7 @@ def test_the_version_is_the_same_everywhere():
     assert inplace_abn.__version__ == version
     assert functional.info()["version"] == version
     assert re.search(r"^## (\S+)", read("CHANGELOG.md"), re.MULTILINE)[1] == version
+    assert re.search(r"^version: (.+)$", read("CITATION.cff"), re.MULTILINE)[1] == version
 
 
 def test_numpy_is_the_only_runtime_dependency():
