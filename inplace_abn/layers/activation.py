@@ -51,7 +51,7 @@ def refuse_in_place(name, param, strategy):
     if not ACTIVATIONS[name].invertible:
         raise ValueError(
             f"activation {name!r} has no inverse, which strategy {strategy!r} needs; use leaky_relu, silu or "
-            "another invertible activation, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'"
+            "another one that has an inverse, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'"
         )
     if not ACTIVATIONS[name].is_invertible(param):
         raise ValueError(
