@@ -178,9 +178,9 @@ abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, const 
  *   ABN_KEEP_Z     z is x itself (same data): x is overwritten with z
  *   ABN_KEEP_X     z is another buffer; x is unchanged
  *   ABN_KEEP_XHAT  z is another buffer; x is overwritten with xhat
- * context: keep, scheme, activation, its param, residual, mask, branch_mask, norm.{eps,weight,bias} and guard are inputs. With `training`
- * the batch's own mean and var are written to norm; otherwise norm.mean and norm.var are inputs too. norm.inv_std,
- * statistics_given, kept and escapes are outputs.
+ * Inputs of context: keep, scheme, activation, its param, residual, mask, branch_mask, norm.{eps,weight,bias}, guard. With
+ * `training` the batch's own mean and var are written to norm; otherwise norm.mean and norm.var are inputs too. Outputs:
+ * norm.inv_std, statistics_given, kept, escapes.
  * ABN_NO_MEMORY: x may be partly overwritten. (The walk allocates a few hundred KB, most of it before the first write.) */
 abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn_batch *z, abn_context *context,
                        int training);

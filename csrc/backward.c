@@ -232,7 +232,7 @@ static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span,
     for_each_run((const abn_backward_operation *)op, tile, span, constants, NULL, SLOPE_BY_Y);
 }
 
-/* True if inverting an activation twice costs more than storing y and the slope and reading them resumming. */
+/* True if inverting an activation twice costs more than storing y and the slope and reading them back. */
 static int is_worth_scratch(const abn_backward_operation *b) {
     const int cheap = abn_activation_table[b->context->activation].traits & ABN_CHEAP;
     const abn_dtype dtype = b->context->kept.dtype;

@@ -1,8 +1,8 @@
-/* The activations on arrays of `real` (float, or double for float64 storage) in the nearest cache: the pieces of kernels.h.
+/* The activations on arrays of `real` (float, or double for float64 storage) in L1: the segments of kernels.h.
  * One table per instruction set and type of real.
  *
  * Arrays begin at a cache line and have room for ABN_PADDING numbers past their end, since whole vectors are computed;
- * results past the end are ignored. n <= ABN_PIECE. `param` is one number, or for prelu one per element. */
+ * results past the end are ignored. n <= ABN_SEGMENT. `param` is one number, or for prelu one per element. */
 #ifndef ABN_ACTIVATION_KERNELS_H
 #define ABN_ACTIVATION_KERNELS_H
 

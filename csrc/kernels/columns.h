@@ -1,5 +1,5 @@
 /* Kernels for tiles whose columns belong to channels, as abn_columns says: channels-last batches, and short
- * channels-first rows stacked image upon image. Included by kernels.c.
+ * channels-first rows, where a row of the tile is an image. Included by kernels.c.
  *
  * ROWS_AT_ONCE rows share each load of constants and each update of the partial sums, which stay in L1. */
 #ifndef ABN_KERNEL_COLUMNS_H
@@ -9,11 +9,11 @@
 
 #define ROWS_AT_ONCE (sizeof(storage) == 2 ? 8 : 4)
 
-/* Where a row's first columns are not aligned they are a step of their own; each column has its own sums, so these do
- * not depend on it.
+/* Columns before the first aligned address are a separate step. Each column has its own sums, so results do not depend
+ * on the address.
  *
- * Calls step(..., row, rows, column, n): over `rows` rows from `row` on, n columns from `column` on. Both numbers are
- * constants but for what is left over at the end of the rows and of the columns, so the steps unroll. */
+ * Calls step(..., row, rows, column, n) for `rows` rows from `row` on and n columns from `column` on. Both are
+ * compile-time constants except for the last rows and columns, so the loops of a step unroll. */
 #define FOR_STEPS_OF_ROWS(tile, step, row, rows, ...)                                 \
     do {                                                                              \
         ptrdiff_t j_ = columns_to_alignment(tile, row);                               \
@@ -33,7 +33,7 @@ INLINE const storage *element_at(abn_input input, ptrdiff_t row, ptrdiff_t colum
     return (const storage *)input.data + row * input.stride + column;
 }
 
-/* For short rows two parts of vectors cost more than what alignment saves. */
+/* 0 for short rows: two partial vectors cost more than alignment saves. */
 INLINE ptrdiff_t columns_to_alignment(abn_tile tile, ptrdiff_t row) {
     return tile.length < 32 * W ? 0 : elements_to_alignment(element_at(tile.source, row, 0), tile.length);
 }
@@ -166,7 +166,7 @@ static void columns_expand(const void *constants, abn_columns columns, void *exp
     for (ptrdiff_t r = 0; r < columns.positions_per_row; r++) {
         for (ptrdiff_t c = 0; c < columns.channels; c++, to += columns.positions_per_channel) {
             const vec value = v_set1(from[c]);
-            /* The last vector reaches into what comes next, which is written next, or into the padding. */
+            /* The last vector may overlap the next channel, which is written next, or the padding. */
             for (ptrdiff_t s = 0; s < columns.positions_per_channel; s += W) v_store_real(to + s, value);
         }
     }

@@ -1,4 +1,4 @@
-/* What happens to one vector of elements, whichever layout it came from. */
+/* The arithmetic of one vector of elements, for every layout. */
 #ifndef ABN_KERNEL_ELEMENTS_H
 #define ABN_KERNEL_ELEMENTS_H
 
@@ -6,7 +6,7 @@
 #include "kernels.h"
 #include "storage.h"
 
-/* w = (x - centre) * scale + shift. Subtracting first keeps the digits of x when |mean| is far above the positions_per_channel. */
+/* w = (x - centre) * scale + shift. Subtracting first loses no digits of x if |mean| is far above sqrt(var). */
 typedef struct {
     vec centre, scale, shift;
 } affine;
@@ -43,7 +43,7 @@ INLINE vec backward_result(backward_pair p, backward_constants b) {
     return v_mul(v_add(p.dy, part_of_w(p.w, b)), b.dx_factor);
 }
 
-/* Of n elements; what a vector has beyond them counts for nothing, whatever constants meet there. */
+/* dy and w of the first n elements; 0 in the other lanes, whatever constants are there. */
 INLINE backward_pair backward_of_vector(int from, abn_activation activation, const storage *source,
                                         const storage *gradient, ptrdiff_t n, backward_constants b,
                                         activation_constants k) {
@@ -90,7 +90,7 @@ INLINE vec constant(int layout, abn_constants constants, int which, ptrdiff_t at
     return layout == ABN_ROWS ? v_set1(*of) : v_load_real(of);
 }
 
-/* Is any of `vectors` vectors of residuals, the last n of their elements in the last one, beyond the limit? NaN is not. */
+/* True if any of the n residuals in `vectors` vectors exceeds the limit in size. NaN does not. */
 INLINE int any_far(const storage *residual, int vectors, ptrdiff_t n, vec limit) {
     vec furthest = v_zero();
     UNROLLED for (int u = 0; u < vectors; u++) furthest =
@@ -107,7 +107,7 @@ INLINE affine affine_constants(int layout, abn_constants c, ptrdiff_t at) {
                     constant(layout, c, ABN_SHIFT, at)};
 }
 
-/* Only the result needs the factors; a compiler drops the loads where they are not used. */
+/* Sums do not use the factors: the compiler removes their loads. */
 INLINE backward_constants all_backward_constants(int layout, int from, abn_constants c, ptrdiff_t at) {
     backward_constants b = {affine_constants(layout, c, at),
                             v_zero(),

@@ -31,8 +31,8 @@ INLINE uint64_t escaped_of_word(int layout, const real *y, const storage *residu
     return n - from < 64 ? bits & (((uint64_t)1 << (n - from)) - 1) : bits;
 }
 
-/* y, branch_mask and escaped of a segment; returns true if any element is escaped. Few are: the extremes of 64 elements, without NaN, show
- * whether each has to be compared. */
+/* Computes y, branch_mask and escaped of a segment; returns true if any element is escaped. Few are: the extremes of 64
+ * elements, ignoring NaN, show whether each has to be compared. */
 INLINE int segment_scan(int layout, const storage *x, const storage *residual, ptrdiff_t n, abn_constants c,
                         escape_limits rule, real *restrict y, uint64_t *restrict branch_mask,
                         uint64_t *restrict escaped) {

@@ -4,7 +4,7 @@
 #include "segments.h"
 #include "rows.h"
 
-/* Tiles and constants go by value from here on: stores of vectors may alias anything that is reached by a pointer. */
+/* Tiles and constants are passed by value: vector stores may alias anything that is reached by a pointer. */
 #define DEFINE_FROM_X(layout, name, activation)                                                    \
     static void layout##_apply_##name(const abn_tile *t, const abn_constants *c) {                 \
         layout##_apply(activation, 0, *t, *c);                                                     \
@@ -67,7 +67,7 @@ EACH_OTHER(DEFINE_FROM_X, columns)
         .segment = SEGMENT_KERNELS(layout),                                      \
     }
 
-/* a = a*c + d, or b = b*c + a*d: what an in-place pass over memory costs at least. */
+/* a = a*c + d, or b = b*c + a*d: the least that an in-place pass over memory costs. */
 static void stream(void *a, void *b, ptrdiff_t count, double c, double d) {
     storage *first = a, *second = b;
     const vec factor = v_set1((real)c), other = v_set1((real)d);

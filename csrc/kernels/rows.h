@@ -1,17 +1,17 @@
 /* Kernels for tiles whose rows belong to one channel each: channels-first batches with long rows. Included by
  * kernels.c.
  *
- * UNROLL vectors go side by side so that additions do not wait for one another; what is left of a row goes vector
- * by vector, the last one partly. The partial sums of a row are one vector each, so that a short row costs no
- * reduction across lanes. Sums begin with the first element whatever its address, so that they are the same wherever
- * the batch lies; the passes that only write go to an aligned address first. */
+ * UNROLL vectors are processed at once to hide the latency of additions; the rest of a row is processed vector by
+ * vector, the last one in part. Each partial sum of a row is one vector, so that short rows need no reduction across
+ * lanes. Sums start at the first element even if it is not aligned, so results do not depend on the address of the
+ * batch; passes without sums start with a partial vector up to an aligned address. */
 #ifndef ABN_KERNEL_ROWS_H
 #define ABN_KERNEL_ROWS_H
 
 #include "elements.h"
 
 #define UNROLL 4
-#define RUN 1024 /* elements summed lane by lane before their sums are added to the partial sums */
+#define SUM_LENGTH 1024 /* elements summed in registers before these sums are added to the partial sums */
 #define LANES (ABN_LANE_BYTES / (ptrdiff_t)sizeof(real))
 
 INLINE const storage *row_of(abn_input input, ptrdiff_t row) {
@@ -38,15 +38,15 @@ INLINE void moments_of_run(const storage *x, ptrdiff_t length, vec centre, real 
 INLINE void rows_moments(abn_tile tile, abn_constants constants, void *partial) {
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
         const vec centre = constant(ABN_ROWS, constants, ABN_CENTRE, row);
-        for (ptrdiff_t i = 0; i < tile.length; i += RUN) {
+        for (ptrdiff_t i = 0; i < tile.length; i += SUM_LENGTH) {
             const ptrdiff_t left = tile.length - i;
-            moments_of_run(row_of(tile.source, row) + i, left < RUN ? left : RUN, centre,
+            moments_of_run(row_of(tile.source, row) + i, left < SUM_LENGTH ? left : SUM_LENGTH, centre,
                            (real *)partial + 2 * row * LANES);
         }
     }
 }
 
-/* Returns how many elements are done, row after row: all, but with a residual only those before one that is too far. */
+/* Returns how many elements were computed, row by row: all, or those before a |residual| above its limit. */
 INLINE ptrdiff_t rows_apply(abn_activation activation, int with_residual, abn_tile tile, abn_constants constants) {
     const activation_constants k = activation_load(constants.param);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
@@ -89,10 +89,10 @@ INLINE void rows_gradient_sums(int from, abn_activation activation, abn_tile til
     const activation_constants k = activation_load(constants.param);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
         const backward_constants b = all_backward_constants(ABN_ROWS, from, constants, row);
-        for (ptrdiff_t i = 0; i < tile.length; i += RUN) {
+        for (ptrdiff_t i = 0; i < tile.length; i += SUM_LENGTH) {
             const ptrdiff_t left = tile.length - i;
             gradient_sums_of_run(from, activation, row_of(tile.source, row) + i, row_of(tile.gradient, row) + i,
-                                 left < RUN ? left : RUN, b, k, (real *)partial + 2 * row * LANES);
+                                 left < SUM_LENGTH ? left : SUM_LENGTH, b, k, (real *)partial + 2 * row * LANES);
         }
     }
 }

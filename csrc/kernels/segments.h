@@ -1,7 +1,7 @@
-/* Kernels for one row of a tile, up to ABN_SEGMENT elements at a time, on their way between memory and arrays of `real`
- * that stay in the nearest cache (abn_segment_kernels). Included by kernels.c.
+/* Kernels for segments: up to ABN_SEGMENT elements of one row, between memory and arrays of reals in first-level cache
+ * (abn_segment_kernels). Included by kernels.c.
  *
- * Constants go by row or by column (`layout`), the arrays have room for whole vectors past their end. */
+ * Constants are per row or per column (`layout`). The arrays have room for whole vectors past their end. */
 #ifndef ABN_KERNEL_SEGMENTS_H
 #define ABN_KERNEL_SEGMENTS_H
 
@@ -85,7 +85,7 @@ INLINE void segment_sums(int layout, const real *w, const real *slope, const sto
     }
 }
 
-/* dx may be dz; dr = dy, or dr += dy, where it is wanted. */
+/* dx may be dz. If dr is not NULL: dr = dy, or dr += dy. */
 INLINE void segment_gradient(int layout, const real *w, const real *slope, const storage *dz, ptrdiff_t n,
                              abn_constants c, storage *dx, storage *dr, int add) {
     for (ptrdiff_t i = 0; i < n; i += W) {

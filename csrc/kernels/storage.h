@@ -1,4 +1,4 @@
-/* Elements as they lie in memory -> vec, and back. `storage` is the element type; half types are widened to float
+/* Loads and stores between memory and vec. `storage` is the element type; half types are widened to float
  * on load and rounded to nearest even on store. The *_first forms touch the first n elements only (n <= W). */
 #ifndef ABN_STORAGE_H
 #define ABN_STORAGE_H
@@ -110,8 +110,8 @@ INLINE void v_store_first(storage *p, vec v, ptrdiff_t n) { HALF_STORE_FIRST(p, 
 #endif
 #endif
 
-/* How many elements come before the first whole vector that starts at a multiple of its size? Loads across cache lines
- * cost twice, and large NumPy arrays begin 16 bytes after one. Where part of a vector is slow to load: none. */
+/* The number of elements before the first address aligned to a whole vector. Loads across cache lines cost twice, and
+ * large NumPy arrays begin 16 bytes after a cache line. 0 where partial vectors are slow to load. */
 INLINE ptrdiff_t elements_to_alignment(const storage *p, ptrdiff_t length) {
 #ifdef ABN_STORAGE_HAS_FIRST
     const uintptr_t bytes = W * sizeof(storage);
@@ -135,7 +135,7 @@ INLINE void v_store_first(storage *p, vec v, ptrdiff_t n) {
 }
 #endif
 
-/* Of n remaining elements, W or as many as there are. */
+/* Loads and stores min(n, W) elements. */
 INLINE vec v_load_upto(const storage *p, ptrdiff_t n) { return n >= W ? v_load(p) : v_load_first(p, n); }
 INLINE void v_store_upto(storage *p, vec v, ptrdiff_t n) {
     if (n >= W)
