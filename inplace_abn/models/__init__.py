@@ -1,4 +1,4 @@
-"""Residual networks, small and large, that classify images or every pixel of them.
+"""Residual networks, U-Net and MobileNetV2, for the classification of images or of pixels.
 
 >>> import numpy as np
 >>> from inplace_abn import layers, models
@@ -12,8 +12,8 @@
 >>> sum(isinstance(layer, layers.Conv2d) for _, layer in net.named_layers())
 53
 
-All normalizations have the same `strategy`; the initial weights depend on `rng` alone. The blocks are
-`preactivation_block`, `postactivation_block` and `inverted_residual`.
+All normalizations of a network have the same `strategy`. The initial weights depend on `rng` alone. The
+building blocks are `preactivation_block`, `postactivation_block` and `inverted_residual`.
 """
 
 from .blocks import Style, inverted_residual, postactivation_block, preactivation_block

@@ -1,4 +1,4 @@
-"""Building blocks of networks, and the style that all their layers share."""
+"""Building blocks of networks, and the options that all layers of a network share."""
 
 from dataclasses import dataclass, field, replace
 
@@ -14,11 +14,17 @@ class Style:
     Parameters
     ----------
     strategy, activation, activation_param
-        Of `inplace_abn.layers.ABN`.
+        As for `inplace_abn.layers.ABN`.
     channel_axis : {1, -1}
     dtype : {float32, float64}
     rng : numpy.random.Generator or int, optional
-        Draws the initial weights, one layer after the other.
+        Source of the initial weights, drawn layer by layer.
+
+    Examples
+    --------
+    >>> style = Style(strategy="standard", rng=0)
+    >>> style.abn(8).strategy
+    'standard'
     """
 
     strategy: str = "inplace"
@@ -43,21 +49,21 @@ class Style:
         return replace(self, activation="identity").abn(features)
 
     def activate(self):
-        """Return the activation as a layer, in place if it has an inverse."""
+        """Return the activation as a layer that works in place if possible."""
         return Activation(
             self.activation, self.activation_param, inplace=True, channel_axis=self.channel_axis,
             dtype=self.dtype,
         )  # fmt: skip
 
     def conv(self, inputs, outputs, kernel_size, stride=1, bias=False, groups=1):
-        """Return a convolution whose padding keeps the size of the image at stride 1."""
+        """Return a convolution with a padding that preserves the size of images if the stride is 1."""
         return Conv2d(
             inputs, outputs, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias,
             channel_axis=self.channel_axis, dtype=self.dtype, rng=self.rng,
         )  # fmt: skip
 
     def scores(self, channels, num_classes):
-        """Return the last layers of a network that classifies images, by name."""
+        """Return the last layers of a classifier of images: a dict of names to layers."""
         return {
             "pool": GlobalAvgPool2d(channel_axis=self.channel_axis),
             "scores": Linear(channels, num_classes, dtype=self.dtype, rng=self.rng),
@@ -65,20 +71,20 @@ class Style:
 
 
 def preactivation_block(inputs, outputs, stride=1, kernel_sizes=(3, 3), style=None):
-    """Return a residual block in which a normalization precedes each convolution (He et al. 2016).
+    """Return a residual block in which a normalization precedes each convolution.
 
-    See https://arxiv.org/abs/1603.05027. Per convolution it keeps two arrays with the strategy "standard",
-    one with all others. Where the shape changes, the shortcut is a 1 x 1 convolution of the first
-    normalization's result.
+    He et al. 2016, https://arxiv.org/abs/1603.05027. For each convolution it keeps two arrays with the
+    strategy "standard", and one with all others. If the shape changes, the shortcut is a 1 x 1 convolution of
+    the result of the first normalization.
 
     Parameters
     ----------
     inputs, outputs : int
-        Channels.
+        Channels of input and result.
     stride : int
-        Of the first convolution.
+        Stride of the first convolution.
     kernel_sizes : tuple of int
-        One for each convolution.
+        Kernel size of each convolution.
     style : Style, optional
 
     Returns
@@ -98,22 +104,23 @@ def preactivation_block(inputs, outputs, stride=1, kernel_sizes=(3, 3), style=No
 
 
 def postactivation_block(inputs, outputs, stride=1, kernel_sizes=(3, 3), style=None, *, middle=None):
-    """Return a residual block in which a normalization follows each convolution; the sum is activated.
+    """Return a residual block in which a normalization follows each convolution, and an activation the sum.
 
-    In place, the last normalization adds the shortcut and activates: see `Residual`. Where the shape changes,
-    the shortcut is a 1 x 1 convolution with a normalization.
+    He et al. 2016, https://arxiv.org/abs/1512.03385. With an in-place strategy the last normalization adds
+    the shortcut and applies the activation: see `Residual`. If the shape changes, the shortcut is a 1 x 1
+    convolution with a normalization.
 
     Parameters
     ----------
     inputs, outputs : int
-        Channels.
+        Channels of input and result.
     stride : int
-        Of the first convolution larger than 1 x 1.
+        Stride of the first convolution larger than 1 x 1.
     kernel_sizes : tuple of int
-        One for each convolution; (1, 3, 1) makes a bottleneck.
+        Kernel size of each convolution; (1, 3, 1) is a bottleneck.
     style : Style, optional
     middle : int, optional
-        Channels between the convolutions. Default: outputs.
+        Channels between the convolutions; `outputs` by default.
 
     Returns
     -------
@@ -140,18 +147,18 @@ def _first_wide(kernel_sizes):
 def inverted_residual(inputs, outputs, stride=1, expansion=6, style=None):
     """Return a block of MobileNetV2 (Sandler et al. 2018, https://arxiv.org/abs/1801.04381).
 
-    A 1 x 1 convolution to `expansion` times the channels, a depthwise one of 3 x 3, and a 1 x 1 convolution
-    to the outputs, whose normalization has no activation. If the shape stays the same, that normalization
-    adds the input.
+    A 1 x 1 convolution to `expansion` times the channels, a depthwise 3 x 3 convolution, and a 1 x 1
+    convolution to `outputs` channels, whose normalization has no activation. If the shape does not change,
+    this normalization adds the input.
 
     Parameters
     ----------
     inputs, outputs : int
-        Channels.
+        Channels of input and result.
     stride : int
-        Of the 3 x 3 convolution.
+        Stride of the 3 x 3 convolution.
     expansion : int
-        1 leaves out the first convolution.
+        Factor of the channels; 1 omits the first convolution.
     style : Style, optional
 
     Returns

@@ -1,4 +1,4 @@
-"""Networks for photographs: ResNet and MobileNetV2, as in their papers."""
+"""ResNet and MobileNetV2, as in their papers."""
 
 from functools import partial
 
@@ -6,10 +6,10 @@ from .._arguments import choice, integer
 from ..layers import MaxPool2d, Recompute, Sequential
 from .blocks import Style, inverted_residual, postactivation_block
 
-#: By block: channels of the result by those of the middle, and the sizes of the convolutions.
+#: block -> (channels of the result / channels in the middle, kernel sizes of the convolutions)
 RESNET_BLOCKS = {"bottleneck": (4, (1, 3, 1)), "basic": (1, (3, 3))}
 
-#: Of MobileNetV2: expansion, channels, number of blocks and stride of the first, for each stage.
+#: The stages of MobileNetV2: expansion, channels, number of blocks, stride of the first block.
 STAGES = (
     (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
 )  # fmt: skip
@@ -21,30 +21,31 @@ def resnet(
 ):  # fmt: skip
     """Return a residual network (He et al. 2016, https://arxiv.org/abs/1512.03385), by default ResNet-50.
 
-    ``block="basic"`` makes it ResNet-34. The stride of a block is that of its convolution of 3 x 3. With an
-    in-place strategy all that is kept are the inputs of the convolutions, each once, the result of the first
-    normalization, one byte per value of the pooling, and the results of the projections. `recompute_stem`
-    saves the result of the first normalization, the largest array of all.
+    With ``block="basic"`` it is ResNet-34. The stride of a block is applied by its 3 x 3 convolution. With an
+    in-place strategy the network keeps the inputs of the convolutions, each once, the result of the first
+    normalization, one byte per value of the pooling, and the results of the projections. With
+    `recompute_stem` it does not keep the result of the first normalization, which is the largest array.
 
     Parameters
     ----------
     in_channels, num_classes : int
     blocks : sequence of int
-        In each stage.
+        Number of blocks in each stage.
     block : {"bottleneck", "basic"}
-        1 x 1, 3 x 3 and 1 x 1 with four times the channels in the end, or twice 3 x 3.
+        1 x 1, 3 x 3 and 1 x 1 convolutions, the last one with four times the channels; or two 3 x 3
+        convolutions.
     width : int
-        Channels of the first convolution; twice as many in each stage after the first.
+        Channels of the first convolution; doubled in each stage after the first.
     recompute_stem : bool
-        True: the first convolution, normalization and pooling keep the images alone, and run again in the
-        backward. See `inplace_abn.layers.Recompute`.
+        True keeps only the images of the first convolution, normalization and pooling, which are recomputed
+        in the backward. See `inplace_abn.layers.Recompute`.
     **style
         See `Style`: strategy, activation, activation_param, channel_axis, dtype, rng.
 
     Returns
     -------
     Sequential
-        Takes (N, in_channels, H, W), gives scores (N, num_classes).
+        Takes (N, in_channels, H, W), returns scores (N, num_classes).
 
     Examples
     --------
@@ -80,16 +81,16 @@ def mobilenet_v2(in_channels, num_classes, *, width=1.0, stages=STAGES, **style)
     ----------
     in_channels, num_classes : int
     width : float
-        Factor of all numbers of channels, which are rounded to multiples of 8.
+        Factor of the numbers of channels, which are rounded to multiples of 8.
     stages : sequence of (int, int, int, int)
-        Expansion, channels, number of blocks and stride of the first of them.
+        Expansion, channels, number of blocks and stride of the first block, for each stage.
     **style
         See `Style`: strategy, activation, activation_param, channel_axis, dtype, rng.
 
     Returns
     -------
     Sequential
-        Takes (N, in_channels, H, W), gives scores (N, num_classes).
+        Takes (N, in_channels, H, W), returns scores (N, num_classes).
 
     Examples
     --------
@@ -112,6 +113,6 @@ def mobilenet_v2(in_channels, num_classes, *, width=1.0, stages=STAGES, **style)
 
 
 def _rounded(channels):
-    """Return the nearest multiple of 8, but no less than 0.9 of the number, and at least 8."""
+    """Return the nearest multiple of 8 that is at least 0.9 * channels, and at least 8."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * channels else nearest + 8

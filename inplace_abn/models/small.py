@@ -1,4 +1,4 @@
-"""Small residual networks that classify images, or every pixel of them."""
+"""Small residual networks that classify images or pixels."""
 
 from .._arguments import choice, integer
 from ..layers import Residual, Sequential, Upsample
@@ -13,7 +13,7 @@ def residual_network(
     """Return a residual network that classifies images.
 
     A convolution, a stage of blocks for each width, the mean over the pixels, and a fully connected layer.
-    All stages but the first begin with a stride of 2.
+    All stages except the first one start with a stride of 2.
 
     Parameters
     ----------
@@ -21,15 +21,16 @@ def residual_network(
     widths : sequence of int
         Channels of the stages.
     blocks : int
-        In each stage.
+        Number of blocks in each stage.
     block : {"preactivation", "postactivation"}
+        See `preactivation_block` and `postactivation_block`.
     **style
         See `Style`: strategy, activation, activation_param, channel_axis, dtype, rng.
 
     Returns
     -------
     Sequential
-        Takes (N, in_channels, H, W), gives scores (N, num_classes).
+        Takes (N, in_channels, H, W), returns scores (N, num_classes).
     """
     make, style = BLOCKS[choice("block", block, BLOCKS)], Style(**style)
     blocks, widths = integer("blocks", blocks, least=1), widths_of(widths)
@@ -51,9 +52,9 @@ def residual_network(
 def encoder_decoder(in_channels, num_classes, widths=(16, 32, 64), **style):
     """Return a network that classifies every pixel: an encoder and a decoder, with shortcuts between them.
 
-    Every level is a `preactivation_block`, the next smaller level with an identity shortcut around it, and
-    another block. The decoder interpolates after the convolution that reduces the channels, whose input is
-    kept at the small size.
+    Each level consists of a `preactivation_block`, the next smaller level with an identity shortcut, and
+    another block. The decoder interpolates after the convolution that reduces the channels, so that the
+    convolution keeps its input at the small size.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def encoder_decoder(in_channels, num_classes, widths=(16, 32, 64), **style):
     Returns
     -------
     Sequential
-        Takes (N, in_channels, H, W), gives scores (N, num_classes, H, W).
+        Takes (N, in_channels, H, W), returns scores (N, num_classes, H, W).
     """
     style, widths = Style(**style), widths_of(widths)
     return Sequential(
@@ -83,7 +84,7 @@ def _level(widths, style):
     width, *smaller = widths
     if not smaller:
         return preactivation_block(width, width, style=style)
-    way = {
+    branch = {
         "abn1": style.abn(width),
         "down": style.conv(width, smaller[0], 3, stride=2),
         "level": _level(smaller, style),
@@ -94,15 +95,15 @@ def _level(widths, style):
     return Sequential(
         {
             "encode": preactivation_block(width, width, style=style),
-            "across": Residual(Sequential(way)),
+            "across": Residual(Sequential(branch)),
             "decode": preactivation_block(width, width, style=style),
         }
     )
 
 
 def widths_of(widths):
-    """Return numbers of channels as a list, having checked them."""
+    """Check the numbers of channels; return them as a list."""
     widths = [integer("widths", width, least=1) for width in widths]
     if not widths:
-        raise ValueError("widths must be at least one number of channels, got none")
+        raise ValueError("widths must have at least one number of channels, got none")
     return widths

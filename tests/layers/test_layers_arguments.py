@@ -298,7 +298,7 @@ def test_the_message_for_channels_on_the_wrong_axis_names_channel_axis(shape, ax
         (
             lambda: models.residual_network(1, 2, ()),
             ValueError,
-            "widths must be at least one number of channels",
+            "widths must have at least one number of channels",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The specification itself: against definitions and finite differences, the paper's schemes side by side."""
+"""The specification: definitions, finite differences, and the schemes of the paper against each other."""
 
 import doctest
 import importlib
@@ -44,14 +44,14 @@ def options(activation, channels):
 
 
 @pytest.mark.parametrize("module", ["activations", "moments", "normalization"])
-def test_the_docstring_examples_run(module):
+def test_docstring_examples(module):
     result = doctest.testmod(importlib.import_module(f"inplace_abn.reference.{module}"))
     assert result.attempted >= 3
     assert result.failed == 0
 
 
 @pytest.mark.parametrize(("shape", "channel_axis"), [((4, 3), 1), ((2, 3, 5), 1), ((2, 2, 3, 4), -1)])
-def test_statistics_are_those_of_exact_arithmetic(shape, channel_axis):
+def test_statistics_equal_exact_arithmetic(shape, channel_axis):
     x = 100 + np.random.default_rng(0).normal(size=shape)
     mean, var, count = reference.statistics(x, channel_axis=channel_axis)
     for c, channel in enumerate(np.moveaxis(x, channel_axis, 0)):
@@ -61,7 +61,7 @@ def test_statistics_are_those_of_exact_arithmetic(shape, channel_axis):
         assert var[c] == pytest.approx(float(exact_statistics.pvariance(values)), rel=1e-12)
 
 
-def test_forward_written_out_for_one_value():
+def test_forward_of_one_value():
     x = [[1.0, 0.0], [2.0, 4.0], [6.0, -4.0]]
     z, _ = reference.forward(x, weight=[2.0, 3.0], bias=[-5.0, 1.0], eps=0.5, activation_param=0.25)
     xhat = (2 - 3) / np.sqrt((4 + 1 + 9) / 3 + 0.5)
@@ -70,7 +70,7 @@ def test_forward_written_out_for_one_value():
 
 
 def problem(activation, with_residual, channel_axis, training):
-    """Arrays that gradients are asked of, dz, and a function of the strategy that runs the forward."""
+    """Return the arrays to differentiate, dz, and a function of the strategy that runs the forward."""
     x, dz, weight, bias = batch((3, 2) if channel_axis == 1 else (2, 2, 3), 1, channel_axis)
     arrays = {"x": x, "weight": weight, "bias": bias}
     if with_residual:
@@ -94,9 +94,7 @@ def numerical_gradients(*case):
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
-def test_gradients_are_those_of_finite_differences(
-    activation, strategy, with_residual, channel_axis, training
-):
+def test_gradients_equal_finite_differences(activation, strategy, with_residual, channel_axis, training):
     case = activation, with_residual, channel_axis, training
     _, dz, forward = problem(*case)
     got = reference.backward(forward(strategy)[1], dz)
@@ -179,7 +177,7 @@ def test_z_at_the_minimum_and_on_both_sides(activation):
     assert standard.branch_mask is None
 
 
-def test_one_slope_for_all_channels_has_the_sum_of_the_gradients():
+def test_the_gradient_of_one_slope_is_the_sum_over_channels():
     x, dz, weight, bias = batch((4, 3, 5), 12)
     each = reference.forward(x, weight=weight, bias=bias, activation="prelu", slope=[0.3] * 3)
     one = reference.forward(x, weight=weight, bias=bias, activation="prelu", slope=[0.3])
@@ -191,14 +189,14 @@ def test_one_slope_for_all_channels_has_the_sum_of_the_gradients():
 
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_recompute_gives_z_back(strategy, activation):
+def test_recompute_returns_z(strategy, activation):
     x, _, weight, bias = batch((4, 5, 7), 4)
     arguments = {**options(activation, 5), "residual": x / 2}
     z, ctx = reference.forward(x, weight=weight, bias=bias, strategy=strategy, **arguments)
     assert np.array_equal(reference.recompute(ctx), z)
 
 
-def test_parts_of_a_batch_with_merged_statistics_are_the_batch():
+def test_slices_of_a_batch_with_merged_statistics_equal_the_batch():
     x, dz, weight, bias = batch((9, 3, 4), 5)
     z, ctx = reference.forward(x, weight=weight, bias=bias)
     want = reference.backward(ctx, dz)
@@ -222,7 +220,7 @@ def test_parts_of_a_batch_with_merged_statistics_are_the_batch():
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (2, 0, 4)])
-def test_an_empty_batch_has_an_empty_z_and_gradients_of_zero(shape):
+def test_gradients_of_an_empty_batch_are_zero(shape):
     weight = np.ones(shape[1])
     z, ctx = reference.forward(np.zeros(shape), weight=weight, bias=weight)
     dx, dweight, dbias = reference.backward(ctx, np.zeros(shape))
@@ -260,7 +258,7 @@ def test_running_statistics_and_evaluation():
     close(reference.backward(ctx, dz).dx, dz * slope * (ctx.weight * ctx.inv_std)[:, None])
 
 
-def test_arguments_are_left_alone_and_contexts_share_nothing():
+def test_arguments_are_not_changed_and_contexts_share_no_memory():
     x, dz, weight, bias = (a.astype(float) for a in batch((4, 3, 5), 8))
     for strategy in reference.KEEPS:
         before = [a.copy() for a in (x, dz, weight, bias)]
@@ -281,7 +279,7 @@ def test_arguments_are_left_alone_and_contexts_share_nothing():
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.longdouble])
-def test_results_have_the_type_that_was_computed_in(dtype):
+def test_results_have_the_compute_dtype(dtype):
     x, dz, weight, bias = (a.astype(np.float16) for a in batch((4, 3, 5), 9))
     z, ctx = reference.forward(x, weight=weight, bias=bias, dtype=dtype)
     assert {a.dtype for a in (z, *reference.backward(ctx, dz))} == {np.dtype(dtype)}
@@ -298,11 +296,11 @@ def test_results_have_the_type_that_was_computed_in(dtype):
         ({"activation": "relu"}, "leaky_relu"),
     ],
 )
-def test_refusals_say_what_would_do(arguments, message):
+def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
         reference.forward(**{"x": np.ones((2, 3)), **arguments})
 
 
-def test_statistics_of_one_value_do_not_normalize():
+def test_statistics_of_one_value_are_refused():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         reference.normalize(np.ones((1, 3)), mean=np.ones(3), var=np.zeros(3), count=1)

@@ -1,4 +1,4 @@
-"""The activations of the specification: their slopes, their inverses, and PyTorch's definitions."""
+"""The activations of the specification: derivatives, inverses, and the definitions of PyTorch."""
 
 import math
 
@@ -25,7 +25,7 @@ def sides(name, y):
     return () if minimum is None else (y < minimum,)
 
 
-def test_the_order_is_that_of_the_c_table():
+def test_the_order_is_the_order_of_the_c_table():
     assert list(ACTIVATIONS) == [
         "identity", "leaky_relu", "prelu", "elu", "celu", "selu", "softplus", "sigmoid", "tanh", "silu",
         "gelu", "gelu_tanh", "mish", "relu", "relu6", "hardsigmoid", "hardswish",
@@ -33,7 +33,7 @@ def test_the_order_is_that_of_the_c_table():
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_derivative_is_the_slope_of_phi(name):
+def test_derivative_equals_finite_differences(name):
     y = np.array([-30, -5, -2, -0.7, -0.3, 0.3, 2, 50], np.longdouble)
     slope = numerical_gradient(lambda: ACTIVATIONS[name].phi(y, PARAM[name]).sum(), y)
     np.testing.assert_allclose(ACTIVATIONS[name].derivative(y, PARAM[name]), slope, rtol=1e-9, atol=1e-9)
@@ -41,8 +41,8 @@ def test_derivative_is_the_slope_of_phi(name):
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", INVERTIBLE)
-def test_z_gives_back_y_and_the_derivative(name, dtype):
-    """To what z, rounded, can tell: eps * |z| / slope, and of the derivative the same by its own slope."""
+def test_y_and_the_derivative_are_recovered_from_z(name, dtype):
+    """Up to the rounding of z: eps * |z| / phi'(y) in y, and that times phi''(y) in the derivative."""
     activation, param, eps = ACTIVATIONS[name], PARAM[name], np.finfo(dtype).eps
     y = np.array(Y, dtype)
     z, slope = activation.phi(y, param), activation.derivative(y, param)
@@ -58,7 +58,7 @@ def test_z_gives_back_y_and_the_derivative(name, dtype):
 
 
 @pytest.mark.parametrize("name", TWO_SIDED)
-def test_the_minimum_is_where_phi_turns(name):
+def test_phi_is_smallest_at_the_minimum(name):
     activation, eps = ACTIVATIONS[name], np.finfo(np.longdouble).eps
     turn = activation.minimum
     assert abs(activation.derivative(turn[()], None)) < 4 * eps
@@ -71,7 +71,7 @@ def test_the_minimum_is_where_phi_turns(name):
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", TWO_SIDED)
-def test_z_below_the_minimum_by_rounding_and_z_of_0_on_the_left_are_no_trouble(name, dtype):
+def test_inverse_of_z_below_the_minimum_and_of_0_on_the_left(name, dtype):
     turn = dtype(ACTIVATIONS[name].minimum)
     least = ACTIVATIONS[name].phi(np.array([turn]), None) * (1 + np.finfo(dtype).eps)
     for left in (True, False):
@@ -81,7 +81,7 @@ def test_z_below_the_minimum_by_rounding_and_z_of_0_on_the_left_are_no_trouble(n
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_gelu_is_right_far_out_on_the_left(dtype):
+def test_gelu_is_accurate_in_the_left_tail(dtype):
     y = -np.linspace(0, 37, 75).astype(dtype)
     want = [float(v) * math.erfc(-float(v) / math.sqrt(2)) / 2 for v in y]
     np.testing.assert_allclose(ACTIVATIONS["gelu"].phi(y, None).astype(float), want, rtol=2e-13)
@@ -104,7 +104,7 @@ def in_torch(name):
 @pytest.mark.torch
 @pytest.mark.skipif(torch is None, reason="torch is not installed")
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_pytorch_has_the_same_values_and_derivatives(name):
+def test_values_and_derivatives_equal_torch(name):
     y = torch.tensor([v for v in [*Y, 3, 6] if v], dtype=torch.float64, requires_grad=True)
     z = in_torch(name)(y)
     z.sum().backward()

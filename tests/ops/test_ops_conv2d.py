@@ -14,7 +14,7 @@ from inplace_abn.ops._windows import blocks
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_forward_is_the_definition(case, channel_axis):
+def test_forward_equals_the_definition(case, channel_axis):
     x, weight, bias, settings = arrays_of(case)
     z, _, _ = run(conv2d, laid_out(x, channel_axis), weight, bias, channel_axis=channel_axis, **settings)
     assert z.flags.c_contiguous
@@ -42,7 +42,7 @@ def test_padding_same_keeps_the_size_and_has_the_odd_zero_at_the_end(groups, ker
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-11)
 
 
-def test_padding_valid_is_none():
+def test_padding_valid_is_0():
     x, weight, bias, settings = arrays_of(CASES[1])
     want = conv2d.forward(Context(), x, weight, bias, **settings | {"padding": 0})
     z = conv2d.forward(Context(), x, weight, bias, **settings | {"padding": "valid"})
@@ -51,7 +51,7 @@ def test_padding_valid_is_none():
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("case", CASES[:6] + CASES[9:10] + CASES[13:], ids=str)
-def test_gradients_are_those_of_finite_differences(case, channel_axis):
+def test_gradients_equal_finite_differences(case, channel_axis):
     x, weight, bias, settings = arrays_of(case, shape=(2, 6, 5))
     arrays = [laid_out(x, channel_axis), weight, bias]
     assert_gradients(conv2d, arrays, channel_axis=channel_axis, **settings)
@@ -105,7 +105,7 @@ def test_memory_of_any_strides(case, channel_axis):
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("budget", [1, 5000, 20000, 1 << 30])
 @pytest.mark.parametrize("case", [*CASES[:4], CASES[10], *CASES[12:]], ids=str)
-def test_the_cut_into_blocks_does_not_show(case, budget, channel_axis, monkeypatch):
+def test_results_do_not_depend_on_the_blocks(case, budget, channel_axis, monkeypatch):
     x, weight, bias, settings = arrays_of(case, shape=(5, 11, 9))
     arrays = laid_out(x, channel_axis), weight, bias
     want, wanted, dz = run(conv2d, *arrays, channel_axis=channel_axis, **settings)
@@ -132,7 +132,7 @@ def test_blocks_cover_every_row_once_within_the_budget(samples, rows, budget):
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_arguments_are_left_alone(overwrite):
+def test_arguments_are_not_changed(overwrite):
     x, weight, bias, settings = arrays_of(CASES[0])
     before = x.copy(), weight.copy(), bias.copy()
     _, _, dz = run(conv2d, x, weight, bias, overwrite=overwrite, **settings)
@@ -141,7 +141,7 @@ def test_arguments_are_left_alone(overwrite):
     assert (dz == 1).all()
 
 
-def test_without_bias_there_is_no_gradient_of_one():
+def test_gradient_of_a_missing_bias_is_none():
     x, weight, bias, settings = arrays_of(CASES[1])
     with_bias, _, _ = run(conv2d, x, weight, 0 * bias, **settings)
     z, (_, _, dbias), _ = run(conv2d, x, weight, **settings)
@@ -257,7 +257,7 @@ def test_refusals(changes, kind, words):
         (np.zeros((2, 6, 5, 5)), ValueError, "dz must be of shape (2, 6, 3, 3), .* got (2, 6, 5, 5)"),
     ],
 )
-def test_gradients_that_do_not_fit_are_refused(dz, kind, words):
+def test_dz_of_another_shape_or_dtype_is_refused(dz, kind, words):
     ctx = Context()
     conv2d.forward(ctx, np.zeros(X), np.zeros(W))
     with pytest.raises(kind, match=words.replace("(", r"\(").replace(")", r"\)")):

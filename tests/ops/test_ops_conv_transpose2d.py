@@ -31,7 +31,7 @@ def arguments_of(case, output_padding, dtype="float64", shape=(3, 7, 8)):
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize(("case", "output_padding"), TABLE, ids=str)
-def test_forward_is_the_definition(case, output_padding, channel_axis):
+def test_forward_equals_the_definition(case, output_padding, channel_axis):
     x, weight, bias, settings = arguments_of(case, output_padding)
     arrays = laid_out(x, channel_axis), weight, bias
     z, _, _ = run(conv_transpose2d, *arrays, channel_axis=channel_axis, **settings)
@@ -41,7 +41,7 @@ def test_forward_is_the_definition(case, output_padding, channel_axis):
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize(("case", "output_padding"), MORE, ids=str)
-def test_gradients_are_those_of_finite_differences(case, output_padding, channel_axis):
+def test_gradients_equal_finite_differences(case, output_padding, channel_axis):
     x, weight, bias, settings = arguments_of(case, output_padding, shape=(2, 4, 3))
     arrays = [laid_out(x, channel_axis), weight, bias]
     assert_gradients(conv_transpose2d, arrays, channel_axis=channel_axis, **settings)
@@ -96,7 +96,7 @@ def test_against_torch(case, output_padding, channel_axis, dtype):
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("budget", [1, 300])
 @pytest.mark.parametrize(("case", "output_padding"), [*TABLE[:5], *MORE], ids=str)
-def test_the_cut_into_blocks_and_strides_do_not_show(case, output_padding, budget, channel_axis, monkeypatch):
+def test_results_do_not_depend_on_blocks_and_strides(case, output_padding, budget, channel_axis, monkeypatch):
     x, weight, bias, settings = arguments_of(case, output_padding)
     x = laid_out(x, channel_axis)
     want, wanted, dz = run(conv_transpose2d, x, weight, bias, channel_axis=channel_axis, **settings)
@@ -170,7 +170,7 @@ def test_refusals(changes, kind, words):
     assert not [word for word in words if word not in str(caught.value)], str(caught.value)
 
 
-def test_gradients_that_do_not_fit_are_refused():
+def test_dz_of_another_shape_or_dtype_is_refused():
     ctx = Context()
     conv_transpose2d.forward(ctx, np.zeros(X), np.zeros(W))
     with pytest.raises(ValueError, match=r"dz must be of shape \(2, 6, 7, 7\), .* got \(2, 6, 5, 5\)"):

@@ -1,4 +1,4 @@
-"""Convolutions, transposed ones too, in every memory layout and dtype."""
+"""Convolution and transposed convolution in every memory layout and dtype."""
 
 import tracemalloc
 
@@ -56,7 +56,7 @@ def run(operation, case, layout, dz_layout=None, dtype="float64", weight_dtype=N
 
 
 def is_in_order_of(layout, images):
-    """Return whether the memory of (N, C, H, W) is contiguous in the order of `layout`."""
+    """Return True if the memory of (N, C, H, W) is contiguous in the order of `layout`."""
     order = (0, 2, 3, 1) if layout.startswith("nhwc") else (0, 1, 2, 3)
     return images.transpose(order).flags.c_contiguous
 
@@ -65,7 +65,7 @@ def is_in_order_of(layout, images):
 @pytest.mark.parametrize(("layout", "mirror"), MIRRORS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-def test_a_view_gives_the_bits_of_the_contiguous_array(operation, dtype, layout, mirror, case):
+def test_a_view_gives_bitwise_the_result_of_the_contiguous_array(operation, dtype, layout, mirror, case):
     want = run(operation, case, layout, dtype=dtype)
     got = run(operation, case, mirror, dtype=dtype)
     for one, other in zip(got, want, strict=True):
@@ -77,7 +77,7 @@ def test_a_view_gives_the_bits_of_the_contiguous_array(operation, dtype, layout,
 @pytest.mark.parametrize("dz_layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-def test_dx_has_the_layout_of_x_whatever_that_of_dz(operation, layout, dz_layout, case):
+def test_dx_has_the_layout_of_x_for_any_layout_of_dz(operation, layout, dz_layout, case):
     want = run(operation, case, "nchw")
     got = run(operation, case, layout, dz_layout)
     assert is_in_order_of(layout, got[1])
@@ -123,8 +123,8 @@ def test_half_types_are_rounded_once(operation, case, dtype, layout, weight_dtyp
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc_seen_as_nchw"])
 @pytest.mark.parametrize("dtype", HALF)
-def test_scratch_of_half_types_is_no_copy_of_the_batch(dtype, layout):
-    """Also where the batch is one large image."""
+def test_scratch_of_half_types_is_smaller_than_the_batch(dtype, layout):
+    """Also for a batch of one large image."""
     x, axis = LAYOUTS[layout](normal((1, 16, 512, 128)).astype(HALF[dtype]))
     weight = normal((16, 16, 3, 3), "float32")
     for operation, stride in ((conv2d, 1), (conv2d, 2), (conv_transpose2d, 2)):
@@ -147,7 +147,7 @@ def test_scratch_of_half_types_is_no_copy_of_the_batch(dtype, layout):
 @pytest.mark.parametrize("order", ["nchw", "nhwc"])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc_seen_as_nchw"])
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-def test_out_is_written_alone(operation, layout, order, dtype, case):
+def test_nothing_but_out_is_written(operation, layout, order, dtype, case):
     """A slice of the channels of a joined array, in both memory orders."""
     x, weight, bias, settings = arrays_of(case, transposed=operation is conv_transpose2d)
     x, weight, bias = (array.astype(HALF.get(dtype, dtype)) for array in (x, weight, bias))
@@ -179,7 +179,7 @@ SHAPE = (2, 6, 3, 3)
         ("bias", ValueError, "out overlaps bias"),
     ],
 )
-def test_what_cannot_be_written_is_refused(out, kind, words):
+def test_an_out_that_cannot_be_written_is_refused(out, kind, words):
     """Before the first write."""
     memory = np.ones(1000)
     arrays = {"x": np.ones((2, 4, 5, 5)), "weight": np.ones((6, 4, 3, 3)), "bias": np.ones(6)}
@@ -219,7 +219,7 @@ def test_gradients_of_frozen_parameters_are_not_computed(operation, layout, case
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("make", [layers.Conv2d, layers.ConvTranspose2d])
-def test_a_network_takes_what_it_makes(make, layout, channels, size):
+def test_layers_accept_the_layouts_that_layers_return(make, layout, channels, size):
     """One channel and one pixel have both memory orders at once."""
     x, axis = LAYOUTS[layout](normal((5, channels, *size), "float32"))
     options = {"channel_axis": axis}
@@ -248,12 +248,12 @@ def test_a_frozen_layer_keeps_no_input_and_gets_no_gradient(make):
 
 
 @pytest.mark.parametrize("make", [layers.Conv2d, layers.ConvTranspose2d])
-def test_gradients_of_layers_are_those_of_finite_differences(make):
+def test_gradients_of_layers_equal_finite_differences(make):
     x = normal((2, 4, 4, 3)).transpose(0, 3, 1, 2)
     assert gradcheck(make(3, 3, (2, 3), dtype=np.float64, groups=3, rng=0), (x,))
 
 
-def test_a_layer_with_half_parameters_takes_that_type_and_no_other():
+def test_a_layer_with_half_parameters_accepts_only_that_dtype():
     layer = layers.ConvTranspose2d(4, 2, 2, stride=2, dtype="float16")
     z = layer(np.ones((1, 4, 3, 3), np.float16))
     layer.backward(z)
@@ -262,7 +262,7 @@ def test_a_layer_with_half_parameters_takes_that_type_and_no_other():
         layer(np.ones((1, 4, 3, 3), np.float32))
 
 
-def test_out_is_not_written_over_what_a_live_context_keeps():
+def test_an_out_that_a_live_context_keeps_is_refused():
     x = np.ones((2, 3, 4, 4), np.float32)
     view = x[:, 1:]  # still writeable when x is locked
     keeper = layers.Conv2d(3, 3, 1)

@@ -1,4 +1,4 @@
-"""Linear, flatten, dropout and cross-entropy; and that the examples in the documentation run."""
+"""Linear, flatten, dropout and losses; the examples in the docstrings of operations."""
 
 import doctest
 import importlib
@@ -16,7 +16,7 @@ MODULES = [f"{ops.__name__}.{module.name}" for module in pkgutil.iter_modules(op
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_in_the_documentation_run(name):
+def test_docstring_examples(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
@@ -41,7 +41,7 @@ def test_linear(shape):
     assert run(linear, x, weight)[1][2] is None
 
 
-def test_linear_takes_memory_of_any_strides():
+def test_linear_accepts_any_strides():
     x, weight = normal((4, 5)), normal((3, 5))
     want, wanted, dz = run(linear, x, weight)
     z, gradients, _ = run(linear, strided(x), strided(weight), dz=strided(dz))
@@ -68,7 +68,7 @@ def test_linear_refuses(x, weight, bias, kind, words):
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3), (2,), (0, 3, 4)], ids=str)
-def test_flatten_gives_a_view_and_takes_the_gradient_back(shape):
+def test_flatten_returns_a_view_and_reshapes_the_gradient(shape):
     x = normal(shape)
     z, (dx,), dz = run(flatten, x, overwrite=True)
     assert z.shape == (shape[0], math.prod(shape[1:]))
@@ -124,7 +124,7 @@ def test_dropout_without_effect_returns_x(keywords):
     assert dropout.backward(ctx, x, overwrite=True)[0] is x
 
 
-def test_dropout_of_everything_and_of_infinities():
+def test_dropout_with_p_of_1_and_of_infinities():
     x = np.array([[np.inf, np.nan, 1.0]])
     z, (dx,), _ = run(dropout, x, 1, dz=x.copy())
     assert not z.any()
@@ -145,14 +145,14 @@ SHAPES = [(5, 3), (2, 4, 3), (2, 3, 4, 5), (40, 7, 30, 20)]
 
 
 def labels(shape, seed=0, ignore_index=-100):
-    """Labels for scores of this shape, about a third of them to be ignored."""
+    """Labels for scores of `shape`; about a third of them equal ignore_index."""
     target = np.random.default_rng(seed).integers(0, shape[1], (shape[0], *shape[2:]))
     return np.where(np.random.default_rng(seed + 1).random(target.shape) < 0.3, ignore_index, target)
 
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
-def test_gradients_of_cross_entropy_are_those_of_finite_differences(shape, channel_axis):
+def test_gradients_of_cross_entropy_equal_finite_differences(shape, channel_axis):
     x = laid_out(normal(shape), channel_axis)
     assert_gradients(cross_entropy, [x], labels(shape), channel_axis=channel_axis)
 
@@ -216,7 +216,7 @@ def test_gradients_with_class_weights_and_smoothing(weighted, channel_axis):
     assert_gradients(cross_entropy, [x], labels((2, 4, 3)), **options)
 
 
-def test_weights_of_the_labels_that_are_all_zero_leave_no_loss():
+def test_loss_is_zero_if_all_labels_have_weight_zero():
     x, target = normal((3, 2)), np.array([0, 0, 0])
     loss, (dx,), _ = run(cross_entropy, x, target, dz=1.0, weight=np.array([0.0, 1.0]))
     assert loss == 0
@@ -232,7 +232,7 @@ def test_labels_of_any_integer_dtype(kind):
     assert (got[1][0] == want[1][0]).all()
 
 
-def test_cross_entropy_takes_memory_of_any_strides_and_leaves_it_alone():
+def test_cross_entropy_accepts_any_strides_and_does_not_write_to_x():
     x, target = normal((3, 4, 5)), labels((3, 4, 5))
     before = x.copy()
     loss, (dx,), _ = run(cross_entropy, x, target, dz=1.0)
@@ -243,7 +243,7 @@ def test_cross_entropy_takes_memory_of_any_strides_and_leaves_it_alone():
 
 
 @pytest.mark.parametrize("size", [1e4, 1e300])
-def test_scores_of_any_size(size):
+def test_large_scores_do_not_overflow(size):
     loss, (dx,), _ = run(cross_entropy, np.array([[size, 0.0], [-size, 0.0]]), np.array([1, 1]), dz=1.0)
     assert loss == size / 2
     np.testing.assert_array_equal(dx, [[0.5, -0.5], [0, 0]])
@@ -256,12 +256,12 @@ def test_a_score_of_minus_infinity():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_scores_that_are_not_finite_give_a_loss_that_is_not(value):
+def test_loss_of_scores_that_are_not_finite_is_not_finite(value):
     assert not math.isfinite(cross_entropy.forward(Context(), np.array([[value, 0.0]]), np.array([1])))
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (0, 3)], ids=str)
-def test_without_a_label_that_counts_loss_and_gradients_are_zero(shape):
+def test_loss_and_gradients_are_zero_if_all_labels_are_ignored(shape):
     loss, (dx,), _ = run(cross_entropy, np.zeros(shape), np.full(shape[:1], -100), dz=1.0)
     assert loss == 0
     assert not dx.any()
@@ -282,7 +282,7 @@ def test_cross_entropy_refuses(target, kind, words):
         cross_entropy.forward(Context(), np.zeros((2, 3)), target)
 
 
-def test_the_place_of_a_wrong_pixel_is_named():
+def test_the_error_names_the_position_of_a_wrong_label():
     target = np.zeros((2, 4, 4), int)
     target[1, 2, 3] = 7
     with pytest.raises(ValueError, match=r"target\[1, 2, 3\] is 7"):
@@ -290,15 +290,15 @@ def test_the_place_of_a_wrong_pixel_is_named():
 
 
 @pytest.mark.parametrize("dz", [None, "1", np.ones(2)])
-def test_a_gradient_of_the_loss_that_is_no_number_is_refused(dz):
+def test_a_dz_of_a_loss_that_is_not_a_number_is_refused(dz):
     ctx = Context()
     cross_entropy.forward(ctx, np.zeros((2, 3)), np.array([0, 1]))
     with pytest.raises(TypeError, match="dz must be a number"):
         cross_entropy.backward(ctx, dz)
 
 
-def test_a_gradient_of_the_loss_that_is_not_finite_is_passed_on():
-    """A loss scale that has overflowed shows in the gradients, where a trainer looks for it."""
+def test_a_dz_of_a_loss_that_is_not_finite_propagates():
+    """An overflow of the loss scale must be visible in the gradients that a trainer checks."""
     x, target = np.zeros((2, 3)), np.array([0, 1])
     _, (dx,), _ = run(cross_entropy, x, target, dz=np.nan)
     assert np.isnan(dx).all()
@@ -331,7 +331,7 @@ def test_mean_squared_error_against_torch(dtype):
     np.testing.assert_allclose(dx, tensor.grad.numpy(), rtol=4 * EPS[dtype])
 
 
-def test_mean_squared_error_of_nothing_is_zero():
+def test_mean_squared_error_of_an_empty_x_is_zero():
     loss, (dx,), _ = run(mean_squared_error, np.zeros((0, 3)), np.zeros((0, 3)), dz=1.0)
     assert loss == 0
     assert dx.shape == (0, 3)
@@ -345,7 +345,7 @@ def test_mean_squared_error_of_nothing_is_zero():
     [(linear, (np.zeros((3, 6)),)), (flatten, ()), (dropout, ())],
     ids=["linear", "flatten", "dropout"],
 )
-def test_gradients_that_do_not_fit_are_refused(operation, arguments):
+def test_dz_of_another_shape_or_dtype_is_refused(operation, arguments):
     ctx = Context()
     z = operation.forward(ctx, np.zeros((2, 6)), *arguments)
     with pytest.raises(ValueError, match=r"dz must be of shape \(2, \d\), .* got \(2, 5\)"):

@@ -12,7 +12,7 @@ SHAPES = [(3, 6), (2, 6, 5), (2, 6, 3, 4), (2, 6, 2, 3, 2)]
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gradients_are_those_of_finite_differences(shape, groups, channel_axis):
+def test_gradients_equal_finite_differences(shape, groups, channel_axis):
     x = laid_out(normal(shape), channel_axis)
     options = {"num_groups": groups, "channel_axis": channel_axis}
     assert_gradients(group_norm, [x, normal(6, seed=1), normal(6, seed=2)], most=1e-8, **options)
@@ -46,8 +46,8 @@ def test_against_torch(shape, groups, channel_axis, dtype):
 
 
 @pytest.mark.parametrize("channel_axis", [1, -1])
-def test_a_mean_far_above_the_spread_costs_no_digits_but_those_of_x(channel_axis):
-    """As a two-pass variance: E[x^2] - E[x]^2 would leave no digit in float32."""
+def test_a_large_mean_does_not_cancel_digits_of_the_variance(channel_axis):
+    """The variance is computed in two passes: E[x^2] - E[x]^2 would have no correct digit in float32."""
     x = laid_out(normal((2, 4, 50, 40), "float32") + np.float32(1e4), channel_axis)
     z, _, _ = run(group_norm, x, num_groups=2, channel_axis=channel_axis)
     exact, _, _ = run(group_norm, x.astype(np.float64), num_groups=2, channel_axis=channel_axis)
@@ -108,7 +108,7 @@ def test_refusals(arrays, options, kind, words):
         group_norm.forward(Context(), *arrays, **{"num_groups": 2} | options)
 
 
-def test_a_gradient_that_does_not_fit_is_refused():
+def test_dz_of_another_shape_or_dtype_is_refused():
     ctx = Context()
     group_norm.forward(ctx, X, num_groups=2)
     with pytest.raises(ValueError, match=r"dz must be of shape \(2, 6, 3\), .* got \(2, 6, 4\)"):

@@ -59,7 +59,7 @@ def run_case(name, dtype, parameter_dtype):
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("name", CASES)
-def test_results_are_those_of_float32_rounded_once(name, dtype):
+def test_results_equal_float32_results_rounded_once(name, dtype):
     for parameter_dtype in (np.float32, dtype_of(dtype)):
         got, want = run_case(name, dtype, parameter_dtype)
         for number, (one, other) in enumerate(zip(got, want, strict=True)):
@@ -74,14 +74,14 @@ def test_results_are_those_of_float32_rounded_once(name, dtype):
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"weight": True}], ids=str)
-def test_cross_entropy_is_that_of_float32(options, dtype):
+def test_cross_entropy_is_computed_in_float32(options, dtype):
     x = normal(SHAPE).astype(dtype_of(dtype))
     options = options | ({"weight": np.arange(6, dtype=np.float32)} if "weight" in options else {})
     assert_loss(cross_entropy, x, LABELS, **options)
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_mean_squared_error_is_that_of_float32(dtype):
+def test_mean_squared_error_is_computed_in_float32(dtype):
     x, target = (normal(SHAPE, seed=seed).astype(dtype_of(dtype)) for seed in (0, 1))
     assert_loss(mean_squared_error, x, target)
     assert_loss(mean_squared_error, x, target.astype(np.float32))
@@ -101,8 +101,8 @@ def assert_loss(operation, x, target, **options):
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_sums_of_many_elements_do_not_stop_growing(dtype):
-    """A sum of ones in bfloat16 stays at 256, in float16 at 2048."""
+def test_sums_of_many_elements_are_accumulated_in_float32(dtype):
+    """A sum of ones stops growing at 256 in bfloat16, and at 2048 in float16."""
     ones = np.ones((1, 1, 64, 128), dtype_of(dtype))
     assert global_avg_pool2d.forward(Context(), ones) == 1
     assert avg_pool2d.forward(Context(), ones, (64, 128)) == 1

@@ -1,4 +1,4 @@
-"""Pooling: by hand, against finite differences and PyTorch; what is kept; refusals."""
+"""Pooling: small examples, finite differences, PyTorch; kept arrays; refusals."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SHAPE = (3, 4, 9, 11)
 
 
 def distinct(shape, dtype="float64"):
-    """Values that are far enough from one another for finite differences of a maximum."""
+    """Values with differences large enough for finite differences of a maximum."""
     return np.random.default_rng(1).permutation(np.prod(shape)).reshape(shape).astype(dtype) / 7
 
 
@@ -24,7 +24,7 @@ def loose(name):
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("operation", [max_pool2d, avg_pool2d], ids=lambda module: module.__name__[16:])
-def test_gradients_are_those_of_finite_differences(operation, window, channel_axis):
+def test_gradients_equal_finite_differences(operation, window, channel_axis):
     x = laid_out(distinct((2, 3, 5, 6)), channel_axis)
     assert_gradients(operation, [x], window[0], channel_axis=channel_axis, **loose(window))
 
@@ -34,7 +34,7 @@ def test_gradients_are_those_of_finite_differences(operation, window, channel_ax
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-def test_max_pooling_is_that_of_torch_to_the_bit(window, dilation, channel_axis, dtype):
+def test_max_pooling_is_bitwise_equal_to_torch(window, dilation, channel_axis, dtype):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     x = np.round(normal(SHAPE, dtype), 1)  # with values that are equal: the first one counts
     tensor = torch.tensor(x, requires_grad=True)
@@ -101,7 +101,7 @@ def test_average_pooling_keeps_no_array():
 
 
 @pytest.mark.parametrize("place", [(0, 0), (1, 1), (3, 2)])
-def test_nan_propagates_to_its_window_alone(place):
+def test_nan_propagates_only_to_its_windows(place):
     x = np.ones((1, 1, 4, 4))
     x[0, 0][place] = np.nan
     z, _, _ = run(max_pool2d, x, 2)
@@ -109,14 +109,14 @@ def test_nan_propagates_to_its_window_alone(place):
     assert np.isnan(z).sum() == 1
 
 
-def test_the_gradient_of_minus_infinity_goes_inside_of_the_image():
+def test_the_gradient_of_minus_infinity_does_not_go_to_the_padding():
     z, (dx,), _ = run(max_pool2d, np.full((1, 1, 3, 3), -np.inf), 3, stride=2, padding=1)
     assert (z == -np.inf).all()
     assert dx.sum() == z.size
 
 
 @pytest.mark.parametrize("infinite", [np.inf, np.nan])
-def test_an_infinite_gradient_goes_to_one_pixel_alone(infinite):
+def test_an_infinite_gradient_goes_to_one_pixel_only(infinite):
     dz = np.array([[[[1.0, infinite]]]])
     _, (dx,), _ = run(max_pool2d, np.array([[[[1.0, 2.0, 3.0, 4.0]]]]), (1, 2), dz=dz)
     np.testing.assert_array_equal(dx, [[[[0, 1, 0, infinite]]]])
@@ -193,7 +193,7 @@ def test_padding_of_more_than_half_of_the_kernel_is_refused(operation):
 @pytest.mark.parametrize(
     ("operation", "arguments"), [(max_pool2d, (2,)), (avg_pool2d, (2,)), (global_avg_pool2d, ())]
 )
-def test_gradients_that_do_not_fit_are_refused(operation, arguments):
+def test_dz_of_another_shape_or_dtype_is_refused(operation, arguments):
     ctx = Context()
     operation.forward(ctx, X, *arguments)
     with pytest.raises(ValueError, match=r"dz must be of shape .* got \(1, 2, 6, 6\)"):

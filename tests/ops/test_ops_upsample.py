@@ -1,4 +1,4 @@
-"""Bilinear and nearest upsampling: by hand, against finite differences and PyTorch; refusals."""
+"""Bilinear and nearest upsampling: small examples, finite differences, PyTorch; refusals."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ MODES = {
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("mode", MODES)
-def test_gradients_are_those_of_finite_differences(mode, target, channel_axis):
+def test_gradients_equal_finite_differences(mode, target, channel_axis):
     operation, options, _ = MODES[mode]
     x = laid_out(normal((2, 2, 4, 5)), channel_axis)
     assert_gradients(operation, [x], channel_axis=channel_axis, **options, **target)
@@ -82,7 +82,7 @@ def test_it_keeps_no_array_and_needs_scratch_for_one_sample():
 
 
 @pytest.mark.parametrize("scale_factor", [2, 3, (1, 2)])
-def test_nearest_repeats_pixels_also_those_that_are_not_finite(scale_factor):
+def test_nearest_copies_pixels_that_are_not_finite(scale_factor):
     x = normal((2, 3, 4, 5))
     x[0, 0, 1, 1], x[1, 1, 2, 2] = np.nan, np.inf
     z, (dx,), _ = run(upsample_nearest2d, x, scale_factor=scale_factor)
@@ -92,7 +92,7 @@ def test_nearest_repeats_pixels_also_those_that_are_not_finite(scale_factor):
 
 
 @pytest.mark.parametrize("before", range(1, 40))
-def test_every_source_of_nearest_is_inside_of_the_image(before):
+def test_sources_of_nearest_are_inside_the_image(before):
     for after in range(1, 3 * before):
         z = upsample_nearest2d.forward(
             Context(), np.arange(float(before)).reshape(1, 1, 1, -1), size=(1, after)
@@ -129,7 +129,7 @@ def test_refusals(keywords, kind, words):
             operation.forward(Context(), **{"x": np.zeros((1, 1, 4, 4))} | keywords)
 
 
-def test_a_gradient_that_does_not_fit_is_refused():
+def test_dz_of_another_shape_or_dtype_is_refused():
     ctx = Context()
     upsample_bilinear2d.forward(ctx, np.zeros((1, 1, 4, 4)), size=6)
     with pytest.raises(ValueError, match=r"dz must be of shape \(1, 1, 6, 6\), .* got \(1, 1, 4, 4\)"):

@@ -1,4 +1,4 @@
-"""SGD, Adam and AdamW: against PyTorch, parameter groups, half precision, what is refused."""
+"""SGD, Adam and AdamW: against PyTorch, parameter groups, half precision, refusals."""
 
 import doctest
 import importlib
@@ -22,7 +22,7 @@ each = pytest.mark.parametrize(("kind", "settings"), SETTINGS, ids=IDS)
 @pytest.mark.torch
 @pytest.mark.parametrize(("dtype", "most"), [("float64", 1e-14), ("float32", 1e-5)])
 @each
-def test_steps_are_those_of_torch(kind, settings, dtype, most):
+def test_steps_equal_torch(kind, settings, dtype, most):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     tensors = [torch.nn.Parameter(torch.tensor(p.data.astype(np.float64))) for p in parameters(dtype)]
     second = {"lr": 0.03, "weight_decay": 0.02}
@@ -41,7 +41,7 @@ def test_steps_are_those_of_torch(kind, settings, dtype, most):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
-def test_defaults_are_those_of_torch(kind):
+def test_defaults_equal_torch(kind):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     theirs = getattr(torch.optim, kind.__name__)([torch.nn.Parameter(torch.zeros(1))]).defaults
     ours = kind(parameters()).defaults
@@ -49,12 +49,12 @@ def test_defaults_are_those_of_torch(kind):
 
 
 @pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(optim.__path__)])
-def test_the_examples_in_the_documentation_run(name):
+def test_docstring_examples(name):
     assert doctest.testmod(importlib.import_module(f"inplace_abn.optim.{name}")).failed == 0
 
 
-def test_adam_by_hand():
-    """Equal gradients: each step is lr, whatever their size."""
+def test_adam_with_equal_gradients_moves_by_lr():
+    """For equal gradients of any size, each step is lr."""
     parameter = Parameter(np.zeros(2))
     adam = Adam([parameter], lr=0.1, eps=0)
     for step in range(1, 4):
@@ -63,7 +63,7 @@ def test_adam_by_hand():
         np.testing.assert_allclose(parameter.data, [-0.1 * step, 0.1 * step], rtol=1e-14)
 
 
-def test_adamw_decays_the_weights_alone():
+def test_adamw_does_not_add_the_decay_to_the_gradient():
     decayed, plain = Parameter(np.ones(1)), Parameter(np.ones(1))
     decayed.grad = plain.grad = np.ones(1)
     AdamW([{"params": [decayed], "weight_decay": 0.5}, {"params": plain}], lr=0.1, weight_decay=0).step()
@@ -71,7 +71,7 @@ def test_adamw_decays_the_weights_alone():
 
 
 @each
-def test_data_is_updated_in_place_and_gradients_stay(kind, settings):
+def test_data_is_updated_in_place_and_gradients_are_not_changed(kind, settings):
     parameter = Parameter(np.ones((3, 2)).T)
     data = parameter.data
     parameter.grad = grad = np.ones((2, 3))
@@ -108,7 +108,7 @@ def test_no_state_shares_memory_with_a_gradient(kind, settings):
         assert (array == before[name]).all()
 
 
-def test_frozen_parameters_stay():
+def test_frozen_parameters_are_not_updated():
     frozen, free = Parameter(np.ones(2)), Parameter(np.ones(2))
     frozen.grad = free.grad = np.ones(2)
     frozen.requires_grad = False
@@ -128,7 +128,7 @@ def test_zero_grad():
 # ---- groups ------------------------------------------------------------------------------------------------
 
 
-def test_groups_have_settings_of_their_own():
+def test_groups_override_settings():
     one, two = Parameter(np.zeros(1)), Parameter(np.zeros(1))
     sgd = SGD([{"params": [one]}, {"params": iter([two]), "lr": 0.5}], lr=1.0)
     one.grad = two.grad = np.ones(1)
@@ -154,7 +154,7 @@ def test_a_group_may_be_added_later():
         sgd.add_param_group({"params": [one]})
 
 
-def test_lr_is_that_of_all_groups():
+def test_lr_is_the_rate_of_all_groups():
     sgd = SGD(groups(parameters(), lr=0.2), lr=0.1)
     with pytest.raises(ValueError, match=r"different learning rates, \[0\.1, 0\.2\]; read param_groups"):
         _ = sgd.lr
@@ -164,7 +164,7 @@ def test_lr_is_that_of_all_groups():
         sgd.lr = -1
 
 
-def test_no_weight_decay_for_what_has_one_axis():
+def test_decay_groups_exclude_parameters_with_one_axis():
     net = Sequential(Conv2d(1, 2, 3), InPlaceABN(2, activation="prelu"), Linear(2, 3))
     decayed, others = decay_groups(net, 0.1)
     assert [p.name for p in decayed["params"]] == ["0.weight", "2.weight"]
@@ -201,7 +201,7 @@ def test_half_parameters_are_rounded_from_a_float32_copy(kind, settings, dtype):
     assert "state.2.master" not in state
 
 
-def test_small_steps_add_up_in_half_precision():
+def test_small_steps_accumulate_in_half_precision():
     parameter = Parameter(np.ones(1, BFLOAT16))
     sgd = SGD([parameter], 1e-3)
     for _ in range(100):
@@ -210,7 +210,7 @@ def test_small_steps_add_up_in_half_precision():
     assert parameter.data == BFLOAT16.type(0.9)
 
 
-def test_a_half_parameter_that_others_set_is_not_overwritten_by_its_old_copy():
+def test_the_master_copy_follows_assignments_to_a_half_parameter():
     parameter = Parameter(np.ones(2, np.float16))
     sgd = SGD([parameter], 1e-4)
     parameter.grad = np.ones(2, np.float16)
@@ -306,7 +306,7 @@ def test_a_parameter_that_occurs_twice_is_refused():
         (np.broadcast_to(1.0, 4), np.ones(4), ValueError, r"parameters\[1\]: data is read-only"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_the_first_write(data, grad, kind, words):
+def test_invalid_data_or_grad_is_refused_before_the_first_write(data, grad, kind, words):
     first, second = Parameter(np.ones((4, 3))), Parameter(data)
     first.grad, second.grad = np.ones((4, 3)), grad
     sgd = SGD([first, second], 0.1, momentum=0.9)
@@ -321,7 +321,7 @@ def test_repr_shows_the_groups():
     assert text.splitlines()[2].strip().startswith("2 parameters: lr=0.2, betas=(0.9, 0.999)")
 
 
-def test_an_optimizer_of_ones_own():
+def test_a_subclass_of_optimizer():
     class SignSGD(Optimizer):
         checks: ClassVar = {"lr": SGD.checks["lr"]}
 

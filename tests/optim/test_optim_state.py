@@ -1,4 +1,4 @@
-"""States of optimizers and schedules: flat dictionaries of arrays, resuming, what does not fit."""
+"""States of optimizers, schedules and scalers: flat dictionaries of arrays, resuming, refusals."""
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +17,7 @@ def same(one, two):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @each
-def test_a_resumed_run_is_bit_equal(kind, settings, dtype, tmp_path):
+def test_a_resumed_run_is_bitwise_equal(kind, settings, dtype, tmp_path):
     dtype = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
     whole = take(kind(groups(parameters(dtype), lr=0.02), lr=0.1, **settings), 7)
     first = take(kind(groups(parameters(dtype), lr=0.02), lr=0.1, **settings), 3)
@@ -85,7 +85,7 @@ def test_a_state_is_a_copy():
         ({"state.0.master": np.zeros((4, 3))}, "SGD has no 'master' for a parameter of float64"),
     ],
 )
-def test_a_state_that_does_not_fit_changes_nothing(changes, words):
+def test_a_refused_state_changes_nothing(changes, words):
     net = Linear(3, 4, dtype=np.float64)
     sgd = take(SGD([{"params": [net.weight]}, {"params": [net.bias, Parameter(np.ones(2))]}], 0.1), 3)
     before = sgd.state_dict()
@@ -96,7 +96,7 @@ def test_a_state_that_does_not_fit_changes_nothing(changes, words):
     assert same(sgd.state_dict(), before)
 
 
-def test_a_state_of_adam_is_whole():
+def test_an_incomplete_state_of_adam_is_refused():
     adam = take(Adam(parameters()), 3)
     state = adam.state_dict()
     del state["state.0.exp_avg"]
@@ -114,7 +114,7 @@ def test_a_state_of_adam_is_whole():
 
 @pytest.mark.torch
 @pytest.mark.parametrize("lr_min", [0.0, 0.01])
-def test_the_schedule_is_that_of_torch(lr_min):
+def test_the_schedule_equals_torch(lr_min):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     tensors = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
     theirs = torch.optim.SGD(groups(tensors, lr=0.1), lr=0.3)
@@ -132,7 +132,7 @@ def test_the_schedule_is_that_of_torch(lr_min):
     assert ours.lr == lr_min
 
 
-def test_the_schedule_may_begin_slowly():
+def test_warmup():
     sgd = SGD(parameters(), lr=1.0)
     schedule = CosineSchedule(sgd, 2, warmup=3)
     seen = [sgd.lr]
@@ -200,7 +200,7 @@ def test_a_group_that_is_added_after_the_schedule_is_refused():
         ({"base_lrs": np.array(1.0)}, TypeError, r"base_lrs must be a list of numbers, got 1\.0"),
     ],
 )
-def test_a_state_that_does_not_fit_changes_no_schedule(changes, kind, words):
+def test_a_refused_state_changes_no_schedule(changes, kind, words):
     _, schedule = begin()
     rates(schedule, 3)
     before = schedule.state_dict()
@@ -219,7 +219,7 @@ def test_a_state_that_does_not_fit_changes_no_schedule(changes, kind, words):
         ((3,), {"warmup": -1}, ValueError, "warmup must be at least 0, got -1"),
     ],
 )
-def test_schedules_that_make_no_sense_are_refused(arguments, keywords, kind, words):
+def test_settings_of_a_schedule_out_of_range_are_refused(arguments, keywords, kind, words):
     sgd = SGD(parameters(), 1.0)
     with pytest.raises(kind, match=words):
         CosineSchedule(sgd, *arguments, **keywords)
@@ -236,7 +236,7 @@ def scaled_step(scaler, optimizer, grad):
     return scaler.step(optimizer)
 
 
-def test_the_scale_shrinks_with_an_overflow_and_grows_after_many_steps():
+def test_the_scale_shrinks_after_an_overflow_and_grows_after_many_steps():
     sgd, scaler = SGD([Parameter(np.zeros(1))], 1.0), GradScaler(8.0, growth_interval=3)
     assert scaled_step(scaler, sgd, 1.0)
     assert sgd.parameters[0].data == -1
@@ -266,13 +266,13 @@ def test_the_state_of_a_scaler():
     assert vars(other) == vars(scaler)
 
 
-def test_settings_of_a_scaler_out_of_range():
+def test_settings_of_a_scaler_out_of_range_are_refused():
     with pytest.raises(ValueError, match="backoff_factor must be in"):
         GradScaler(backoff_factor=2)
 
 
 @pytest.mark.torch
-def test_the_scaler_is_that_of_torch():
+def test_the_scaler_equals_torch():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     theirs = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=2)
     tensor = torch.nn.Parameter(torch.zeros(1))
