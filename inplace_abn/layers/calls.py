@@ -92,6 +92,7 @@ class Call(LayerContext):
             self.inner = ()
 
     def __del__(self):
+        """Release the calls inside with their own message: their layers may still exist."""
         if not self.freed:
             for call in self.inner:
                 call.release(_GONE)

@@ -261,7 +261,7 @@ class Residual(Container):
     Raises
     ------
     TypeError
-        If an argument is no layer.
+        If an argument is no layer. In a call, if branch or shortcut does not return one array.
     ValueError
         In a call, if the results of branch and shortcut differ in shape or dtype, or if a layer of one would
         overwrite an array that the other needs.

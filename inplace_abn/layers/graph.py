@@ -3,6 +3,7 @@
 import numpy as np
 
 from .base import Layer
+from .placing import copy_if_shared
 from .tape import Tape
 
 
@@ -57,7 +58,7 @@ class Graph(Layer):
                 ctx.values = [ctx.tape.value_of("input", array, first=True) for array in (*given, *own)]
                 ctx.like = [(array.shape, array.dtype) for array in given]
         if not self.overwrites_input:
-            results = tuple(_apart(result, given) for result in results)
+            results = tuple(copy_if_shared(result, given) for result in results)
         return results if isinstance(z, tuple) else results[0]
 
     def gradients(self, ctx, dz, *, overwrite=False):
@@ -70,10 +71,3 @@ class Graph(Layer):
             if twice or gradients[i] is None:
                 gradients[i] = np.zeros(shape, dtype)
         return tuple(gradients)
-
-
-def _apart(result, inputs):
-    """Return a result, copied if it shares memory with an input."""
-    if isinstance(result, np.ndarray) and any(np.may_share_memory(result, array) for array in inputs):
-        return result.copy(order="K")
-    return result

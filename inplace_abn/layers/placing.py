@@ -85,3 +85,10 @@ def same_place(array, view):
         and array.dtype == view.dtype
         and array.__array_interface__["data"][0] == view.__array_interface__["data"][0]
     )
+
+
+def copy_if_shared(result, inputs):
+    """Return a result, copied if it shares memory with an input."""
+    if isinstance(result, np.ndarray) and any(np.may_share_memory(result, array) for array in inputs):
+        return result.copy(order="K")
+    return result

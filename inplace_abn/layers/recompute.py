@@ -7,6 +7,7 @@ import numpy as np
 from .. import _arguments as arguments
 from .containers import Sequential
 from .context import no_grad, recomputing
+from .placing import copy_if_shared
 
 
 class Recompute(Sequential):
@@ -17,7 +18,8 @@ class Recompute(Sequential):
     in the first layers of a network for photographs: an image has 3 channels, and the input of the pooling
     has 64 of the same size.
 
-    It takes one input, an array, and ``mask`` as the only keyword argument.
+    It takes the inputs of its first layer, the first of which is an array, and the keyword argument ``mask``.
+    Arrays among the inputs are kept and read-only until the backward has run.
 
     Results, gradients, names and states are bitwise those of `Sequential`: the layers run again in the mode
     of the call, and with the same random numbers if they draw them from a `numpy.random.Generator` that is
@@ -32,7 +34,7 @@ class Recompute(Sequential):
     Raises
     ------
     TypeError
-        In a call, if the input is not an array.
+        In a call, if the first input is not an array.
 
     Examples
     --------
@@ -80,7 +82,11 @@ class Recompute(Sequential):
         with no_grad():
             z = super().forward(ctx, self._copy_for_layers(ctx, x), *others, **ctx.options)
         given = [x, *arrays.values()]  # locked, while z may be overwritten
-        return tuple(_apart(one, given) for one in z) if isinstance(z, tuple) else _apart(z, given)
+        return (
+            tuple(copy_if_shared(one, given) for one in z)
+            if isinstance(z, tuple)
+            else copy_if_shared(z, given)
+        )
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Run the layers as in the call, then run their backward."""
@@ -111,13 +117,6 @@ class Recompute(Sequential):
             yield
         finally:
             _set(modes, states)
-
-
-def _apart(result, inputs):
-    """Return a result, or a copy of one that shares memory with an input."""
-    if isinstance(result, np.ndarray) and any(np.may_share_memory(result, array) for array in inputs):
-        return result.copy(order="K")
-    return result
 
 
 def _states(generators):
