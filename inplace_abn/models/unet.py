@@ -1,4 +1,4 @@
-"""U-Net: an encoder, a decoder, and features of the one joined to those of the other."""
+"""U-Net: an encoder and a decoder, whose features are concatenated at each level."""
 
 from itertools import pairwise
 
@@ -10,10 +10,10 @@ from .small import widths_of
 class UNet(Graph):
     """A U-Net that classifies every pixel (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597).
 
-    Each level of the encoder is two convolutions with normalizations; its result goes down, pooled, and
-    across, where it is joined to the result of the next lower level, made larger. With an in-place strategy
-    both are written into the joined array, which the next convolution keeps, so that neither is kept by
-    itself.
+    Each level of the encoder has two convolutions with normalizations. Its result is pooled for the next
+    level and concatenated with the upsampled result of the next level in the decoder. With an in-place
+    strategy both results are written to slices of the concatenated array, which the next convolution keeps,
+    so that no separate array is kept for either of them.
 
     Parameters
     ----------
@@ -50,16 +50,16 @@ class UNet(Graph):
     def compute(self, x):
         """Return the scores of every pixel."""
         self._check_size(x)
-        across = []
+        shortcuts = []
         *levels, last = self.encode
         for encode, width in zip(levels, self.widths, strict=False):
             joined, (skip, below) = joined_array(x, (width, width), channel_axis=self.channel_axis)
             skip = encode(x, out=skip)
-            across.append((joined, skip, below))
+            shortcuts.append((joined, skip, below))
             x = self.pool(skip)
         x = last(x)
         for up, decode in zip(reversed(list(self.up)), reversed(list(self.decode)), strict=True):
-            joined, skip, below = across.pop()
+            joined, skip, below = shortcuts.pop()
             below = up(x, out=below)
             x = decode(concat([skip, below], channel_axis=self.channel_axis, out=joined))
         return self.scores(x)

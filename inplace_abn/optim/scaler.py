@@ -12,7 +12,7 @@ class GradScaler(NumbersState):
     """Dynamic loss scaling, as `torch.amp.GradScaler`.
 
     The smallest float16 number is 6e-8, and gradients of activations are often smaller. Multiply the gradient
-    of the loss by `scale`; then all gradients are multiplied by it, and `step` divides those of the
+    of the loss by `scale`; then all gradients are multiplied by it, and `step` divides the gradients of the
     parameters by it. If a gradient is not finite, the step is skipped and the scale is multiplied by
     `backoff_factor`. After `growth_interval` steps without an overflow it is multiplied by `growth_factor`.
     bfloat16 has the range of float32 and needs no scale. (Micikevicius et al. 2018,
