@@ -51,7 +51,7 @@ void __wrap_free(void *memory) {
 
 /* ---- operations that may run out of memory --------------------------------------------------------------- */
 
-/* What an operation writes, and what it needs beside its layer. */
+/* The arrays that an operation writes, and its other arguments. */
 typedef struct {
     run layer;
     tensor dz, dx, dr;
@@ -129,7 +129,7 @@ static void attempt_close(attempt *a) {
     array_close(&a->param);
 }
 
-/* The arrays' bytes one after another, to be compared with what they were. */
+/* The bytes of all arrays, to be compared with their previous values. */
 enum { WRITTEN = 9 };
 
 static size_t copy_arrays(const attempt *a, char *to) {

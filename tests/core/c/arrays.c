@@ -166,6 +166,6 @@ void tensor_read(const tensor *t, double *values) { for_each_element(&t->batch, 
 void tensor_close(tensor *t) {
     array_thaw(&t->memory);
     for_each_element(&t->batch, erase_one, NULL);
-    t->memory.bytes = 0; /* what lies between the elements counts as outside */
+    t->memory.bytes = 0; /* gaps between elements count as outside */
     array_close(&t->memory);
 }

@@ -1,10 +1,10 @@
-/* Arrays between pages that nobody may touch, and batches in them. */
+/* Arrays between forbidden pages, and batches in them. */
 #ifndef ARRAYS_H
 #define ARRAYS_H
 
 #include "abn.h"
 
-/* One element past this side is a crash; what is left of the pages at the other side is found changed at the end. */
+/* An access past this side crashes; writes past the other side, within its page, are detected when the array is closed. */
 typedef enum { FLUSH_START, FLUSH_END } flush_side;
 
 typedef struct {

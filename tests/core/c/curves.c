@@ -11,7 +11,8 @@ static double sigmoid(double y) { return y >= 0 ? 1 / (1 + exp(-y)) : exp(y) / (
 
 static double softplus(double y) { return fmax(y, 0) + log1p(exp(-fabs(y))); }
 
-static double clamp(double low, double high, double y) { return y < low ? low : y > high ? high : y; } /* keeps NaN */
+/* NaN propagates. */
+static double clamp(double low, double high, double y) { return y < low ? low : y > high ? high : y; }
 
 /* The activations with a minimum are y times a curve from 0 to 1. */
 static double share_of(abn_activation activation, double y) {
@@ -45,7 +46,7 @@ double curve_value(abn_activation activation, double param, double y) {
         case ABN_SOFTPLUS: return softplus(y);
         case ABN_SIGMOID: return sigmoid(y);
         case ABN_TANH: return tanh(y);
-        case ABN_RELU: return y < 0 ? 0 : y; /* NaN stays */
+        case ABN_RELU: return y < 0 ? 0 : y; /* NaN propagates */
         case ABN_RELU6: return clamp(0, 6, y);
         case ABN_HARDSIGMOID: return clamp(0, 1, y / 6 + 0.5);
         case ABN_HARDSWISH: return y <= -3 ? 0 : y >= 3 ? y : y * (y + 3) / 6;

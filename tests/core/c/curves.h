@@ -7,7 +7,7 @@
 double curve_value(abn_activation activation, double param, double y);
 double curve_slope(abn_activation activation, double param, double y);
 
-/* What the slope is added up from, in sizes: from y, and where it comes from z alone. */
+/* The sum of the absolute terms of the slope: computed from y, and computed from z. */
 double curve_slope_terms(abn_activation activation, double param, double y);
 double curve_slope_terms_of_z(abn_activation activation, double param, double y);
 

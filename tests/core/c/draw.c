@@ -1,4 +1,4 @@
-/* What the twin computes from. */
+/* Draws the inputs of the twin. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

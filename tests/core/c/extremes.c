@@ -47,7 +47,7 @@ static double not_a_number(abn_dtype dtype, ptrdiff_t index, double drawn) {
     return index == 7 ? NAN : drawn;
 }
 
-/* In training what is not finite spreads over its channel; in evaluation its neighbours must not notice. */
+/* In training an infinity or NaN affects its whole channel; in evaluation no other element. */
 enum { EVALUATION, TRAINING };
 
 static const struct {
@@ -65,7 +65,7 @@ static const double weights[] = {0, -0.0, 1e-38, -1e-20, 1e-3, 1, -1, 1e10, -1e3
 static const double biases[] = {0, 1e-38, 1, -1e3, 1e30};
 enum { WEIGHTS = sizeof weights / sizeof *weights, BIASES = sizeof biases / sizeof *biases };
 
-/* Where the result, or what it may be, does not fit into the type, nothing is promised. */
+/* There is no bound where the result, within its error, may overflow the type. */
 static void promise_what_fits(twin *t, const problem *of) {
     const double largest = formats[of->dtype].largest / 4;
     for (ptrdiff_t i = 0; i < elements_of(of->of); i++) {
@@ -95,8 +95,8 @@ static void test_pattern(const abn_kernels *kernels, const problem *of, int whic
     twin_free(&t);
 }
 
-/* A residual beside two of three patterns; over the activations each pattern is met with one and without. `every` should
- * have no divisor in common with the 8 patterns and the 3 residuals. */
+/* Two of three patterns have a residual; over all activations each pattern occurs with one and without. `every` should
+ * have no common divisor with the 8 patterns and the 3 residuals. */
 void test_extremes(const abn_kernels *kernels, int every) {
     enum { PATTERNS = sizeof patterns / sizeof *patterns };
     const shape of = {2, 2 * WEIGHTS * BIASES, 35};

@@ -185,7 +185,7 @@ int test_large_in_place(const abn_kernels *kernels) {
     numbers n = numbers_open(&of);
     twin *t = &n.expected;
     t->weight[0] = 1, t->bias[0] = 0;
-    t->x[ESCAPED] = -6; /* elu's z will not tell it */
+    t->x[ESCAPED] = -6; /* cannot be recovered from z of elu */
     twin_solve(t, &of);
     const tensor z = period_at(g, x), dz = period_at(g, gradients[0]), dx = period_at(g, gradients[1]);
     const abn_batch whole_x = whole_of(g, &z), whole_dz = whole_of(g, &dz), whole_dx = whole_of(g, &dx);

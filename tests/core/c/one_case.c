@@ -8,7 +8,7 @@
 
 enum { ALONE = 1, SHARED = 3 };
 
-/* What came out, to be compared between numbers of threads. */
+/* Results, to be compared between numbers of threads. */
 typedef struct {
     double *of_elements, *of_channels;
     ptrdiff_t elements, channels;
@@ -46,7 +46,7 @@ static void run_statistics(run *r, double *mean_and_var) {
     array_close(&var);
 }
 
-/* From here on what is kept may only be read. */
+/* From here on saved arrays are read only. */
 static void run_forward(run *r, double *z) {
     const problem *of = r->of;
     if (of->keep == ABN_KEEP_X) array_freeze(&r->x.memory);
@@ -72,7 +72,7 @@ typedef struct {
     array dy, dy_xhat, param;
 } gradients;
 
-/* What the gradient of the residual is added to: dz, which is drawn and of its type. */
+/* The gradient of the residual is added to a copy of dz. */
 static gradients gradients_open(const run *r, int in_place) {
     const problem *of = r->of;
     const flush_side side = r->in->side;

@@ -57,7 +57,7 @@ void run_close(run *r) {
     if (r->of->keep != ABN_KEEP_Z) tensor_close(&r->z);
     tensor_close(&r->x);
     tensor_close(&r->residual);
-    array *arrays[] = {&r->weight,  &r->bias, &r->param,  &r->mean, &r->var,
+    array *arrays[] = {&r->weight,  &r->bias, &r->param,        &r->mean,       &r->var,
                        &r->inv_std, &r->slot, &r->guarded_xhat, &r->branch_mask};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) array_close(arrays[i]);
 }

@@ -38,10 +38,10 @@ static int check_escape(const run *r, ptrdiff_t element) {
     const twin *t = r->expected;
     const abn_escapes *escapes = &r->context.escapes;
     const ptrdiff_t at = escape_of(escapes, index_of(r, element));
-    const telling told = twin_telling(t, r->of, channel_of(r->of->of, element), element);
-    check(at < 0 || told != TOLD, "element %td, y %g, residual %g, is escaped for nothing", element, t->y[element],
-          t->residual[element]);
-    check(at >= 0 || told != LOST, "element %td, y %g, residual %g, is not escaped", element, t->y[element],
+    const recovery found = twin_recovery(t, r->of, channel_of(r->of->of, element), element);
+    check(at < 0 || found != RECOVERED, "element %td, y %g, residual %g, is escaped without need", element,
+          t->y[element], t->residual[element]);
+    check(at >= 0 || found != ESCAPED, "element %td, y %g, residual %g, is not escaped", element, t->y[element],
           t->residual[element]);
     if (at >= 0)
         check(fabs(escapes->xhat[at] - t->xhat[element]) <= t->xhat_error[element], "xhat escapes as %g, it is %g",

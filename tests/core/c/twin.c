@@ -23,7 +23,7 @@ static void add(total *t, double value) {
 
 static double of_total(total t) { return isfinite(t.sum) ? t.sum + t.lost : t.sum; }
 
-/* ---- what rounding may do ------------------------------------------------------------------------------ */
+/* ---- rounding errors ----------------------------------------------------------------------------------- */
 
 /* In units of u. Up to some hundred terms are added in the kernels' type, then in double: errors that point either
  * way leave less than the square root of that. Values of a half type lie on so coarse a grid that, shifted by a
@@ -112,8 +112,8 @@ static term term_of(const channel *c, ptrdiff_t i) {
     return t;
 }
 
-/* Of y that is had back from a z which is off by z_error: where the curve has moved by that, on both sides. Where it
- * cannot, towards a minimum, y is the minimum at worst. */
+/* The error of y recovered from z + z_error or z - z_error: the distance to the y of these z. If there is none, below the
+ * minimum of the curve, it is the distance to the minimum. */
 static double inverse_error(const channel *c, const term *t, double z_error) {
     const abn_activation activation = c->of->activation;
     const double minimum = abn_escape_rule_of(activation, c->param, c->of->dtype).minimum;
@@ -158,21 +158,21 @@ static errors errors_from_z(const channel *c, const term *t) {
 
 static double larger(double a, double b) { return a > b ? a : b; }
 
-/* Errors when they are had back from what was kept. */
+/* Errors of values recovered from the kept buffer. */
 static errors errors_of_kept(const channel *c, const term *t, ptrdiff_t i) {
     const double beside = c->of->keep == ABN_KEEP_Z && c->twin->slot[c->index] >= 0 ? t->storing_xhat : 0;
     const double y_error = t->y_error + fabs(c->weight) * beside;
     const errors directly = {t->xhat_error + beside, y_error, slope_error(c, t, y_error)};
     if (c->of->keep != ABN_KEEP_Z || c->twin->slot[c->index] >= 0) return directly;
-    const telling told = twin_telling(c->twin, c->of, c->index, i);
-    if (told == LOST) return directly;
+    const recovery found = twin_recovery(c->twin, c->of, c->index, i);
+    if (found == ESCAPED) return directly;
     const errors from_z = errors_from_z(c, t);
-    if (told == TOLD) return from_z;
+    if (found == RECOVERED) return from_z;
     return (errors){larger(directly.xhat, from_z.xhat), larger(directly.y, from_z.y),
                     larger(directly.slope, from_z.slope)};
 }
 
-telling twin_telling(const twin *t, const problem *of, ptrdiff_t channel, ptrdiff_t element) {
+recovery twin_recovery(const twin *t, const problem *of, ptrdiff_t channel, ptrdiff_t element) {
     const abn_batch kept = {NULL, of->dtype, of->of.batch, of->of.channels, of->of.spatial, 0, 0, 0};
     const abn_context context = twin_context(t, of, &kept, &kept);
     abn_escape_rule rule = abn_escape_rule_for(&context, of->training);
@@ -181,8 +181,8 @@ telling twin_telling(const twin *t, const problem *of, ptrdiff_t channel, ptrdif
     const double limit_margin = precision_of(of->dtype).u * 2 * fabs(limit);
     const double beside = fmin(fmin(y - rule.below, rule.above - y), fabs(y - rule.minimum) - rule.near);
     const double within = of->residual ? limit - size : INFINITY;
-    if (beside < -margin || within < -limit_margin) return LOST;
-    return beside > margin && within > limit_margin ? TOLD : OPEN;
+    if (beside < -margin || within < -limit_margin) return ESCAPED;
+    return beside > margin && within > limit_margin ? RECOVERED : UNDECIDED;
 }
 
 /* ---- one channel --------------------------------------------------------------------------------------- */

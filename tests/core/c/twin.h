@@ -1,13 +1,13 @@
-/* The operations once more, in plain double, element by element, and how far off the library may be. */
+/* The operations in plain double, element by element, with bounds on the errors of the library. */
 #ifndef TWIN_H
 #define TWIN_H
 
 #include "arrays.h"
 
-/* What a batch is drawn from. */
+/* The distribution of a batch. */
 typedef enum {
     DRAW_ORDINARY,
-    DRAW_LOST, /* two channels of three have weights from which xhat cannot be had back */
+    DRAW_LOST, /* two channels of three have weights that do not allow recovering xhat */
 } draw;
 
 typedef enum {
@@ -35,14 +35,13 @@ typedef struct {
     double *xhat, *y, *z, *dx, *dy; /* dy: the gradient of the residual */
     double *xhat_error, *y_error, *z_error, *dx_error, *dy_error;
     double *memory;
-    ptrdiff_t *slot; /* of guarded channels, where z is kept: what the library says */
+    ptrdiff_t *slot; /* if z is kept: guarded channels, as the library returns them */
 } twin;
 
 double param_of(abn_activation activation);
 extern const double eps_of_variance;
 
-/* All that a context is given but for the memory: of the twin, to be replaced by what the library shall see. kept and
- * residual have x's shape. */
+/* The inputs of a context, with arrays of the twin in place of the library's. kept and residual have the shape of x. */
 abn_context twin_context(const twin *t, const problem *of, const abn_batch *kept, const abn_batch *residual);
 
 /* Draws x, residual, dz, weight, bias and param (and mean and var, without training) in the problem's type. */
@@ -52,9 +51,9 @@ twin twin_draw(const problem *of, unsigned seed);
 void twin_solve(twin *t, const problem *of);
 void twin_free(twin *t);
 
-/* Does z tell an element's y? Rounding may leave it open. */
-typedef enum { TOLD, OPEN, LOST } telling;
-telling twin_telling(const twin *t, const problem *of, ptrdiff_t channel, ptrdiff_t element);
+/* Whether backward recovers an element from z. UNDECIDED: within rounding of a limit. */
+typedef enum { RECOVERED, UNDECIDED, ESCAPED } recovery;
+recovery twin_recovery(const twin *t, const problem *of, ptrdiff_t channel, ptrdiff_t element);
 
 /* The channel of an element. */
 static inline ptrdiff_t channel_of(shape s, ptrdiff_t element) { return element / s.spatial % s.channels; }
