@@ -16,7 +16,7 @@ from keywords import as_merged, as_parameters
 
 from inplace_abn import functional, reference
 
-pytestmark = pytest.mark.essential
+pytestmark = [pytest.mark.arithmetic, pytest.mark.essential]
 
 EXAMPLES = int(os.environ.get("INPLACE_ABN_FUZZ", 500))
 NAMES = (

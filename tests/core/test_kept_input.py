@@ -21,6 +21,8 @@ from bounds import EPS, assert_backward, assert_forward, expected, without_kinks
 
 from inplace_abn import _core, functional, gradcheck, layers, reference
 
+pytestmark = pytest.mark.arithmetic
+
 KEEPING = [name for name in STRATEGIES if reference.KEEPS[name] != "z"]
 IN_PLACE = [name for name in STRATEGIES if reference.KEEPS[name] == "z"]
 PARAMS = [

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from inplace_abn import reference
 
-pytestmark = pytest.mark.essential
+pytestmark = [pytest.mark.arithmetic, pytest.mark.essential]
 
 
 @sampled(isa=ISAS, layout=LAYOUTS, dtype=DTYPES, activation=ACTIVATIONS, strategy=STRATEGIES)

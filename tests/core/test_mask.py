@@ -30,6 +30,8 @@ from masks import FINITE, MASKS, compact, draw_mask, fill_in, run_masked, valid
 from inplace_abn import _core, functional, reference
 from inplace_abn.reference import KEEPS
 
+pytestmark = pytest.mark.arithmetic
+
 # Rows and columns, few and many channels, short rows, rows of several tiles, more than one gathered array.
 SHAPES = [(3, 5, 70), (5, 3, 17), (2, 129, 33), (4, 3, 5, 7), (90, 5), (300, 1), (2, 40, 90), (1, 2, 17000)]
 SMALL = SHAPES[:5]

@@ -8,6 +8,8 @@ from finite_differences import numerical_gradient
 
 from inplace_abn import functional, reference
 
+pytestmark = pytest.mark.arithmetic
+
 INPLACE = ["inplace_1", "inplace_2"]
 # Both signs, zero, so small that nothing is left of y below zero, and steeper than the identity.
 SLOPES = 0.25, -0.5, 0.0, 1e-30, -1e-30, 3.0, 1e-3, -2.0

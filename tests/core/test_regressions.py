@@ -7,7 +7,7 @@ from keywords import as_parameters, as_running, as_sums
 
 from inplace_abn import _core, functional, reference
 
-pytestmark = pytest.mark.essential
+pytestmark = [pytest.mark.arithmetic, pytest.mark.essential]
 
 
 @pytest.mark.parametrize("positions", [300, 1500, 6272, 20000])

@@ -23,6 +23,8 @@ from bounds import EPS, SMALLEST, assert_backward, assert_forward, expected_of_r
 
 from inplace_abn import _core, reference
 
+pytestmark = pytest.mark.arithmetic
+
 TWO_SIDED = [name for name, activation in reference.ACTIVATIONS.items() if activation.minimum is not None]
 SMOOTH = [*TWO_SIDED, "celu", "selu", "softplus", "sigmoid", "tanh"]
 INPLACE = ["inplace_1", "inplace_2"]

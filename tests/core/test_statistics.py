@@ -11,6 +11,8 @@ from keywords import as_running, as_sums
 
 from inplace_abn import _core, functional, reference
 
+pytestmark = pytest.mark.arithmetic
+
 N, S = 8, 1000
 FIRST_SAMPLE = np.arange(N)[:, None, None] == 0
 FIRST = FIRST_SAMPLE & (np.arange(S) == 0)

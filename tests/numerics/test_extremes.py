@@ -26,6 +26,8 @@ from keywords import as_merged, as_parameters, as_running, as_sums
 
 from inplace_abn import _core, functional, reference
 
+pytestmark = pytest.mark.arithmetic
+
 INPLACE = ["inplace_1", "inplace_2"]
 HALVES = DTYPES[2:]
 

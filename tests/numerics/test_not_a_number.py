@@ -20,6 +20,8 @@ from batches import (
 
 from inplace_abn import _core, reference
 
+pytestmark = pytest.mark.arithmetic
+
 SHAPE = (3, 4, 40)
 ARRAYS = ["x", "dz", "residual", "weight", "bias"]
 
