@@ -18,7 +18,7 @@ REASONS = [
     (
         "csrc/activations.c",
         "return y;",
-        "Newton's method, between bounds that close in, never takes 200 steps",
+        "Newton's method within a bracket converges in fewer than 200 steps",
     ),
     (
         "csrc/threads.c",
@@ -39,7 +39,7 @@ REASONS = [
     ("inplace_abn/demo/peaks.py", "try:", "for systems without /proc"),
     (
         "inplace_abn/demo/report.py",
-        'raise PermissionError(f"output: nothing may be written into {path.parent.resolve()}")',
+        'raise PermissionError(f"output: no permission to write into {path.parent.resolve()}")',
         "root may write everywhere",
     ),
 ]
