@@ -88,9 +88,10 @@ static int activation_check(const forward_call *call, abn_dtype dtype) {
     const abn_activation_info *info = &abn_activation_table[call->activation];
     if (info->inverse == ABN_NO_INVERSE && strategy_table[call->strategy].keep == ABN_KEEP_Z) {
         PyErr_Format(PyExc_ValueError,
-                     "activation '%s' has no inverse, which strategy '%s' needs; use leaky_relu, silu or another one that has an "
-            "inverse, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'",
-            info->name, strategy_table[call->strategy].name);
+                     "activation '%s' has no inverse, which strategy '%s' needs; use leaky_relu, silu or another one "
+                     "that has an "
+                     "inverse, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'",
+                     info->name, strategy_table[call->strategy].name);
         return -1;
     }
     if (slope_check(call, info) < 0) return -1;
