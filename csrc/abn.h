@@ -19,13 +19,13 @@
 /* Storage types. Half types are computed in float. Statistics and sums per channel are double. */
 typedef enum { ABN_FLOAT32, ABN_FLOAT64, ABN_FLOAT16, ABN_BFLOAT16, ABN_DTYPES } abn_dtype;
 
-/* What recovers y: nothing, z, or z and the side of the minimum that y is on. */
+/* How backward recovers y: not from z, from z, or from z and the side of the activation's minimum that y is on. */
 typedef enum { ABN_NO_INVERSE, ABN_FROM_Z_ALONE, ABN_FROM_Z_AND_SIDE } abn_inverse;
-/* The parameter of an activation: none, one finite number for all channels, one that is not 0 either, or one for each
- * channel. With ABN_KEEP_Z the number for all channels is positive. */
+/* The parameter of an activation: none; one finite number for all channels; the same, but nonzero; or one number per
+ * channel. With ABN_KEEP_Z a number for all channels must be positive. */
 typedef enum { ABN_NO_PARAM, ABN_ONE_PARAM, ABN_NONZERO_PARAM, ABN_CHANNEL_PARAM } abn_param;
-/* Traits of an activation. ABN_CHEAP: takes few instructions; backward computes y and the slope in both passes instead of
- * storing them. ABN_KINKED: the slope jumps at y = 0. */
+/* Traits of an activation. ABN_CHEAP: takes few instructions; backward computes y and the slope in both passes instead
+ * of storing them. ABN_KINKED: the slope jumps at y = 0. */
 enum { ABN_PLAIN = 0, ABN_CHEAP = 1, ABN_KINKED = 2 };
 
 /* The table of activations. A row: ABN_<NAME>, its name, and the fields of abn_activation_info. Its arithmetic is in
@@ -73,9 +73,9 @@ typedef struct {
     ptrdiff_t batch_stride, channel_stride, spatial_stride;
 } abn_batch;
 
-/* The valid positions of a batch: bit p % 64 of words[p / 64] is set if position p = n*S + s is valid. words == NULL: all
- * are. Bits past the last position are 0. With a mask every operation computes what it would for a batch of the valid
- * positions only; it never reads other positions and writes 0 to them. */
+/* The valid positions of a batch: bit p % 64 of words[p / 64] is set if position p = n*S + s is valid. words == NULL:
+ * all positions are valid. Bits past the last position are 0. With a mask every operation computes what it would for a
+ * batch of the valid positions only; it never reads other positions and writes 0 to them. */
 typedef struct {
     const uint64_t *words;
     ptrdiff_t valid; /* number of set bits */
@@ -110,9 +110,9 @@ typedef struct {
     double *mean, *var, *inv_std; /* var is biased; inv_std = 1 / sqrt(var + eps) */
 } abn_norm;
 
-/* Guarded channels: their xhat cannot be recovered accurately from z and is saved. slot[c] is the channel's index in xhat,
- * or -1. xhat has `count` channels in the layout of the batch, contiguous, in its dtype: (count, N, S) channels-first,
- * (N, S, count) channels-last; with a mask N*S is mask.valid. count == 0: slot and xhat may be NULL. */
+/* Guarded channels: their xhat cannot be recovered accurately from z and is saved. slot[c] is the channel's index in
+ * xhat, or -1. xhat has `count` channels in the layout of the batch, contiguous, in its dtype: (count, N, S)
+ * channels-first, (N, S, count) channels-last; with a mask N*S is mask.valid. count == 0: slot and xhat may be NULL. */
 typedef struct {
     ptrdiff_t count;
     const ptrdiff_t *slot;
@@ -123,10 +123,10 @@ typedef struct {
  * (n*C + c)*S + s channels-first, (n*S + s)*C + c channels-last. (The two are equal if C or S is 1.)
  * With a mask, valid positions are numbered from 0 as one image: N = 1 and S = mask.valid; if S is 1, N = mask.valid.
  *
- * Escaped elements: their xhat cannot be recovered accurately from the kept buffer and is saved. These are elements where
- * the activation is flat or near its minimum, or where the residual is far above the weight; with given statistics, also
- * z that overflows its type though y does not overflow the kernels', and stored xhat that overflows. Sorted by index.
- * Owned by the library: abn_escapes_free. All fields zero: none. */
+ * Escaped elements: their xhat cannot be recovered accurately from the kept buffer and is saved. These are elements
+ * where the activation is flat or near its minimum, or where |residual| is far greater than |weight|; with a residual
+ * or given statistics also where z overflows the storage type but y is finite, or a stored xhat overflows. Sorted by
+ * index. The library allocates; abn_escapes_free frees. All fields zero: no escaped elements. */
 typedef struct {
     ptrdiff_t count;
     int64_t *index;
@@ -170,7 +170,7 @@ size_t abn_branch_mask_bytes(const abn_context *context);
 
 /* ---- the operations --------------------------------------------------------------------------------- */
 
-/* Mean and biased variance of every channel; unchanged if no position is valid. mask may be NULL. */
+/* Mean and biased variance of every channel. Writes nothing if no position is valid. mask may be NULL. */
 abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, const abn_mask *mask, double *mean,
                           double *var);
 
@@ -178,10 +178,10 @@ abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, const 
  *   ABN_KEEP_Z     z is x itself (same data): x is overwritten with z
  *   ABN_KEEP_X     z is another buffer; x is unchanged
  *   ABN_KEEP_XHAT  z is another buffer; x is overwritten with xhat
- * Inputs of context: keep, scheme, activation, its param, residual, mask, branch_mask, norm.{eps,weight,bias}, guard. With
- * `training` the batch's own mean and var are written to norm; otherwise norm.mean and norm.var are inputs too. Outputs:
- * norm.inv_std, statistics_given, kept, escapes.
- * ABN_NO_MEMORY: x may be partly overwritten. (The walk allocates a few hundred KB, most of it before the first write.) */
+ * Inputs of context: keep, scheme, activation, its param, residual, mask, branch_mask, norm.{eps,weight,bias}, guard;
+ * without `training` also norm.{mean,var}. Outputs: norm.inv_std, statistics_given, kept, escapes; with `training` also
+ * norm.{mean,var}, of the batch itself.
+ * ABN_NO_MEMORY: x may be partly overwritten. (Most of the memory, a few hundred KB, is allocated before any write.) */
 abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn_batch *z, abn_context *context,
                        int training);
 
@@ -206,16 +206,16 @@ typedef struct {
 abn_status abn_backward_reduce(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                                const abn_sums *sums);
 
-/* Second step: dx = weight*inv_std * (dy - sums.dy/count - xhat*sums.dy_xhat/count). count == 0 drops the last two terms:
- * the backward of evaluation mode. sums->param is ignored. */
+/* Second step: dx = weight*inv_std * (dy - sums.dy/count - xhat*sums.dy_xhat/count). count == 0 drops the last two
+ * terms: the backward of evaluation mode. sums->param is ignored. */
 abn_status abn_backward_apply(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                               const abn_gradients *to, const abn_sums *sums, double count);
 
-/* Both steps, fused: channels are still in cache for the second one, where they fit. */
+/* Both steps, fused: the second step reads from cache what the first one read from memory, if it fits there. */
 abn_status abn_backward(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                         const abn_gradients *to, const abn_sums *sums, int training);
 
-/* The memory-bandwidth reference of benchmarks.limit: a = a*c + d (b == NULL), or b = b*c + a*d, over contiguous float32. */
+/* a = a*c + d if b == NULL, else b = b*c + a*d, over contiguous float32: benchmarks.limit measures memory bandwidth. */
 void abn_stream(const abn_machine *machine, float *a, float *b, ptrdiff_t count, float c, float d);
 
 #endif

@@ -19,7 +19,7 @@ static double logistic(double y) {
 
 static double softplus(double y) { return clamped(0, INFINITY, y) + log1p(exp(-fabs(y))); }
 
-/* The gate of the activations with a minimum: z = y * gate(y). tanh(softplus(y)) = n / (n + 2), n = e (e + 2), e = exp(y). */
+/* Activations with a minimum: z = y * gate(y). mish: tanh(softplus(y)) = n / (n + 2) with n = e (e + 2), e = exp(y). */
 static double gate(abn_activation activation, double y) {
     switch (activation) {
         case ABN_GELU: return 0.5 * erfc(-y * 0.70710678118654752440);
@@ -48,7 +48,7 @@ static double gate_slope(abn_activation activation, double y) {
     }
 }
 
-/* hardsigmoid */
+/* z of hardsigmoid, and the gate of hardswish: z = y * hard_gate(y). */
 static double hard_gate(double y) { return clamped(0, 6, y + 3) / 6; }
 
 /* elu, celu and selu: z = height * (exp(y * rate) - 1) for y < 0. */
@@ -146,14 +146,14 @@ static double gated_inverse(abn_activation activation, double z, int left) {
 }
 
 double abn_activation_inverse(abn_activation activation, double param, double z, int left) {
-    const int was_rounded = z == 0 && signbit(z); /* -0.0 is the rounded z of a y just below 0 */
+    const int underflowed = z == 0 && signbit(z); /* z = -0.0: y is negative, and z was rounded to zero */
     switch (activation) {
         case ABN_LEAKY_RELU:
-        case ABN_PRELU: return was_rounded ? -DBL_TRUE_MIN : z >= 0 ? z : z / param;
+        case ABN_PRELU: return underflowed ? -DBL_TRUE_MIN : z >= 0 ? z : z / param;
         case ABN_ELU:
         case ABN_CELU:
         case ABN_SELU: {
-            if (was_rounded) return -DBL_TRUE_MIN;
+            if (underflowed) return -DBL_TRUE_MIN;
             if (z >= 0) return activation == ABN_SELU ? z / SELU_SCALE : z;
             const double ratio = clamped(DBL_EPSILON / 2 - 1, INFINITY, z / height(activation, param));
             return log1p(ratio) / rate(activation, param);
@@ -175,11 +175,11 @@ double abn_activation_inverse(abn_activation activation, double param, double z,
     }
 }
 
-/* Near an asymptote the rounding of z hides y. Elements are escaped if the distance of z from the asymptote is below this
- * share of the asymptote's distance from 0. At that limit y and the slope of elu, celu and selu are recovered to about 3e-5
- * (float), 1e-8 (double) or a few units in the last place of a half type. The limit of sigmoid and tanh is closer to the
- * asymptote, since too many elements would be escaped otherwise. */
-static double asymptote(abn_activation activation, abn_dtype dtype) {
+/* Near an asymptote a, z has too few digits to recover y: an element is escaped if |z - a| < margin * |a|. At that
+ * limit y and the slope of elu, celu and selu are recovered to about 3e-5 (float), 1e-8 (double) or a few units in the
+ * last place of a half type. sigmoid and tanh have a smaller margin: with the same one, too many elements would be
+ * escaped. Returns the margin. */
+static double asymptote_margin(abn_activation activation, abn_dtype dtype) {
     static const double one_sided[ABN_DTYPES] = {0x1p-9, 0x1p-24, 0x1p-5, 0x1p-4};
     static const double bounded[ABN_DTYPES] = {0x1p-12, 0x1p-26, 0x1p-7, 0x1p-6};
     return (activation == ABN_TANH || activation == ABN_SIGMOID ? bounded : one_sided)[dtype];
@@ -191,9 +191,9 @@ static double least_size(abn_dtype dtype) {
     return least[dtype];
 }
 
-/* z is flat at the minimum: a rounding error u of z becomes an error u / |y - minimum| of the slope. Elements closer to
- * the minimum than this are escaped: there the error exceeds the rounding of dx to the same type. In float the limit is
- * lower than that, since too many elements would be escaped otherwise. Of N(0,1) numbers 0.1 % (float), 0.001 % (double) and 0.5 to 0.9 % (half types) are closer. */
+/* The activation is flat at its minimum: a rounding error u of z becomes an error u / |y - minimum| of the slope.
+ * Closer than this it exceeds the rounding error of dx, and elements are escaped (in float only still closer ones).
+ * If y is N(0, 1), 0.1 % (float), 0.001 % (double), 0.5 to 0.9 % (half types) of the elements are. */
 static double nearest_to_minimum(abn_dtype dtype) {
     static const double nearest[ABN_DTYPES] = {1.5e-3, 1e-5, 0.014, 0.01};
     return nearest[dtype];
@@ -204,13 +204,13 @@ abn_escape_rule abn_escape_rule_of(abn_activation activation, double param, abn_
     switch (activation) {
         case ABN_ELU:
         case ABN_CELU:
-        case ABN_SELU: rule.below = log(asymptote(activation, dtype)) / rate(activation, param); break;
+        case ABN_SELU: rule.below = log(asymptote_margin(activation, dtype)) / rate(activation, param); break;
         case ABN_TANH:
-            rule.above = atanh(1 - asymptote(activation, dtype));
+            rule.above = atanh(1 - asymptote_margin(activation, dtype));
             rule.below = -rule.above;
             break;
         case ABN_SIGMOID:
-            rule.above = -log(asymptote(activation, dtype));
+            rule.above = -log(asymptote_margin(activation, dtype));
             rule.below = log(least_size(dtype));
             break;
         case ABN_SOFTPLUS: rule.below = log(least_size(dtype)); break;

@@ -1,4 +1,4 @@
-/* The activations one number at a time, in double, and the properties that the operations need. */
+/* Scalar activation functions f in double: z = f(y), derivative, inverse, and the bounds that the operations need. */
 #ifndef ABN_ACTIVATIONS_H
 #define ABN_ACTIVATIONS_H
 
@@ -19,25 +19,25 @@
 double abn_activation_value(abn_activation activation, double param, double y);
 double abn_activation_derivative(abn_activation activation, double param, double y);
 
-/* y from z; `left`: y is left of the minimum (ABN_FROM_Z_AND_SIDE). A z outside the activation's range is clamped to it. */
+/* y from z; `left`: y is left of the minimum (ABN_FROM_Z_AND_SIDE). z is clamped to the range of the activation. */
 double abn_activation_inverse(abn_activation activation, double param, double z, int left);
 
-/* Elements whose y cannot be recovered accurately from the rounded z are in the escape list: y < below, y > above, or
- * |y - minimum| < near. -INFINITY, INFINITY and 0 mean that there are none. */
+/* An element is escaped (abn.h) if y < below, y > above, or |y - minimum| < near: the rounded z does not determine y
+ * accurately there. below = -INFINITY, above = INFINITY or near = 0 disables the condition. */
 typedef struct {
     double below, above, minimum, near;
 } abn_escape_rule;
 
 abn_escape_rule abn_escape_rule_of(abn_activation activation, double param, abn_dtype dtype);
 
-/* The smaller |z| of y = size and y = -size. With a minimum: of y = size and the greatest |z| for -size <= y < 0. */
+/* min(|f(size)|, |f(-size)|). -size is clamped to the minimum of f; softplus and sigmoid take f(0) instead. */
 double abn_activation_least_z(abn_activation activation, double param, double size);
 
 /* The greatest |z| for |y| <= size. */
 double abn_activation_largest_z(abn_activation activation, double param, double size);
 
-/* The error of y recovered from z, near this y, in units of z's relative rounding error. It has no bound at a minimum:
- * closer than `size` to the minimum, the error at that distance is returned. */
+/* |f(y) / f'(y)|: the error of y recovered from z, in units of z's relative rounding error. It is unbounded at a
+ * minimum: for y closer than `size` to the minimum, the error at minimum + size is returned. */
 double abn_activation_error_at(abn_activation activation, double param, double y, double size);
 
 #endif

@@ -44,8 +44,8 @@ static int all(unsigned have, unsigned want) { return (have & want) == want; }
 
 static unsigned ask_features(void) {
     enum { SSE3 = 1, SSSE3 = 1 << 9, FMA = 1 << 12, SSE41 = 1 << 19, SSE42 = 1 << 20, POPCNT = 1 << 23 };
-    enum { OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29 };                         /* leaf 1, c */
-    const unsigned avx2 = 1u << 5, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* leaf 7, b: F DQ BW VL */
+    enum { OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29 };                         /* leaf 1, ecx */
+    const unsigned avx2 = 1u << 5, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* leaf 7, ebx: F DQ BW VL */
     const unsigned long long ymm = 0x6, zmm = 0xe6;
     const unsigned highest = cpuid(0, 0).a;
     const registers basic = cpuid(1, 0);
@@ -69,7 +69,7 @@ static unsigned ask_features(void) { return 0; }
 static unsigned features;
 static abn_caches caches = {512 << 10, 8 << 20};
 
-/* Asking costs microseconds on a virtual machine, too much for every call. */
+/* Queries the processor once: on a virtual machine cpuid takes microseconds, too long for every operation. */
 void abn_initialize(void) {
     abn_watch_forks();
     features = ask_features();

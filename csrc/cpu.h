@@ -20,8 +20,8 @@ typedef struct {
 
 abn_caches abn_cache_sizes(void);
 
-/* Bytes of a strip: twice the second-level cache, which measured fastest. What does not fit there is read from the
- * third level; longer contiguous reads make up for it. */
+/* The size of a strip in bytes: twice the second-level cache, the fastest size measured. The part that does not fit is
+ * read from the third level; longer contiguous reads outweigh that cost. */
 size_t abn_strip_bytes(void);
 
 #endif

@@ -22,7 +22,7 @@ size_t abn_real_size(abn_dtype dtype);
 /* value rounded to real. */
 double abn_round_to_real(abn_dtype dtype, double value);
 
-/* reals[i] = value. Every NaN is stored as the canonical NaN: narrowing to bfloat16 preserves it (kernels/storage.h). */
+/* reals[i] = value. In float, NaN is stored as NAN, whose low 16 bits are 0: kernels/storage.h narrows it to a NaN. */
 void abn_set_real(abn_dtype dtype, void *reals, ptrdiff_t i, double value);
 double abn_get_real(abn_dtype dtype, const void *reals, ptrdiff_t i);
 

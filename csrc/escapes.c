@@ -38,14 +38,14 @@ ptrdiff_t abn_escapes_from(const abn_escapes *escapes, int64_t index) {
 /* Bucket sort: a bucket is BUCKET consecutive indices, sorted by insertion, since lists are almost in order. */
 enum { BUCKET = 4096 };
 
-/* first[b] = the position of the first entry of bucket b. first is zeroed before. */
+/* first[b] = the position of the first entry of bucket b. On entry first[0 .. buckets] are 0. */
 static void count_buckets(const abn_escape_list *lists, int threads, ptrdiff_t *first, ptrdiff_t buckets) {
     for (int t = 0; t < threads; t++)
         for (ptrdiff_t e = 0; e < lists[t].count; e++) first[lists[t].entries[e].index / BUCKET + 1]++;
     for (ptrdiff_t b = 0; b < buckets; b++) first[b + 1] += first[b];
 }
 
-/* Inserts an entry into its bucket, whose entries so far are [begin, *end). */
+/* Inserts an entry into its bucket, which occupies [begin, *end), and increments *end. */
 static void insert(abn_escapes *escapes, ptrdiff_t begin, ptrdiff_t *end, abn_escape entry) {
     ptrdiff_t at = (*end)++;
     for (; at > begin && escapes->index[at - 1] > entry.index; at--) {

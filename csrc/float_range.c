@@ -21,7 +21,7 @@ int abn_squares_fit(abn_dtype dtype, double var, double eps) {
 }
 
 int abn_correction_fits(abn_dtype dtype, double xhat_factor, double offset, double count) {
-    /* Below half a unit in the last place of FLT_MAX: adding it to a float rounds back to a float. */
+    /* Less than half a unit in the last place of FLT_MAX: FLT_MAX + limit rounds to FLT_MAX. */
     const double limit = FLT_MAX * 0x1p-26;
     const double largest = fabs(xhat_factor) * sqrt(count) + fabs(offset); /* |xhat| <= sqrt(count) */
     return dtype == ABN_FLOAT64 || !(isfinite(largest) && largest > limit);

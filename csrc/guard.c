@@ -2,12 +2,12 @@
  *
  *     xhat = (y - bias - residual) / weight
  *
- * multiplies the error by |y / weight|, and by more where the activation is flat. The relative error of a subnormal z is
+ * multiplies the error by |y / weight|, and by more where the activation is flat. The relative error of subnormal z is
  * greater, and a z that overflows holds no information. A channel is guarded, its xhat saved, if weight and bias alone
- * make the error too large, or the residual does so in many of its elements. Other elements are escaped one by one.
+ * make the error too large, or if the residual does in many elements. Otherwise, single elements are escaped.
  *
- * Of m numbers with mean 0 and variance 1 none exceeds sqrt(m). With given statistics xhat has no bound: there, and with a
- * residual, elements escape if z, or a stored xhat, overflows the storage type. */
+ * Of m numbers with mean 0 and variance 1 none exceeds sqrt(m). With given statistics xhat has no bound: there, and
+ * with a residual, elements escape if z, or a stored xhat, overflows the storage type. */
 #include "guard.h"
 
 #include <float.h>
@@ -17,9 +17,9 @@
 #include "valid.h"
 
 typedef struct {
-    double most_bias;       /* greatest |bias / weight| with an error of a small multiple of u */
-    double smallest_normal; /* below, z is subnormal */
-    double largest;         /* z up to which neither z nor 1 / weight overflows */
+    double most_bias;       /* greatest |bias / weight| with which the error of xhat is a small multiple of u */
+    double smallest_normal; /* smaller |z| are subnormal */
+    double largest;         /* |z| up to which neither z nor 1 / weight overflows */
     double inverse_error;   /* absolute error of y from kernels/gated.h and curves.h, in units of u */
 } limits;
 
@@ -54,7 +54,7 @@ double abn_residual_limit(abn_dtype dtype, double weight, double bias) {
 
 abn_escape_rule abn_escape_rule_for(const abn_context *context, int training) {
     const abn_dtype dtype = context->kept.dtype;
-    const double most = 0.9 * abn_largest_of(dtype); /* room for the slope of selu, 1.05 */
+    const double most = 0.9 * abn_largest_of(dtype); /* selu: z = 1.05 * y for y > 0 */
     abn_escape_rule rule = abn_escape_rule_of(context->activation, context->activation_param, dtype);
     if (training && !context->residual.data) return rule;
     const double steepest = fmax(1, abn_slopes_left_of_zero(context).highest);
@@ -83,7 +83,7 @@ static int is_recoverable(const abn_context *context, ptrdiff_t channel, abn_esc
     return bias - size >= rule.below && bias + size <= rule.above;
 }
 
-/* True if the residual is above its limit in an eighth of the channel's elements, judged by samples in few cache lines. */
+/* True if |residual| is above its limit in more than an eighth of the elements sampled, in few cache lines. */
 static int residual_dominates(const abn_context *context, ptrdiff_t channel) {
     const abn_batch *residual = &context->residual;
     const ptrdiff_t count = residual->batch * residual->spatial;
@@ -115,7 +115,7 @@ ptrdiff_t abn_guard_channels(const abn_context *context, ptrdiff_t *slot) {
     return count;
 }
 
-/* The neighbour above or below of a float16 or bfloat16. */
+/* The next greater (up) or next smaller float16 or bfloat16. */
 static uint16_t next_half(uint16_t half, int up) {
     if ((half & 0x7fff) == 0) return up ? 0x0001 : 0x8001;
     return (uint16_t)((half < 0x8000) == up ? half + 1 : half - 1);

@@ -1,4 +1,4 @@
-/* Which channels must be guarded, and which elements escaped: those whose xhat cannot be recovered accurately from z. */
+/* Which channels must be guarded and which elements escaped, because z does not determine xhat accurately (abn.h). */
 #ifndef ABN_GUARD_H
 #define ABN_GUARD_H
 
@@ -9,7 +9,7 @@
 /* Elements with a greater |residual| are escaped. */
 double abn_residual_limit(abn_dtype dtype, double weight, double bias);
 
-/* The elements to escape; training: with the batch's own statistics rather than given ones. */
+/* The rule for which elements are escaped. training: nonzero if the statistics are the batch's own, 0 if given. */
 abn_escape_rule abn_escape_rule_for(const abn_context *context, int training);
 
 static inline int abn_is_escaped(abn_escape_rule rule, double y) {
@@ -21,8 +21,8 @@ static inline int abn_can_escape(abn_escape_rule rule) {
     return rule.below > -INFINITY || rule.above < INFINITY || rule.near > 0;
 }
 
-/* Backward of a guarded channel computes the sign of y = weight * xhat + bias from the stored float16 or bfloat16 xhat. If
- * rounding xhat changed that sign, replaces it by its neighbour that gives the sign of y. */
+/* Backward of a guarded channel computes the sign of y = weight * xhat + bias from the stored float16 or bfloat16 xhat.
+ * If rounding xhat changed that sign, replaces xhat by the adjacent number with which the sign is that of y. */
 void abn_settle_sign(abn_dtype dtype, void *xhat, double weight, double bias, double y);
 
 /* The activation's parameter of a channel. */

@@ -28,7 +28,7 @@ static inline uint16_t abn_float_to_bfloat16(float f) {
 static inline float abn_float16_to_float(uint16_t h) {
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
     if (rest >= 0x7c00) return abn_bits_to_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-    /* A float16 read as a float with 112 less in its exponent: one multiplication also mends subnormals. */
+    /* rest << 13 is the float whose exponent is 112 too small. Multiplying by 2^112 is right for subnormals too. */
     return abn_bits_to_float(sign | abn_float_to_bits(abn_bits_to_float(rest << 13) * 0x1p112f));
 }
 

@@ -15,11 +15,11 @@
 
 enum { SAMPLE = 8 };
 
-/* If mean(d)^2 exceeds this many variances, the subtraction loses too many digits of a float sum. */
+/* If mean(d)^2 exceeds this multiple of var, the subtraction loses too many digits of a float sum. */
 static const double FAR_FROM_CENTRE = 4;
 
-/* The mean of the first valid elements: SAMPLE of one image, or of several images if S < SAMPLE. Where the layout allows,
- * they are in one or two cache lines. */
+/* The mean of the first valid elements: SAMPLE of one image, or of several images if S < SAMPLE. Where the layout
+ * allows, they are in one or two cache lines. */
 static double sample_mean(const abn_operation *op, ptrdiff_t channel) {
     const abn_batch *x = &op->source;
     const ptrdiff_t wanted = x->spatial < SAMPLE ? (SAMPLE + x->spatial - 1) / x->spatial * x->spatial : SAMPLE;
@@ -44,7 +44,7 @@ void abn_moments_sums(const abn_operation *op, const abn_tile *tile, const abn_s
     op->kernels->moments(tile, &around, partial);
 }
 
-/* Two passes in double, over a channel whose squares leave the range of float or that is not finite. */
+/* Two passes in double: for channels whose squares overflow or underflow in float, or whose sums are not finite. */
 static void exact_moments(const abn_operation *op, ptrdiff_t channel, double *mean, double *var) {
     const abn_batch *x = &op->source;
     double sum = 0, squares = 0;
@@ -81,7 +81,7 @@ int abn_moments_finish(abn_operation *op, abn_moments moments, ptrdiff_t channel
 }
 
 typedef struct {
-    abn_operation op; /* first: steps cast abn_operation * back */
+    abn_operation op; /* must be first: steps cast abn_operation * to this type */
     abn_moments moments;
 } statistics_operation;
 

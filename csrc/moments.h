@@ -4,7 +4,7 @@
 
 #include "operation.h"
 
-/* Results, arrays over all channels. eps is what the caller will add to var. */
+/* Results: arrays over all channels. eps: the caller adds it to var. */
 typedef struct {
     double *mean, *var;
     double eps;

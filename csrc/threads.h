@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* body(argument, thread, threads) on each of `threads` threads, or on fewer when the system gives fewer. */
+/* Calls body(argument, thread, threads) on each of `threads` threads, or on fewer if the system provides fewer. */
 typedef void abn_body(void *argument, int thread, int threads);
 void abn_parallel(int threads, abn_body *body, void *argument);
 
