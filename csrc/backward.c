@@ -3,8 +3,8 @@
  *     w = xhat, or weight * xhat (ABN_SCHEME_II)      dx = (dy + w * w_factor + offset) * dx_factor
  *
  * Cheap activations (ABN_CHEAP) have kernels for whole tiles. Other activations, and batches with a residual or escaped
- * elements, are computed segment by segment, in arrays in first-level cache, where saved xhat replace those of escaped
- * elements. ABN_EXACT channels: backward_exact.c. */
+ * elements, are computed segment by segment, in arrays in first-level cache; escaped elements take their saved xhat
+ * there. ABN_EXACT channels: backward_exact.c. */
 #include <math.h>
 #include <stdint.h>
 
@@ -28,7 +28,7 @@ static int is_scaled(const abn_backward_operation *b, ptrdiff_t channel) {
 static void set_source_constants(abn_backward_operation *b, ptrdiff_t c) {
     const abn_norm *norm = &b->context->norm;
     const double weight = norm->weight[c], bias = norm->bias[c];
-    double centre = 0, scale = 1, shift = 0;
+    double centre = 0, scale = 1, shift = 0; /* w = (x - centre) * scale + shift, or w = y * scale + shift */
     if (b->context->keep == ABN_KEEP_X) {
         centre = abn_round_to_real(b->op.source.dtype, norm->mean[c]);
         scale = norm->inv_std[c];
@@ -80,14 +80,14 @@ static void begin(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
 
 /* ---- segment by segment ------------------------------------------------------------------------------------- */
 
-/* Arrays of w and activation'(y) of a segment. */
+/* Arrays of w and activation'(y), one entry per element of a segment. */
 typedef struct {
     void *w, *slopes;
 } recovered;
 
-enum { SLOPE_BY_Y, SLOPE_BY_PARAM }; /* the derivative of the activation by y, or by its parameter */
+enum { SLOPE_BY_Y, SLOPE_BY_PARAM }; /* derivative with respect to y, or to the parameter */
 
-/* Overwrites w and slopes of escaped elements with those of their saved xhat. */
+/* Recomputes w and slopes of escaped elements from their saved xhat. */
 static void put_escapes(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment,
                         int slope, recovered to) {
     const abn_context *context = b->context;
@@ -122,7 +122,7 @@ static void from_z(const abn_backward_operation *b, const abn_channel_run *run, 
     if (context->escapes.count > 0) put_escapes(b, run, segment, slope, to);
 }
 
-/* w and slopes from x or xhat. `slopes` holds y in between. */
+/* w and slopes from x or xhat. `slopes` first holds y, then the slopes. */
 static void from_x(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment, int slope,
                    abn_workspace *workspace, recovered to) {
     const abn_input source = run->flags & ABN_GUARDED ? segment->xhat : segment->tile.source;
@@ -145,7 +145,7 @@ static recovered in_scratch(const abn_operation *op, abn_output scratch) {
                        (char *)scratch.data + op->scratch_offset * (ptrdiff_t)abn_real_size(op->source.dtype)};
 }
 
-/* Computes w and slopes of each segment of a channel run, then adds to the sums in `partial`, or, if it is NULL, dx. */
+/* Computes w and slopes of each segment, and from them the sums, added to `partial`, or, if that is NULL, dx. */
 static void for_each_segment(const abn_backward_operation *b, const abn_channel_run *run, void *partial, int slope) {
     const abn_operation *op = &b->op;
     const abn_segment_kernels *kernels = &op->kernels->segment;
@@ -155,7 +155,7 @@ static void for_each_segment(const abn_backward_operation *b, const abn_channel_
         const int has_scratch = tile->scratch.data && slope == SLOPE_BY_Y;
         const recovered at = has_scratch ? in_scratch(op, tile->scratch) : (recovered){workspace.y, workspace.slope};
         if (!partial && has_scratch)
-            ; /* computed by sums */
+            ; /* the step sums left w and slopes in scratch */
         else if (run->flags & ABN_GUARDED || b->from == ABN_FROM_X)
             from_x(b, run, &segment, slope, &workspace, at);
         else
@@ -176,16 +176,16 @@ static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, cons
     abn_backward_operation *b = (abn_backward_operation *)op;
     for (ptrdiff_t i = 0; i < channels; i++) {
         const ptrdiff_t c = channel + i;
-        const int was_finite = isfinite(b->context->norm.inv_std[c]); /* otherwise double does not help */
-        const int exactly = was_finite && !(isfinite(first[i]) && isfinite(second[i]));
+        const int can_be_finite = isfinite(b->context->norm.inv_std[c]); /* otherwise double does not help either */
+        const int exact = can_be_finite && !(isfinite(first[i]) && isfinite(second[i]));
         abn_exact_sums sums = {first[i], is_scaled(b, c) ? second[i] / b->context->norm.weight[c] : second[i],
                                first[i]};
-        if (exactly && !b->sums_are_given) sums = abn_backward_exact_sums(b, c);
+        if (exact && !b->sums_are_given) sums = abn_backward_exact_sums(b, c);
         if (resumming) {
             b->sums.param[c] = sums.param;
             continue;
         }
-        if (exactly) op->channel_flags[c] |= ABN_EXACT;
+        if (exact) op->channel_flags[c] |= ABN_EXACT;
         if (!b->sums_are_given) {
             b->sums.dy[c] = sums.dy;
             b->sums.dy_xhat[c] = sums.dy_xhat;
@@ -195,8 +195,8 @@ static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, cons
     return b->sums.param != NULL && !resumming;
 }
 
-/* Adds each channel run to the sums in `partial`, or, if it is NULL, computes dx. The source of guarded channels is their
- * saved xhat. */
+/* Channel run by channel run: adds to the sums in `partial` or, if that is NULL, computes dx. The source of guarded
+ * channels is their saved xhat. */
 static void for_each_run(const abn_backward_operation *b, const abn_tile *tile, const abn_span *span,
                          const abn_constants *constants, void *partial, int slope) {
     const abn_operation *op = &b->op;
@@ -232,7 +232,7 @@ static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span,
     for_each_run((const abn_backward_operation *)op, tile, span, constants, NULL, SLOPE_BY_Y);
 }
 
-/* True if inverting an activation twice costs more than storing y and the slope and reading them back. */
+/* True if computing w and the slopes twice, in sums and in apply, costs more than storing and reloading them. */
 static int is_worth_scratch(const abn_backward_operation *b) {
     const int cheap = abn_activation_table[b->context->activation].traits & ABN_CHEAP;
     const abn_dtype dtype = b->context->kept.dtype;

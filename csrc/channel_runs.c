@@ -4,11 +4,11 @@
 
 #include "element.h"
 
-/* The number of channels from `channel` on with equal flags. */
+/* The length of the channel run that begins at `channel`, a channel of the span. */
 static ptrdiff_t run_length(const abn_operation *op, const abn_span *span, ptrdiff_t channel) {
     const unsigned char *flags = op->channel_flags + span->channel;
     ptrdiff_t count = 1;
-    if (flags[channel] & ABN_GUARDED && op->positions_per_channel > 1) return 1; /* xhat is not laid out by image */
+    if (flags[channel] & ABN_GUARDED && op->positions_per_channel > 1) return 1; /* xhat is not stored by image */
     while (channel + count < span->channels && flags[channel + count] == flags[channel]) count++;
     return count;
 }
@@ -23,15 +23,15 @@ static abn_tile entries_of_tile(const abn_operation *op, const abn_tile *tile, p
 
 int abn_next_channel_run(const abn_operation *op, const abn_guard *guard, const abn_tile *tile, const abn_span *span,
                          const abn_constants *constants, abn_channel_run *run) {
-    const int joins = op->layout == ABN_COLUMNS && op->positions_per_channel == 1;
-    const ptrdiff_t all = joins ? tile->length : span->channels, channel = run->next % span->channels;
-    if (run->next == all) return 0;
+    const int columns_are_channels = op->layout == ABN_COLUMNS && op->positions_per_channel == 1;
+    const ptrdiff_t end = columns_are_channels ? tile->length : span->channels, channel = run->next % span->channels;
+    if (run->next == end) return 0;
     ptrdiff_t channels = run_length(op, span, channel);
     run->span = *span;
     run->span.channel += channel;
     run->span.channels = channels;
-    if (joins) run->span.from += run->next / span->channels;
-    if (channels == span->channels) channels = all; /* all positions of a joined row at once */
+    if (columns_are_channels) run->span.from += run->next / span->channels;
+    if (channels == span->channels) channels = end; /* all positions of a joined row at once */
     run->flags = op->channel_flags[run->span.channel];
     run->offset = run->next * op->positions_per_channel;
     run->tile = entries_of_tile(op, tile, run->offset, channels * op->positions_per_channel);

@@ -1,4 +1,4 @@
-/* A tile as channel runs, and a channel run as segments. */
+/* Iterators: over the channel runs of a tile, and over the segments of a channel run (operation.h). */
 #ifndef ABN_CHANNEL_RUNS_H
 #define ABN_CHANNEL_RUNS_H
 
@@ -11,12 +11,12 @@ typedef struct {
     abn_span span;
     abn_constants constants;
     ptrdiff_t offset; /* rows (ABN_ROWS) or columns of the whole tile before this run */
-    ptrdiff_t next;   /* the first channel after this run, counted through a joined row */
-    unsigned flags;   /* of all its channels: op->channel_flags */
+    ptrdiff_t next;   /* where the next run begins: channel, or position * channels + channel in a joined row */
+    unsigned flags;   /* op->channel_flags, the same for all its channels */
     abn_input xhat;   /* ABN_GUARDED: their saved xhat; else data == NULL */
 } abn_channel_run;
 
-/* Moves `run` on to the next run of `tile`, the tile of `span`. Start with a zeroed run. Returns 0 past the last one. */
+/* Moves `run` on to the next run of `tile`, the tile of `span`. Start with a zeroed run. Returns 0 after the last. */
 int abn_next_channel_run(const abn_operation *op, const abn_guard *guard, const abn_tile *tile, const abn_span *span,
                          const abn_constants *constants, abn_channel_run *run);
 
@@ -25,13 +25,13 @@ typedef struct {
     abn_tile tile; /* of one row */
     abn_input xhat;
     abn_constants constants;
-    ptrdiff_t row, column;    /* of the run: where the segment begins */
-    ptrdiff_t partial_offset; /* rows (ABN_ROWS) or columns of the whole tile before it */
-    ptrdiff_t next;           /* the column after it */
-    int64_t index;            /* of its first element: abn.h */
+    ptrdiff_t row, column;    /* where the segment begins in the run */
+    ptrdiff_t partial_offset; /* rows (ABN_ROWS) or columns of the whole tile before the segment */
+    ptrdiff_t next;           /* the column after the segment */
+    int64_t index;            /* of its first element in per-element side data (abn.h) */
 } abn_segment;
 
-/* Arrays that a segment is computed in: of reals, with room for either type. */
+/* Working arrays for one segment. y, slope and param hold reals: float or double (element.h). */
 typedef struct {
     _Alignas(64) double y[ABN_SEGMENT + ABN_PADDING];
     _Alignas(64) double slope[ABN_SEGMENT + ABN_PADDING];

@@ -1,7 +1,7 @@
 /* x -> z: moments, constants, and one pass that writes z, and xhat where it is saved.
  *
- * Cheap activations (ABN_CHEAP) have kernels for whole tiles. Other activations, and tiles with elements that may escape,
- * are computed segment by segment, in arrays in first-level cache. ABN_EXACT channels: forward_exact.c. */
+ * Cheap activations (ABN_CHEAP) have kernels for whole tiles. Other activations, and tiles with elements that may
+ * escape, are computed segment by segment, in arrays in first-level cache. ABN_EXACT channels: forward_exact.c. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -19,7 +19,7 @@
 
 /* ---- constants ------------------------------------------------------------------------------------------ */
 
-/* Adding 0.0 avoids -0.0, and with it a y of -0.0: backward treats z = -0.0 as y < 0. */
+/* Adding 0.0 turns a shift of -0.0 into 0.0, so that y is never -0.0: backward treats z = -0.0 as y < 0. */
 static void set_shift(abn_forward_operation *f, ptrdiff_t channel, double shift) {
     abn_set_constant(&f->op, ABN_SHIFT, channel, shift + 0.0);
 }
@@ -46,7 +46,7 @@ static void set_constants(abn_forward_operation *f, ptrdiff_t channel, ptrdiff_t
 }
 
 /* The constants that do not depend on the statistics. */
-static void set_given_constants(abn_forward_operation *f) {
+static void set_fixed_constants(abn_forward_operation *f) {
     const abn_context *context = f->context;
     if (context->residual.data) f->op.apply_constants |= 1 << ABN_RESIDUAL_LIMIT;
     if (context->channel_param) f->op.apply_constants |= 1 << ABN_PARAM;
@@ -94,7 +94,7 @@ static abn_constants constants_of_y(const abn_forward_operation *f, abn_constant
 
 /* ---- segment by segment ----------------------------------------------------------------------------------- */
 
-/* Adds the elements whose bits are set in `escaped` to the list. x is still in place. */
+/* Adds the elements whose bits are set in `escaped` to the list. Reads x: call before it is overwritten. */
 static void push_escapes(const abn_forward_operation *f, const abn_channel_run *run, const abn_segment *segment,
                          const uint64_t *escaped, abn_escape_list *list) {
     for (ptrdiff_t word = 0; word * 64 < segment->tile.length; word++) {
@@ -107,7 +107,7 @@ static void push_escapes(const abn_forward_operation *f, const abn_channel_run *
     }
 }
 
-/* True if backward recovers xhat from z, so that elements may escape. */
+/* True if backward recovers xhat of this run from z, and some of its elements may have to be escaped. */
 static int is_recovered_from_z(const abn_forward_operation *f, const abn_channel_run *run) {
     return f->escape_lists && f->context->keep == ABN_KEEP_Z && !(run->flags & ABN_GUARDED);
 }
@@ -124,7 +124,7 @@ static void settle_signs(const abn_forward_operation *f, const abn_channel_run *
     }
 }
 
-/* Stores xhat of a segment, over x or in the guard. Elements that overflow the storage type escape. */
+/* Stores xhat of a segment, over x or in the guard. Elements whose xhat overflows the storage type are escaped. */
 static void save_xhat(const abn_forward_operation *f, const abn_channel_run *run, const abn_segment *segment,
                       abn_escape_list *list, abn_workspace *workspace) {
     const abn_segment_kernels *kernels = &f->op.kernels->segment;
@@ -179,7 +179,7 @@ static void compute_y(const abn_forward_operation *f, const abn_channel_run *run
     if (residual) kernels->add(residual, n, workspace->y);
 }
 
-/* Computes a channel run from its element number `done` on. saves_xhat: stores xhat as well. */
+/* Computes z of a channel run, except for its first `done` elements. saves_xhat: stores xhat as well. */
 static void apply_to_segments(const abn_forward_operation *f, const abn_channel_run *run, ptrdiff_t done,
                               abn_escape_list *list, int saves_xhat) {
     const abn_operation *op = &f->op;
@@ -192,7 +192,7 @@ static void apply_to_segments(const abn_forward_operation *f, const abn_channel_
         if (saves_xhat) save_xhat(f, run, &segment, list, &workspace);
         compute_y(f, run, &segment, list, first, &workspace);
         if (settles_signs(f, run)) settle_signs(f, run, &segment, &workspace);
-        /* Whole vectors of reals are written directly. */
+        /* Without conversion or padding, z is written directly, else by way of the workspace. */
         void *z = is_real && n % ABN_PADDING == 0 ? tile->destination.data : workspace.y;
         op->set->activations->of[f->context->activation].value(workspace.y, z, n,
                                                                abn_segment_param(op, f->context, &segment, &workspace));
@@ -211,7 +211,7 @@ static void write_xhat(const abn_forward_operation *f, const abn_channel_run *ru
     f->identity->apply(&tile, &constants);
 }
 
-/* Returns how many elements were computed: all, or those before a residual above its limit. */
+/* Returns how many elements were computed: all, or some of those before the first |residual| above its limit. */
 static ptrdiff_t apply_whole_tile(const abn_forward_operation *f, const abn_tile *tile,
                                   const abn_constants *constants) {
     if (f->op.residual.data) return f->tile_kernels->apply_residual(tile, constants);
@@ -246,22 +246,22 @@ enum {
     OF_XHAT = 1 << ABN_XHAT_SCALE | 1 << ABN_XHAT_SHIFT | 1 << ABN_ZERO,
 };
 
-/* Sets kernels and given constants; after abn_walk_open. */
+/* Chooses kernels and sets the constants that do not depend on the statistics. Call after abn_walk_open. */
 static void choose_kernels(abn_forward_operation *f) {
     const abn_tile_kernels *of = f->op.kernels->of;
     const abn_tile_kernels *whole = &of[f->context->activation];
     const int may_escape = f->context->keep == ABN_KEEP_Z && abn_can_escape(f->rule);
     f->identity = &of[ABN_IDENTITY];
-    /* abn_recompute replaces escaped elements in segments */
+    /* Escaped elements of a recompute are replaced segment by segment. */
     f->tile_kernels = may_escape || f->context->escapes.count > 0 || !whole->apply ? NULL : whole;
-    set_given_constants(f);
+    set_fixed_constants(f);
 }
 
 static double largest_xhat(const abn_context *context) {
     return context->statistics_given ? abn_largest_of(context->kept.dtype) : INFINITY;
 }
 
-/* Walks, and gathers the escaped elements of all threads into the context. */
+/* Runs the walk, and gathers the escaped elements of all threads into the context. */
 static abn_status walk_with_escapes(abn_forward_operation *f, int threads) {
     abn_context *context = f->context;
     const abn_batch *kept = &context->kept;
@@ -315,8 +315,8 @@ static void begin_recompute(abn_operation *op, ptrdiff_t channel, ptrdiff_t chan
     set_constants((abn_forward_operation *)op, channel, channels);
 }
 
-/* Uses the same kernels for every element as abn_forward: if two NaN are added, the compiler chooses per kernel which of
- * them is the result. Several threads may recompute from one context: it is read only. */
+/* Uses the same kernels for every element as abn_forward: if two NaN are added, the compiler chooses per kernel which
+ * of them is the result. Several threads may recompute from one context: it is read only. */
 abn_status abn_recompute(const abn_machine *machine, const abn_context *context, const abn_batch *z) {
     abn_context same = *context;
     abn_forward_operation f = {

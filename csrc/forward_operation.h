@@ -1,4 +1,4 @@
-/* The forward as an operation, for its two implementations: by kernels (forward.c), and in double (forward_exact.c). */
+/* The forward as an operation, shared by its implementations: kernels (forward.c) and double (forward_exact.c). */
 #ifndef ABN_FORWARD_OPERATION_H
 #define ABN_FORWARD_OPERATION_H
 
@@ -9,13 +9,13 @@
 #include "guard.h"
 
 typedef struct {
-    abn_operation op; /* first: steps cast abn_operation * back */
+    abn_operation op; /* must be first: steps cast abn_operation * to this type */
     abn_context *context;
     const abn_tile_kernels *identity;     /* writes xhat of whole tiles */
     const abn_tile_kernels *tile_kernels; /* NULL: the activation is computed segment by segment */
     abn_escape_rule rule;
-    abn_escape_list *escape_lists; /* one per thread; NULL: no element can escape */
-    double largest_xhat;           /* larger ones are escaped; INFINITY if the batch's own statistics bound xhat */
+    abn_escape_list *escape_lists; /* one per thread; NULL: no element can be escaped */
+    double largest_xhat;           /* larger |xhat| are escaped; INFINITY: the batch's own statistics bound xhat */
     int recomputing;               /* abn_recompute: the context is read only */
 } abn_forward_operation;
 
@@ -29,7 +29,7 @@ static inline int abn_needs_settled_sign(const abn_forward_operation *f) {
            abn_dtype_size(f->op.source.dtype) == sizeof(uint16_t);
 }
 
-/* abn_settle_sign of the i-th element of a segment of a guarded channel. */
+/* Applies abn_settle_sign to the saved xhat of the i-th element of a segment; its channel is guarded. */
 static inline void abn_settle_sign_at(const abn_forward_operation *f, const abn_segment *segment, ptrdiff_t channel,
                                       ptrdiff_t i, double y) {
     const abn_operation *op = &f->op;

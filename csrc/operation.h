@@ -8,8 +8,8 @@
  * How a batch is divided, from large to small:
  *
  *     batch        N x C x S elements
- *     strip        neighbouring channels of the whole batch: one thread takes them through sums and apply while they
- *                  are in cache
+ *     strip        neighbouring channels of the whole batch: one thread runs sums and apply on them while they are in
+ *                  cache
  *     chunk        the images or positions of a strip that are summed together; the chunks' sums are added in order,
  *                  in double, so results do not depend on how chunks are distributed over threads
  *     span, tile   the unit of one call of a step: part of a chunk. A span is its coordinates (channels, images,
@@ -33,7 +33,7 @@
 #include "kernels/kernels.h"
 
 /* Channels [channel, channel + channels) of images [image, image + images), positions [from, from + count) of each.
- * With a mask, steps of an operation get positions that number the valid ones from 0 (abn.h). */
+ * With a mask, an operation's steps get spans whose positions number the valid positions from 0 (abn.h). */
 typedef struct {
     ptrdiff_t channel, channels, image, images, from, count;
 } abn_span;
@@ -62,16 +62,16 @@ struct abn_operation {
     abn_mask mask;
     unsigned sums_constants, apply_constants; /* bit 1 << ABN_...: the constants that a step reads */
 
-    /* Steps; NULL: nothing to do. finish returns nonzero if the sums must be computed a second time, with other constants
-     * or of other terms; it does so at most once (resumming is 0 the first time and 1 the second). */
+    /* Steps; NULL: nothing to do. finish returns nonzero if the sums must be computed a second time, with other
+     * constants or of other terms; it does so at most once (resumming is 0 the first time and 1 the second). */
     void (*begin)(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels);
     abn_sums_step *sums;
     int (*finish)(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, const double *first, const double *second,
                   int resumming);
     abn_apply_step *apply;
 
-    /* True if sums should leave two numbers per element for apply, where the same thread visits the tile again while it is
-     * in cache. The walk then sets tile.scratch (scratch.h). Only for storage types equal to real. */
+    /* True if sums should store two numbers per element for apply to reuse. The walk then sets tile.scratch (scratch.h)
+     * if the same thread visits the tile again while it is in cache. Only for storage types equal to real. */
     int wants_scratch;
     ptrdiff_t scratch_offset; /* from the first number of an element to its second; set by abn_scratch_open */
 
@@ -81,16 +81,16 @@ struct abn_operation {
     int layout;                        /* ABN_ROWS or ABN_COLUMNS */
     int threads;
     ptrdiff_t per_channel; /* elements of a channel; with a mask: valid ones */
-    ptrdiff_t positions;   /* of an image, as numbered in spans; with a mask: all valid ones */
+    ptrdiff_t positions;   /* per image, as numbered in spans; with a mask all valid ones are one image (abn.h) */
     /* The columns of an ABN_COLUMNS tile:
      *   positions_per_channel > 1: channels-first. A row is an image; each channel has that many neighbouring columns.
-     *   positions_per_row > 1:     channels-last. A row is that many positions, each with all channels of the span.
+     *   positions_per_row > 1:     channels-last. A joined row: that many positions, each with the span's channels.
      *   both 1:                    channels-last. A row is a position, a column is a channel. */
     ptrdiff_t positions_per_channel, positions_per_row;
     void *constants[ABN_CONSTANTS]; /* a real per channel, padded */
     unsigned char *channel_flags;   /* ABN_GUARDED, ABN_EXACT */
 
-    /* With a mask: the steps that abn_mask_open replaced, and how many valid positions precede each block of positions. */
+    /* With a mask: the steps that abn_mask_open replaced, and how many valid positions precede each block (mask.c). */
     struct {
         abn_sums_step *sums;
         abn_apply_step *apply;
@@ -98,10 +98,10 @@ struct abn_operation {
     } unmasked;
 };
 
-/* The constants of channels from `channel` on. */
+/* The constants of `channel` and of the channels after it. */
 abn_constants abn_constants_from(const abn_operation *op, ptrdiff_t channel);
 
-/* The constants of a tile's rows (ABN_ROWS) or columns (ABN_COLUMNS) from `entries` on. */
+/* The constants of a tile without its first `entries` rows (ABN_ROWS) or columns (ABN_COLUMNS). */
 abn_constants abn_constants_moved(const abn_operation *op, const abn_constants *constants, ptrdiff_t entries);
 
 void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double value);
