@@ -1,8 +1,8 @@
 #include "layout.h"
 
 enum {
-    MIN_ROW = 256,   /* channels-last rows with fewer columns are joined up to this */
-    SHORT_ROW = 512, /* channels-first rows up to this length become columns, with images as rows ... */
+    MIN_ROW = 256,   /* channels-last: positions are joined into rows of up to this many columns */
+    SHORT_ROW = 512, /* channels-first: up to this S, a tile has images as rows and channels as columns ... */
     MIN_IMAGES = 4,  /* ... if there are at least this many images */
 };
 
@@ -23,10 +23,10 @@ static int positions_are_contiguous(const abn_batch *b) { return b->data == NULL
 /* Channels-first: True if there are no gaps between channels. */
 static int channels_are_contiguous(const abn_batch *b) { return b->data == NULL || b->channel_stride == b->spatial; }
 
-/* True if the positions of a channel are neighbours. */
+/* True if the positions of a channel are adjacent in memory. */
 static int has_rows(const abn_batch *b) { return b->data == NULL || b->spatial <= 1 || b->spatial_stride == 1; }
 
-/* True if the channels of a position are neighbours. */
+/* True if the channels of a position are adjacent in memory. */
 static int has_columns(const abn_batch *b) { return b->data == NULL || b->channels <= 1 || b->channel_stride == 1; }
 
 static int all_of(abn_operation *op, int (*property)(const abn_batch *)) {
@@ -39,7 +39,7 @@ void abn_choose_layout(abn_operation *op) {
     op->positions_per_channel = op->positions_per_row = 1;
     op->layout = ABN_COLUMNS;
     if (all_of(op, has_rows) && !(spatial <= 1 && all_of(op, has_columns))) {
-        /* Not with a mask: it may differ between images, and all images of a tile share their columns. */
+        /* Not with a mask: a tile has the same columns in all its rows, but valid positions differ between images. */
         if (spatial <= SHORT_ROW && op->source.batch >= MIN_IMAGES && !op->mask.words &&
             all_of(op, channels_are_contiguous))
             op->positions_per_channel = spatial;

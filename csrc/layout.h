@@ -1,4 +1,4 @@
-/* Whether the rows or the columns of a tile are channels. */
+/* Chooses whether the rows (ABN_ROWS) or the columns (ABN_COLUMNS) of a tile are channels. */
 #ifndef ABN_LAYOUT_H
 #define ABN_LAYOUT_H
 

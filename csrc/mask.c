@@ -27,7 +27,7 @@ enum {
 /* The arguments of one call of a step. */
 typedef struct {
     const abn_operation *op;
-    abn_operation *writable; /* apply: equals op; sums: NULL */
+    abn_operation *writable; /* op in the step apply; NULL in the step sums */
     const abn_tile *tile;
     const abn_span *span;
     const abn_constants *constants;
@@ -36,12 +36,12 @@ typedef struct {
     ptrdiff_t capacity; /* positions that may be gathered; 0: none */
 } step;
 
-/* A range of valid runs of a tile: offsets from its first position. */
+/* A range of valid runs of a tile. Positions are offsets from the tile's first position. */
 typedef struct {
     ptrdiff_t first, end; /* positions [first, end); the first and the last one are valid */
-    ptrdiff_t count;      /* of valid positions */
+    ptrdiff_t count;      /* valid positions in the range */
     int runs;
-    ptrdiff_t number; /* how many valid positions of the batch precede it */
+    ptrdiff_t number; /* valid positions of the batch before the range */
 } valid_range;
 
 /* ---- ranges of valid positions ------------------------------------------------------------------------------- */
@@ -58,27 +58,27 @@ static ptrdiff_t valid_before(const abn_operation *op, ptrdiff_t position) {
 static ptrdiff_t first_position(const step *s) { return s->span->image * s->op->source.spatial + s->span->from; }
 
 /* Appends the next run of the tile to the range if there is room for it. Returns nonzero if another may follow. */
-static int append_run(const step *s, valid_range *g) {
+static int append_run(const step *s, valid_range *r) {
     const ptrdiff_t start = first_position(s), end = start + s->span->count;
-    const ptrdiff_t first = abn_mask_find(&s->op->mask, 1, start + g->end, end);
+    const ptrdiff_t first = abn_mask_find(&s->op->mask, 1, start + r->end, end);
     if (first == end) return 0;
     const ptrdiff_t last = abn_mask_find(&s->op->mask, 0, first, end), length = last - first;
     const ptrdiff_t long_run = s->op->positions_per_row > 1 ? s->op->positions_per_row : LONG_RUN;
-    if (g->runs > 0 && (length >= long_run || g->count + length > s->capacity)) return 0;
-    if (g->runs == 0) g->first = first - start;
-    g->end = last - start;
-    g->count += length;
-    g->runs++;
+    if (r->runs > 0 && (length >= long_run || r->count + length > s->capacity)) return 0;
+    if (r->runs == 0) r->first = first - start;
+    r->end = last - start;
+    r->count += length;
+    r->runs++;
     return length < long_run;
 }
 
 /* Moves on to the next range of the tile. Start with a range without positions. Returns 0 past the last one. */
-static int next_range(const step *s, valid_range *g) {
-    g->number += g->count;
-    g->count = 0;
-    g->runs = 0;
-    while (append_run(s, g));
-    return g->runs > 0;
+static int next_range(const step *s, valid_range *r) {
+    r->number += r->count;
+    r->count = 0;
+    r->runs = 0;
+    while (append_run(s, r));
+    return r->runs > 0;
 }
 
 /* ---- computing a range ---------------------------------------------------------------------------------- */
@@ -100,7 +100,7 @@ static void call(const step *s, abn_tile tile, abn_span span, const abn_constant
         s->op->unmasked.sums(s->op, &tile, &span, constants, partial, s->resumming);
 }
 
-/* Computes neighbouring positions from the beginning of the tile on. Those that do not fill a joined row come last. */
+/* Computes the first span.count positions of the tile: first whole joined rows, then the remainder. */
 static void compute(const step *s, abn_tile tile, abn_span span, const abn_constants *constants, void *partial) {
     const ptrdiff_t joined = s->op->positions_per_row, left = span.count > joined ? span.count % joined : 0;
     span.count -= left;
@@ -112,27 +112,27 @@ static void compute(const step *s, abn_tile tile, abn_span span, const abn_const
     call(s, tile, span, constants, partial);
 }
 
-static abn_span span_of(const step *s, const valid_range *g) {
-    return (abn_span){s->span->channel, s->span->channels, 0, 1, g->number, g->count};
+static abn_span span_of(const step *s, const valid_range *r) {
+    return (abn_span){s->span->channel, s->span->channels, 0, 1, r->number, r->count};
 }
 
-static void compute_in_place(const step *s, const valid_range *g) {
-    const abn_tile tile = abn_tile_moved(s->op, s->tile, row_at(s->op, g->first), column_at(s, g->first));
-    compute(s, tile, span_of(s, g), s->constants, s->partial);
+static void compute_in_place(const step *s, const valid_range *r) {
+    const abn_tile tile = abn_tile_moved(s->op, s->tile, row_at(s->op, r->first), column_at(s, r->first));
+    compute(s, tile, span_of(s, r), s->constants, s->partial);
 }
 
 /* ---- gathering ------------------------------------------------------------------------------------------------ */
 
-/* The valid elements of a range in one row (ABN_ROWS) or in all rows, as offsets from its first element. Offsets fit into
- * 16 bits: a tile has fewer than 2^16 elements in a row. */
+/* The valid elements of a range in one row (ABN_ROWS) or in all rows, as offsets from its first element. Offsets fit
+ * into 16 bits: a tile has fewer than 2^16 elements in a row. */
 typedef struct {
     uint16_t at[GATHERED];
     ptrdiff_t count, extent;
 } gathered_line;
 
-static void list_elements(const step *s, const valid_range *g, gathered_line *line) {
+static void list_elements(const step *s, const valid_range *r, gathered_line *line) {
     const uint64_t *words = s->op->mask.words;
-    const ptrdiff_t first = first_position(s) + g->first, end = first + g->end - g->first;
+    const ptrdiff_t first = first_position(s) + r->first, end = first + r->end - r->first;
     const ptrdiff_t width = s->op->layout == ABN_ROWS ? 1 : s->span->channels;
     ptrdiff_t count = 0;
     for (ptrdiff_t word = first / 64; word * 64 < end; word++) {
@@ -145,7 +145,7 @@ static void list_elements(const step *s, const valid_range *g, gathered_line *li
         }
     }
     line->count = count;
-    line->extent = (g->end - g->first) * width;
+    line->extent = (r->end - r->first) * width;
 }
 
 #define MOVE_ELEMENTS(type, to_index, from_index) \
@@ -199,7 +199,7 @@ static abn_tile gather_tile(const step *s, const gathered_line *line, abn_tile t
     return tile;
 }
 
-/* Writes the valid elements, and 0 between them unless the operation accumulates into this output. */
+/* Writes the valid elements, and 0 between them unless `adds` (the operation accumulates into this output). */
 static void scatter_output(const step *s, const gathered_line *line, int adds, void *to, const void *from) {
     const size_t size = abn_dtype_size(s->op->source.dtype);
     if (!to) return;
@@ -207,17 +207,17 @@ static void scatter_output(const step *s, const gathered_line *line, int adds, v
     scatter(line, size, to, from);
 }
 
-static void compute_gathered(const step *s, const valid_range *g) {
+static void compute_gathered(const step *s, const valid_range *r) {
     const abn_operation *op = s->op;
     const int rows = op->layout == ABN_ROWS;
     gathered arrays;
     gathered_line line;
-    list_elements(s, g, &line);
+    list_elements(s, r, &line);
     for (ptrdiff_t row = 0; row < (rows ? s->tile->rows : 1); row++) {
         const abn_constants constants = abn_constants_moved(op, s->constants, row);
-        const abn_tile tile = abn_tile_moved(op, s->tile, rows ? row : row_at(op, g->first), column_at(s, g->first));
+        const abn_tile tile = abn_tile_moved(op, s->tile, rows ? row : row_at(op, r->first), column_at(s, r->first));
         const abn_tile at = gather_tile(s, &line, tile, &arrays);
-        abn_span span = span_of(s, g);
+        abn_span span = span_of(s, r);
         if (rows) {
             span.channel += row;
             span.channels = 1;
@@ -264,19 +264,19 @@ static void zero(const step *s, ptrdiff_t first, ptrdiff_t end) {
 
 static void for_each_range(step s) {
     const abn_operation *op = s.op;
-    valid_range g = {.number = valid_before(op, first_position(&s))};
+    valid_range r = {.number = valid_before(op, first_position(&s))};
     if (op->layout == ABN_ROWS)
         s.capacity = GATHERED;
     else if (op->positions_per_row > 1)
         s.capacity = GATHERED / (op->positions_per_row * s.span->channels) * op->positions_per_row;
-    for (ptrdiff_t done = 0;; done = g.end) {
-        const int found = next_range(&s, &g);
-        zero(&s, done, found ? g.first : s.span->count);
+    for (ptrdiff_t done = 0;; done = r.end) {
+        const int found = next_range(&s, &r);
+        zero(&s, done, found ? r.first : s.span->count);
         if (!found) break;
-        if (g.runs > 1)
-            compute_gathered(&s, &g);
+        if (r.runs > 1)
+            compute_gathered(&s, &r);
         else
-            compute_in_place(&s, &g);
+            compute_in_place(&s, &r);
     }
 }
 

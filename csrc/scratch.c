@@ -8,7 +8,7 @@
 enum { LINE = 64 }; /* bytes of a cache line */
 
 abn_scratch abn_scratch_open(abn_operation *op, int threads, ptrdiff_t rows, ptrdiff_t length) {
-    /* A row may be computed run by run, in any order: the last vector of the last run ends in the padding. */
+    /* A row may be computed run by run, each in whole vectors: the last vector may end anywhere in the padding. */
     const ptrdiff_t stride = (length + 2 * ABN_PADDING - 1) / ABN_PADDING * ABN_PADDING;
     abn_scratch scratch = {NULL, NULL, stride};
     op->scratch_offset = rows * stride;

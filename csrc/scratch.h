@@ -1,4 +1,4 @@
-/* Scratch: two reals per element that an operation's sums leave for its apply, while a strip is in cache. */
+/* Scratch: two reals per element that the step sums stores and the step apply reads, while a strip is in cache. */
 #ifndef ABN_SCRATCH_H
 #define ABN_SCRATCH_H
 
@@ -10,12 +10,12 @@ typedef struct {
     ptrdiff_t stride; /* reals from row to row */
 } abn_scratch;
 
-/* Room for `rows` rows of `length` elements for each thread; sets op->scratch_offset. Rows have room for whole vectors.
+/* Allocates `rows` rows of `length` elements per thread, with padding for whole vectors. Sets op->scratch_offset.
  * memory is NULL if op does not want scratch, or if there is not enough memory: operations then recompute. */
 abn_scratch abn_scratch_open(abn_operation *op, int threads, ptrdiff_t rows, ptrdiff_t length);
 void abn_scratch_close(abn_scratch *scratch);
 
-/* The first numbers of a thread's row, from `column` on. */
+/* The first numbers of a thread's row, from `column` on. The second ones are op->scratch_offset reals later. */
 abn_output abn_scratch_row(const abn_operation *op, const abn_scratch *scratch, int thread, ptrdiff_t row,
                            ptrdiff_t column);
 

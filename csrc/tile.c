@@ -96,14 +96,14 @@ abn_element abn_element_of(const abn_operation *op, const abn_span *span, ptrdif
     return (abn_element){channel, (int64_t)image * op->positions + position};
 }
 
-/* Images are joined where columns are channels: `position` counts through all of them. */
+/* Where each column is a channel, the index needs no image: `position` counts through the positions of all images. */
 int64_t abn_index_of(const abn_operation *op, ptrdiff_t channel, int64_t position) {
     const int64_t channels = op->source.channels, positions = op->positions;
     if (op->layout == ABN_COLUMNS && op->positions_per_channel == 1) return position * channels + channel;
     return (position / positions * channels + channel) * positions + position % positions;
 }
 
-/* True if guard->xhat is channels-last. A batch of single positions may be, though it is walked in rows. */
+/* True if guard->xhat is channels-last. With S = 1 it may be so in the layout ABN_ROWS, too. */
 static int guard_is_channels_last(const abn_operation *op) {
     if (op->layout == ABN_ROWS) return op->source.channels > 1 && op->source.channel_stride == 1;
     return op->positions_per_channel == 1;

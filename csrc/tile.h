@@ -9,14 +9,14 @@ abn_tile abn_tile_of(const abn_operation *op, const abn_span *span);
 /* Sets tile->rows and tile->length for a tile of this span. */
 void abn_tile_shape(const abn_operation *op, const abn_span *span, abn_tile *tile);
 
-/* The tile from this row and column on; rows and length are unchanged. */
+/* The tile with its pointers moved to this row and column. rows and length are copied: the caller adjusts them. */
 abn_tile abn_tile_moved(const abn_operation *op, const abn_tile *tile, ptrdiff_t row, ptrdiff_t column);
 abn_input abn_input_moved(const abn_operation *op, abn_input from, ptrdiff_t row, ptrdiff_t column);
 
 /* The address of an element in a row of an input or output. */
 void *abn_at(const abn_operation *op, const void *data, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t column);
 
-/* The i-th element of a row that begins at input.data; 0 if there is no such array. */
+/* The i-th element of a row that begins at input.data; 0 if that is NULL. */
 double abn_element_from(const abn_operation *op, abn_input input, ptrdiff_t i);
 
 /* The partial sums of a tile's row (ABN_ROWS) or column (ABN_COLUMNS). */

@@ -1,5 +1,5 @@
-/* The walk: takes an operation over a batch. Divides it by shape alone, so that results do not depend on the number of
- * threads. */
+/* The walk: calls the steps of an operation, tile by tile. It divides the batch by shape alone, so that results do not
+ * depend on the number of threads. */
 #ifndef ABN_WALK_H
 #define ABN_WALK_H
 

@@ -1,8 +1,8 @@
 /* Columns are channels: channels-last batches, and channels-first batches with short rows (a row is then an image).
  *
- * A chunk is about CHUNK rows of a strip. Its sums are in double and are added in order, so the error does not grow with
- * the batch and the result does not depend on the number of threads. If strips fit into cache from sums to apply, each
- * thread takes whole strips through both. Otherwise the whole batch is read twice, the second time in reverse order,
+ * A chunk is about CHUNK rows of a strip. Its sums are in double and are added in order, so the error does not grow
+ * with the batch and the result does not depend on the number of threads. If strips stay in cache from sums to apply,
+ * each thread runs both on whole strips. Otherwise the whole batch is read twice, the second time in reverse order,
  * starting with what is still in cache. */
 #include <stdlib.h>
 #include <string.h>
@@ -18,17 +18,17 @@ enum {
     CHUNK = 512,      /* rows: sums in double cost 16 bytes per channel and chunk */
     TILE_ROWS = 128,  /* rows summed in real before they are added in double */
     LINE = 64,        /* bytes of a cache line */
-    LEAST_LINES = 16, /* cache lines of each row that a channels-last strip takes at least */
+    LEAST_LINES = 16, /* a channels-last strip has at least this many cache lines per row */
 };
 
 typedef struct {
     abn_operation *op;
-    ptrdiff_t rows, images; /* rows of an image; images is 1 if rows are images or if images are joined */
-    ptrdiff_t chunk, chunks_per_image, chunks;
-    ptrdiff_t strip, strips;      /* channels of a strip */
-    ptrdiff_t widest;             /* most channels that a tile has room for */
-    abn_scratch scratch;          /* of a strip, per thread */
-    double *chunk_sums;           /* 2 * strip numbers per chunk and strip */
+    ptrdiff_t rows, images; /* rows: positions of each image; or all images, with images = 1, if a row is an image */
+    ptrdiff_t chunk, chunks_per_image, chunks; /* chunk: rows of a chunk; chunks: how many */
+    ptrdiff_t strip, strips;                   /* strip: channels of a strip; strips: how many */
+    ptrdiff_t widest;                          /* most channels that a tile has room for */
+    abn_scratch scratch;                       /* of a strip, per thread */
+    double *chunk_sums;                        /* per chunk and strip: `strip` first sums, then as many second ones */
     int *resum;                   /* per thread: nonzero if finish returned nonzero for any of its channels */
     struct thread_arrays *arrays; /* per thread */
 } walk;
@@ -57,7 +57,7 @@ static row_range chunk_rows(const walk *w, ptrdiff_t chunk) {
     return (row_range){image, first, first + w->chunk < w->rows ? first + w->chunk : w->rows};
 }
 
-/* The number of rows from `row` on that go into one tile. Rows that do not fill a joined row form the last tile. */
+/* The number of rows of the tile that begins at `row`. Positions that do not fill a joined row form the last tile. */
 static ptrdiff_t rows_of_tile(const walk *w, ptrdiff_t row, ptrdiff_t last) {
     const ptrdiff_t left = last - row, joined = w->op->positions_per_row;
     if (left > TILE_ROWS * joined) return TILE_ROWS * joined;
@@ -219,7 +219,7 @@ static abn_status walk_all_chunks(walk *w) {
     return ABN_OK;
 }
 
-/* The number of channels whose elements stay in cache over all rows, in whole cache lines of each row; or 0. */
+/* How many channels stay in cache from sums to apply, in whole cache lines per row; 0 if the cache is too small. */
 static ptrdiff_t channels_in_cache(const walk *w) {
     const abn_operation *op = w->op;
     const size_t element = abn_dtype_size(op->source.dtype);

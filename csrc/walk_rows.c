@@ -5,8 +5,8 @@
  * not depend on the number of threads.
  *
  * A strip is as many neighbouring channels as stay in cache from sums to apply: hardware prefetching works best on long
- * contiguous reads (prefetch instructions were measured to cost time). apply visits the tiles in reverse order, starting
- * with those still in first-level cache. */
+ * contiguous reads (prefetch instructions were measured to cost time). apply visits the tiles in reverse order,
+ * starting with those still in first-level cache. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,7 +19,7 @@
 
 enum {
     CHUNK = 16384,           /* elements */
-    CHUNK_ROWS = 64,         /* at most: very short rows are added to few lanes, which limits their precision */
+    CHUNK_ROWS = 64,         /* at most: very short rows use few lanes of a vector, so each lane adds many numbers */
     CHANNELS_PER_THREAD = 4, /* with fewer channels, all threads share each channel */
 };
 
@@ -31,7 +31,7 @@ typedef struct {
     ptrdiff_t strip;     /* channels of a strip */
     abn_scratch scratch; /* of a strip, per thread */
     double *chunk_sums;  /* if threads share channels: two per chunk */
-    int resum;           /* what finish returned for a shared channel */
+    int resum;           /* the result of finish for a shared channel */
 } walk;
 
 static abn_span tile_span(const walk *w, ptrdiff_t channel, ptrdiff_t channels, ptrdiff_t tile) {
@@ -117,7 +117,7 @@ static int finish_shared_channel(walk *w, ptrdiff_t channel, int thread, int thr
     return w->resum;
 }
 
-/* Channel by channel, each shared by all threads. */
+/* Channel by channel; all threads work on the same channel. */
 static void walk_shared_channels(void *argument, int thread, int threads) {
     walk *w = argument;
     abn_operation *op = w->op;
