@@ -181,7 +181,7 @@ static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, cons
         abn_exact_sums sums = {first[i], is_scaled(b, c) ? second[i] / b->context->norm.weight[c] : second[i],
                                first[i]};
         if (exact && !b->sums_are_given) sums = abn_backward_exact_sums(b, c);
-        if (resumming) {
+        if (resumming) { /* these sums are of SLOPE_BY_PARAM: only the gradient of channel_param is new */
             b->sums.param[c] = sums.param;
             continue;
         }

@@ -46,7 +46,7 @@ static unsigned ask_features(void) {
     enum { SSE3 = 1, SSSE3 = 1 << 9, FMA = 1 << 12, SSE41 = 1 << 19, SSE42 = 1 << 20, POPCNT = 1 << 23 };
     enum { OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29 };                         /* leaf 1, ecx */
     const unsigned avx2 = 1u << 5, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* leaf 7, ebx: F DQ BW VL */
-    const unsigned long long ymm = 0x6, zmm = 0xe6;
+    const unsigned long long ymm = 0x6, zmm = 0xe6;                                    /* bits of XCR0 */
     const unsigned highest = cpuid(0, 0).a;
     const registers basic = cpuid(1, 0);
     const registers extended = highest >= 7 ? cpuid(7, 0) : (registers){0, 0, 0, 0};

@@ -16,7 +16,7 @@ int abn_centre_fits(abn_dtype dtype, double mean, double var, ptrdiff_t per_chan
 }
 
 int abn_squares_fit(abn_dtype dtype, double var, double eps) {
-    const double range = 0x1p-120;
+    const double range = 0x1p-120; /* 64 times the smallest normal float */
     return !(dtype != ABN_FLOAT64 && var < range && eps < range);
 }
 

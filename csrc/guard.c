@@ -54,13 +54,13 @@ double abn_residual_limit(abn_dtype dtype, double weight, double bias) {
 
 abn_escape_rule abn_escape_rule_for(const abn_context *context, int training) {
     const abn_dtype dtype = context->kept.dtype;
-    const double most = 0.9 * abn_largest_of(dtype); /* selu: z = 1.05 * y for y > 0 */
+    const double most_y = 0.9 * abn_largest_of(dtype); /* selu: z = 1.05 * y for y > 0 */
     abn_escape_rule rule = abn_escape_rule_of(context->activation, context->activation_param, dtype);
     if (training && !context->residual.data) return rule;
     const double steepest = fmax(1, abn_slopes_left_of_zero(context).highest);
     if (dtype != ABN_FLOAT16 && steepest <= 1) return rule; /* y overflows before z does */
-    rule.above = fmin(rule.above, most);
-    rule.below = fmax(rule.below, -most / steepest);
+    rule.above = fmin(rule.above, most_y);
+    rule.below = fmax(rule.below, -most_y / steepest);
     return rule;
 }
 
@@ -75,12 +75,12 @@ static int is_recoverable(const abn_context *context, ptrdiff_t channel, abn_esc
     if (activation == ABN_LEAKY_RELU && !(param * largest_real > 1)) return 0; /* kernels multiply by 1 / param */
     if (!(abn_activation_least_z(activation, param, size) > 2 * limit.smallest_normal)) return 0;
     if (!(abn_activation_largest_z(activation, param, most_y) <= limit.largest)) return 0;
-    const double solved = abn_activation_table[activation].inverse == ABN_FROM_Z_AND_SIDE ? limit.inverse_error : 0;
-    const double error = fmax(abn_activation_error_at(activation, param, bias, size), solved);
+    const double solver = abn_activation_table[activation].inverse == ABN_FROM_Z_AND_SIDE ? limit.inverse_error : 0;
+    const double error = fmax(abn_activation_error_at(activation, param, bias, size), solver);
     if (!(error <= limit.most_bias * size)) return 0;
     /* Escaping a sixth of its elements takes as much memory as guarding the channel. */
     if (rule.near > size / 6 && fabs(bias - rule.minimum) < rule.near + size) return 0;
-    return bias - size >= rule.below && bias + size <= rule.above;
+    return bias - size >= rule.below && bias + size <= rule.above; /* |xhat| <= 1: not escaped */
 }
 
 /* True if |residual| is above its limit in more than an eighth of the elements sampled, in few cache lines. */

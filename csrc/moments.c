@@ -39,9 +39,9 @@ void abn_moments_begin(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels)
 void abn_moments_sums(const abn_operation *op, const abn_tile *tile, const abn_span *span,
                       const abn_constants *constants, void *partial, int resumming) {
     (void)span, (void)resumming;
-    abn_constants around = *constants;
-    around.of[ABN_CENTRE] = constants->of[ABN_SUMS_CENTRE];
-    op->kernels->moments(tile, &around, partial);
+    abn_constants centred = *constants;
+    centred.of[ABN_CENTRE] = constants->of[ABN_SUMS_CENTRE];
+    op->kernels->moments(tile, &centred, partial);
 }
 
 /* Two passes in double: for channels whose squares overflow or underflow in float, or whose sums are not finite. */

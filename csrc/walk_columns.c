@@ -225,7 +225,7 @@ static ptrdiff_t channels_in_cache(const walk *w) {
     const size_t element = abn_dtype_size(op->source.dtype);
     const size_t channel_bytes = (size_t)(op->source.batch * op->source.spatial) * element * (size_t)op->arrays;
     const ptrdiff_t fitting = (ptrdiff_t)(abn_strip_bytes() / channel_bytes);
-    ptrdiff_t grain = 1;
+    ptrdiff_t grain = 1; /* channels: each row of a strip begins at a cache line if this divides their number */
     while ((size_t)(grain * op->positions_per_channel) * element % LINE) grain *= 2;
     if (op->positions_per_channel == 1) grain *= LEAST_LINES;
     if (fitting >= op->source.channels && op->source.channels <= w->widest) return op->source.channels;

@@ -142,7 +142,7 @@ static void walk_shared_channels(void *argument, int thread, int threads) {
 
 /* Divides rows into tiles of equal length, whole vectors except for the last one, and tiles into chunks. */
 static void divide(walk *w) {
-    enum { GRAIN = 64 };
+    enum { GRAIN = 64 }; /* elements: a multiple of the length of every vector */
     const abn_batch *b = &w->op->source;
     const ptrdiff_t tiles = (b->spatial + CHUNK - 1) / CHUNK;
     w->tile_length = ((b->spatial + tiles - 1) / tiles + GRAIN - 1) / GRAIN * GRAIN;
