@@ -196,7 +196,7 @@ class ABN(Layer):
         self._check(x, mask)
         chosen = self if activation is None else activation
         if not isinstance(chosen, (ABN, Activation)):
-            raise TypeError(f"activation must be a layer, an Activation for one, or None, got {activation!r}")
+            raise TypeError(f"activation must be an Activation, an ABN or None, got {activation!r}")
         arrays = {"residual": residual, "slope": None if chosen.slope is None else chosen.slope.data}
         compatible_dtypes(x, *self._arrays().values(), arrays["slope"])
         if self.overwrites_input:
@@ -222,9 +222,8 @@ class ABN(Layer):
             ctx.slope.accumulate(found.dslope)
         inputs = (found.dx,) if found.dresidual is None else (found.dx, found.dresidual)
         others = (found.dweight, found.dbias) if self.weight is not None else ()
-        return (
-            (*inputs, *others) if self.slope is None else (*inputs, *others, None)
-        )  # slope: accumulated above
+        # None for the slope: ctx.slope, which may be that of another layer, has accumulated its gradient.
+        return (*inputs, *others) if self.slope is None else (*inputs, *others, None)
 
     def reset_running_stats(self):
         """Set the running mean to 0, the running variance to 1 and the number of batches to 0."""
@@ -281,7 +280,7 @@ class ABN(Layer):
             raise ValueError(self._too_few_values(x, mask))
 
     def _too_few_values(self, x, mask):
-        """Return an error message. That of functional.forward names an argument that layers do not have."""
+        """Return the message for one value per channel; functional.forward's would suggest training=False."""
         when, instead = "in training", "eval()"
         if self.running_mean is None:
             when = (

@@ -64,9 +64,12 @@ class Activation(Layer):
     """An activation, ``z = activation(x)``, which keeps one array for the backward.
 
     If the derivative is a function of z, it keeps the result z. Otherwise it keeps the input, and never
-    overwrites it: silu, gelu, gelu_tanh, mish and hardswish have the same z on both sides of their minimum;
-    slopes of prelu may have any sign, and so may the parameter of leaky_relu, elu and celu, which keep z if
-    it is positive. (An in-place `ABN` with silu, gelu, gelu_tanh or mish keeps z and one bit per element.)
+    overwrites it. This is the case for
+
+    - silu, gelu, gelu_tanh, mish and hardswish, which have the same z on both sides of their minimum (an
+      in-place `ABN` with one of the first four keeps z and one bit per element);
+    - prelu, whose slopes may have any sign;
+    - leaky_relu, elu and celu with a parameter that is not positive.
 
     Inputs are arrays of any shape, of float32, float64, float16 or bfloat16; prelu with a slope per channel
     takes (N, C, ...), or (N, ..., C) with ``channel_axis=-1``. The result has shape and dtype of the input.
@@ -78,7 +81,7 @@ class Activation(Layer):
     activation_param : float
         As for `ABN`, of any sign.
     inplace : bool
-        True overwrites the input with the result, except where the input is kept.
+        True overwrites the input with the result, unless the input is kept.
     num_slopes : int
         For prelu: 1, or the number of channels.
     channel_axis : {1, -1}

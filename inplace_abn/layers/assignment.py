@@ -62,9 +62,9 @@ def _check_buffer(layer, key, value, current):
 
 
 def refuse_lost(layer):
-    """Refuse layers and parameters in lists and dicts that were filled after the assignment.
+    """Refuse layers and parameters in lists and dicts, which may have been filled after their assignment.
 
-    Those that are also an attribute of a layer of the network are found by that attribute.
+    Layers and parameters that are also an attribute of any layer of the network are accepted.
     """
     root = layer
     while (parent := root._parent and root._parent()) is not None:

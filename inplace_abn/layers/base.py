@@ -42,6 +42,7 @@ from .tree import LayerTree
 
 __all__ = ["Call", "Layer", "LayerContext", "OperationLayer", "Parameter"]
 
+#: Reasons why no call is pending, for the message of `Layer.backward`. `Layer._last` has the current one.
 _DONE = f"the backward has run already and has released the saved arrays; {AGAIN}"
 _OUTSIDE = f"it was called {OUTSIDE}"
 
@@ -71,7 +72,8 @@ class Layer(LayerTree, StateMixin, Named):
         True if a container may overwrite the array of the caller. Otherwise it copies an input that a layer
         inside overwrites. A single in-place layer never copies.
     copies_input : bool
-        True for containers: they copy the array of the caller if a layer inside would overwrite it.
+        True for containers: they copy the array of the caller if a layer inside would overwrite it, unless
+        `overwrite_input` is True.
     works_in_place : bool
         True if a call overwrites its input and returns that array.
     places_result : bool

@@ -20,7 +20,7 @@ _GONE = "it was called by a layer that no longer exists; keep that layer, or cal
 
 class _Here(threading.local):
     call = None  # the innermost call whose forward or backward runs
-    decided = None, False  # (input of a recorded call, True if a container must copy it)
+    decided = None, False  # set by a tape: (input of the call that it records, True if it must be copied)
 
 
 here = _Here()
@@ -44,7 +44,7 @@ class Call(LayerContext):
     positional : int
         Number of positional inputs.
     arguments : tuple of (tuple, dict), or None
-        Of the forward, while that runs.
+        The arguments of the forward while it runs, else None.
     outer : Call or None
         The call that made this one, while the forward runs.
     """
@@ -189,7 +189,8 @@ class Call(LayerContext):
         if not self._several:
             if self._output is not None:
                 shape, dtype = self._output
-                if type(dz) is not np.ndarray or dz.shape != shape or dz.dtype != dtype:  # saves two calls
+                # Compare first: faster than a call of arguments.gradient.
+                if type(dz) is not np.ndarray or dz.shape != shape or dz.dtype != dtype:
                     arguments.gradient("dz", dz, shape, dtype)
             return dz
         expected = self._output

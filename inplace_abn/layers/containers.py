@@ -130,6 +130,7 @@ class Sequential(Container, LayerSequence):
     def gradients(self, ctx, dz, *, overwrite=False):
         """Run the backwards of the layers, from the last to the first."""
         given, own, options = dz, overwrite, ()
+        # The last layer got the keyword arguments; their gradients are the last ones that it returns.
         named = sum(isinstance(name, str) for name in ctx.inputs)
         for layer in reversed(list(self)):
             dz = layer.backward(dz, overwrite=own and _writeable(dz))
@@ -238,7 +239,7 @@ class Residual(Container):
     Blocks of pre-activation networks (He et al. 2016, https://arxiv.org/abs/1603.05027) are
     ``Residual(Sequential(ABN(...), Conv2d(...)))`` if the shape does not change, and
     ``Residual(Sequential(Conv2d(...)), Conv2d(...), preactivation=ABN(...))`` if it does. Blocks of
-    post-activation networks (He et al. 2015, https://arxiv.org/abs/1512.03385) are
+    post-activation networks (He et al. 2016, https://arxiv.org/abs/1512.03385) are
     ``Residual(Sequential(Conv2d, ABN, ..., ABN with "identity"), activation=Activation(inplace=True))``, with
     a `Conv2d` as shortcut if the shape changes.
 
@@ -402,7 +403,7 @@ def _takes_residual(layer, activation):
 
 
 def _sum(first, second, dz, own):
-    """Add two gradients, over one of them that does not share memory with dz, or over any if `own`."""
+    """Return a sum of gradients, written over one that does not share memory with dz, or any if `own`."""
     for term, other in ((first, second), (second, first)):
         if term.flags.writeable and (own or not np.may_share_memory(term, dz)):
             return np.add(term, other, out=term)

@@ -81,7 +81,7 @@ def is_recomputing():
 
 @contextmanager
 def recomputing():
-    """Repeat earlier calls inside the block: layers do not update running statistics.
+    """Mark calls inside the block as repetitions of earlier ones: they do not update running statistics.
 
     Calls keep arrays for their backward, even inside `no_grad`.
     """

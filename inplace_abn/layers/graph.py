@@ -14,7 +14,7 @@ class Graph(Layer):
     A `Tape` records these calls, and the backward runs in reverse order. Results of NumPy functions in
     between are refused, since their gradient is unknown.
 
-    A `Parameter` of the graph itself is used by its data, as in ``layers.mul(x, self.gain.data)``. The
+    Use the data of a `Parameter` of the graph itself, as in ``layers.mul(x, self.gain.data)``. The
     backward adds its gradient to ``grad``.
 
     Inputs are not overwritten unless the class sets ``overwrites_input = True``: an in-place layer raises an
@@ -67,7 +67,7 @@ class Graph(Layer):
         seeds = [(value, gradient) for value, gradient in pairs if gradient is not None]
         gradients = list(ctx.tape.gradients(seeds, ctx.values, overwrite))
         for i, (shape, dtype) in enumerate(ctx.like):
-            twice = ctx.values[i] in ctx.values[:i]  # the same array as an earlier input, which has the sum
+            twice = ctx.values[i] in ctx.values[:i]  # the same array as an earlier input, which gets the sum
             if twice or gradients[i] is None:
                 gradients[i] = np.zeros(shape, dtype)
         return tuple(gradients)

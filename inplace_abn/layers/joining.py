@@ -16,9 +16,9 @@ from .saved_arrays import refuse_if_saved
 def concat(arrays, *, channel_axis=1, out=None):
     """Concatenate arrays along their channels.
 
-    Each array becomes a slice of the joined array. With `out`, an array that is its slice of `out` already is
-    not copied: a layer wrote it there, in place or by ``out=``. If a layer keeps that array, no additional
-    memory is used for it.
+    Each array becomes a slice of the joined array. With `out`, an array that a layer has already written to
+    its slice, in place or by ``out=``, is not copied. If a layer keeps that array, no additional memory is
+    used for it.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def joined_array(x, channels, *, channel_axis=1):
     Raises
     ------
     TypeError, ValueError
-        If `x` is no batch, or `channels` are no numbers of at least 1.
+        If `x` is not a batch, or `channels` are not integers of at least 1.
 
     Examples
     --------

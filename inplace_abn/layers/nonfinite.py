@@ -84,7 +84,7 @@ def end(layer, result):
 def report():
     """Return a clause of an error message that names the first non-finite array."""
     if _seen.first is None:
-        return "all layers before gave finite results"
+        return "all layers before the loss returned finite results"
     return f"the first value that is not finite appeared in {_seen.first}"
 
 

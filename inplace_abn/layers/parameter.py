@@ -4,7 +4,7 @@ import weakref
 
 import numpy as np
 
-#: Attributes that are not copied with an object.
+#: Attributes of layers and parameters that copies and pickles do not have.
 NOT_COPIED = {
     "_parent", "_calls", "_last", "_dropped", "_warned", "_parameters", "_reference", "_name_function",
 }  # fmt: skip

@@ -5,7 +5,7 @@ layer made. For an outermost backward:
 
 1. The call given as ``call=``.
 2. Otherwise, if `dz` was returned by the backward of another layer: the call whose result that layer took.
-3. Otherwise the last call whose backward has not run. After `train`, calls in evaluation are passed over if
+3. Otherwise the last call whose backward has not run. After `train`, calls in evaluation are skipped if
    their results no longer exist and an earlier call in training is pending; if the results exist, the
    backward is refused.
 """

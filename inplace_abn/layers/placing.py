@@ -1,8 +1,8 @@
 """Run layers so that the result is written to a given array, such as a slice of a joined array.
 
-A layer that works in place keeps its input array as its result. If that array is a slice of a joined array,
-the layer and the layer that keeps the joined array keep the same memory. So the input of the in-place layers
-at the end of a container is written to the slice: by the convolution before them, or by a copy.
+A layer that works in place returns its input array, and keeps it. If that array is a slice of a joined array
+which the next layer keeps, both keep the same memory. So the input of the in-place layers at the end of a
+container is written to the slice: by the convolution before them, or by a copy.
 """
 
 import inspect

@@ -79,7 +79,7 @@ def producer_of_input(gradient):
     Parameters
     ----------
     gradient : ndarray, or tuple of ndarray and None
-        Of a tuple, the first array counts.
+        Only the first array of a tuple is looked up.
     """
     if isinstance(gradient, tuple):
         gradient = next((part for part in gradient if part is not None), None)

@@ -81,7 +81,7 @@ class Recompute(Sequential):
         ctx.modes, ctx.random = self._modes(), _states(self._generators())
         with no_grad():
             z = super().forward(ctx, self._copy_for_layers(ctx, x), *others, **ctx.options)
-        given = [x, *arrays.values()]  # locked, while z may be overwritten
+        given = [x, *arrays.values()]  # read-only, while the next layer may overwrite z
         return (
             tuple(copy_if_shared(one, given) for one in z)
             if isinstance(z, tuple)

@@ -124,7 +124,7 @@ class Recorder:
             self._refuse_protected(layer, array)
             return array, self._arrays.unlock(array)
         written = options.get("out")
-        # A view of an array, which a layer may return, is writeable only if the array is.
+        # A layer may return a view of its input, which is writeable only if the input is: unlock the input.
         return written, self._arrays.unlock(written if array is None or not layer.returns_input else array)
 
     def _lock(self, arrays):

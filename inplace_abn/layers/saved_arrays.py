@@ -64,7 +64,7 @@ def may_overwrite(array):
 
 
 class _Offer:
-    """An array that a checkpointing layer can recompute. Read-only, so that recomputing gives its content."""
+    """An array that a checkpointing layer can recompute. Read-only, so that its content stays the same."""
 
     __slots__ = ("recompute", "reference")
 
@@ -101,7 +101,7 @@ def unlock(array):
 
 
 class Recipe:
-    """A function that recomputes an array, and shape and strides of a view that begins where it begins."""
+    """A function that recomputes an array, and the shape and strides of the view of it to return."""
 
     __slots__ = ("recompute", "shape", "strides")
 

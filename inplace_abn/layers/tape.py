@@ -156,7 +156,7 @@ class Tape(Recorder):
 
     def _run(self, sums, wanted):
         """Run the backwards of the calls; return the sums, with the gradients of the wanted values."""
-        asked = wanted.union(*(results for _, _, _, results, _ in self._calls))
+        needed = wanted.union(*(results for _, _, _, results, _ in self._calls))
         while self._calls:
             layer, call, sources, results, several = self._calls.pop()
             given = [sums.pop(value, keep=value in wanted) for value in results]
@@ -169,7 +169,7 @@ class Tape(Recorder):
             found = layer.backward(dz, call=call, overwrite=own)
             gradients = found if isinstance(found, tuple) else (found,)
             if sources:
-                sums.add([one if one in asked else None for one in sources], gradients, present)
+                sums.add([one if one in needed else None for one in sources], gradients, present)
         return sums
 
     def _influence(self, outputs):
@@ -258,7 +258,7 @@ class Tape(Recorder):
 
 
 def _checked(dz, name, like):
-    """Return a gradient if it has the shape and dtype `like`. For a number (`like` is None) default is 1."""
+    """Return a gradient if it has the shape and dtype `like`. If `like` is None, a number: default 1."""
     if like is None:
         return 1.0 if dz is None else dz
     arguments.gradient(name, dz, *like)

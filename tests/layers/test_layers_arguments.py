@@ -230,7 +230,7 @@ def test_the_message_for_channels_on_the_wrong_axis_names_channel_axis(shape, ax
         (
             lambda: ABN(2)(np.ones((2, 2), np.float32), activation="relu"),
             TypeError,
-            "activation must be a layer",
+            "activation must be an Activation, an ABN or None",
         ),
         (
             lambda: Activation("prelu", num_slopes=()),
@@ -418,7 +418,7 @@ def test_layers_that_return_their_input_do_not_overwrite_it():
 
 
 def test_a_loss_that_overflows_although_every_layer_is_finite():
-    finite = pytest.raises(FloatingPointError, match="all layers before gave finite results")
+    finite = pytest.raises(FloatingPointError, match="all layers before the loss returned finite results")
     with watch_nonfinite(), np.errstate(over="ignore"), finite:
         CrossEntropy()(np.float32([[3e38, -3e38]]), np.array([1]))
 
