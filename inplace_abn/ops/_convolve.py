@@ -25,7 +25,7 @@ SCRATCH = 1 << 17
 BLOCK = 60_000
 #: Number of values in a term of the weight's gradient, so that it stays in the cache.
 TERM = 1 << 17
-#: If the weight is much larger, at most this many samples are unfolded at once.
+#: Blocks are larger for a weight that is larger than `SCRATCH`, but only up to this many samples.
 SAMPLES = 4
 
 
@@ -99,8 +99,8 @@ def convolve_transposed(ctx, plan, images, weight, out, *, bias=None, other=None
     if _by_channel(plan, weight):
         return _depthwise.convolve_transposed(ctx, plan, images, weight, out, bias=bias, other=other)
     grouped = _grouped(weight, plan.groups)
-    # The columns of `images` are used for both results, but are large if they have many more channels than
-    # `out`.
+    # The columns of `images` are used for both results, `out` and dweight, but are large if `images` has many
+    # more channels than `out`.
     cheap = len(weight) <= 2 * out.shape[1] or weight.shape[2:] == (1, 1)
     if cheap and all(axis.stride == 1 for axis in plan.axes):
         dweight = _convolve_rotated(ctx, plan, images, grouped, out, bias, other)
@@ -157,7 +157,7 @@ class _Product:
         least = min(self.weights.nbytes, SAMPLES * down.windows * self.columns.row_bytes)
         budget = max(BLOCK * item, SCRATCH * item - fixed, least)
         row_bytes = self.columns.row_bytes
-        if len(self.weights) > 1:  # self._part
+        if len(self.weights) > 1:  # for self._part
             row_bytes += self.plan.groups * self.weight.shape[1] * across.windows * item
         unfolded = row_bytes, self.columns.halo_bytes
         samples = len(self.columns.images)

@@ -165,6 +165,7 @@ class RowSums:
         self._top = self._complete
 
     def _first_open_row(self, block):
+        """Return the first row that a later block adds to."""
         axis = self.axis
         if block.end == axis.windows:
             return axis.length

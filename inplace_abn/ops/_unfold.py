@@ -190,6 +190,8 @@ class _Source:
     def __init__(self, images, down, across, channels_last):
         self.images, self.down = images, down
         self.columns = [across.span(j, 0, across.windows) for j in range(across.kernel)]
+        # Bounds of the windows with all taps inside; views of their pixels with an axis for the taps along H
+        # (below), and with another one for the taps along W (inside).
         self.top, self.bottom = _common(down)
         self.below = _all_taps(images, down, self.top, self.bottom)
         self.left, self.right = _common(across) if channels_last else (0, 0)

@@ -26,7 +26,7 @@ class Span(NamedTuple):
 class Axis(NamedTuple):
     """The windows along one axis: tap t of window w reads pixel ``w * stride + t * dilation - padding``.
 
-    There are `padding` zeros at both ends, and `uneven` more at the second end, which may be negative.
+    There are `padding` zeros at both ends, and `uneven` more at the far end; `uneven` may be negative.
     """
 
     length: int

@@ -200,7 +200,7 @@ def _hard_sigmoid(y):
 
 
 def _inside(z, high, slope):
-    """Return the slope of a clamp to [0, high]: 0 at both ends."""
+    """Return `slope` where 0 < z < high, else 0."""
     return np.where((z > 0) & (z < high), _one(z) * slope, 0)
 
 

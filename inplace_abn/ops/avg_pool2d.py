@@ -65,7 +65,7 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=Tr
 
 
 def backward(ctx, dz, *, overwrite=False):
-    """Gradient of x: the sum of ``dz / count`` over the windows that contain a pixel.
+    """Gradient of x: for each pixel, the sum of ``dz / count`` over the windows that contain it.
 
     Parameters
     ----------

@@ -166,12 +166,12 @@ def _centered(values, mean):
 
 
 class _Grouping:
-    """Reshapes batches, in memory order, to an axis for the groups: (N, G, C/G, S) or (N, S, G, C/G)."""
+    """Reshapes batches, in memory order, so that groups have an axis: (N, G, C/G, S) or (N, S, G, C/G)."""
 
     def __init__(self, ctx, x):
         self.layout, each = ctx.layout, ctx.channels // ctx.groups
         positions = math.prod(x.shape[1:]) // ctx.channels if ctx.channels else 0
-        self.first = ctx.layout.memory_axis == 1
+        self.first = ctx.layout.memory_axis == 1  # True for channels-first memory
         self.inner = (ctx.groups, each, positions) if self.first else (positions, ctx.groups, each)
         self.axes = (2, 3) if self.first else (1, 3)  # the axes within a group
         self.channels = ctx.channels

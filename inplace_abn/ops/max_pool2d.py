@@ -71,7 +71,7 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_
 
 
 def backward(ctx, dz, *, overwrite=False):
-    """Gradient of x: the sum of dz over the windows whose maximum is at a pixel.
+    """Gradient of x: for each pixel, the sum of dz over the windows that have their maximum there.
 
     Parameters
     ----------
