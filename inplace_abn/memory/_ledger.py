@@ -133,16 +133,16 @@ class Ledger:
         """Plot what is kept for the backward, with other ledgers for comparison, by matplotlib.
 
         A dashed line marks the end of the forward. Thin vertical lines are temporaries: scratch memory of
-        running operations. Where ledgers keep the same, dashes of one lie on the line of the other.
+        running operations. Where curves are equal, one is drawn as dashes on the line of the other.
 
         Parameters
         ----------
         *others : Ledger
         x : {"event", "time"}
-            "event": one step for each layer that saves or frees arrays; the ends of the forward agree.
+            "event": one step for each layer that saves or frees arrays; the ends of the forward are aligned.
             "time": milliseconds of this run. A single step of training is slower than later ones.
         y : {"bytes", "buffers"}
-            "bytes" in the unit of the table; "buffers": how many.
+            "bytes": in the unit of the table. "buffers": the number of buffers.
         ax : matplotlib.axes.Axes, optional
             Default: of a new figure.
 
@@ -203,8 +203,7 @@ class Ledger:
         for index, event in enumerate(known, 1):
             count.add(event)
             growing = growing and not isinstance(event, events.Freed)
-            if count.live > highest or (
-                growing and count.live == highest
-            ):  # a later entry may share a buffer
+            # At equal size, advance until the next free: a later entry may share a buffer.
+            if count.live > highest or (growing and count.live == highest):
                 highest, where, growing = count.live, index, True
         return events.at(known, where).entries()

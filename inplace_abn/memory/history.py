@@ -14,9 +14,10 @@ _BARS = " ▁▂▃▄▅▆▇█"
 class History(NamedTuple):
     """Bytes and buffers kept after each step; in a step, one context saves or frees its arrays.
 
-    ``calls`` has (layer, number of the call of this layer) of the context, ``frees`` True if the step frees.
+    For each step, ``calls`` has (layer, number of the call of this layer), and ``frees`` True if it frees.
     ``spikes`` are the temporaries: (index of the step before, bytes kept + temporary, layer, seconds).
-    ``forward_ends`` are the indices of the last steps before the first free, after nothing was kept.
+    ``forward_ends`` are the indices of the steps that end a forward: the next step is the first one that
+    frees since the start, or since nothing was kept.
     """
 
     seconds: np.ndarray

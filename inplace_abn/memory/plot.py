@@ -121,7 +121,7 @@ def _points(right, up, ax):
 
 
 def _label_axes(ax, x, y, unit, calls):
-    """Set labels and ticks; layers are numbered 1 to `calls` in the forward and back in the backward."""
+    """Set labels and ticks; layers count up to `calls` in the forward, and down in the backward."""
     if x == "time":
         ax.set_xlabel("time of a single run (ms)")
     elif calls:
