@@ -51,9 +51,9 @@ def gradcheck(
           among them are restored before each call.
         - A function that returns ``(z, backward)``, with ``backward(dz)``.
     inputs : ndarray, sequence, or mapping of names to arrays
-        Arguments of the forward; of a mapping, the first by position and the others by keyword. Floating
-        arrays are converted to float64 in their memory layout, and checked; each call gets copies, which it
-        may overwrite. Other values are passed unchanged.
+        Arguments of the forward. The first of a mapping is passed by position, the others by keyword.
+        Floating arrays are converted to float64 in their memory layout, and checked; each call gets copies,
+        which it may overwrite. Other values are passed unchanged.
     wrt : sequence of int, optional
         Indices of the inputs that the returned gradients belong to. Default: all, or all floating arrays.
     modes : sequence of {"train", "eval"}
@@ -71,7 +71,7 @@ def gradcheck(
     Returns
     -------
     Report
-        True in a condition if all gradients agree. Its text has the worst element of each array.
+        Its truth value is True if all gradients agree. Its text has the worst element of each array.
 
     Raises
     ------

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 EPS = np.finfo(np.float64).eps
-#: Divisors of the step: a deep network has thousands of kinks, some of them very near.
+#: Divisors of the step. A small step is less likely to cross a kink; a deep network has thousands of them.
 SHRINK = (1, 10, 100, 1000, 10_000)
 
 
@@ -36,7 +36,7 @@ class Check:
             )
         self._dz = np.empty_like(self._z)
         self._dz[...] = rng.standard_normal(self._z.shape)
-        self._size = float(np.linalg.norm(self._dz * self._z))
+        self._size = float(np.linalg.norm(self._dz * self._z))  # rounding error of the objective / EPS
 
     def run(self):
         """Yield for each gradient the values of a `Row`, without the mode."""
@@ -116,9 +116,10 @@ class Check:
     def _is_limit(self, array, flat, claimed, unit, slack):
         """Return True if `claimed` is the derivative at a point nearby: after a shift of one of the arrays.
 
-        Where several kinks meet, as in a channel of weight 0 and bias 0, the one-sided derivatives may differ
-        in sign from element to element, so that their sums do not bound a gradient that takes the same side
-        of each kink. A shift of the bias moves all elements to that side.
+        Many elements may be at a kink at once: in a channel with weight 0 and bias 0, every y is 0. A step of
+        the weight moves some of them to the left and others to the right, while an analytic gradient uses
+        the derivative of one side for all. It need not lie between the one-sided derivatives. A shift of the
+        bias moves all elements to the same side, where the derivatives can be compared.
         """
         for other in self.subject.arrays().values():
             before = other.copy(order="K")

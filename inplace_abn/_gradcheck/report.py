@@ -8,8 +8,8 @@ class Row(NamedTuple):
     """The gradient of one array, in one mode.
 
     ``index`` is that of the worst element, ``analytic`` and ``numeric`` are its gradients, and ``excess`` is
-    their difference / the allowed difference. ``kinks`` counts elements without a derivative, ``wrong``
-    those where the gradients disagree.
+    their difference divided by the allowed difference: above 1 they disagree. ``wrong`` counts the elements
+    where they disagree, ``kinks`` those without a derivative.
     """
 
     mode: str
@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 class Report:
-    """Result of `gradcheck`; True in a condition if all gradients agree.
+    """Result of `gradcheck`. Its truth value is True if all gradients agree.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""The kinds of targets: layers, pairs of functions, functions that return their backward."""
+"""Targets of `gradcheck` with one interface: layers, pairs of functions, functions that return a backward."""
 
 import inspect
 from contextlib import contextmanager
@@ -67,7 +67,7 @@ class Subject:
         self._inputs, self._wrt = inputs, wrt
         if wrt is not None:
             for i in wrt:
-                if not (isinstance(i, int) and 0 <= i < len(inputs)) or not _floats(inputs[i]):
+                if not (isinstance(i, int) and 0 <= i < len(inputs)) or not _is_float64(inputs[i]):
                     raise ValueError(f"wrt must be indices of inputs that are floating arrays, got {wrt!r}")
 
     def modes(self, modes):
@@ -82,7 +82,7 @@ class Subject:
     def arrays(self):
         """Return the arrays whose gradients are checked, by name."""
         wanted = self._wrt if self._wrt is not None else range(len(self._inputs))
-        return {self._name(i): self._inputs[i] for i in wanted if _floats(self._inputs[i])}
+        return {self._name(i): self._inputs[i] for i in wanted if _is_float64(self._inputs[i])}
 
     def evaluate(self):
         """Return the result for the current arrays, as a new array; several results are concatenated."""
@@ -123,7 +123,7 @@ class Subject:
         expected = len(self._inputs) if self._wrt is None else len(self._wrt)
         while len(found) > expected and found[-1] is None:
             found = found[:-1]
-        floating = [i for i, value in enumerate(self._inputs) if _floats(value)]
+        floating = [i for i, value in enumerate(self._inputs) if _is_float64(value)]
         owners = next(
             (owners for owners in (self._wrt, range(len(self._inputs)), floating)
              if owners is not None and len(owners) == len(found)), None,
@@ -136,14 +136,14 @@ class Subject:
             )
         return {
             self._name(i): None if gradient is None else np.array(gradient)
-            for i, gradient in zip(owners, found, strict=True) if _floats(self._inputs[i])
+            for i, gradient in zip(owners, found, strict=True) if _is_float64(self._inputs[i])
         }  # fmt: skip
 
     def _name(self, i):
         return self._names[i] if i < len(self._names) else f"input {i}"
 
 
-def _floats(value):
+def _is_float64(value):
     return isinstance(value, np.ndarray) and value.dtype == np.float64
 
 
