@@ -39,7 +39,7 @@ class Optimizer:
             raise ValueError("parameters must have at least one parameter, got none")
 
     def add_param_group(self, group):
-        """Add a group of parameters with its own settings; the others are `defaults`.
+        """Add a group of parameters with its own settings; settings that it omits are those of `defaults`.
 
         Parameters
         ----------

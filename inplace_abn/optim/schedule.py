@@ -16,12 +16,12 @@ def _rates(name, value):
 class CosineSchedule(NumbersState):
     """Cosine annealing of the learning rates of an optimizer down to `lr_min`, with optional linear warmup.
 
-    After t calls of `step` the learning rate of each group is ``lr_min + (base - lr_min) * (1 + cos(pi * t /
-    steps)) / 2``, and `lr_min` after the last step. base is the "initial_lr" of the group; if it has none, it
-    is set to its "lr", as in PyTorch. Therefore a schedule that is built after loading the state of the
-    optimizer starts from the original rate, not from the decayed one. Assign ``optimizer.lr`` to start from
-    another rate. See `torch.optim.lr_scheduler.CosineAnnealingLR`, and Loshchilov and Hutter 2017,
-    https://arxiv.org/abs/1608.03983.
+    After the warmup and t more calls of `step` the learning rate of each group is
+    ``lr_min + (base - lr_min) * (1 + cos(pi * t / steps)) / 2``, and `lr_min` after the last step. base is
+    the "initial_lr" of the group; if it has none, it is set to its "lr", as in PyTorch. Therefore a schedule
+    that is built after loading the state of the optimizer starts from the original rate, not from the decayed
+    one. Assign ``optimizer.lr`` to start from another rate. See `torch.optim.lr_scheduler.CosineAnnealingLR`,
+    and Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class CosineSchedule(NumbersState):
         Number of steps until `lr_min`.
     lr_min : float >= 0
     warmup : int >= 0
-        Number of additional steps before, in which the rate grows linearly from ``base / (warmup + 1)``.
+        Number of additional steps at the start. The rate grows linearly from ``base / (warmup + 1)``.
 
     Attributes
     ----------

@@ -46,7 +46,7 @@ class Activation(NamedTuple):
     derivative: Callable  # y -> phi'(y)
     inverse: Callable | None  # z -> y
     derivative_from_z: Callable | None  # z -> phi'(y)
-    param: str | None = None  # "one" number, "nonzero": one but 0, "channel": one for each (last axis)
+    param: str | None = None  # "one" number; "nonzero": one, not 0; "channel": one per channel (last axis)
     minimum: np.longdouble | None = None  # the y at which phi has its minimum, or None
     kinks: tuple = ()  # the y at which the derivative jumps
 
@@ -141,9 +141,9 @@ def _two_sided(phi, derivative, minimum):
 
 @np.errstate(all="ignore")
 def _search(phi, derivative, turn, z, left):
-    """Return y with phi(y) = z: y <= turn where `left` is True, else y >= turn."""
+    """Return y with phi(y) = z: y <= turn where `left` is True, else y >= turn; phi is smallest at turn."""
     low, high, y = _bracket(phi, turn, z, left)
-    open_ = np.arange(z.size)
+    open_ = np.arange(z.size)  # indices of the elements that have not converged
     for _ in range(200):
         if not open_.size:
             break

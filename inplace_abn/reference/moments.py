@@ -53,7 +53,7 @@ def values_per_channel(array):
 @quiet
 @lists_keywords
 def statistics(x, *, channel_axis=1, mask=None, dtype=np.float64):
-    """Mean and biased variance of every channel, and the number m of values behind them (section 3.1).
+    """Mean and biased variance of every channel, and the number m of its values (section 3.1).
 
     The variance is computed in two passes, E[(x - mean)^2], because E[x^2] - E[x]^2 cancels all digits if the
     mean is much larger than the standard deviation. An empty batch gives zeros. With `mask`, a bool array of
