@@ -19,12 +19,12 @@ class Activation(NamedTuple):
         Its parameter: none, one finite number, one that is not 0, or one per channel.
     invertible : bool
         True if y can be recovered from z (and the branch mask, if there is a minimum). In-place strategies
-        require it. An activation whose parameter is one number can only be inverted if it is positive.
+        require it. If the parameter is one number, it must also be positive: see `is_invertible`.
     minimum : float or None
         The y at which z is smallest; None if the activation is monotonic. z has one inverse on each side.
     slope_from_z : bool
-        True if the derivative is a function of z alone: a layer with the activation alone keeps z, not x. An
-        activation whose parameter is one number requires that it is positive.
+        True if the derivative is a function of z alone: an `Activation` layer then keeps z instead of x. If
+        the parameter is one number, it must also be positive: see `has_slope_from_z`.
     """
 
     param: Literal["one", "nonzero", "channel"] | None = None
@@ -34,13 +34,14 @@ class Activation(NamedTuple):
 
     def is_invertible(self, param):
         """Return `invertible` for this value of the parameter."""
-        return self.invertible and self._is_monotonic(param)
+        return self.invertible and self._accepts(param)
 
     def has_slope_from_z(self, param):
         """Return `slope_from_z` for this value of the parameter."""
-        return self.slope_from_z and self._is_monotonic(param)
+        return self.slope_from_z and self._accepts(param)
 
-    def _is_monotonic(self, param):
+    def _accepts(self, param):
+        """Return False if the parameter is one number, and not positive: two y may then have the same z."""
         return self.param not in ("one", "nonzero") or param > 0
 
 
@@ -52,7 +53,7 @@ def _with_minimum(minimum):
 ACTIVATIONS = {
     "identity": Activation(),
     "leaky_relu": Activation("one"),
-    "prelu": Activation("channel", slope_from_z=False),  # two y for a z if a slope is below 0
+    "prelu": Activation("channel", slope_from_z=False),  # two y have the same z if a slope is negative
     "elu": Activation("one"),
     "celu": Activation("nonzero"),
     "selu": Activation(),

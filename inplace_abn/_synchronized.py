@@ -1,7 +1,7 @@
 """Synchronized batch normalization: several batches normalized as one (section 4 of the paper).
 
-Forward and backward have two steps each. The caller sends the statistics and sums between the steps from one
-process to the others; they are plain arrays.
+Forward and backward have two steps each. Between the steps, the caller exchanges statistics or sums between
+processes; they are plain arrays.
 """
 
 from collections.abc import Sequence
@@ -117,7 +117,7 @@ def normalize(
     Parameters
     ----------
     x : ndarray
-        One of the batches of the statistics. It may be empty or have one value per channel.
+        One of the batches that the statistics are of. It may be empty or have one value per channel.
     mean, var : float64 ndarray of shape (C,)
         Mean and biased variance of all batches, from `merge_statistics`. Read only.
     count : int

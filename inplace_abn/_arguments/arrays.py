@@ -32,7 +32,7 @@ def batch(name, array, axes, ellipsis=False):
         For messages.
     array : object
     axes : str
-        Its shape as it is written, such as "(N, C, H, W)".
+        The expected axes, such as "(N, C, H, W)".
     ellipsis : bool
         True if "..." in `axes` stands for any number of axes, including none.
     """
@@ -72,9 +72,9 @@ def channel_axis_hint(shape, channels, channel_axis):
 
 
 def parameter(name, array, axes, dtype):
-    """Check that `array` has the axes named and a dtype that an x of `dtype` allows for its parameters.
+    """Check that a parameter has the axes named and the dtype of x, which is `dtype`.
 
-    It is x's dtype or, for an x of a half type, float32.
+    If `dtype` is a half type, float32 is accepted as well.
     """
     plain_array(name, array)
     if array.dtype != dtype and array.dtype != compute_dtype(dtype):
@@ -142,8 +142,8 @@ def _may_share_memory(array, other):
 
 
 def _overlaps_itself(array):
-    """Return True if two elements may share memory: a stride is below the extent of the smaller strides."""
-    extent = array.itemsize
+    """Return True if two elements may share memory: a stride is less than the extent of the axes before."""
+    extent = array.itemsize  # of one element, then of all axes with smaller strides
     for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True)):
         if length > 1 and stride < extent:
             return True

@@ -47,9 +47,9 @@ def layer_dtype(dtype, *, half=False):
 def compatible_dtypes(x, *parameters, half=False):
     """Refuse an x whose dtype does not match the parameters of a layer.
 
-    float64 needs float64 parameters. All other dtypes need float32 or, with `half`, their own. The functions
-    that a layer calls would name the parameter in their message instead of x, which the user has passed;
-    other defects of x are left to them.
+    float64 needs float64 parameters. All other dtypes need float32 or, with `half`, their own. The check is
+    here so that the message names x, which the user has passed, instead of a parameter. Everything else
+    about x is checked by the functions that the layer calls.
     """
     if not isinstance(x, np.ndarray) or not is_supported(x.dtype):
         return

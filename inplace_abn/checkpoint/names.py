@@ -2,7 +2,7 @@
 
 import re
 
-#: Pattern of a path in `models.resnet`, name in torchvision and timm.
+#: (pattern of a path in `models.resnet`, its replacement: the name in torchvision and timm)
 _RESNET = (
     (r"stem\.conv", "conv1"),
     (r"stem\.abn", "bn1"),
@@ -29,6 +29,7 @@ _PLAIN = {
     "project": ("conv.1", "conv_pw"),
     "abn3": ("conv.2", "bn2"),
 }
+#: Path of a layer in a block. Groups: path of the block, stage, position of the block in it, layer.
 _BLOCK = re.compile(r"(stage(\d+)\.(\d+))\.(?:branch\.)?(\w+)")
 
 

@@ -4,7 +4,7 @@ from itertools import groupby, zip_longest
 
 from .._state import mismatch
 
-#: Last parts of names in PyTorch. If a name of the checkpoint ends in one, the network must have the same.
+#: Last parts of names in PyTorch. If a name in the checkpoint ends in one, its pair must end in the same one.
 _KNOWN = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
@@ -16,7 +16,7 @@ def pair_by_position(own, state, excluded):
     own : dict of str to ndarray
         Parameters and buffers of the network, in order.
     state : dict of str to ndarray
-        Parameters and buffers of the checkpoint, in order. All buffers num_batches_tracked may be missing.
+        Parameters and buffers of the checkpoint, in order. num_batches_tracked may be missing in all layers.
     excluded : collection of str
         Names in the network whose shapes may differ.
 
@@ -42,7 +42,7 @@ def pair_by_position(own, state, excluded):
 
 
 def _in_order(own):
-    """Return the names, with slopes after the buffers of their layer: PyTorch has PReLU as a module."""
+    """Return the names, with slopes after the buffers of their layer: PReLU is a later module in PyTorch."""
     found = []
     for _, names in groupby(own, lambda name: name.rpartition(".")[0]):
         found += sorted(names, key=lambda name: _leaf(name) == "slope")

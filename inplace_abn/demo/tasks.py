@@ -57,6 +57,7 @@ class Setting:
 class Task:
     """Data, network and score.
 
+    `key` is the name on the command line, `name` the title, and `scored` the name of the score.
     ``make(widths, **style)`` returns the network, ``data(setting)`` the images, and
     ``score(scores, targets)`` a number from 0 to 1. ``target_shape(batch)`` is that of the labels of a
     batch. `usual` and `quick` are (widths of the network, epochs, batch size).
@@ -115,7 +116,7 @@ def as_input(images, dtype):
 class Digits:
     """Single digits; those for training are shifted at random."""
 
-    shift = 3
+    shift = 3  # the largest shift, in pixels
 
     def __init__(self, setting):
         self._setting = setting
@@ -139,7 +140,7 @@ class Digits:
 class Pixels:
     """Images of 32 x 32 pixels with three digits, on noise; the label of a pixel is 0, or 1 + the digit."""
 
-    each, side, tests = 3, 16, 160
+    each, side, tests = 3, 16, 160  # digits in an image, their height and width, number of test images
 
     def __init__(self, setting):
         self._setting = setting

@@ -37,8 +37,8 @@ def resnet(
     width : int
         Channels of the first convolution; doubled in each stage after the first.
     recompute_stem : bool
-        True keeps only the images of the first convolution, normalization and pooling, which are recomputed
-        in the backward. See `inplace_abn.layers.Recompute`.
+        True: the first convolution, normalization and pooling keep only their input, the images, and run
+        again in the backward. See `inplace_abn.layers.Recompute`.
     **style
         See `Style`: strategy, activation, activation_param, channel_axis, dtype, rng.
 
