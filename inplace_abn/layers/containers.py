@@ -233,8 +233,8 @@ class Residual(Container):
     If the branch ends in an in-place `ABN` with the activation "identity", and `activation` is an
     invertible `Activation` or None, the `ABN` also adds the shortcut and activates. These three steps then
     keep only their result and the shortcut; as a rule, neighbouring convolutions keep both as their inputs
-    anyway. Results, names and states are the same. relu, and layers of other types than `Activation`, run
-    separately.
+    anyway. Names and states are the same, and so are results, except where a mask is False: see `forward`.
+    relu, and layers of other types than `Activation`, run separately.
 
     Blocks of pre-activation networks (He et al. 2016, https://arxiv.org/abs/1603.05027) are
     ``Residual(Sequential(ABN(...), Conv2d(...)))`` if the shape does not change, and
@@ -313,7 +313,8 @@ class Residual(Container):
     def forward(self, ctx, x, *, mask=None, out=None):
         """Return the activated sum of branch and shortcut, written to `out` if that is given.
 
-        All normalizations inside get the mask. Where the mask is False, the sum is that of the terms there.
+        All normalizations inside get the mask. Where the mask is False, the result is 0 if the last
+        normalization of the branch adds the shortcut, and otherwise the activated sum of the terms there.
         """
         arguments.plain_array("x", x)
         ctx.fused = self._fused
