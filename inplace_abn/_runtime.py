@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
     python = ".".join(map(str, sys.version_info[:2]))
     raise ImportError(
         f"{__package__} in {os.path.dirname(__file__)} is not built for Python {python}: install it with "
-        "pip; if it is installed and this is the source, start Python in another folder"
+        "pip; if it is installed and this is the source tree, start Python in another folder"
     ) from None
 finally:
     if not _is_set:
