@@ -58,7 +58,7 @@ static void insert(abn_escapes *escapes, ptrdiff_t begin, ptrdiff_t *end, abn_es
 
 static abn_status sort_lists(const abn_escape_list *lists, int threads, int64_t elements, abn_escapes *escapes) {
     const ptrdiff_t buckets = (ptrdiff_t)((elements + BUCKET - 1) / BUCKET);
-    ptrdiff_t *first = calloc(2 * (size_t)buckets + 1, sizeof *first), *filled = first + buckets + 1;
+    ptrdiff_t *first = calloc(2 * (size_t)buckets + 1, sizeof *first);
     escapes->index = malloc((size_t)escapes->count * sizeof *escapes->index);
     escapes->xhat = malloc((size_t)escapes->count * sizeof *escapes->xhat);
     if (!first || !escapes->index || !escapes->xhat) {
@@ -66,6 +66,7 @@ static abn_status sort_lists(const abn_escape_list *lists, int threads, int64_t 
         abn_escapes_free(escapes);
         return ABN_NO_MEMORY;
     }
+    ptrdiff_t *filled = first + buckets + 1;
     count_buckets(lists, threads, first, buckets);
     memcpy(filled, first, (size_t)buckets * sizeof *filled);
     for (int t = 0; t < threads; t++) {
