@@ -14,8 +14,8 @@ INLINE vec param_at(abn_param kind, const real *param, ptrdiff_t i) {
 
 INLINE mask left_at(const uint64_t *left, ptrdiff_t i) { return v_bits_mask((unsigned)(left[i >> 6] >> (i & 63))); }
 
-/* Activations with a minimum go step by step, several vectors at once: their chains of instructions are too long for
- * out-of-order execution to overlap enough of them. (More than 4 at once need more registers than there are, for gelu.) */
+/* Activations with a minimum compute each step for several vectors before the next step: one vector's instructions are
+ * too long a chain for out-of-order execution to overlap vectors. (gelu: more than 4 would exceed the registers.) */
 #define VALUES_AT_ONCE 4
 #define BLOCK 8 /* vectors that are inverted together */
 
@@ -33,7 +33,7 @@ INLINE void value_gated(abn_activation activation, const real *y, real *z, ptrdi
     for (; i < n; i += W) value_gated_of(activation, y + i, z + i, 1);
 }
 
-/* The inverses. */
+/* Inverses of activations with a minimum: Halley's method in double, polynomials (gated.h) in float. */
 #ifdef ABN_DTYPE_FLOAT64
 INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdiff_t n, const uint64_t *left) {
     for (ptrdiff_t start = 0; start < n; start += BLOCK * W) {
@@ -62,7 +62,7 @@ INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdif
 }
 
 #else
-/* y from z and y - z; the slope from the derivative of y - z. */
+/* y = z + rise. The slope follows from the derivative of rise by v. */
 INLINE void finish_gated(abn_activation activation, real *z, real *slope, vec s, vec v, vec rise, mask left) {
     const vec of_z = v_mul(v_mul(s, v_set1(4)), v), at = v_load_real(z);
     const mask tail = gated_tail(activation, s);

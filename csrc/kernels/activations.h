@@ -1,7 +1,7 @@
-/* The cheap activations on vec: z from y, the slope from y, and y and the slope from z. Whole tiles go through them in one
- * pass. curves.h has all activations.
+/* The cheap activations on vec: z from y, the slope from y, and y and the slope from z. Kernels of whole tiles
+ * call them in a single pass. curves.h has all activations.
  *
- * `activation` is a constant wherever these are called, so that each kernel is compiled for one activation. */
+ * `activation` is a compile-time constant in every call, so that each kernel is compiled for one activation. */
 #ifndef ABN_KERNEL_ACTIVATIONS_H
 #define ABN_KERNEL_ACTIVATIONS_H
 
@@ -20,7 +20,7 @@ INLINE activation_constants activation_load(double param) {
 /* Clamps to [low, high]; NaN propagates. */
 INLINE vec v_clamp(double low, double high, vec y) { return v_min(v_set1((real)high), v_max(v_set1((real)low), y)); }
 
-/* inside for low < y < high, else 0, also for NaN. */
+/* Returns `inside` for low < y < high, 0 otherwise and for NaN. */
 INLINE vec v_between(double low, double high, vec y, double inside) {
     const vec below_high = v_select(v_lt(y, v_set1((real)high)), v_set1((real)inside), v_zero());
     return v_select(v_lt(v_set1((real)low), y), below_high, v_zero());
@@ -62,8 +62,8 @@ INLINE vec activation_gradient(abn_activation activation, vec y, vec dz, activat
     return activation == ABN_IDENTITY ? dz : v_mul(dz, cheap_slope(activation, y, k.param));
 }
 
-/* True if y was below 0: z is negative or -0.0, to which a y just below 0 is rounded (forward.c makes no other -0.0), or
- * NaN, which is treated as negative where y is compared too. */
+/* True if y was below 0: z has its sign bit set, or is NaN. A y just below 0 may be rounded to z = -0.0; forward.c
+ * makes no other -0.0. NaN counts as negative, as in the forward, where y >= 0 is false. */
 INLINE mask is_left_of_zero(vec z) { return v_signs(v_max(z, v_set1(-LARGEST_REAL))); }
 
 /* In place, z -> y and dz -> dy. */

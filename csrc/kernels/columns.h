@@ -1,5 +1,5 @@
-/* Kernels for tiles whose columns belong to channels, as abn_columns says: channels-last batches, and short
- * channels-first rows, where a row of the tile is an image. Included by kernels.c.
+/* Kernels for tiles whose columns belong to channels (abn_columns): channels-last batches, and channels-first batches
+ * with short rows, where a row of the tile is a whole image. Included by kernels.c.
  *
  * ROWS_AT_ONCE rows share each load of constants and each update of the partial sums, which stay in L1. */
 #ifndef ABN_KERNEL_COLUMNS_H
@@ -12,8 +12,8 @@
 /* Columns before the first aligned address are a separate step. Each column has its own sums, so results do not depend
  * on the address.
  *
- * Calls step(..., row, rows, column, n) for `rows` rows from `row` on and n columns from `column` on. Both are
- * compile-time constants except for the last rows and columns, so the loops of a step unroll. */
+ * Calls step(..., row, rows, column, n) for `rows` rows from `row` on and n columns from `column` on. `rows` and n
+ * are compile-time constants except for the last rows and columns, so the loops of a step unroll. */
 #define FOR_STEPS_OF_ROWS(tile, step, row, rows, ...)                                 \
     do {                                                                              \
         ptrdiff_t j_ = columns_to_alignment(tile, row);                               \
@@ -74,7 +74,7 @@ INLINE int columns_any_far(abn_tile tile, abn_constants constants, ptrdiff_t row
     return 0;
 }
 
-/* As rows_apply. */
+/* Returns the same as rows_apply. */
 INLINE ptrdiff_t columns_apply(abn_activation activation, int with_residual, abn_tile tile, abn_constants constants) {
     const activation_constants k = activation_load(constants.param);
     ptrdiff_t row = 0;
@@ -166,7 +166,7 @@ static void columns_expand(const void *constants, abn_columns columns, void *exp
     for (ptrdiff_t r = 0; r < columns.positions_per_row; r++) {
         for (ptrdiff_t c = 0; c < columns.channels; c++, to += columns.positions_per_channel) {
             const vec value = v_set1(from[c]);
-            /* The last vector may overlap the next channel, which is written next, or the padding. */
+            /* The last vector may write into the columns of the next channel, which follow, or into the padding. */
             for (ptrdiff_t s = 0; s < columns.positions_per_channel; s += W) v_store_real(to + s, value);
         }
     }

@@ -1,6 +1,6 @@
 /* The activations on vec: z from y, the slope from y, and both y and the slope from z.
  *
- * `activation` is a constant wherever these are called, so that each loop is compiled for one activation. */
+ * `activation` is a compile-time constant in every call, so that each loop is compiled for one activation. */
 #ifndef ABN_CURVES_H
 #define ABN_CURVES_H
 
@@ -14,12 +14,12 @@
 #define REAL_NORMAL 0x1p-1022
 #define REAL_LARGEST 0x1.fffffffffffffp+1023
 #define NEARLY_ONE 0x1.fffffffffffffp-1 /* the last number below 1 */
-#define NORMAL_ZERO 39                  /* Phi is 0 or 1 from here on */
-#define GATED_IDENTITY(upper) 40        /* the gate is 1 from here on */
-#define LEAST_SIZE 1e-299               /* of a z far left that is inverted */
-#define LEAST_SQUARE 1e-14              /* of z above its least that is inverted */
+#define NORMAL_ZERO 39                  /* for |y| from here on, Phi is 0 or 1 */
+#define GATED_IDENTITY(upper) 40        /* for z from here on, the gate is 1 */
+#define LEAST_SIZE 1e-299               /* smallest |z| far left that is inverted */
+#define LEAST_SQUARE 1e-14              /* smallest z - (least z) that is inverted */
 #define HALLEY_STEPS 2
-#define LINE_TO 0x1p-54 /* exp(u) - 1 is u up to there */
+#define LINE_TO 0x1p-54 /* for |u| below this, exp(u) - 1 is u */
 #else
 #define REAL_NORMAL 0x1p-126f
 #define REAL_LARGEST 0x1.fffffep+127f
@@ -39,7 +39,7 @@ INLINE vec v_inverse(vec x) { return v_div(v_set1(1), x); }
 
 typedef struct {
     vec right, height, rate;
-    int is_celu; /* rate = 1 / height, of either sign. Near 0 z = y, also where y * rate underflows. */
+    int is_celu; /* rate = 1 / height, which may be negative. Near 0 z = y, even if y * rate underflows. */
 } exponential;
 
 INLINE exponential exponential_of(abn_activation activation, vec param) {
@@ -202,7 +202,7 @@ INLINE gate_parts gate_of(abn_activation activation, vec y, vec power) {
     }
 }
 
-/* The gate is 0 from -1000 on; the clamp avoids -infinity * 0. */
+/* The gate is 0 for y <= -1000; the clamp avoids -infinity * 0. */
 INLINE vec gated_within(vec y) { return v_max(v_set1(-1000), y); }
 
 /* y * gate(y) */
@@ -211,16 +211,16 @@ INLINE vec gated_value(abn_activation activation, vec y, vec power) {
     return v_mul(y, gate_of(activation, y, power).gate);
 }
 
-/* The slope of the gate is 0 far from 0: y is clamped so that no product overflows. (The exponential of mish is clamped,
- * which leaves a slope of the gate; times y = 1000 it would be an error of 76 units in the last place.) */
+/* The gate's slope is 0 far from 0: y is clamped so that no product overflows. (40 rather than 1000: mish clamps its
+ * exponential, which leaves the gate a small slope; times y = 1000, that would be an error of 76 ulp.) */
 INLINE vec gated_slope(abn_activation activation, vec y) {
     const vec within = v_max(v_set1(-1000), v_min(v_set1(40), y));
     const gate_parts g = gate_of(activation, within, gate_power(activation, within));
     return v_fma(within, g.first, g.gate);
 }
 
-/* The first guess of y: near the minimum a rational function of s = +-sqrt(z - least z), far left one of
- * x = sqrt(-log(-z)). */
+/* The first guess of y: near the minimum a rational function of s = +-sqrt(z - least z), far left a rational function
+ * of x = sqrt(-log(-z)). */
 typedef struct {
     const real *near_top, *near_bottom, *tail_top, *tail_bottom;
     double minimum, least_z, tail_z, largest_s, identity;

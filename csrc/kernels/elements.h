@@ -6,7 +6,7 @@
 #include "kernels.h"
 #include "storage.h"
 
-/* w = (x - centre) * scale + shift. Subtracting first loses no digits of x if |mean| is far above sqrt(var). */
+/* w = (x - centre) * scale + shift. Subtracting first avoids cancellation if |mean| is much larger than sqrt(var). */
 typedef struct {
     vec centre, scale, shift;
 } affine;
@@ -34,7 +34,7 @@ INLINE backward_pair backward_element(int from, abn_activation activation, vec s
     return (backward_pair){activation_gradient(activation, v_fma(w, b.weight, b.bias), dz, k), w};
 }
 
-/* w * w_factor + offset: 0 in evaluation, where w may be infinite or NaN. */
+/* w * w_factor + offset. In evaluation w, which may be infinite or NaN, is replaced by 0. */
 INLINE vec part_of_w(vec w, backward_constants b) {
     return v_fma(v_select(b.training, w, v_zero()), b.w_factor, b.offset);
 }
@@ -69,7 +69,7 @@ INLINE void gradient_sums_of_vector(int from, abn_activation activation, const s
     *product = v_fma(p.dy, p.w, *product);
 }
 
-/* The first n elements of a vector, n <= W or more. residual: NULL if there is none. */
+/* z of the first min(n, W) elements at x. residual may be NULL. */
 INLINE void apply_to_vector(abn_activation activation, const storage *x, const storage *residual, storage *z,
                             ptrdiff_t n, affine from_x, activation_constants k) {
     vec y = affine_apply(v_load_upto(x, n), from_x);
@@ -90,7 +90,7 @@ INLINE vec constant(int layout, abn_constants constants, int which, ptrdiff_t at
     return layout == ABN_ROWS ? v_set1(*of) : v_load_real(of);
 }
 
-/* True if any of the n residuals in `vectors` vectors exceeds the limit in size. NaN does not. */
+/* True if |residual| of any of the n elements, in `vectors` vectors, exceeds the limit. False for NaN. */
 INLINE int any_far(const storage *residual, int vectors, ptrdiff_t n, vec limit) {
     vec furthest = v_zero();
     UNROLLED for (int u = 0; u < vectors; u++) furthest =
@@ -107,7 +107,7 @@ INLINE affine affine_constants(int layout, abn_constants c, ptrdiff_t at) {
                     constant(layout, c, ABN_SHIFT, at)};
 }
 
-/* Sums do not use the factors: the compiler removes their loads. */
+/* The sums kernels do not use the factors: there the compiler removes their loads. */
 INLINE backward_constants all_backward_constants(int layout, int from, abn_constants c, ptrdiff_t at) {
     backward_constants b = {affine_constants(layout, c, at),
                             v_zero(),

@@ -1,4 +1,4 @@
-/* x -> y of a segment, with a bit for each element that has to be escaped. Included by segments.h. */
+/* x -> y of a segment, and a bit for each element to be escaped: z does not determine its y. Included by segments.h. */
 #ifndef ABN_ESCAPE_SCAN_H
 #define ABN_ESCAPE_SCAN_H
 
@@ -15,8 +15,8 @@ INLINE vec residual_limit(int layout, abn_constants c, ptrdiff_t i) {
     return constant(layout, c, ABN_RESIDUAL_LIMIT, constants_at(layout, i));
 }
 
-/* The bits of the 64 elements at `from`, of a segment of n: set if z does not determine y. Not set for NaN, which needs no
- * escape: the comparisons are false. */
+/* Returns the escape bits of the 64 elements at `from` of a segment of n elements. NaN needs no escape: its comparisons
+ * are false. */
 INLINE uint64_t escaped_of_word(int layout, const real *y, const storage *residual, ptrdiff_t from, ptrdiff_t n,
                                 abn_constants c, escape_limits rule) {
     uint64_t bits = 0;
@@ -31,8 +31,8 @@ INLINE uint64_t escaped_of_word(int layout, const real *y, const storage *residu
     return n - from < 64 ? bits & (((uint64_t)1 << (n - from)) - 1) : bits;
 }
 
-/* Computes y, branch_mask and escaped of a segment; returns true if any element is escaped. Few are: the extremes of 64
- * elements, ignoring NaN, show whether each has to be compared. */
+/* Computes y, branch_mask and escaped of a segment; returns true if any element is escaped. Escapes are rare: elements
+ * are compared one by one only if the extremes of 64 elements, ignoring NaN, show that one of them is escaped. */
 INLINE int segment_scan(int layout, const storage *x, const storage *residual, ptrdiff_t n, abn_constants c,
                         escape_limits rule, real *restrict y, uint64_t *restrict branch_mask,
                         uint64_t *restrict escaped) {

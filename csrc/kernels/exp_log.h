@@ -1,5 +1,5 @@
 /* exp, expm1, log and log1p on vec. Errors below 2 ulp in float and double (of log where the result is not near 0);
- * subnormal results of exp may be 0. The polynomials were fitted at Chebyshev nodes. */
+ * subnormal results of exp may be flushed to 0. The polynomials were fitted at Chebyshev nodes. */
 #ifndef ABN_EXP_LOG_H
 #define ABN_EXP_LOG_H
 
@@ -58,8 +58,8 @@ INLINE vec v_polynomial(vec x, const real *coefficients, int terms) {
     return sum;
 }
 
-/* Returns r of y = n ln(2) + r, |r| <= ln(2)/2, and 2^n in *power: 0 or infinity just outside the normal numbers. Adding
- * 2^mantissa rounds to n, which is then in the low bits of the float n + bias + 2^mantissa. */
+/* y = n ln(2) + r, |r| <= ln(2)/2. Returns r; *power = 2^n, 0 or infinity just outside the normal numbers. Adding
+ * 2^mantissa rounds y / ln(2) to the integer n; n + bias is then in the low bits of the sum. */
 INLINE vec v_exp_reduce(vec y, vec *power) {
     const vec shift = v_set1(TWO_TO_MANTISSA + EXPONENT_BIAS);
     const vec shifted = v_fma(y, v_set1(LOG2_E), shift), n = v_sub(shifted, shift);
@@ -74,7 +74,7 @@ INLINE vec v_expm1_reduced(vec r) {
 /* NaN propagates. */
 INLINE vec v_exp_clamp(vec y) { return v_max(v_set1(EXP_ZERO), v_min(v_set1(EXP_INFINITY), y)); }
 
-/* exp(y + low), for |low| so small that the reduction of y alone will do. */
+/* exp(y + low), for |low| so small that reducing y alone is enough. */
 INLINE vec v_exp_sum(vec y, vec low) {
     vec power;
     const vec r = v_exp_reduce(v_exp_clamp(y), &power);
@@ -96,7 +96,7 @@ INLINE vec v_expm1_finite(vec y) {
 
 INLINE vec v_expm1(vec y) { return v_select(v_lt(v_set1(EXPM1_INFINITY), y), v_set1(INFINITY), v_expm1_finite(y)); }
 
-/* log(x + lost) for a normal x > 0 and lost below an ulp of x. x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)). */
+/* log(x + lost) for a normal x > 0 and |lost| below an ulp of x. x = 2^k (1 + f), 1 + f in [sqrt(1/2), sqrt(2)). */
 INLINE vec v_log_sum(vec x, vec lost) {
     const ivec shifted = i_add(v_bits(x), i_set1(((real_bits)EXPONENT_BIAS << REAL_MANTISSA) - SQRT_HALF_BITS));
     const ivec biased = i_shift_right(shifted, REAL_MANTISSA); /* k + bias */
@@ -120,7 +120,7 @@ INLINE vec v_log_sum(vec x, vec lost) {
 
 INLINE vec v_log(vec x) { return v_log_sum(x, v_zero()); }
 
-/* log(1 + u), 1 + u normal */
+/* log(1 + u), for a normal 1 + u > 0 */
 INLINE vec v_log1p(vec u) {
     const vec x = v_add(u, v_set1(1));
     return v_log_sum(x, v_sub(u, v_sub(x, v_set1(1)))); /* the rounding error of 1 + u */

@@ -4,9 +4,9 @@
 
 #include "curves.h"
 
-/* y - z is a polynomial in v = sqrt(s - (s of z = -0)), one on each of eight intervals; its derivative gives the slope. The
- * second root flattens the logarithmic left side. The far-left tail uses Halley's method.
- * Measured to be slower: Halley's method for all elements; rational functions, which need degree 10 in s, or degree 9 on two
+/* On each of eight intervals y - z is a polynomial in v = sqrt(s + zero_s), s = +-sqrt(z - least z); v = 0 at z = -0.
+ * Its derivative gives the slope. The outer root flattens the logarithmic left side. Far left: Halley's method.
+ * Measured to be slower: Halley's method for all elements; rational functions, which need degree 10 in s, or 9 on two
  * intervals; one vector at a time. */
 #define RISES_AT_ONCE 2
 
@@ -30,7 +30,7 @@ INLINE gated_pieces gated_pieces_of(abn_activation activation) {
     }
 }
 
-/* s from z */
+/* s = +-sqrt(z - least z), clamped to the range of the fits */
 INLINE vec gated_s(abn_activation activation, vec z, mask left) {
     const gated_pieces fit = gated_pieces_of(activation);
     const real least_z = (real)fit.least_z, rest = (real)(fit.least_z - least_z);
@@ -44,7 +44,7 @@ INLINE vec gated_v(abn_activation activation, vec s) {
     return v_sqrt(v_max(v_set1((real)fit.least), v_add(s, v_set1((real)fit.zero_s))));
 }
 
-/* y - z and its derivative by v, of `count` vectors in parallel: a single chain of instructions is limited by latency. */
+/* rise = y - z and its derivative by v, of `count` vectors at once: a single chain of instructions would wait. */
 INLINE void gated_rise(abn_activation activation, const real *v, int count, real *rise, real *derivative) {
     const gated_pieces fit = gated_pieces_of(activation);
     ivec piece[RISES_AT_ONCE];

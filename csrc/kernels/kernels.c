@@ -4,7 +4,7 @@
 #include "segments.h"
 #include "rows.h"
 
-/* Tiles and constants are passed by value: vector stores may alias anything that is reached by a pointer. */
+/* Tiles and constants by value: behind a pointer, the compiler would have to reload them after each vector store. */
 #define DEFINE_FROM_X(layout, name, activation)                                                    \
     static void layout##_apply_##name(const abn_tile *t, const abn_constants *c) {                 \
         layout##_apply(activation, 0, *t, *c);                                                     \
@@ -67,7 +67,7 @@ EACH_OTHER(DEFINE_FROM_X, columns)
         .segment = SEGMENT_KERNELS(layout),                                      \
     }
 
-/* a = a*c + d, or b = b*c + a*d: the least that an in-place pass over memory costs. */
+/* a = a*c + d, or b = b*c + a*d: the benchmarks' lower bound for the time of an in-place pass over memory. */
 static void stream(void *a, void *b, ptrdiff_t count, double c, double d) {
     storage *first = a, *second = b;
     const vec factor = v_set1((real)c), other = v_set1((real)d);

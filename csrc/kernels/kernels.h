@@ -1,9 +1,9 @@
-/* The kernels of one instruction set and one storage type: rows of elements in, numbers out.
+/* The kernels of one instruction set and one storage type: tables of functions over tiles and segments of elements.
  *
  * A tile is `rows` rows of `length` elements. ABN_ROWS: each row belongs to one channel, and constants and sums are per
  * row. ABN_COLUMNS: each column belongs to one channel, and they are per column. layout.c chooses. Kernels accept any
- * alignment that the storage type allows, allocate nothing and cannot fail. `destination` may alias an input exactly;
- * it may not overlap one in part. "Real" is the type computed in: float, or double for float64 storage. */
+ * alignment that the storage type allows, allocate nothing and cannot fail. `destination` may be the same memory as an
+ * input, but may not overlap one partially. "Real": the arithmetic type, float, or double for float64 storage. */
 #ifndef ABN_KERNELS_H
 #define ABN_KERNELS_H
 
@@ -25,16 +25,16 @@ typedef struct {
 
 /* data == NULL: the operation has no such array. */
 typedef struct {
-    abn_input source;   /* x, or the kept buffer */
+    abn_input source;   /* forward: x; backward: the saved x, xhat or z */
     abn_input gradient; /* dz */
     abn_input residual;
     abn_output destination; /* z or dx */
     abn_output residual_gradient;
-    abn_output scratch; /* of reals, from sums to apply: w, and abn_operation.scratch_offset reals later the slopes */
+    abn_output scratch; /* reals that the sums pass leaves to the apply pass: w; scratch_offset reals later, slopes */
     ptrdiff_t rows, length;
 } abn_tile;
 
-/* Constants per channel: arrays of reals.
+/* Constants per channel: arrays of reals. w is what backward sums as dy * w; abn_scheme in abn.h defines it.
  *   from x:  w = (x - centre) * scale + shift
  *   from z:  w = activation^-1(z) * scale + shift
  *   kept x:  y = w * weight + bias
@@ -44,14 +44,14 @@ enum {
     ABN_SCALE,
     ABN_SHIFT,
     ABN_PARAM, /* of the activation, if each channel has its own */
-    /* Forward only: constants of x -> xhat, the centre of the sums, and 0. */
-    ABN_RESIDUAL_LIMIT, /* with a greater |residual|, w cannot be recovered from z */
+    /* Forward only: the limit of |residual|, constants of x -> xhat, the centre of the moments, and zeros. */
+    ABN_RESIDUAL_LIMIT, /* if |residual| is larger, w cannot be recovered from z */
     ABN_XHAT_SCALE,
     ABN_XHAT_SHIFT,
     ABN_SUMS_CENTRE,
     ABN_ZERO,
     ABN_FORWARD_CONSTANTS,
-    /* Backward only; it has the same memory for them. */
+    /* Backward only. They reuse the indices of the forward constants. */
     ABN_WEIGHT = ABN_RESIDUAL_LIMIT,
     ABN_BIAS,
     ABN_W_FACTOR,
@@ -67,7 +67,7 @@ typedef struct {
     int training; /* 0: dx is computed without w, which may be infinite or NaN */
 } abn_constants;
 
-/* Partial sums of the channels of a tile, two per channel, which kernels update at the cost of a load and a store:
+/* Partial sums of the channels of a tile, two per channel. An update costs one load and one store.
  * ABN_ROWS: two vectors of ABN_LANE_BYTES per row. ABN_COLUMNS: two arrays of `length` reals, the second one
  * ABN_COLUMNS_STRIDE reals after the first. */
 #define ABN_LANE_BYTES 64
@@ -77,8 +77,8 @@ typedef struct {
 #define ABN_COLUMNS_STRIDE (ABN_COLUMNS_MAX + ABN_PADDING)
 #define ABN_PARTIAL_BYTES (2 * ABN_COLUMNS_STRIDE * sizeof(double)) /* enough for either layout */
 
-/* The columns of channel c: positions_per_channel neighbours from c * positions_per_channel on (if that is above 1), or
- * every `channels`-th column from c on, positions_per_row in all. */
+/* The columns of channel c. If positions_per_channel > 1: that many adjacent ones, from c * positions_per_channel on.
+ * Otherwise: c, c + channels, c + 2 * channels, ..., positions_per_row of them. */
 typedef struct {
     ptrdiff_t channels, positions_per_channel, positions_per_row;
 } abn_columns;
@@ -88,17 +88,17 @@ enum { ABN_FROM_Z, ABN_FROM_X }; /* what the source of a backward kernel holds *
 typedef struct {
     /* destination = z = activation(w), w from x */
     void (*apply)(const abn_tile *tile, const abn_constants *constants);
-    /* destination = activation(w + residual), row by row. Stops at, or shortly before, a |residual| above its limit.
+    /* destination = activation(w + residual), row by row. Stops at or shortly before a |residual| above the limit.
      * Returns how many elements were computed. */
     ptrdiff_t (*apply_residual)(const abn_tile *tile, const abn_constants *constants);
-    /* sums += dy, dy * w. Here and below NULL from z where the activation has no inverse. */
+    /* sums += dy, dy * w. Here and below, index ABN_FROM_Z or ABN_FROM_X; [ABN_FROM_Z] is NULL without an inverse. */
     void (*gradient_sums[2])(const abn_tile *tile, const abn_constants *constants, void *partial);
     /* destination = dx */
     void (*gradient_apply[2])(const abn_tile *tile, const abn_constants *constants);
 } abn_tile_kernels;
 
-/* A segment is part of one row. Between these kernels it is in arrays of reals, aligned to a cache line and with room for
- * ABN_PADDING reals past the end. activation_kernels.h has the activations. `constants` and `partial` are those of the
+/* A segment is a run of elements of one row. These kernels pass it on in arrays of reals, aligned to a cache line, with
+ * ABN_PADDING reals of room past the end. Activations: activation_kernels.h. `constants` and `partial` are those of the
  * segment's row (ABN_ROWS) or first column. */
 #define ABN_SEGMENT 1024
 #define ABN_SEGMENT_WORDS (ABN_SEGMENT / 64) /* of uint64_t, for a bit per element: bit i % 64 of word i / 64 */
@@ -109,17 +109,17 @@ typedef struct {
     /* y = w * weight + bias */
     void (*scale)(const void *w, ptrdiff_t n, const abn_constants *constants, void *y);
     void (*add)(const void *residual, ptrdiff_t n, void *y); /* y += residual */
-    /* y = w + residual (NULL: none) of x. Sets a bit per element in branch_mask if y is below the minimum, and in escaped
-     * if the rule applies or |residual| is above its limit. Returns nonzero if any element is escaped. */
+    /* y = w + residual, w from x; residual may be NULL. Sets an element's bit in branch_mask if y is below the minimum,
+     * in escaped if z does not determine y (rule; |residual| above the limit). Returns true if any is escaped. */
     int (*scan)(const void *x, const void *residual, ptrdiff_t n, const abn_constants *constants,
                 const abn_escape_rule *rule, void *y, uint64_t *branch_mask, uint64_t *escaped);
     /* w = (y - residual) * scale + shift in place of y; residual may be NULL */
     void (*recover)(const void *residual, ptrdiff_t n, const abn_constants *constants, void *y);
-    void (*widen)(const void *from, ptrdiff_t n, void *to);
-    void (*narrow)(const void *from, ptrdiff_t n, void *to);
+    void (*widen)(const void *from, ptrdiff_t n, void *to);  /* storage -> reals */
+    void (*narrow)(const void *from, ptrdiff_t n, void *to); /* reals -> storage */
     /* partial sums += dy, dy * w with dy = dz * slope */
     void (*sums)(const void *w, const void *slope, const void *dz, ptrdiff_t n, void *partial);
-    /* dx of dy and w, as above. If dr is not NULL: dr = dy, or dr += dy if `add`. dx may be dz. */
+    /* dx from dy = dz * slope and w, formula above. If dr is not NULL: dr = dy, or dr += dy if `add`. dx may be dz. */
     void (*gradient)(const void *w, const void *slope, const void *dz, ptrdiff_t n, const abn_constants *constants,
                      void *dx, void *dr, int add);
 } abn_segment_kernels;
@@ -127,16 +127,16 @@ typedef struct {
 typedef struct {
     /* sums += d, d^2 with d = x - centre */
     void (*moments)(const abn_tile *tile, const abn_constants *constants, void *partial);
-    /* first[c] += the first partial sums of channel c, second[c] += the second ones; clears the partial sums. */
+    /* Adds channel c's first partial sums to first[c] and its second ones to second[c]; clears the partial sums. */
     void (*fold)(void *partial, abn_columns columns, double *first, double *second);
-    /* Of cheap activations; all entries of other activations are NULL. */
+    /* Kernels of the cheap activations (activations.h); NULL for the other activations. */
     abn_tile_kernels of[ABN_ACTIVATIONS];
     abn_segment_kernels segment;
 } abn_layout_kernels;
 
 typedef struct {
     abn_layout_kernels layout[ABN_LAYOUTS];
-    /* One constant per channel -> one per column (padded). */
+    /* Repeats the constant of each channel for each of its columns (padded). */
     void (*expand)(const void *constants, abn_columns columns, void *expanded);
     /* a = a*c + d (b == NULL) or b = b*c + a*d */
     void (*stream)(void *a, void *b, ptrdiff_t count, double c, double d);

@@ -44,8 +44,8 @@ typedef uint16_t storage;
 #define HALF_NARROW(v) vreinterpret_u16_f16(vcvt_f16_f32(v))
 
 #elif defined(ABN_DTYPE_BFLOAT16) && (defined(ABN_ISA_V4) || defined(ABN_ISA_V3) || defined(ABN_ISA_V2))
-/* Round to nearest even by adding 0x7fff and the lowest kept bit. A NaN stays one, because the low half of a NaN is
- * zero here: elements come from bfloat16, what comes from double is canonical (abn_set_real), operations keep either. */
+/* Rounds to nearest even: adds 0x7fff plus the lowest kept bit. NaN stays NaN: the low half of every NaN here is zero,
+ * so nothing carries. Such NaNs come from bfloat16 elements or abn_set_real, and arithmetic keeps their low half. */
 INLINE ivec bfloat16_bits(vec v) {
     const ivec bits = v_bits(v);
     const ivec odd = i_and(i_shift_right(bits, 16), i_set1(1));

@@ -2,10 +2,10 @@
  * the kernels use. One vector_<machine>.h per family of instruction sets; the kernels themselves are written once.
  *
  * v_first(v, n) keeps the first n lanes and zeroes the rest. Masks come from comparisons (ordered: a NaN lane compares
- * false), from bits, or from the sign bits of a vector (v_signs), and v_select(mask, a, b) takes a where the mask is set.
- * v_min and v_max give their second operand where one is NaN: their order decides whether it stays. Integer lanes (`ivec`)
- * have the width of `real` and serve the exponent arithmetic of exp and log. Of floats, v_lookup(table, i) is
- * table[i % 8]. */
+ * false), from bits, or from the sign bits of a vector (v_signs). v_select(mask, a, b) takes a where the mask is set.
+ * v_min and v_max return their second operand if either is NaN: a NaN in the second one propagates. Integer lanes
+ * (`ivec`) have the width of `real` and serve the exponent arithmetic of exp and log. v_lookup(table, i), float only,
+ * is table[i % 8]. */
 #ifndef ABN_VECTOR_H
 #define ABN_VECTOR_H
 
@@ -40,9 +40,9 @@ typedef int32_t real_bits;
 #define UNROLLED
 #endif
 
-/* Loading W lanes from lane_window + 8 - n sets the first n. */
+/* W lanes loaded from lane_window + 8 - n are the mask of the first n lanes. */
 static const real_bits lane_window[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
-/* What each lane of a mask is in v_mask_bits and v_bits_mask. */
+/* The bit that stands for each lane of a mask in v_mask_bits and v_bits_mask. */
 static const real_bits lane_bit[8] = {1, 2, 4, 8, 16, 32, 64, 128};
 
 #define JOIN3_(a, b, c) a##b##c

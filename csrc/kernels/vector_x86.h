@@ -90,7 +90,7 @@ typedef vec mask;
 
 #if !defined(ABN_ISA_V4)
 #define v_select(m, a, b) MM(blendv)(b, a, m)
-#define v_signs(a) (a) /* the sign bit is all that is looked at in a mask */
+#define v_signs(a) (a) /* instructions that take a mask read only its sign bits */
 #define v_round(a) MM(round)(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 INLINE ivec first_lanes(ptrdiff_t n) { return SI(loadu)((const void *)(lane_window + 8 - n)); }
 INLINE vec v_first(vec v, ptrdiff_t n) { return MM(and)(v, v_from_bits(first_lanes(n))); }
