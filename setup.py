@@ -1,9 +1,9 @@
 """Builds the compiled part, inplace_abn._core. Everything else about the project is in pyproject.toml.
 
 Read from the environment: CC; INPLACE_ABN_WERROR=1 (warnings are errors), INPLACE_ABN_OPENMP=0 (one thread
-only), INPLACE_ABN_ISAS="v3 baseline" (the instruction sets to build; without it, all that compile here),
+only), INPLACE_ABN_ISAS="v3 baseline" (the instruction sets to build; default: all that compile here),
 INPLACE_ABN_CFLAGS (appended for the compiler and the linker: sanitizers, debugging), INPLACE_ABN_CORE_CFLAGS
-(the same, but not for the kernels: where these would take too long to compile).
+(the same, but not for the kernels, which can take too long to compile with them).
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from setuptools.errors import CompileError, LinkError, SetupError
 KERNELS, ACTIVATION_KERNELS = "csrc/kernels/kernels.c", "csrc/kernels/activation_kernels.c"
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 
-# Instruction sets: machines that may have them, flags of gcc and clang, of MSVC. The kernels are compiled for
-# each whose csrc/probes/<name>.c compiles here; csrc/dispatch.c chooses among them at run time.
+# Instruction sets: machines that may have them, flags for gcc and clang, flags for MSVC. The kernels are
+# compiled for each set whose csrc/probes/<name>.c compiles here; csrc/dispatch.c chooses one at run time.
 X86, ARM, ANY = ("x86_64", "amd64"), ("arm64", "aarch64"), ("",)
 INSTRUCTION_SETS = {
     "v4": (X86, "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx2 -mfma -mf16c", "/arch:AVX512"),
@@ -37,12 +37,12 @@ INSTRUCTION_SETS = {
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 REALS = ("float32", "float64")  # the half types are computed in float32
 
-# OpenMP: compiler flags, linker flags. Apple's clang takes a libomp installed beside it.
+# OpenMP: compiler flags, linker flags. Apple's clang needs a separately installed libomp.
 OPENMP = [("/openmp", "")] if os.name == "nt" else [("-fopenmp", "-fopenmp")]
 if sys.platform == "darwin":
     for prefix in (sys.prefix, "/opt/homebrew/opt/libomp", "/usr/local/opt/libomp"):
         OPENMP.append((f"-Xpreprocessor -fopenmp -I{prefix}/include", f"-L{prefix}/lib -lomp"))
-    # One architecture at a time, under a universal Python too: the probes could not speak for two.
+    # Build for one architecture only, even under a universal Python: a probe tests only one.
     os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
 
 
@@ -52,7 +52,7 @@ class BuildCore(build_ext):
     def run(self):
         super().run()
         if not self.inplace:
-            # Python started in the checkout imports the package of the checkout: after `pip install .` too.
+            # After `pip install .`, Python started in the checkout still imports the checkout's package.
             self.copy_extensions_to_source()
 
     def build_extension(self, ext):
@@ -73,7 +73,7 @@ class BuildCore(build_ext):
             ext.extra_objects = list(pool.map(self.compile_one, *zip(*jobs, strict=True)))
 
         ext.sources, ext.extra_link_args = [], link + openmp_link
-        # Link in any case: what changed may be a flag, or the sources may be earlier ones again.
+        # Always link: file times do not show changed flags, nor sources that went back to an earlier state.
         self.force = self.compiler.force = True
         super().build_extension(ext)
 
@@ -83,7 +83,7 @@ class BuildCore(build_ext):
 
     @staticmethod
     def names(**choices):
-        """Return ABN_ISA=v3 as two macros: the name itself to paste, and ABN_ISA_V3 to test for."""
+        """Return two macros for ABN_ISA="v3": ABN_ISA=v3, for token pasting, and ABN_ISA_V3=1, for #if."""
         return [
             pair for key, name in choices.items() for pair in ((key, name), (f"{key}_{name.upper()}", "1"))
         ]
@@ -94,7 +94,8 @@ class BuildCore(build_ext):
             return ["/O2", "/std:c11"], ["/O2", "/std:c11"], []
         common = ["-O3", "-g0", "-std=c11", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
         if os.environ.get("INPLACE_ABN_WERROR", "0") != "0":
-            common += ["-Wall", "-Wextra", "-Werror", "-Wframe-larger-than=32768"]  # threads may have 128 KB
+            # A thread's stack may be as small as 128 KB.
+            common += ["-Wall", "-Wextra", "-Werror", "-Wframe-larger-than=32768"]
         extra = shlex.split(os.environ.get("INPLACE_ABN_CFLAGS", ""))
         of_core = shlex.split(os.environ.get("INPLACE_ABN_CORE_CFLAGS", ""))
         core = [*common, "-ffp-contract=off", *extra, *of_core]
@@ -106,7 +107,7 @@ class BuildCore(build_ext):
 
     @staticmethod
     def instruction_sets():
-        """Return the names of those to build: baseline, which every processor can run, is among them."""
+        """Return the names of the sets to build; always with baseline, which every processor can run."""
         wanted = os.environ.get("INPLACE_ABN_ISAS", "").split() or list(INSTRUCTION_SETS)
         for name in wanted:
             if name not in INSTRUCTION_SETS:
@@ -141,7 +142,7 @@ class BuildCore(build_ext):
             return True
 
     def compile_one(self, source, macros, flags):
-        """Compile, unless there is an object made from the same text by the same command; return its path."""
+        """Compile, unless an object of the same sources and command exists; return the object's path."""
         texts = b"".join(Path(name).read_bytes() for name in (source, *HEADERS))
         command = repr((getattr(self.compiler, "compiler_so", ""), macros, flags, np.__version__)).encode()
         folder = str(Path(self.build_temp, hashlib.sha256(texts + command).hexdigest()[:12]))

@@ -63,7 +63,7 @@ INLINE vec activation_gradient(abn_activation activation, vec y, vec dz, activat
 }
 
 /* True if y was below 0: z has its sign bit set, or is NaN. A y just below 0 may be rounded to z = -0.0; forward.c
- * makes no other -0.0. NaN counts as negative, as in the forward, where y >= 0 is false. */
+ * makes no other -0.0. NaN counts as negative, as in the slopes from y: y >= 0 is false. */
 INLINE mask is_left_of_zero(vec z) { return v_signs(v_max(z, v_set1(-LARGEST_REAL))); }
 
 /* In place, z -> y and dz -> dy. */

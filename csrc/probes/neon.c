@@ -1,4 +1,4 @@
-/* Does this compiler have the NEON of arm64? */
+/* Compiles if the compiler can emit arm64 NEON. */
 #include <arm_neon.h>
 
 int main(int argc, char **argv) {

@@ -1,4 +1,4 @@
-/* Can this compiler, with the flags of its row in setup.py, emit SSE4.2? */
+/* Compiles if the compiler, with the flags for v2 in setup.py, can emit SSE4.2. */
 #include <immintrin.h>
 
 int main(int argc, char **argv) {

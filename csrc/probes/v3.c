@@ -1,4 +1,4 @@
-/* Can this compiler, with the flags of its row in setup.py, emit every feature of v3? */
+/* Compiles if the compiler, with the flags for v3 in setup.py, can emit every feature of v3. */
 #include <immintrin.h>
 
 int main(int argc, char **argv) {

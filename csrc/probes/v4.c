@@ -1,4 +1,4 @@
-/* Can this compiler, with the flags of its row in setup.py, emit every feature of v4? */
+/* Compiles if the compiler, with the flags for v4 in setup.py, can emit every feature of v4. */
 #include <immintrin.h>
 
 int main(int argc, char **argv) {

@@ -1,4 +1,4 @@
-/* Binds the arguments of every function, and converts those that are no arrays. */
+/* Binds the arguments of every function, and converts those that are not arrays. */
 #ifndef ABN_PYTHON_ARGS_H
 #define ABN_PYTHON_ARGS_H
 
@@ -25,7 +25,7 @@ typedef enum { EACH_NAME(NAME_ID) NAMES } name_id;
 
 extern const char *const name_texts[NAMES];
 
-/* The first `positional` names may be given by position, the first `required` have no default. */
+/* The first `positional` names are accepted by position; the first `required` have no default. */
 typedef struct {
     const char *function;
     unsigned char required, positional, count;
@@ -43,20 +43,20 @@ extern const strategy_info strategy_table[STRATEGIES];
 
 struct binding_state;
 
-/* Stores borrowed references to the arguments of a vectorcall in got[NAMES], which is all NULL before and stays NULL for
- * arguments that are missing. 0, or -1 with a TypeError that names the function and the argument. */
+/* Stores borrowed references to the arguments of a vectorcall in got[NAMES]. The caller passes got filled with NULL;
+ * missing arguments stay NULL. Returns 0, or -1 with a TypeError that names the function and the argument. */
 int bind_args(const struct binding_state *state, const signature *sig, PyObject *const *args, Py_ssize_t positionals,
               PyObject *kwnames, PyObject **got);
 
-/* Converters: 0, or -1 with an exception that names the argument. `got` NULL leaves *value, the default, alone.
- * They may run Python code (__index__, __float__), and that may do anything to any array or context: every argument is
- * converted before the first array is opened and before the context is acquired. */
+/* Converters: return 0, or -1 with an exception that names the argument. If `got` is NULL, *value keeps its default.
+ * They may run Python code (__index__, __float__), which may change any array or context: callers convert every
+ * argument before they open the first array and before they acquire the context. */
 int double_arg(PyObject *got, name_id name, double *value);
 int bool_arg(PyObject *got, name_id name, int *value);
 int int_arg(PyObject *got, name_id name, long low, long high, int *value);
 int choice_arg(PyObject *got, name_id name, PyObject *const *choices, int count, int *value);
 
-/* threads= and isa=. Without threads= the number stays 0, and machine_settle chooses it. */
+/* Converts threads= and isa=. Without threads=, machine->threads is 0 until machine_settle chooses the number. */
 int machine_args(const struct binding_state *state, PyObject *const *got, abn_machine *machine);
 
 #define ABN_MAX_THREADS 1024

@@ -11,9 +11,9 @@ typedef struct {
     context *ctx;
     int overwrite;
     abn_machine machine;
-    batch dz, dx, dresidual;                   /* dresidual.array is NULL where there is none */
-    PyArrayObject *fresh_dx, *fresh_dresidual; /* owned, NULL where an array of the caller's is written */
-    abn_sums sums;                             /* sums.dy, owned, is the start of one block */
+    batch dz, dx, dresidual;                   /* dresidual.array is NULL without a residual */
+    PyArrayObject *fresh_dx, *fresh_dresidual; /* owned; NULL if the caller's array is written */
+    abn_sums sums;                             /* sums.dy is the start of one block, which is owned */
     double count;
 } backward_call;
 
@@ -30,8 +30,8 @@ static int sums_new(backward_call *call) {
     return 0;
 }
 
-/* Binds and checks. Call backward_close afterwards, whatever it returns. Everything that may run Python code happens
- * before the context is acquired, see forward_or_normalize. */
+/* Binds and checks the arguments. Call backward_close afterwards, also after an error. Everything that may run Python
+ * code happens before the context is acquired: see forward_or_normalize. */
 static int backward_open(backward_call *call, const signature *sig, PyObject *const *args, Py_ssize_t positionals,
                          PyObject *kwnames) {
     if (bind_args(call->state, sig, args, positionals, kwnames, call->got) < 0) return -1;
@@ -67,7 +67,7 @@ static int residual_grad_open(backward_call *call, const char *writer) {
     return refuse_overlap(&call->dresidual.bytes, call->dresidual.name, &call->dz.bytes, "dz");
 }
 
-/* New arrays like x for dx and for the gradient of the residual, unless they are written into the caller's. */
+/* Allocates dx and the gradient of the residual, unless they are written into arrays of the caller. */
 static int gradients_open(backward_call *call) {
     const batch *x = &call->ctx->kept[KEPT_MAIN].batch;
     const int has_residual = call->ctx->kept[KEPT_RESIDUAL].batch.array != NULL;
@@ -174,7 +174,7 @@ done:
     return result;
 }
 
-/* sum_dy, sum_dy_xhat and count, as they are for every part of a synchronised batch. */
+/* Reads sum_dy, sum_dy_xhat and count, which are the same for every part of a synchronised batch. */
 static int sums_open(backward_call *call) {
     const npy_intp channels = call->dz.core.channels;
     vector sums[2];

@@ -18,7 +18,8 @@ static int refuse_kind(PyObject *got, const char *name) {
     return -1;
 }
 
-/* Other subclasses, such as masked arrays and arrays with units, have a meaning beyond their elements that would be lost. */
+/* Other subclasses, such as masked arrays and arrays with units, have a meaning beyond their elements that would be
+ * lost. */
 int check_kind(const binding_state *state, PyObject *got, const char *name, PyArrayObject **array) {
     if (!PyArray_CheckExact(got) && (PyObject *)Py_TYPE(got) != state->memmap) return refuse_kind(got, name);
     *array = (PyArrayObject *)got;
@@ -34,8 +35,10 @@ int check_memory(const binding_state *state, PyArrayObject *array, const char *n
         return -1;
     }
     if (!PyArray_ISALIGNED(array)) {
-        PyErr_Format(PyExc_ValueError,
-                     "%s must be aligned in memory, its elements start between boundaries; pass %s.copy()", name, name);
+        PyErr_Format(
+            PyExc_ValueError,
+            "%s must be aligned in memory, its elements are not at multiples of their alignment; pass %s.copy()", name,
+            name);
         return -1;
     }
     if (writer && !PyArray_ISWRITEABLE(array)) {
@@ -47,8 +50,9 @@ int check_memory(const binding_state *state, PyArrayObject *array, const char *n
     return 0;
 }
 
-/* ml_dtypes registers bfloat16 with NumPy at its import, under a type number that differs between processes. The search
- * among the imported modules may run Python code; it happens once, before anything but the kind of an array is checked. */
+/* ml_dtypes registers bfloat16 with NumPy when it is imported, under a type number that differs between processes.
+ * Looking it up in sys.modules may run Python code. That is done once, before anything but the type of the object is
+ * checked. */
 static int is_bfloat16(binding_state *state, PyArrayObject *array) {
     PyObject *module, *type;
     PyArray_Descr *descr = NULL;

@@ -6,13 +6,12 @@
 
 typedef enum { CHANNELS_FIRST, CHANNELS_LAST } layout;
 
-/* An array as (N, C, S), seen through channel_axis. `array` is borrowed. */
+/* An array viewed as (N, C, S), as channel_axis says. `array` is borrowed. */
 typedef struct {
     PyArrayObject *array;
     const char *name;
-    const char *
-        remedy; /* what to do about a layout that no kernel takes; a contiguous copy of dz may have another layout than x */
-    int channel_axis; /* 1 or -1 */
+    const char *remedy; /* for messages: what to pass instead of a layout that no kernel takes */
+    int channel_axis;   /* 1 or -1 */
     int ndim;
     npy_intp shape[ABN_MAX_DIMS];
     layout layout;
@@ -33,7 +32,7 @@ typedef struct {
 /* Which positions of a batch are valid. `array` is borrowed; NULL: all are. */
 typedef struct {
     PyArrayObject *array;
-    npy_intp valid; /* how many */
+    npy_intp valid; /* the number of valid positions */
     footprint bytes;
 } mask;
 
@@ -43,22 +42,24 @@ static inline npy_intp batch_per_channel(const batch *b) { return b->core.batch 
 
 static inline int is_provided(PyObject *got) { return got && got != Py_None; }
 
-/* Every array passes both checks. `array` is borrowed; `writer` is the function that writes into it, or NULL. 0, or -1
- * with an exception. */
+/* Every array passes both checks: the type of the object; byte order, alignment and, with a writer, the writeable flag.
+ * `array` is borrowed; `writer` is the function that writes into it, or NULL. They return 0, or -1 with an
+ * exception. */
 int check_kind(const binding_state *state, PyObject *got, const char *name, PyArrayObject **array);
 int check_memory(const binding_state *state, PyArrayObject *array, const char *name, const char *writer);
 
-/* All of these return 0, or -1 with a TypeError or ValueError that names the argument. They run no Python code unless
- * they fail, so that what they checked stays true until the interpreter lock is released. */
+/* The functions below return 0, or -1 with a TypeError or ValueError that names the argument. They run no Python code
+ * unless they fail, so what they have checked stays true until the interpreter lock is released. */
 
 /* channel_axis=: 1 or -1. */
 int channel_axis_arg(PyObject *got, int *channel_axis);
 
-/* A batch of any dtype and layout that the kernels take; with `like`, of the same shape, dtype and layout as that. */
+/* A batch of any dtype and layout that the kernels take; with `like`, one of its shape, dtype and layout. */
 int batch_open(binding_state *state, PyObject *got, name_id name, int channel_axis, const batch *like,
                const char *writer, batch *b);
 
-/* A vector of `channels` elements of this type number, NPY_FLOAT or NPY_DOUBLE. None is no vector. */
+/* A vector of `channels` elements; `type` is NPY_FLOAT or NPY_DOUBLE. For None and a missing argument v->array is
+ * NULL. */
 int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int type, const char *writer,
                 vector *v);
 
@@ -68,15 +69,17 @@ int slope_open(binding_state *state, PyObject *got, npy_intp channels, int type,
 /* mask= for x: a bool array of shape (N, *spatial), with any strides. None: all positions are valid. */
 int mask_open(binding_state *state, PyObject *got, const batch *x, mask *m);
 
-/* The mask of x as bits in this many words, zeros before; returns how many are set. words == NULL: counts alone. */
+/* The number of words that hold one bit for each position of x. */
 npy_intp mask_words(const batch *x);
+
+/* Sets the bits of the valid positions in `words`, zeroed by the caller. Returns their number; words == NULL: only that. */
 npy_intp mask_pack(const mask *m, uint64_t *words);
 
 /* A contiguous one-dimensional float32 array, of `count` elements unless that is -1. */
 int stream_open(binding_state *state, PyObject *got, name_id name, npy_intp count, const char *writer,
                 PyArrayObject **array);
 
-/* The type number of the weights beside a batch: NPY_DOUBLE for float64, else NPY_FLOAT. */
+/* The type number of the parameters for a batch of this dtype: NPY_DOUBLE for float64, else NPY_FLOAT. */
 int weight_type(abn_dtype dtype);
 
 void vector_read(const vector *v, npy_intp channels, double *values);
@@ -84,11 +87,11 @@ void vector_read(const vector *v, npy_intp channels, double *values);
 /* v = (1 - momentum) * v + momentum * factor * values. */
 void vector_blend(const vector *v, npy_intp channels, double momentum, const double *values, double factor);
 
-/* A fresh array of NPY_FLOAT or NPY_DOUBLE, and what fills it. */
+/* vector_new allocates an uninitialized array of NPY_FLOAT or NPY_DOUBLE; vector_fill writes its elements. */
 PyObject *vector_new(int type, npy_intp channels);
 void vector_fill(PyObject *array, npy_intp channels, const double *values);
 
-/* A fresh array of b's shape, dtype and layout; *fresh describes it, and owns nothing. */
+/* Returns a new array of b's shape, dtype and layout. *fresh describes it and owns nothing. */
 PyArrayObject *batch_like(const batch *b, batch *fresh);
 
 #endif

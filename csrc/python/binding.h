@@ -1,4 +1,4 @@
-/* What every file of the binding shares: Python and NumPy headers, and the state of one module. */
+/* Shared by all files of the binding: Python and NumPy headers, and the state of the module. */
 #ifndef ABN_PYTHON_BINDING_H
 #define ABN_PYTHON_BINDING_H
 
@@ -21,7 +21,7 @@
 
 struct saved_entry;
 
-/* The index of the registry: registry.h. */
+/* The index of saved memory; registry.h describes it. */
 typedef struct {
     uintptr_t low;
     struct saved_entry *entry;
@@ -38,23 +38,23 @@ typedef struct binding_state {
     PyObject *strategies[STRATEGIES];       /* interned, in the order of strategy_table */
     PyTypeObject *context_type, *saved_array_type;
     PyObject *memmap;                           /* numpy.memmap: the one subclass that batches may have */
-    PyObject *ml_dtypes;                        /* the text, to look it up among the imported modules */
-    int bfloat16;                               /* its type number; -1 until the first array of that dtype */
+    PyObject *ml_dtypes;                        /* the str "ml_dtypes", to find it in sys.modules */
+    int bfloat16;                               /* type number of bfloat16; -1 until the first such array */
     int threads;                                /* what threads=None means for large batches */
     const abn_kernels *usable[ABN_MAX_KERNELS]; /* best first, NULL past the end */
     const abn_kernels *kernels;                 /* what isa=None means */
-    registry saved;                             /* what live contexts and SavedArrays keep */
-    PyObject *recorder;                         /* the ledger that is on, or NULL */
+    registry saved;                             /* memory that live contexts and SavedArrays need */
+    PyObject *recorder;                         /* the active memory.Ledger, or NULL */
 } binding_state;
 
 static inline binding_state *state_of(PyObject *module) { return (binding_state *)PyModule_GetState(module); }
 
-/* Below this many elements the work costs less than handing over the interpreter lock. */
+/* Up to this many elements, the work costs less than releasing and taking the interpreter lock. */
 #define ABN_WORTH_UNLOCKING 16384
-/* Below this many, waking a second thread costs more than it saves. */
+/* Below this many elements, waking a second thread costs more than it saves. */
 #define ABN_WORTH_THREADS 32768
 
-/* Settles the threads of a call that touches so many elements. */
+/* Chooses the number of threads for a call over `elements` elements, unless threads= has set it. */
 static inline void machine_settle(const binding_state *state, npy_intp elements, abn_machine *machine) {
     if (machine->threads == 0) machine->threads = elements < ABN_WORTH_THREADS ? 1 : state->threads;
 }

@@ -1,4 +1,4 @@
-/* The functions of the module that take batches; module.c lists them. */
+/* The functions of the module that are defined outside of module.c; module.c lists them. */
 #ifndef ABN_PYTHON_CALLS_H
 #define ABN_PYTHON_CALLS_H
 

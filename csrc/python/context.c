@@ -50,7 +50,7 @@ int context_open(context *ctx, const batch *x, const batch *residual, int strate
 
 static void free_memory(PyObject *capsule) { PyDataMem_FREE(PyCapsule_GetPointer(capsule, NULL)); }
 
-/* Zeros. Takes over the reference to dtype. */
+/* Allocates a side array of zeros. Steals the reference to dtype. */
 static int side_open(side_array *side, PyArray_Descr *dtype, int ndim, const npy_intp *dims) {
     const npy_intp nbytes = PyArray_MultiplyList(dims, ndim) * PyDataType_ELSIZE(dtype);
     void *data = PyDataMem_NEW_ZEROED((size_t)nbytes, 1);
@@ -126,7 +126,7 @@ int context_open_sides(context *ctx) {
     return bits_open(ctx) < 0 || guard_open(ctx) < 0 ? -1 : 0;
 }
 
-/* Moves them from the library's memory to NumPy's, which tracemalloc counts and users can read. */
+/* Moves the escapes from the C core's memory to NumPy's, which tracemalloc counts and users can read. */
 int context_keep_escapes(context *ctx) {
     abn_escapes *escapes = &ctx->core.escapes;
     side_array *index = &ctx->sides[SIDE_ESCAPE_INDEX], *xhat = &ctx->sides[SIDE_ESCAPE_XHAT];
@@ -151,7 +151,7 @@ int context_keep_escapes(context *ctx) {
 
 /* ---- keeping ------------------------------------------------------------------------------------------- */
 
-/* For messages. */
+/* The owner, for messages: a new string. */
 static PyObject *holder_text(PyObject *holder) {
     const context *ctx = (const context *)holder;
     PyObject *owner = context_owner(ctx), *details, *text = NULL;
@@ -204,7 +204,8 @@ void context_free(context *ctx, const char *by) {
         arrays[i] = ctx->kept[i].batch.array;
         ctx->kept[i].batch.array = NULL;
     }
-    /* From here on Python code may run: the ledger's, and that of what the arrays are views of. */
+    /* From here on Python code may run: methods of the ledger, and destructors of objects that own the arrays'
+     * memory. */
     context_record_freed(ctx);
     for (int i = 0; i < KEPT_ARRAYS; i++) Py_XDECREF(arrays[i]);
     Py_XDECREF(owner);
@@ -212,7 +213,7 @@ void context_free(context *ctx, const char *by) {
 
 /* ---- using --------------------------------------------------------------------------------------------- */
 
-/* Checks that the array is what the forward left: the lock is only a flag, which NumPy has ways around. */
+/* Checks that the array is as the forward left it: only its writeable flag protects it, which users can bypass. */
 static int kept_check(const context *ctx, int which) {
     const kept_array *kept = &ctx->kept[which];
     const char *what = which == KEPT_MAIN ? "array" : "residual";

@@ -5,8 +5,8 @@
 #include "batch.h"
 #include "registry.h"
 
-/* One of the caller's arrays. batch.array is owned, and NULL if nothing is kept; the other members describe the array as
- * the forward found it. */
+/* An array of the caller that the context keeps. batch.array is owned, or NULL if none is kept; the other members of
+ * `batch` describe the array at the time of the forward. */
 typedef struct {
     batch batch;
     npy_intp nbytes;
@@ -17,7 +17,8 @@ typedef struct {
 enum { KEPT_MAIN, KEPT_RESIDUAL, KEPT_ARRAYS };
 
 /* An array that the context allocates. Users see `array`, which is read-only and does not own its memory, so that it
- * cannot be resized or unlocked. backward reads `memory`, a capsule that only the context and the array refer to. */
+ * cannot be resized or made writeable. backward reads `memory`, a capsule that only the context and the array refer
+ * to. */
 typedef struct {
     PyArrayObject *array;
     PyObject *memory;
@@ -31,49 +32,50 @@ typedef struct context {
     PyObject *module; /* keeps `state` alive */
     binding_state *state;
     const char *function; /* "forward" or "normalize" */
-    PyObject *owner;      /* a str, a function that returns one, or NULL for the function's name; "" is not recorded */
-    int is_recorded;      /* True if a ledger was told what it keeps */
+    PyObject *owner;      /* a str, a function that returns one, or NULL: the function's name; "": no ledger */
+    int is_recorded;      /* True if a ledger has recorded what it keeps */
 
-    const char *freed_by; /* NULL while it keeps something */
+    const char *freed_by; /* the call that freed it; NULL while it is live */
     int busy;             /* True while a call uses it */
 
-    int strategy; /* in strategy_table */
+    int strategy; /* index in strategy_table */
     int training, has_weight, has_bias;
     npy_intp slopes; /* elements of slope= */
     double count;    /* elements per channel behind the statistics: more than the batch's after normalize */
     PyArray_Descr *dtype;
     kept_array kept[KEPT_ARRAYS];
-    side_array sides[SIDE_ARRAYS]; /* NULL if there is none; core points into them */
+    side_array sides[SIDE_ARRAYS]; /* array is NULL where there is none; core points to their memory */
 
-    void *constants; /* one block behind core.norm, core.channel_param and core.guard.slot */
+    void *constants; /* one block that holds core.norm, core.channel_param and core.guard.slot */
     abn_context core;
 } context;
 
 extern PyType_Spec context_spec;
 
-/* A context that keeps nothing yet. Making it may run the garbage collector, and that runs Python code. */
+/* A context that keeps nothing yet. The allocation may run the garbage collector, which may run Python code. */
 context *context_new(PyObject *module, const char *function, PyObject *owner);
 
-/* Allocates the constants of x. residual->array is NULL without a residual. */
+/* Stores the descriptions of x and residual, and allocates the constants of the channels. residual->array may be
+ * NULL. */
 int context_open(context *ctx, const batch *x, const batch *residual, int strategy);
 
 /* Keeps a copy of the mask, as bits. */
 int context_open_mask(context *ctx, const mask *m);
 
-/* Elements of a channel that take part: those of valid positions. */
+/* The number of valid positions: elements per channel that take part. */
 npy_intp context_per_channel(const context *ctx);
 
-/* Allocates the arrays that are kept beside z, from the constants; before the first write. */
+/* Allocates the side arrays that are kept with z. Needs the constants; call it before the first write. */
 int context_open_sides(context *ctx);
 
-/* Registers x (or z, the same array) and the residual, if that is not NULL, and marks the context busy, before the first
- * write. 0, or -1 with MemoryError. */
+/* Registers x (or z, the same array) and the residual, if that is not NULL, and marks the context busy, before the
+ * first write. 0, or -1 with MemoryError. */
 int context_keep(context *ctx, PyArrayObject *array, PyArrayObject *residual);
 
-/* Takes over the escapes of abn_forward. */
+/* Moves the escapes of abn_forward into arrays of the context. */
 int context_keep_escapes(context *ctx);
 
-/* Everything that a context keeps, arrays of full size first; array is NULL if it keeps none of that name. */
+/* Everything that a context keeps, arrays of full size first; array is NULL if nothing of that name is kept. */
 typedef struct {
     const char *name;
     PyArrayObject *array;
@@ -90,19 +92,19 @@ PyObject *context_text(const context *ctx);
 /* The role of one of KEPT_ARRAYS: "x", "xhat", "z" or "residual". */
 const char *context_role(const context *ctx, int which);
 
-/* Who the context belongs to, for the ledger: a new string. */
+/* The name of the context's owner: a new string. */
 PyObject *context_owner(const context *ctx);
 
-/* Tell the ledger, if one is on, what the context keeps, and that it keeps it no longer. After the last write: they run
- * Python code. */
+/* Report to the active ledger, if any: what the context keeps, and that it is freed. They run Python code: call them
+ * after the last write. */
 void context_record(context *ctx);
 void context_record_freed(context *ctx);
 
-/* The context in an argument, if it can be used now; marks it busy. NULL with TypeError or RuntimeError. */
+/* The context in an argument, marked as busy; NULL with TypeError, or with RuntimeError if it cannot be used now. */
 context *context_acquire(const binding_state *state, PyObject *got);
 void context_leave(context *ctx);
 
-/* A batch of ctx's shape, dtype and layout. `writer` is the function that writes it, NULL for a batch that is read. */
+/* A batch of ctx's shape, dtype and layout. `writer` is the function that writes it, or NULL if it is only read. */
 int context_batch(context *ctx, PyObject *got, name_id name, const char *writer, batch *b);
 
 /* Removes its entries from the registry, which unlocks the arrays. Runs no Python code. */

@@ -1,4 +1,4 @@
-/* What a context says of itself: roles of its arrays, owner, text for messages, and reports to the ledger. */
+/* Describes a context: roles of its arrays, owner, text for messages, and reports to the ledger. */
 #include "context.h"
 #include "saved_array.h"
 
@@ -36,15 +36,15 @@ PyObject *context_text(const context *ctx) {
 PyObject *context_owner(const context *ctx) {
     PyObject *owner = ctx->owner, *name;
     if (!owner) return PyUnicode_FromFormat("functional.%s", ctx->function);
-    Py_INCREF(owner); /* the function may set another owner */
+    Py_INCREF(owner); /* an owner that is a function may run code that frees the context */
     name = owner_name(owner);
     Py_DECREF(owner);
     return name;
 }
 
-/* ---- the ledger, if one is on ---------------------------------------------------------------------------- */
+/* ---- the active ledger, if any ---------------------------------------------------------------------------- */
 
-/* Takes over the reference to the result of a call of the ledger. An exception there is reported, not raised. */
+/* Steals the result of a method call on the ledger. An exception of that call is reported, not raised. */
 static void report(PyObject *result) {
     if (!result) PyErr_WriteUnraisable(NULL);
     Py_XDECREF(result);
@@ -65,7 +65,7 @@ void context_record(context *ctx) {
     Py_XDECREF(owner);
 }
 
-/* Called by destructors, too: an exception that is on its way stays. */
+/* Destructors call it too: a pending exception is preserved. */
 void context_record_freed(context *ctx) {
     PyObject *recorder = ctx->state->recorder;
     if (!recorder || !ctx->is_recorded) return;

@@ -154,7 +154,7 @@ static int context_traverse(PyObject *self, visitproc visit, void *arg) {
     return 0;
 }
 
-/* Keeps module and dtype, so that attributes go on working; neither can be in a cycle with a context alone. */
+/* Keeps module and dtype, which the attributes need. Neither can form a reference cycle with a context alone. */
 static int context_clear(PyObject *self) {
     context_free((context *)self, "the garbage collector");
     return 0;
@@ -164,7 +164,7 @@ static void context_dealloc(PyObject *self) {
     context *ctx = (context *)self;
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    context_unlock(ctx); /* before a callback of a weak reference can find the entries of a context that is going */
+    context_unlock(ctx); /* first: callbacks of weak references must not find entries of a dying context */
     if (ctx->weak_references) PyObject_ClearWeakRefs(self);
     context_free(ctx, "its deletion");
     Py_XDECREF(ctx->dtype);
@@ -181,15 +181,15 @@ static PyMethodDef methods[] = {
 };
 
 static PyGetSetDef attributes[] = {
-    {"strategy", get_strategy, NULL, "The strategy, by the name that forward was given.", NULL},
+    {"strategy", get_strategy, NULL, "The name of the strategy, as passed to forward.", NULL},
     {"activation", get_activation, NULL, "The activation's name.", NULL},
     {"activation_param", get_activation_param, NULL, "Slope of leaky_relu, alpha of elu and celu.", NULL},
-    {"training", get_training, NULL, "True if it was normalized with the statistics of its own batch, or of several.",
-     NULL},
+    {"training", get_training, NULL,
+     "True if batch statistics were used (of this batch or of several), False for running ones.", NULL},
     {"shape", get_shape, NULL, "The shape of x, z and their gradients.", NULL},
     {"dtype", get_dtype, NULL, "Their dtype.", NULL},
     {"channel_axis", get_channel_axis, NULL, "1 or -1.", NULL},
-    {"owner", get_owner, NULL, "Who needs what is kept: named in messages and by memory.ledger().", NULL},
+    {"owner", get_owner, NULL, "Who needs what is kept; messages and memory.ledger() show it.", NULL},
     {"saved", get_saved, NULL,
      "Everything kept for the backward, by role, as a read-only mapping. RuntimeError once freed.", NULL},
     {"nbytes", get_nbytes, NULL, "The bytes of `saved`, each array once; 0 once freed.", NULL},

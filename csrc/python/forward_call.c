@@ -14,7 +14,7 @@ const strategy_info strategy_table[STRATEGIES] = {
 };
 enum { STRATEGY_INPLACE = 5 };
 
-/* Places in forward_call.vectors. */
+/* Indices in forward_call.vectors. */
 enum { WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, SLOPE, MEAN, VAR, VECTORS };
 
 typedef struct {
@@ -32,7 +32,7 @@ typedef struct {
 
 static const char *writer_of(const forward_call *call) { return call->is_normalize ? "normalize" : "forward"; }
 
-/* ---- arguments that are no arrays ------------------------------------------------------------------------ */
+/* ---- arguments that are not arrays ----------------------------------------------------------------------- */
 
 static int refuse_number(name_id name, const char *wanted, double got) {
     PyObject *number = PyFloat_FromDouble(got);
@@ -89,8 +89,7 @@ static int activation_check(const forward_call *call, abn_dtype dtype) {
     if (info->inverse == ABN_NO_INVERSE && strategy_table[call->strategy].keep == ABN_KEEP_Z) {
         PyErr_Format(PyExc_ValueError,
                      "activation '%s' has no inverse, which strategy '%s' needs; use leaky_relu, silu or another one "
-                     "that has an "
-                     "inverse, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'",
+                     "that has an inverse, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'",
                      info->name, strategy_table[call->strategy].name);
         return -1;
     }
@@ -183,7 +182,8 @@ static int vectors_open(forward_call *call) {
     return 0;
 }
 
-/* What is written may be nothing else of the call, and nothing that a live context keeps. */
+/* An array that is written may share memory with no other array of the call, and with none that a live context
+ * keeps. */
 static int written_check(const forward_call *call, const footprint *written, const char *name) {
     const vector *v = call->vectors;
     for (int i = 0; i < VECTORS; i++)
@@ -213,9 +213,9 @@ static int arrays_open(forward_call *call) {
 
 /* ---- the work -------------------------------------------------------------------------------------------------- */
 
-/* The values of a vector, or `otherwise` for all channels without one. */
+/* Writes the values of a vector, or `otherwise` for every channel if there is no vector. */
 static void constants_fill(const vector *v, npy_intp channels, double otherwise, const double *values) {
-    double *out = (double *)values; /* abn_norm's weight and bias are const for the library, not here */
+    double *out = (double *)values; /* weight and bias of abn_norm are const for the C core; the binding fills them */
     if (v->array)
         vector_read(v, channels, out);
     else
@@ -303,8 +303,9 @@ static PyObject *run(forward_call *call, context *ctx) {
     return result;
 }
 
-/* No Python code runs between the first check of an array and the last write, because it could resize the array. So all
- * other arguments are converted before, and the context is created before: allocating it may run the garbage collector. */
+/* No Python code runs between the first check of an array and the last write, because it could resize the array.
+ * Therefore all other arguments are converted first, and the context, whose allocation may run the garbage collector,
+ * is created first. */
 static PyObject *forward_or_normalize(PyObject *module, PyObject *const *args, Py_ssize_t positionals,
                                       PyObject *kwnames, int is_normalize) {
     forward_call call = {.module = module, .state = state_of(module), .is_normalize = is_normalize};

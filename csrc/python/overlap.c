@@ -1,10 +1,10 @@
 /* numpy.shares_memory cannot be used here: it runs Python code between the checks of a call and its writes. */
 #include "overlap.h"
 
-/* After so many comparisons, about a millisecond, two footprints count as sharing memory. */
+/* After this many comparisons, about a millisecond, two footprints count as sharing memory. */
 enum { MOST_COMPARISONS = 100000 };
 
-/* Joins runs that lie side by side, so that a contiguous array is a single run. `steps`: widest first. */
+/* Joins adjacent runs, so that a contiguous array is a single run. `steps`: widest first. Returns the new depth. */
 static int join(step *steps, int depth, npy_intp *run) {
     while (depth > 0 && steps[depth - 1].stride == *run) *run *= steps[--depth].count;
     for (int i = depth - 2; i >= 0; i--) {
@@ -53,7 +53,7 @@ footprint footprint_of_array(const PyArrayObject *array) {
 
 footprint footprint_of_range(const void *data, npy_intp nbytes) { return footprint_of(data, nbytes, NULL, 0); }
 
-/* The first step of the widest stride. */
+/* The part of a footprint at the first step of its widest stride. */
 static footprint inside(const footprint *f) {
     const npy_intp others = (f->steps[0].count - 1) * f->steps[0].stride;
     footprint part = {.low = f->low, .high = f->high - (uintptr_t)others, .run = f->run, .depth = f->depth - 1};
@@ -63,8 +63,9 @@ static footprint inside(const footprint *f) {
 
 static npy_intp floor_divide(npy_intp a, npy_intp b) { return a / b - (a % b < 0); }
 
-/* Compares each step of the wider stride that comes near the other footprint with it. If both have the same stride, only
- * the distance of two steps matters, and at most two distances bring them near. */
+/* True if the footprints share a byte, or after *left comparisons. Compares the other footprint with each step of the
+ * wider stride whose range overlaps it. If both have the same stride, only the difference i of their step indices
+ * matters, and ranges overlap for at most two values of i. */
 static int meet(const footprint *a, const footprint *b, int *left) {
     const footprint *wide = a, *other = b;
     if (a->low >= b->high || b->low >= a->high) return 0;

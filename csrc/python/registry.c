@@ -17,7 +17,7 @@ static npy_intp entries_before(const registry *index, uintptr_t address) {
     return low;
 }
 
-/* Computes reach from place `first` on, up to where it does not change. */
+/* Computes reach from index `first` on, until it no longer changes. */
 static void update_reach(registry *index, npy_intp first) {
     uintptr_t reach = first > 0 ? index->places[first - 1].entry->reach : 0;
     for (npy_intp i = first; i < index->count; i++) {
@@ -54,7 +54,7 @@ static void insert(registry *index, saved_entry *entry) {
 
 static void take_out(registry *index, const saved_entry *entry) {
     npy_intp at = entries_before(index, entry->bytes->low);
-    while (index->places[at].entry != entry) at++; /* among those that begin at the same byte */
+    while (index->places[at].entry != entry) at++; /* several entries may begin at the same byte */
     index->count--;
     memmove(&index->places[at], &index->places[at + 1], (size_t)(index->count - at) * sizeof *index->places);
     update_reach(index, at);
@@ -106,7 +106,7 @@ static void unlock(saved_entry *entry) {
 
 /* ---- entries ----------------------------------------------------------------------------------------------- */
 
-/* An empty array is in the index as well, for its lock: at address 0, where it overlaps nothing. */
+/* An empty array is added too, because it is locked; at address 0 it overlaps nothing. */
 int registry_add(binding_state *state, saved_entry *entry) {
     if (make_room(&state->saved) < 0) return -1;
     if (entry->array && lock(state, entry) < 0) return -1;

@@ -1,14 +1,16 @@
-/* The registry of saved memory: which bytes must stay as they are until a backward has run, who needs them, and as what.
+/* The registry of saved memory: which bytes must not change until a backward has run, who needs them, and in which
+ * role.
  *
  * A Context or a SavedArray adds one entry for each array that it keeps. Everything that writes in place asks
- * registry_find or registry_refuse before its first write. An array is read-only while it has entries; removing the last
- * of them restores its writeable flag.
+ * registry_find or registry_refuse before its first write. An array is read-only while it has entries; removing the
+ * last of them restores its writeable flag.
  *
- * All functions need the interpreter lock. None runs Python code but registry_describe, and
- * registry_refuse when it refuses.
+ * All functions need the interpreter lock. Only registry_describe, and registry_refuse when it refuses, run Python
+ * code.
  *
- * The index has the entries sorted by their first byte. A search for a range goes back from the last entry that begins before the range ends, and stops where reach does not
- * enter the range: logarithmic time, plus the entries in between. */
+ * The index has the entries sorted by their first byte. A search for a range starts at the last entry that begins
+ * before the end of the range, and goes backwards until an entry's reach is not past the start of the range. It takes
+ * logarithmic time, plus the entries visited. */
 #ifndef ABN_PYTHON_REGISTRY_H
 #define ABN_PYTHON_REGISTRY_H
 
@@ -17,8 +19,8 @@
 /* The writeable flag of one array, shared by all its entries. */
 typedef struct {
     npy_intp entries;
-    int restore;      /* True if the array becomes writeable with its last entry's removal */
-    const void *data; /* the array's memory; an array that was given other memory since stays read-only */
+    int restore;      /* True if the array becomes writeable when its last entry is removed */
+    const void *data; /* the array's memory; if the array has other memory by then, it stays read-only */
 } array_lock;
 
 typedef struct saved_entry {
@@ -35,7 +37,7 @@ typedef struct saved_entry {
 /* 0, or -1 with MemoryError and nothing changed. */
 int registry_add(binding_state *state, saved_entry *entry);
 
-/* Harmless for an entry that is not in the registry. */
+/* Does nothing for an entry that is not in the registry. */
 void registry_remove(binding_state *state, saved_entry *entry);
 
 /* An entry that shares a byte with `bytes`, or NULL. */
@@ -44,11 +46,11 @@ const saved_entry *registry_find(const binding_state *state, const footprint *by
 /* The lock of this array, whose first byte is at `low`, or NULL. */
 array_lock *registry_lock(const binding_state *state, const PyArrayObject *array, uintptr_t low);
 
-/* Who needs an entry's bytes, and as what: two new strings, or -1. It may run Python code, which may remove the entry. */
+/* Owner and role of an entry: returns 0 and two new strings, or -1. May run Python code, which may remove the entry. */
 int registry_describe(const saved_entry *entry, PyObject **owner, PyObject **role);
 
-/* -1 with a ValueError that names both sides if an entry has a byte of what `writer` is about to write; `name` is the
- * argument. */
+/* Returns 0, or -1 with a ValueError that names both sides if an entry shares a byte with `written`, which `writer` is
+ * about to write. `name` is the name of the argument, or NULL. */
 int registry_refuse(const binding_state *state, const footprint *written, const char *name, const char *writer);
 
 /* Frees the index. */

@@ -1,4 +1,5 @@
-/* inplace_abn._core.SavedArray, an entry of the registry made from Python, and the functions that ask the registry. */
+/* inplace_abn._core.SavedArray, an entry of the registry created from Python, and the functions that query the
+ * registry. */
 #include "saved_array.h"
 
 #include <structmember.h>
@@ -80,7 +81,7 @@ static void drop(saved_array *saved) {
     registry_remove(saved->state, &saved->entry);
     saved->array = saved->owner = saved->role = NULL;
     if (!array) return;
-    Py_DECREF(array); /* it may run Python code, as may the others */
+    Py_DECREF(array); /* may run Python code, and so may the next two */
     Py_XDECREF(owner);
     Py_XDECREF(role);
 }
@@ -160,8 +161,8 @@ static PyMethodDef methods[] = {
 
 static PyGetSetDef attributes[] = {
     {"array", get, NULL, "The array, or (address, nbytes); None once released.", (void *)offsetof(saved_array, array)},
-    {"owner", get_owner, NULL, "Who needs it; None once released.", NULL},
-    {"role", get, NULL, "What it is to its owner; None once released.", (void *)offsetof(saved_array, role)},
+    {"owner", get_owner, NULL, "Who needs the memory; None once released.", NULL},
+    {"role", get, NULL, "What its owner uses it for; None once released.", (void *)offsetof(saved_array, role)},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -171,7 +172,7 @@ static PyMemberDef members[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "Memory that must stay as it is until release(), or until this object is dropped."},
+    {Py_tp_doc, "Memory that must not change until release(), or until this object is deleted."},
     {Py_tp_dealloc, dealloc},
     {Py_tp_traverse, traverse},
     {Py_tp_clear, clear},
@@ -188,7 +189,7 @@ PyType_Spec saved_array_spec = {
     .slots = slots,
 };
 
-/* ---- functions that ask the registry --------------------------------------------------------------------------- */
+/* ---- functions that query the registry-------------------------------------------------------------------------- */
 
 PyObject *call_saved_by(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     binding_state *state = state_of(module);

@@ -1,4 +1,5 @@
-/* inplace_abn._core.SavedArray. An owner is a str, or a function that returns one and is called when a name is needed. */
+/* inplace_abn._core.SavedArray. An owner is a str, or a function that returns one and is called when a name is
+ * needed. */
 #ifndef ABN_PYTHON_SAVED_ARRAY_H
 #define ABN_PYTHON_SAVED_ARRAY_H
 

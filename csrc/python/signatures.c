@@ -17,7 +17,7 @@ SIGNATURE(forward, 1, 1, NAME_X, NAME_WEIGHT, NAME_BIAS, NAME_RUNNING_MEAN, NAME
 const char forward_doc[] =
     "forward($module, /, x, *, weight=None, bias=None, running_mean=None, running_var=None, training=True, " NORM_TEXT
     ", " MORE_TEXT ", " MACHINE_TEXT ", owner=None)\n--\n\n"
-    "(z, ctx): batch norm of x, plus residual, and activation, over x itself for the in-place strategies.\n\n"
+    "Returns (z, ctx), z = activation(batch norm of x + residual). In-place strategies write z over x.\n\n"
     "inplace_abn.functional.forward documents it; isa= forces an instruction set for\n"
     "this call; owner=, a str or a function that returns one, names the context in messages and in the ledger.";
 
@@ -26,81 +26,80 @@ SIGNATURE(normalize, 4, 1, NAME_X, NAME_MEAN, NAME_VAR, NAME_COUNT, NAME_WEIGHT,
 const char normalize_doc[] =
     "normalize($module, /, x, *, mean, var, count, weight=None, bias=None, running_mean=None, "
     "running_var=None, " NORM_TEXT ", " MORE_TEXT ", " MACHINE_TEXT ", owner=None)\n--\n\n"
-    "(z, ctx): forward in training mode, with statistics from elsewhere over count elements per channel.";
+    "Returns (z, ctx): forward in training mode with given statistics, over count elements per channel.";
 
 SIGNATURE(backward, 2, 2, NAME_CTX, NAME_DZ, NAME_OVERWRITE, NAME_RESIDUAL_GRAD, MACHINE_NAMES);
 const char backward_doc[] =
     "backward($module, /, ctx, dz, *, overwrite=False, residual_grad=None, " MACHINE_TEXT ")\n--\n\n"
-    "(dx, dweight, dbias, dslope, dresidual) from the gradient of z; frees ctx.\n\n"
+    "Returns (dx, dweight, dbias, dslope, dresidual) from dz, the gradient of z; frees ctx.\n\n"
     "overwrite=True writes dx over dz; dresidual is added to residual_grad, if that is given.";
 
 SIGNATURE(backward_reduce, 2, 2, NAME_CTX, NAME_DZ, MACHINE_NAMES);
 const char backward_reduce_doc[] =
     "backward_reduce($module, /, ctx, dz, *, " MACHINE_TEXT ")\n--\n\n"
-    "(sum_dy, sum_dy_xhat, dslope), float64 per channel: the first half of backward. ctx stays usable.";
+    "The first half of backward: returns (sum_dy, sum_dy_xhat, dslope), float64 per channel. ctx stays usable.";
 
 SIGNATURE(backward_apply, 5, 2, NAME_CTX, NAME_DZ, NAME_SUM_DY, NAME_SUM_DY_XHAT, NAME_COUNT, NAME_OVERWRITE,
           NAME_RESIDUAL_GRAD, MACHINE_NAMES);
 const char backward_apply_doc[] =
     "backward_apply($module, /, ctx, dz, *, sum_dy, sum_dy_xhat, count, overwrite=False, "
     "residual_grad=None, " MACHINE_TEXT ")\n--\n\n"
-    "dx: the second half of backward, with sums over count elements per channel; frees ctx.\n\n"
+    "The second half of backward: returns dx, from sums over count elements per channel; frees ctx.\n\n"
     "The gradient of the residual is added to residual_grad.";
 
 SIGNATURE(statistics, 1, 1, NAME_X, NAME_CHANNEL_AXIS, NAME_MASK, MACHINE_NAMES);
 const char statistics_doc[] = "statistics($module, /, x, *, channel_axis=1, mask=None, " MACHINE_TEXT ")\n--\n\n"
-                              "(mean, var, count): float64 mean and biased variance of every channel, and elements per "
-                              "channel, of valid positions.";
+                              "Returns (mean, var, count): float64 mean and biased variance of each channel, and the "
+                              "number of elements per channel; with mask, of valid positions only.";
 
 SIGNATURE(stream, 1, 1, NAME_A, NAME_B, NAME_C, NAME_D, MACHINE_NAMES);
 const char stream_doc[] = "stream($module, /, a, *, b=None, c=1.0, d=0.0, " MACHINE_TEXT ")\n--\n\n"
-                          "a = a*c + d, or with b: b = b*c + a*d, in place. The yardstick of the benchmarks.";
+                          "a = a*c + d, or with b: b = b*c + a*d, in place. The baseline of the benchmarks.";
 
 SIGNATURE(set_num_threads, 1, 1, NAME_N);
 const char set_num_threads_doc[] = "set_num_threads($module, /, n)\n--\n\n"
-                                   "Sets what threads=None means in this module; no other library's setting changes.";
+                                   "Sets the number of threads that threads=None means, in this module only.";
 
 const char get_num_threads_doc[] = "get_num_threads($module, /)\n--\n\n"
-                                   "What threads=None means for batches large enough for more than one.";
+                                   "The number of threads that threads=None means for large batches.";
 
 const char info_doc[] = "info($module, /)\n--\n\n"
-                        "A dict that says how this module was built and what it uses.";
+                        "Returns a dict: how this module was built and which settings are active.";
 
 SIGNATURE(recompute, 0, 0, NAME_OUT, MACHINE_NAMES);
 const char recompute_doc[] = "recompute($self, /, *, out=None, " MACHINE_TEXT ")\n--\n\n"
-                             "z again, into out or a fresh array, for the strategies that keep x or xhat.";
+                             "Recomputes z into out or a new array; for strategies that keep x or xhat.";
 
 const char release_doc[] =
     "release($self, /)\n--\n\n"
-    "Unlocks and drops everything kept, without a backward. Harmless if that has happened already.";
+    "Unlocks and drops everything kept, without a backward. Does nothing if it is already freed.";
 
 SIGNATURE(save, 3, 1, NAME_ARRAY, NAME_OWNER, NAME_ROLE);
 const char save_doc[] =
     "save($module, /, array, *, owner, role)\n--\n\n"
-    "A SavedArray: array, or (address, nbytes) of other memory, must stay as it is until that is released.\n\n"
+    "Returns a SavedArray: array, or (address, nbytes) of other memory, must not change until it is released.\n\n"
     "An array is read-only until its last SavedArray or Context is released. owner: a str, or a function that returns\n"
     "one; role: a str, such as 'input'.";
 
 SIGNATURE(saved_by, 1, 1, NAME_ARRAY);
 const char saved_by_doc[] = "saved_by($module, /, array)\n--\n\n"
-                            "(owner, role) of something saved that shares memory with array, or None.";
+                            "Returns (owner, role) of saved memory that array shares, or None.";
 
 SIGNATURE(refuse_if_saved, 2, 1, NAME_ARRAY, NAME_WRITER);
-const char refuse_if_saved_doc[] =
-    "refuse_if_saved($module, /, array, *, writer)\n--\n\n"
-    "Raises ValueError if something saved shares memory with array: ask before writing in place.";
+const char refuse_if_saved_doc[] = "refuse_if_saved($module, /, array, *, writer)\n--\n\n"
+                                   "Raises ValueError if array shares saved memory; call it before writing in place.";
 
 SIGNATURE(restore_writeable, 1, 1, NAME_ARRAY);
 const char restore_writeable_doc[] =
     "restore_writeable($module, /, array)\n--\n\n"
-    "True if this very array is saved: then it becomes writeable when it no longer is.";
+    "Returns True if this array object is saved; it then becomes writeable when it is saved no longer.";
 
 SIGNATURE(set_recorder, 1, 1, NAME_RECORDER);
 const char set_recorder_doc[] = "set_recorder($module, /, recorder)\n--\n\n"
-                                "Sets the memory.Ledger that contexts tell what they keep and free, or None.";
+                                "Sets the memory.Ledger that records what contexts keep and free, or None.";
 
 const char saved_release_doc[] = "release($self, /)\n--\n\n"
-                                 "Unlocks and drops the array. Harmless if that has happened already.";
+                                 "Unlocks and drops the array. Does nothing if it is already released.";
 
 const char saved_count_doc[] = "saved_count($module, /)\n--\n\n"
-                               "The number of entries: an array that two contexts keep counts twice.";
+                               "The number of registry entries: an array that two contexts keep counts twice.";

@@ -1,9 +1,9 @@
-/* statistics, and the benchmarks' yardstick stream. */
+/* statistics, and stream, the baseline of the benchmarks. */
 #include "calls.h"
 #include "context.h"
 #include "signatures.h"
 
-/* To be freed. Without memory there are no words. */
+/* The mask as bits, in words that the caller frees; words is NULL if memory runs out. */
 static abn_mask mask_bits(const mask *m, const batch *x) {
     uint64_t *words = PyMem_Calloc((size_t)mask_words(x) + 1, sizeof *words);
     if (words) mask_pack(m, words);

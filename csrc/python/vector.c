@@ -1,4 +1,4 @@
-/* Vectors of one element per channel, and the benchmark's streams. */
+/* Arrays of one dimension: vectors of one element per channel, and the arguments of stream. */
 #include "batch.h"
 
 #include <string.h>
