@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Every tool that can catch this library, on Debian or Ubuntu, x86-64:  tests/core/reliability.sh [quick|full|coverage]
-# quick: a sample of the C core alone. full: more of each, valgrind, and the Python suite under sanitizers, fuzzed,
-# forked and counted. Both print a table: checks run, reports found, seconds, and seconds of processor time.
-# coverage: the lines of C and of Python that C program and Python suite together reach.
-# One step of these alone:  tests/core/reliability.sh full threads
+# Tests with sanitizers, valgrind, emulators, fuzzing. On Debian or Ubuntu, x86-64:
+#     tests/core/reliability.sh [quick|full|coverage]
+# quick: a sample of the cases, on the C core alone. full: more cases, valgrind, and the Python suite with sanitizers,
+# fuzzing, forks and leak counts. Both print a table: checks run, reports found, seconds, seconds of processor time.
+# coverage: the lines of C and Python that the C program and the Python suite reach together.
+# A single step, a function of this script:  tests/core/reliability.sh full threads
 set -euo pipefail
 cd "$(dirname "$0")/c"
 
@@ -12,13 +13,13 @@ case $mode in quick | full | coverage) ;; *) echo "usage: reliability.sh [quick|
 root=$(cd ../../.. && pwd)
 builds=$root/build/reliability/$mode
 step=${2:-}
-log=$builds/log-$step     # of the command that runs
-table=$builds/table-$step # a row for each that has run
+log=$builds/log-$step     # output of the current command
+table=$builds/table-$step # a row for each completed command
 mkdir -p "$builds"
-export OMP_WAIT_POLICY=passive # three threads on two cores: do not spin
+export OMP_WAIT_POLICY=passive # waiting threads must not spin: there are more threads than cores
 export UBSAN_OPTIONS=print_stacktrace=1
 
-by_mode() { if [ "$mode" = quick ]; then echo "$1"; else echo "$2"; fi; } # by_mode QUICK OTHERS
+by_mode() { if [ "$mode" = quick ]; then echo "$1"; else echo "$2"; fi; } # by_mode QUICK_VALUE OTHER_VALUE
 
 install_tools() {
     local missing=()
@@ -28,11 +29,11 @@ install_tools() {
     done
     [ -n "$(archer)" ] || missing+=(libomp)
     if [ ${#missing[@]} != 0 ]; then
-        echo "to be installed for: ${missing[*]}"
+        echo "installing packages; missing: ${missing[*]}"
         as_root apt-get update -qq
         install gcc libc6-dev make clang libomp-dev valgrind qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
     fi
-    # Debian has clang's sanitizers in a package of their own, which is named after the version.
+    # On Debian, clang's sanitizers are in a separate package, named after clang's version.
     [ -e "$(clang -print-file-name=libclang_rt.tsan-x86_64.a)" ] ||
         install "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev"
 }
@@ -41,25 +42,25 @@ as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
 install() { as_root apt-get install -qq -y --no-install-recommends "$@" >/dev/null; }
 
-archer() { # tells ThreadSanitizer which threads wait for which in an OpenMP region
+archer() { # path of libarcher, which reports OpenMP synchronization to ThreadSanitizer
     find /usr/lib/llvm-* -name libarcher.so 2>/dev/null | sort -V | tail -n 1
 }
 
-sets() { # those of x86 that this machine can run; quick: without v2, which the Python suite runs, and is slow to compile
+sets() { # x86 instruction sets of this machine; quick: no v2, which is slow to compile and run by the Python suite
     ! grep -q avx512dq /proc/cpuinfo || printf 'v4 '
     echo v3 "$(by_mode "" v2)" baseline
 }
 
 # ---- steps, rows -------------------------------------------------------------------------------------------
 
-side_by_side() { # side_by_side STEP...: two at a time, in shells of their own; after a failure no more are begun
+side_by_side() { # side_by_side STEP...: run two at a time in separate shells; start no more after a failure
     printf '%s\n' "$@" | xargs -P 2 -I{} bash "$root/tests/core/reliability.sh" "$mode" {} || exit 1
     tables+=("${@/#/$builds/table-}")
 }
 
 row() { printf '%-58s %12s %8s %8s %8s\n' "$@" | tee -a "$table"; }
 
-timed() { # timed COMMAND...: into the log; sets $seconds and $processor
+timed() { # timed COMMAND...: writes to the log; sets $seconds and $processor (seconds of processor time)
     local started=$SECONDS status=0 TIMEFORMAT='%U %S'
     { time "$@" >"$log" 2>&1; } 2>"$log.time" || status=$?
     seconds=$((SECONDS - started))
@@ -67,7 +68,7 @@ timed() { # timed COMMAND...: into the log; sets $seconds and $processor
     return "$status"
 }
 
-run() { # run TITLE COMMAND...: a row of the table; stops at the first report
+run() { # run TITLE COMMAND...: adds a row to the table; exits at the first report
     local status=0 checks reports seconds processor
     timed "${@:2}" || status=$?
     checks=$(sed -nE 's/^checks ([0-9]+) failed [0-9]+$/\1/p; s/^(.* )?([0-9]+) passed.*/\2/p' "$log")
@@ -80,8 +81,8 @@ run() { # run TITLE COMMAND...: a row of the table; stops at the first report
     fi
 }
 
-notices() { # notices TITLE ERROR COMMAND...: does the tool report an error made on purpose?
-    if { "${@:3}" planted "$2" >"$log" 2>&1; } 2>/dev/null; then # the shell would tell of each crash
+notices() { # notices TITLE ERROR COMMAND...: fails unless the tool reports an intentional error
+    if { "${@:3}" planted "$2" >"$log" 2>&1; } 2>/dev/null; then # /dev/null: the shell's own messages about crashes
         echo "$1 does not notice: $2"
         exit 255
     fi
@@ -101,7 +102,7 @@ build() { # build NAME [MAKE VARIABLE=...]...: the C program; sets $program
     compiled "$1" make -s -j"$(nproc)" BUILD="$builds/$1" "${@:2}"
 }
 
-python_environment() { # python_environment MODULE...: with what the tests and these need; made where it is not at hand
+python_environment() { # python_environment MODULE...: sets $python; makes a venv if packages are missing
     python=${PYTHON:-python3}
     "$python" -c 'import sys, importlib, numpy, pytest, xdist, hypothesis, ml_dtypes, pytest_run_parallel, setuptools
 assert setuptools.__version__ >= "77"
@@ -111,7 +112,7 @@ for name in sys.argv[1:]: importlib.import_module(name)' "$@" 2>/dev/null && ret
     "$python" -m pip install -q "${root}[test]" "${@//_/-}"
 }
 
-# Once for all the steps that ask for it: while one builds, the others wait.
+# Several steps may need the same build: the first one builds, the others wait for the lock.
 build_python() { # build_python NAME [VARIABLE=...]...: a copy of the sources, built in place; sets $copy
     copy=$builds/python-$1
     local lock
@@ -127,24 +128,24 @@ build_python() { # build_python NAME [VARIABLE=...]...: a copy of the sources, b
     exec {lock}>&-
 }
 
-changed_since() { # changed_since FILE: is there none, or a source that is newer?
+changed_since() { # changed_since FILE: true if FILE does not exist or a source is newer
     [ ! -e "$1" ] || [ -n "$(cd "$root" && find csrc inplace_abn tests setup.py -type f -newer "$1" ! -name '*.pyc')" ]
 }
 
 python_plain() { build_python plain INPLACE_ABN_ISAS="$(sets)"; }
 
-# Python's own flags may define what a signed overflow gives: then nobody would report it.
+# -fstrict-overflow: Python's flags may include -fwrapv, which would hide signed overflows from the sanitizer.
 python_for_sanitizers() {
     build_python sanitized INPLACE_ABN_ISAS="$(sets)" \
         INPLACE_ABN_CFLAGS="-O1 -g1 -UNDEBUG -fstrict-overflow -fsanitize=address,undefined -fno-sanitize-recover=all"
 }
 
-# The kernels as Python calls them, for the C program: they are compiled once for both.
+# Object files of the kernels in the Python build, which the C program links as well: compiled once for both.
 kernels_of() { find "$builds/python-$1/build" \( -name kernels.o -o -name activation_kernels.o \) -printf '%p '; } # kernels_of NAME
 
 # ---- the C core, without Python ----------------------------------------------------------------------------
 
-# quick: INPLACE_ABN_KERNELS may name those that setup.py has compiled.
+# Every array is next to inaccessible pages. quick: INPLACE_ABN_KERNELS may list kernels compiled by setup.py.
 forbidden_pages() {
     local kernels=${INPLACE_ABN_KERNELS:-}
     if [ "$mode" = full ]; then
@@ -164,11 +165,11 @@ forbidden_pages() {
     run "Failing allocations" "$program" allocations
     local cpu
     for cpu in qemu64 $(by_mode "" Nehalem); do
-        run "As on another processor: $cpu" qemu-x86_64 -cpu "$cpu" "$program" light "$(by_mode 400 100)"
+        run "Emulated processor: $cpu" qemu-x86_64 -cpu "$cpu" "$program" light "$(by_mode 400 100)"
     done
 }
 
-# Undefined behaviour is looked for by gcc alone: clang takes five times as long to compile that into the kernels.
+# Only gcc checks undefined behaviour: clang takes five times as long to compile the kernels with these checks.
 sanitized() { # sanitized CC SANITIZERS SETS [KERNELS]
     build "sanitized-$1" CC="$1" ISAS="$3" KERNELS="${4:-}" \
         FLAGS="-O1 -fsanitize=$2 -fno-sanitize-recover=all"
@@ -191,10 +192,10 @@ sanitized_by_gcc() {
     fi
 }
 
-sanitized_by_clang() { sanitized clang address "v3 baseline"; } # a second opinion
+sanitized_by_clang() { sanitized clang address "v3 baseline"; } # a second implementation of AddressSanitizer
 
-# Archer asks for ignore_noninstrumented_modules: the OpenMP runtime's own code is not compiled for ThreadSanitizer, and
-# archer stands for what it synchronizes. Nothing of this project is left out.
+# Archer requires ignore_noninstrumented_modules: the OpenMP runtime is not compiled for ThreadSanitizer, and archer
+# reports its synchronization instead. All code of this project is instrumented.
 threads() {
     build thread CC=clang FLAGS="-O1 -g1 -fsanitize=thread" ISAS="$(by_mode baseline "$(sets)")"
     local -x OMP_TOOL_LIBRARIES TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66"
@@ -204,7 +205,7 @@ threads() {
     run "Thread: more than one block" "$program" heavy "$(by_mode 500 200)"
 }
 
-memcheck() { # without OpenMP, whose threads' own memory valgrind takes for lost
+memcheck() { # without OpenMP: valgrind would report the memory of its threads as leaks
     build serial FLAGS="-O1 -g1" OPENMP= ISAS="v3 baseline"
     local tool=(valgrind -q --error-exitcode=9 --leak-check=full --num-callers=8 "$program")
     local error
@@ -224,12 +225,12 @@ arm64() {
 
 # ---- the Python suite --------------------------------------------------------------------------------------
 
-pytest() { # pytest ARGUMENTS...: of the copy, the slow ones too unless they say otherwise
+pytest() { # pytest ARGUMENTS...: tests of $copy, with slow ones unless ARGUMENTS contain -m
     (cd "$copy" && PYTHONPATH=$copy "$python" -m pytest -q -p no:cacheprovider -m "" "$@")
 }
 
-# Leaks are counted by tests of their own: the interpreter itself keeps memory until its end. libstdc++ beside libasan,
-# or the exceptions of NumPy's C++ would not be found.
+# No leak detection: the interpreter keeps memory until it exits; test_hostile_leaks.py counts leaks. libstdc++ is
+# preloaded with libasan, which needs it to intercept exceptions of NumPy's C++ code.
 python_sanitized() {
     python_for_sanitizers
     local -x ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=debug
@@ -251,7 +252,7 @@ python_suite() {
     INPLACE_ABN_FORKS=100 run "Python: 100 rounds of forks, pools, copies" pytest tests/binding/test_processes.py
     run "Python: interpreter, interrupts, failing memory" pytest tests/binding/test_interpreter.py tests/binding/test_nomemory.py tests/core/test_threads.py
     run "Python: numerical torture" pytest -n 2 tests/numerics/test_torture.py tests/numerics/test_extremes.py
-    run "Python: five gigabytes" pytest tests/core/test_large.py # long after the C program's: not at once
+    run "Python: five gigabytes" pytest tests/core/test_large.py # takes 5 GB: not at the same time as the C program's large arrays
     INPLACE_ABN_FUZZ=20000 run "Python: 20,000 fuzz examples" pytest -n 2 tests/core/test_fuzz.py
 }
 
@@ -268,12 +269,12 @@ coverage_of_c() {
     run "Coverage, C program: failing allocations" "$program" allocations
 }
 
-# The kernels as they are: the C program reaches these.
+# Kernels are compiled without coverage: the C program covers them.
 python_for_coverage() { build_python coverage INPLACE_ABN_CFLAGS=-O1 INPLACE_ABN_CORE_CFLAGS="$covered"; }
 
-# Not what tests other things than the package, nor again with other instruction sets and types, which are other kernels.
-# In two halves and without pytest-xdist: gcov writes what it has counted when a process exits, and its workers do not.
-half() { # half NAME TESTS_OF_THE_OTHER
+# Left out: tests of other things than the package, and repetitions for other instruction sets and dtypes, which only
+# select other kernels. Two halves instead of pytest-xdist: gcov writes its counts at exit, which xdist's workers skip.
+half() { # half NAME PATTERN: PATTERN matches the first letters of the other half's tests
     copy=$builds/python-coverage
     local sweeps="test_forward.py or test_backward.py or test_statistics.py or test_residual.py or test_strategies.py"
     sweeps="$sweeps or test_smooth.py or test_prelu.py or test_elu.py or test_guarded.py or test_layouts.py"
@@ -287,7 +288,7 @@ half() { # half NAME TESTS_OF_THE_OTHER
 
 first_half() { half first "[l-z]"; }
 
-# Failing allocations end coverage.py's own work in a process.
+# Failing allocations also break coverage.py in their process, so these tests run separately.
 second_half() {
     half second "[a-k]"
     run "Coverage, Python suite: failing memory" pytest tests/binding/test_nomemory.py
@@ -322,7 +323,7 @@ coverage)
     python_environment gcovr coverage
     find "$builds" \( -name '*.gcda' -o -name 'lines*' \) -delete
     printf '[run]\nsource = inplace_abn\nparallel = true\npatch = subprocess\n' >"$builds/coverage.ini"
-    echo 'disable_warnings = no-data-collected, module-not-imported' >>"$builds/coverage.ini" # in processes without us
+    echo 'disable_warnings = no-data-collected, module-not-imported' >>"$builds/coverage.ini" # in processes that do not import the package
     side_by_side python_for_coverage coverage_of_c
     side_by_side first_half second_half
     ;;

@@ -1,7 +1,7 @@
-"""Lines of C and Python that no test reaches, each with its reason: unreached.py FILE.json...
+"""List the lines of C and Python that no test reaches, with reasons: unreached.py FILE.json...
 
-Takes what gcovr and coverage.py have written. Fails where a line has no reason, or less than 95 % are
-reached.
+Reads the JSON reports of gcovr and coverage.py. Fails if an unreached line has no reason, or if less than
+95 % of the lines are reached.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 LEAST = 0.95
 
-#: Unreached lines that follow one another are named by the first: file, its text, why.
+#: (file, text of the line, reason). A block of consecutive unreached lines is listed by its first line.
 REASONS = [
     (
         "csrc/activations.c",
@@ -25,16 +25,16 @@ REASONS = [
         "static void after_fork_in_child(void) { orphaned = used; }",
         "runs in forked children alone, which the tests end without gcov's handlers",
     ),
-    ("inplace_abn/_gradcheck/subjects.py", "yield", "of the base class: subjects have their own"),
+    ("inplace_abn/_gradcheck/subjects.py", "yield", "in the base class; every subclass overrides it"),
     (
         "inplace_abn/_gradcheck/subjects.py",
         "raise NotImplementedError",
-        "of the base class: subjects have their own",
+        "in the base class; every subclass overrides it",
     ),
     (
         "inplace_abn/_gradcheck/subjects.py",
         "except (TypeError, ValueError):",
-        "a function that does not tell its arguments, as some of C; the functions here do",
+        "functions without a signature, such as some in C; those of this package have one",
     ),
     ("inplace_abn/demo/peaks.py", "try:", "for systems without /proc"),
     (
@@ -46,9 +46,9 @@ REASONS = [
 
 
 def reached(reports):
-    """Return for each file, of gcovr's reports and of coverage.py's, which lines were reached.
+    """Return {file: {line number: True if reached}} from reports of gcovr and coverage.py.
 
-    Without labels: gcov counts there who falls through, not who jumps.
+    Labels are left out: gcov does not count jumps to them.
     """
     files = defaultdict(dict)
     for report in reports:
@@ -59,7 +59,7 @@ def reached(reports):
             continue
         for file in report["files"]:
             lines = files[file["file"]]
-            for line in file["lines"]:  # one of a macro or of a kernel is there several times
+            for line in file["lines"]:  # lines of macros and kernels occur several times
                 number = line["line_number"]
                 lines[number] = lines.get(number, False) or line["count"] > 0
     for name, lines in files.items():
@@ -75,7 +75,7 @@ def source(name):
 
 
 def blocks(lines):
-    """Yield the numbers of unreached lines that follow one another, where no reached line is between."""
+    """Yield lists of the numbers of unreached lines without a reached line between them."""
     block = []
     for number, was_reached in sorted(lines.items()):
         if not was_reached:
@@ -88,7 +88,7 @@ def blocks(lines):
 
 
 def main(paths):
-    """Print the figures and each unreached line; return what the process exits with."""
+    """Print the unreached lines and a summary; return the process's exit code."""
     files = reached(json.loads(Path(path).read_text(encoding="utf-8")) for path in paths)
     reasons = {(file, text): why for file, text, why in REASONS}
     wrong = []
