@@ -38,7 +38,7 @@ _LEGEND = (
 
 
 class Errors(NamedTuple):
-    """By name of a result: relative L2 error, that of the worst channel, and max |error| / max |value|."""
+    """By name of a result: relative L2 error, the same of the worst channel, max |error| / max |value|."""
 
     total: dict
     worst: dict
@@ -79,7 +79,7 @@ def exact(batch, z, activation="leaky_relu", residual=False):
             y = y + _columns(_by_channel(batch.residual, batch), channels).astype(np.float64)
         side = y
         if activation in _KINKED:
-            left = np.signbit(_columns(z, channels).astype(np.float32))  # z = -0.0: a y < 0 that underflowed
+            left = np.signbit(_columns(z, channels).astype(np.float32))  # z = -0.0: y < 0 that underflowed
             side = np.where(left, -np.abs(y) - np.finfo(np.float64).tiny, np.abs(y))
         dy = dz * phi.derivative(side, param)
         dweight = (dy * xhat).sum(0)
@@ -249,7 +249,7 @@ def _activation(batch, threads, dtype, name, residual):
 def _without_inverse(batch, threads, dtype, name):
     """Return the entry of an activation without an inverse: the error of "standard" alone.
 
-    dz is 0 next to kinks, where the slope of either side is right.
+    dz is 0 next to kinks, where either one-sided slope is correct.
     """
     x, weight, bias = (array.astype(np.float64) for array in (batch.x0, batch.weight, batch.bias))
     y, _ = functional.forward(

@@ -1,4 +1,4 @@
-"""Contestants: the stream, which stands for memory bandwidth, and the passes of inplace_abn.
+"""Contestants: the stream, which measures memory bandwidth, and the passes of inplace_abn.
 
 A contestant has a method `run` that yields (name of a pass, callable). Only the callable is timed; the code
 between two yields restores inputs. The peers in `benchmarks.peers` have the same interface.

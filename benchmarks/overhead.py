@@ -13,8 +13,8 @@ from inplace_abn import _core, functional
 def measure(calls):
     """Time `calls` pairs of forward and backward through each module, alternating between the modules.
 
-    Each pair is timed by itself; its inputs are restored outside the timing. The figures include some tens of
-    nanoseconds of the clock.
+    Each pair is timed by itself; its inputs are restored outside the timing. The figures include the time
+    to read the clock, some tens of nanoseconds.
 
     Returns
     -------

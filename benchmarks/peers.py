@@ -1,4 +1,4 @@
-"""The peers with default settings: batch norm in training mode, an activation, and the gradients.
+"""Peers: other libraries with default settings. Batch norm in training, an activation, and the gradients.
 
 They take the same arrays as inplace_abn and allocate their results themselves, except oneDNN, which writes
 into buffers of its caller. Importing this module imports none of them.

@@ -70,7 +70,7 @@ class Flush:
 
 
 def _make(contestant, batches, group, threads):
-    """Make a contestant from {"kind": "stream" | "inplace_abn" | a peer, "dtype": ..., options}."""
+    """Make a contestant from {"kind": "stream", "inplace_abn" or a name in `PEERS`; "dtype"; its options}."""
     options = dict(contestant)
     kind, dtype = options.pop("kind"), options.pop("dtype", "float32")
     if dtype not in batches:
@@ -123,7 +123,7 @@ def _faults():
 
 
 def _peaks(runner):
-    """Return the peak of memory allocated by Python and NumPy in each pass, without what was held before."""
+    """Return the peak of memory allocated by Python and NumPy in each pass, relative to its start."""
     peaks = {}
     tracemalloc.start()
     try:

@@ -17,9 +17,9 @@ def log_gate_mish(y):
     return y + np.log((e + 2) / (e * (e + 2) + 2))
 
 
-# z = y gate(y). name: log(gate) for y < 0; the gate for mpmath; the y below which the fit is in log(-z); the
-# y above which z = y; for the piecewise fits of float: least y, greatest y, and the density of intervals at
-# both ends (found by search).
+# z = y * gate(y). name: (log(gate) for y < 0; gate for mpmath; y below which the fit is in log(-z); y above
+# which z = y; (least y, greatest y, density of the intervals at both ends, found by search) of the piecewise
+# fits for float32).
 CURVES = {
     "silu": (log_expit, lambda y: 1 / (1 + mp.exp(-y)), -5, 20, (-4.7, 17.8, 1.22, 1.24)),
     "gelu": (log_ndtr, lambda y: mp.ncdf(y), -3.2, 6, (-2.8, 5.5, 1.86, 2.58)),
