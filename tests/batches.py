@@ -41,9 +41,9 @@ HARD = ["relu6", "hardsigmoid", "hardswish"]  # with tile kernels like relu; tes
 
 
 def sampled(**axes):
-    """Parametrize over all combinations; for activations not in THOROUGH, over every fourth.
+    """Parametrize over all combinations; for activations not in THOROUGH, over one in four.
 
-    Where two axes beside "activation" have four values, those that are left have every pair of values.
+    If two axes besides "activation" have four values each, the selected cases contain every pair of them.
     """
     cases = []
     for at in itertools.product(*(range(len(values)) for values in axes.values())):
@@ -56,7 +56,7 @@ def sampled(**axes):
     return pytest.mark.parametrize(list(axes), cases)
 
 
-# Around one, two and four vectors of every width, and around blocks.
+# Sizes near one, two and four vectors of every width, and near the size of a block.
 CHANNELS = [1, 2, 3, 5, 15, 16, 17, 31, 33, 65, 129]
 SPATIAL = [1, 2, 7, 15, 16, 17, 31, 33, 49, 65]
 SHAPES = [(2 + (c + s) % 2, c, s) for c in CHANNELS for s in SPATIAL]
@@ -72,7 +72,7 @@ def parameter_dtype(name):
     return np.dtype("float64" if name == "float64" else "float32")
 
 
-# ---- memory layouts: from (N, C, ...) to an array of its own and its channel_axis --------------------------
+# ---- memory layouts: (N, C, ...) -> (a copy in this layout, its channel_axis) ------------------------------
 
 
 def channels_first(a):
@@ -96,7 +96,7 @@ def channels_first_sliced(a):
 
 
 def channels_last_sliced(a):
-    """Every second sample, and neighbouring channels of more."""
+    """Every second sample and a range of channels of a larger array."""
     larger = np.full((2 * a.shape[0] + 1, *a.shape[2:], a.shape[1] + 3), 77, a.dtype)
     view = larger[1::2, ..., 2:-1]
     view[...] = np.moveaxis(a, 1, -1)
@@ -138,7 +138,7 @@ class Batch(NamedTuple):
 
 @cache
 def random_batch(shape, dtype, seed=0, mean=2.0, spread=1.0):
-    """Channels with means up to `mean`, spreads near `spread`, weights 0.25 to 2 of both signs. Read only."""
+    """Return read-only arrays: |mean| up to `mean`, standard deviations near `spread`, |weight| 0.25 to 2."""
     rng = np.random.default_rng(seed)
     channels = shape[1]
     each = (1, channels) + (1,) * (len(shape) - 2)

@@ -1,16 +1,16 @@
 """Bounds on the difference between results and the reference, derived from the arithmetic.
 
-Every operation in the compute type (float32, or float64 for float64) is right to a relative u = eps / 2,
-every stored value to half a unit of the storage type. From these and the errors of sums, first order in u:
+Every operation in the compute type (float32, or float64 for float64) has a relative error of at most
+u = eps / 2, every stored value one of eps / 2 of the storage type. The resulting bounds, first order in u:
 
-    y       (x - centre) * scale + shift: each step off by u, scale by the error of 1 / sqrt(var + eps) too
-    z       activation'(y) times the error of y, its own few u, and being stored
-    xhat    what is kept, taken back: for a kept z its error times the slopes of the inverse functions
-    sums    the errors of their terms, and SUMMING u of the sum of the sizes of the terms
+    y       (x - centre) * scale + shift: u for each step, and the error of 1 / sqrt(var + eps) in scale
+    z       activation'(y) * error of y, a few u for the activation, and the rounding of the stored value
+    xhat    error of the kept array; for a kept z, its error * slopes of the inverse functions
+    sums    the errors of their terms, and SUMMING * u * the sum of |terms|
     dx      the errors of its three terms
 
-Sizes of terms count, not sizes of results: y may cancel near zero, and so may sums. Where y is within its
-error of a kink, the derivative may be that of either side: `without_kinks` takes such elements out of dz.
+Errors are relative to the terms, not to the result: y may cancel near zero, and so may sums. Where y is
+within its error of a kink, either one-sided derivative is correct: `without_kinks` sets dz to 0 there.
 """
 
 from functools import cache
@@ -25,17 +25,17 @@ from inplace_abn import reference
 # Errors of sums in units of u: up to some hundred terms in a row are added in the compute type, then in
 # double. Rounding errors of random sign grow like the square root of that; but values of a half
 # type lie on so coarse a grid that, shifted by a centre, they share their last digits, and round in one
-# direction.
+# direction, so that their errors add up.
 SUMMING = {"float32": 8, "float64": 8, "float16": 160, "bfloat16": 160}
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 SMALLEST = {"float32": 2.0**-149, "float64": 2.0**-1074, "float16": 2.0**-24, "bfloat16": 2.0**-133}
-# Below -alpha * (1 - FLAT) the slope of elu is too small to invert it: xhat is kept.
+# For z below -alpha * (1 - FLAT) the slope of elu is too small to invert it: xhat is kept.
 FLAT = {"float32": 2.0**-9, "float64": 2.0**-24, "float16": 2.0**-5, "bfloat16": 2.0**-4}
 # xhat is kept where y cannot be recomputed from z to within this: some ten roundings at the flat end
-# of elu. For sigmoid and tanh the library uses z a little farther.
+# of elu. For sigmoid and tanh the library's limit is slightly larger.
 LOST = {dtype: 64 * EPS[dtype] / FLAT[dtype] for dtype in EPS}
-# xhat is also kept where bias and residual are this much greater than the weight.
+# xhat is also kept where (|bias| + |residual|) / |weight| is greater than this.
 MOST_BESIDE = {"float32": 64, "float64": 2.0**20, "float16": 4, "bfloat16": 4}
 
 
@@ -86,7 +86,7 @@ class Terms:
         self.linear = activation in PIECEWISE_LINEAR
         self.u, self.stored = eps_of_compute(dtype) / 2, EPS[dtype] / 2
         self.smallest = SMALLEST[dtype]
-        # In float z is taken from the minimum first, and the inverse is a fit in the root of that: 3 u of 1.
+        # In float, the inverse is a polynomial in sqrt(z - minimum): an absolute error of 3 u in z.
         minimum = reference.ACTIVATIONS[activation].minimum
         self.solved = 0 if minimum is None or dtype == "float64" else 3 * self.u
         compute = "float64" if dtype == "float64" else "float32"
@@ -105,15 +105,15 @@ class Terms:
         normal = self.gamma * self.xhat + self.beta
         self.y = normal + self.residual
         self.z, self.slope = self.phi(self.y), self.derivative(self.y)
-        # Given statistics are exact; those of the batch are sums, whose error is relative to the spread.
+        # Given statistics are exact; those of the batch have errors relative to the standard deviation.
         self.sums = SUMMING[dtype] * self.u
         self.summing = self.sums if statistics is None else 0
         self.xhat_error = np.abs(self.xhat) * (4 * self.u + self.summing) + self.summing + self.tiny
-        # mean and centre are rounded to double, wherever they lie.
+        # mean and centre are rounded to double: an error relative to |mean|.
         self.xhat_error = self.xhat_error + 2 * EPS["float64"] * np.abs(mean) * self.inv_std
-        # Where xhat itself is stored: for keeps == "z" in guarded channels, which the library chooses.
+        # Rounding of a stored xhat; with keeps == "z" that is in guarded channels and escaped elements.
         self.storing_xhat = (self.stored * np.abs(self.xhat) + self.smallest) * (keeps != "x")
-        if keeps == "xhat":  # z may be computed from what is stored, now and again
+        if keeps == "xhat":  # forward and recompute may compute z from the stored xhat
             self.xhat_error = self.xhat_error + self.storing_xhat
         rounding = self.u * (np.abs(normal) + 2 * np.abs(self.beta))
         self.y_error = np.abs(self.gamma) * self.xhat_error + rounding
@@ -121,14 +121,14 @@ class Terms:
         self.y_error = self.y_error + self.tiny * (1 + np.abs(x - mean))
         if batch.residual is not None:
             self.y_error = np.where(np.isinf(self.y), 0, self.y_error + self.u * np.abs(self.y))
-        # A curve works on y as it is rounded: 2 u.
+        # The argument of a curved activation is the rounded y: 2 u.
         curved = 0 if self.linear else 1
         by_y = self.moved(self.phi, self.y_error + curved * 2 * self.u * np.abs(self.y))
         by_y = by_y + curved * self.lost_exponential()
         own = 6 * self.u * np.abs(self.z)  # expm1 may be off by two units in the last place
         self.z_error = by_y + own + self.stored * np.abs(self.z) + self.smallest
 
-    @np.errstate(over="ignore", invalid="ignore")  # of y that were moved far
+    @np.errstate(over="ignore", invalid="ignore")  # y +- error may be far from y
     def phi(self, y):
         return reference.ACTIVATIONS[self.activation].phi(y, self.param)
 
@@ -137,26 +137,26 @@ class Terms:
         return reference.ACTIVATIONS[self.activation].derivative(y, self.param)
 
     def moved(self, curve, error):
-        """Largest change of the curve for a change of y by `error`."""
+        """Return the largest |curve(y + d) - curve(y)| for |d| <= error."""
         here = curve(self.y)
-        error = np.where(np.isinf(self.y), 0, error)  # as it is beside an infinite residual, whatever else
+        error = np.where(np.isinf(self.y), 0, error)  # an infinite residual determines y
         moved = np.maximum(np.abs(curve(self.y + error) - here), np.abs(curve(self.y - error) - here))
-        # Between the ends: where activations and their slopes vary, to within a hundredth of the peaks.
+        # Extrema between y - error and y + error: sample the curve where it varies, with a margin of 1 %.
         for at in np.linspace(-6, 6, 25).astype(here.dtype):
             inside = 1.01 * np.abs(curve(np.full_like(self.y, at)) - here)
             moved = np.where(np.abs(at - self.y) < error, np.maximum(moved, inside), moved)
         return moved
 
     def lost_exponential(self):
-        """Error of a value or slope by an exponential that underflows.
+        """Return the error of a value or slope due to an exponential that underflows.
 
-        It is multiplied by y and by the slope of its exponent, which goes with y^2 at most; from 1000 on
-        there is nothing left of it.
+        The exponential is multiplied by y and by the slope of its exponent, at most of order y^2. For |y| >
+        1000 it is 0 in any case.
         """
         return self.normal * np.maximum(2, np.minimum(np.abs(self.y), 1000) ** 3)
 
     def at_kink(self):
-        """True where rounding may move y to the other side of a kink."""
+        """Return True where rounding may move y to the other side of a kink."""
         near = self.y_error + np.abs(self.gamma) * self.storing_xhat
         exactly_zero = (self.gamma * self.xhat == 0) & (self.beta == 0) & (self.residual == 0)
         at_kink = np.zeros(self.y.shape, bool)
@@ -165,7 +165,7 @@ class Terms:
         return at_kink & ~exactly_zero
 
     def slope_terms(self):
-        """Sizes of the terms of the slope: of y times a curve from 0 to 1, two terms."""
+        """Return the sum of |terms| of the slope; for y * gate(y) the terms are gate(y) and y * gate'(y)."""
         if self.activation == "hardswish":
             return np.where(np.abs(self.y) < 3, np.abs(self.y) / 3 + 0.5, np.abs(self.slope))
         if reference.ACTIVATIONS[self.activation].minimum is None:
@@ -175,16 +175,16 @@ class Terms:
         return share + np.abs(self.slope - share)
 
     def slope_error(self, y_error):
-        """Error of activation'(y) for this error of y, if y was not recomputed from z."""
+        """Return the error of activation'(y) for this error of y, if y is not recomputed from z."""
         if self.linear:
             return 2 * self.u * np.abs(self.slope)
         by_y = self.moved(self.derivative, y_error + 2 * self.u * np.abs(self.y))
         return by_y + 8 * self.u * self.slope_terms() + self.lost_exponential()
 
     def inverse_error(self, z_error):
-        """Error of y from a z which is off by z_error: where the curve has moved by that, on both sides.
+        """Return d such that phi(y +- d) differs from z by at least z_error: the error of y recovered from z.
 
-        Where it cannot, towards a minimum, y is the minimum at worst.
+        Towards a minimum, phi may not change by that much: then d is the distance to the minimum.
         """
         error = z_error / np.abs(np.where(self.slope == 0, 1, self.slope))
         if self.linear:
@@ -201,9 +201,9 @@ class Terms:
             error = np.where(open_, 1.2 * error, error)
         return error
 
-    @np.errstate(all="ignore")  # of what no z gives back
+    @np.errstate(all="ignore")  # elements where z does not determine y
     def of_kept(self):
-        """Errors of xhat, y and activation'(y) in the backward, for the kept arrays."""
+        """Return the errors of xhat, y and activation'(y) in the backward, recovered from kept arrays."""
         gamma = np.abs(self.gamma)
         direct = self.xhat_error, self.y_error, self.slope_error(self.y_error)
         if self.keeps != "z":
@@ -214,13 +214,13 @@ class Terms:
         lost = self.lost(self.inverse_error(z_error) + 4 * self.u * np.abs(self.y))
         y_error = self.inverse_error(z_error + self.solved)
         y_error = y_error + 4 * self.u * np.abs(self.y)
-        # The inverses of activations with a minimum, and their slopes, are right to an absolute error: 4e-7
-        # in float, where they are polynomials; next to nothing in double, but not zero where y is.
+        # The inverses of activations with a minimum, and their slopes, have an absolute error: 4e-7
+        # in float, where they are polynomials; in double it is tiny, but not relative to y.
         two_sided = reference.ACTIVATIONS[self.activation].minimum is not None
         fitted = 2 * self.u if two_sided else 0
         y_error = y_error + 3 * fitted
         xhat_error = (y_error + 4 * self.u * (np.abs(self.residual) + np.abs(self.beta))) / gamma
-        # The exponential of elu and the like is z + alpha, or 1 + z / alpha.
+        # The exponential of elu, celu and selu is computed as z + alpha, or 1 + z / alpha.
         exponential = {"elu": self.param, "celu": 1, "selu": 1.76}.get(self.activation, 0)
         slope_error = self.slope_error(y_error)
         if not self.linear:
@@ -231,12 +231,12 @@ class Terms:
         return [np.maximum(one, np.where(lost, 0, other)) for one, other in zip(beside, from_z, strict=True)]
 
     def lost(self, y_error):
-        """True where y cannot be recomputed from z, or xhat from y, so that xhat is kept."""
-        most = LOST[self.dtype] * np.maximum(1, np.abs(self.y))  # where z is y, digits count
+        """Return True where y cannot be recovered from z, or xhat from y, so that xhat is kept."""
+        most = LOST[self.dtype] * np.maximum(1, np.abs(self.y))  # absolute for |y| < 1, else relative
         gone = (self.gamma == 0) | (np.asarray(self.param) <= 0) | ~(y_error <= most)
         most = MOST_BESIDE[self.dtype] * np.abs(self.gamma)
         gone = gone | ((self.residual != 0) & (np.abs(self.beta) + np.abs(self.residual) > 1.01 * most))
-        # By a bias alone: |z / slope| there counts, which for curves may be far less than |bias|.
+        # Without a residual the criterion is |z / slope|, which for curves may be far less than |bias|.
         by_bias = np.abs(self.beta)
         if not self.linear:
             around = [self.beta + step * self.gamma for step in np.linspace(-2, 2, 9)]
@@ -244,13 +244,13 @@ class Terms:
         return gone | (by_bias > 1.01 * most)
 
     def backward(self, dz, training):
-        """Errors of dx, dweight, dbias, dslope and dresidual."""
+        """Return the errors of dx, dweight, dbias, dslope and dresidual."""
         count = max(1, self.y.size // max(1, self.y.shape[1]))
         xhat_error, y_error, slope_error = self.of_kept()
         dz, xhat = np.abs(dz.astype(self.y.dtype)), np.abs(self.xhat)
         dy, dy_error = dz * np.abs(self.slope), dz * slope_error + self.tiny
         sum_error = _sum(dy_error) + self.sums * _sum(dy)
-        # Near a minimum the errors of half types are as large as what they are errors of: products count.
+        # Near a minimum, errors of half types are as large as the values: include products of errors.
         product_error = dy * xhat_error + xhat * dy_error + xhat_error * dy_error + self.tiny
         product_error = _sum(product_error) + self.sums * _sum(dy * xhat)
         below = np.abs(np.minimum(self.y, 0))
@@ -267,21 +267,24 @@ class Terms:
         dx_error = np.abs(self.gamma) * self.inv_std * (dx_error + (6 * self.u + self.summing) * terms)
         dx_error = dx_error + self.tiny * terms  # weight * inv_std underflows
         stored = 2 * self.u  # dweight and dbias, in the parameters' type
-        of_channels = product_error + stored * _sum(dy * xhat), sum_error + stored * _sum(dy), param_error
-        return dx_error, *of_channels, dy_error + self.stored * dy + self.smallest
+        per_channel = product_error + stored * _sum(dy * xhat), sum_error + stored * _sum(dy), param_error
+        return dx_error, *per_channel, dy_error + self.stored * dy + self.smallest
 
 
 def without_kinks(
     batch, dtype, keeps="xhat", activation="leaky_relu", param=None, eps=1e-5, statistics=None, affine=True
 ):
-    """Return the batch with dz = 0 where rounding may determine the side of a kink."""
+    """Return the batch with dz = 0 where rounding may move y across a kink."""
     param = PARAM[activation] if param is None else param
     terms = Terms(batch, dtype, keeps, activation, param, eps, statistics, affine)
     return batch._replace(dz=np.where(terms.at_kink(), 0, batch.dz).astype(batch.dz.dtype))
 
 
 def expected(batch, dtype, keeps, activation, param=None, eps=1e-5, statistics=None, affine=True):
-    """Results of the reference, and bounds for strategies that keep `keeps`; statistics: evaluation mode."""
+    """Return the reference's results and error bounds for strategies that keep `keeps`.
+
+    `statistics`: (mean, var) of evaluation mode, None for training.
+    """
     param = PARAM[activation] if param is None else param
     terms = Terms(batch, dtype, keeps, activation, param, eps, statistics, affine)
     mean, var = (None, None) if statistics is None else statistics
@@ -295,13 +298,13 @@ def expected(batch, dtype, keeps, activation, param=None, eps=1e-5, statistics=N
     sum_dy, sum_dy_xhat = reference.backward_reduce(ctx, batch.dz)
     gradients = reference.backward(ctx, batch.dz)
     dx = gradients.dx
-    dx_error, *of_channels, dresidual_error = terms.backward(batch.dz, ctx.training)
-    if gradients.dslope is not None and gradients.dslope.shape != of_channels[-1].shape:  # one for all
-        of_channels[-1] = of_channels[-1].sum(keepdims=True)
+    dx_error, *per_channel, dresidual_error = terms.backward(batch.dz, ctx.training)
+    if gradients.dslope is not None and gradients.dslope.shape != per_channel[-1].shape:  # one for all
+        per_channel[-1] = per_channel[-1].sum(keepdims=True)
     dx_error = dx_error + terms.stored * np.abs(dx) + terms.smallest
     return Expected(
         batch, z, dx, sum_dy_xhat, sum_dy, gradients.dslope, gradients.dresidual,
-        terms.z_error, dx_error, *of_channels, dresidual_error,
+        terms.z_error, dx_error, *per_channel, dresidual_error,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Names and shapes of checkpoints of torchvision and timm, filled with random numbers.
 
-They equal those of torchvision 0.29 and timm 1.0.
+Names and shapes equal those of torchvision 0.29 and timm 1.0.
 """
 
 import numpy as np

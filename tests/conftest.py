@@ -6,7 +6,7 @@ import os
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
-# Tests run in parallel, and waiting threads of a BLAS use the processor. A plugin of pytest may have imported
+# Tests run in parallel, and waiting BLAS threads spin. A plugin of pytest may have imported
 # NumPy already, so the environment alone is too late for this process; processes that tests start inherit it.
 for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
     os.environ.setdefault(name, "1")

@@ -1,4 +1,4 @@
-"""The entries that a test adds to the registry of saved memory; those of other modules are not counted."""
+"""Number of entries that a test adds to the registry of saved memory, without those that existed before."""
 
 import gc
 

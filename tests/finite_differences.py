@@ -4,10 +4,10 @@ import numpy as np
 
 
 def numerical_gradient(loss, array, step=1e-4):
-    """Gradient of the scalar function `loss` by every element of `array`, which is left as it was.
+    """Return the gradient of the scalar function `loss` by every element of `array`, which is restored.
 
-    Five points, so that the error of the formula is step^4 / 30 times the fifth derivative, about 1e-17 here,
-    and what counts is the rounding of loss, eps * |loss| / step: 1e-12 in float64, less in longdouble.
+    Central differences at four points: the truncation error is step^4 / 30 times the fifth derivative, about
+    1e-17 here. The rounding error of loss dominates, eps * |loss| / step: 1e-12 in float64.
     """
     gradient = np.zeros(array.shape, array.dtype)
     for index in np.ndindex(array.shape):

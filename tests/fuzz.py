@@ -1,6 +1,6 @@
-"""Arrays of every layout and numbers of every size for hypothesis: described as data, then built.
+"""Random calls for hypothesis: arrays of every layout and magnitude, described as data, then built.
 
-What hypothesis prints of a failure is the text of an ``@example``: descriptions are dataclasses.
+Descriptions are dataclasses, so that a failing case that hypothesis prints can be pasted as an ``@example``.
 """
 
 import math
@@ -22,7 +22,7 @@ UNFIT_DTYPES = ["object", "complex64", "int32", "bool", "longdouble", ">f4", ">f
 
 # ---- values ------------------------------------------------------------------------------------------------
 
-# Range in which squares and products of three do not overflow double and longdouble.
+# Largest and smallest magnitude. Squares and products of three overflow neither double nor longdouble.
 SIZES = {"float16": (1e4, 1e-6), "float64": (1e60, 1e-60)}
 
 
@@ -74,17 +74,17 @@ class Array:
 
     shape: tuple
     dtype: str = "float32"
-    order: tuple = ()  # the axes, that of the largest stride first; () for C order
-    steps: tuple = ()  # along each axis; below 0 backwards, 0 as a broadcast array; () for 1
-    sliding: bool = False  # windows that overlap
-    shift: int = 0  # bytes from where it would be aligned
+    order: tuple = ()  # the axes by decreasing stride; () for C order
+    steps: tuple = ()  # step of each axis: negative reverses it, 0 broadcasts it; () for 1
+    sliding: bool = False  # overlapping windows
+    shift: int = 0  # bytes by which the array is misaligned
     make: str = "ndarray"
     values: tuple = ("normal",)
     seed: int = 0
     axis: int = 1  # of the channels
 
     def build(self):
-        """Return (what to pass, the array that owns all of its memory)."""
+        """Return (array or list to pass, array that owns its memory)."""
         values = fill(self.shape, self.values, self.dtype, self.seed, self.axis)
         dtype = np.dtype(dtype_of(self.dtype) if self.dtype in DTYPES else self.dtype)
         array, owner = self._view(dtype)
@@ -129,8 +129,8 @@ MAKES = {
 
 # ---- drawing -----------------------------------------------------------------------------------------------
 
-# Drawing takes longer than the calls under test: related choices are one number, 0 is the
-# simplest, and strategies are made once.
+# Drawing takes longer than the calls under test, so several choices are drawn as the digits of one
+# number, of which 0 is the simplest, and strategies are cached.
 
 SEEDS = st.integers(0, 1 << 16)
 YES = st.booleans()
@@ -138,8 +138,8 @@ YES = st.booleans()
 
 @cache
 def digits(*bases):
-    """Return a strategy for tuples of numbers from 0 to below each of the bases."""
-    assert math.prod(bases) < 1 << 24  # of larger ranges hypothesis prefers the lower end
+    """Return a strategy for tuples of digits, each from 0 to its base - 1."""
+    assert math.prod(bases) < 1 << 24  # larger ranges are not drawn uniformly
 
     def split(number):
         found = []
@@ -176,7 +176,7 @@ def kinds(promised=True):
 
 @st.composite
 def fitting_batches(draw, shape, dtype, channel_axis, last):
-    """Valid batches: in one of the two layouts, whole or every n-th sample and channel."""
+    """Draw valid batches in one of the two layouts: contiguous, or every n-th sample and channel."""
     ndim, axis = len(shape), channel_axis % len(shape)
     spatial = [i for i in range(1, ndim) if i != axis]
     order = (0, *spatial, axis) if last else (0, axis, *spatial)
@@ -191,7 +191,7 @@ def fitting_batches(draw, shape, dtype, channel_axis, last):
 
 @cache
 def permutations(ndim):
-    """Return a strategy for orders of the axes, the usual one first."""
+    """Return a strategy for permutations of the axes; the simplest is the identity."""
 
     def order(drawn):
         left = list(range(ndim))
@@ -200,7 +200,7 @@ def permutations(ndim):
     return digits(*range(ndim, 0, -1)).map(order)
 
 
-#: What about an array can be changed: each has a strategy.
+#: Attribute of an `Array` -> strategy for its changed value.
 CHANGES = {
     "shape": shapes(0, 6),
     "dtype": st.sampled_from(DTYPES + UNFIT_DTYPES),
@@ -213,7 +213,7 @@ CHANGES = {
 
 @st.composite
 def some_of(draw, strategies):
-    """Values for some of the names, by their strategies."""
+    """Draw a value for each name of a random subset of `strategies`."""
     chosen = draw(digits(*[2] * len(strategies)))
     return {name: draw(of) for (name, of), yes in zip(strategies.items(), chosen, strict=True) if yes}
 
@@ -234,7 +234,8 @@ def any_arrays(draw, fits):
 
 # ---- calls -------------------------------------------------------------------------------------------------
 
-PLACES = ("x", "dz", "weight", "bias", "running_mean", "running_var", "residual", "residual_grad", "slope")
+ARRAY_NAMES = ("x", "dz", "weight", "bias", "running_mean", "running_var")
+ARRAY_NAMES += ("residual", "residual_grad", "slope")
 # Pairs of arguments that may share memory, valid or not.
 ALIASES = [("residual", "x"), ("residual_grad", "x"), ("residual_grad", "dz"), ("residual_grad", "residual")]
 ALIASES += [("slope", "weight"), ("slope", "bias"), ("slope", "running_mean"), ("slope", "running_var")]
@@ -253,15 +254,15 @@ class Call:
     residual: Array | None = None
     residual_grad: Array | None = None
     slope: Array | None = None
-    alias: tuple = ()  # one of ALIASES, and whether it is a view; () for memory of its own
+    alias: tuple = ()  # (name, other, is_view): `name` is `other` or a view of it; () for separate memory
     options: dict = field(default_factory=dict)  # of forward
     overwrite: bool = False
-    parts: bool = False  # statistics, normalize, backward_reduce and backward_apply
-    fits: bool = True  # is to be taken
+    parts: bool = False  # True: statistics + normalize and backward_reduce + backward_apply
+    fits: bool = True  # True: valid, must be accepted
 
 
 FRACTIONS = st.one_of(st.sampled_from([0.0, 1.0, 0.1]), st.floats(0, 1))
-# Constants of the reference do not overflow double for these.
+# With these, constants of the reference do not overflow double.
 PARAMS = [0.01, 1.0, 0.75, 0.01, 1.0, 0.75, 1e-30, 1e-9, 1e-4, 3.0, 1e4, 1e9]
 EPS = [1e-5] * 6 + [1e-300, 5e-324, 1e-30, 1e-3, 1.0, 1e30]
 UNFIT = st.sampled_from([0, -1, float("nan"), float("inf"), -1e-300, 10**400, "x", None, b"", [], 1j, 2**63])
@@ -297,7 +298,7 @@ def vectors(draw, count, dtype):
 
 @st.composite
 def residuals(draw, shape, dtype, axis, last, options, parts):
-    """The additional arguments of a call with a residual. It is read-only and may contain any values."""
+    """Draw the arguments of a call with a residual, which may be read-only and contain any values."""
     residual = draw(fitting_batches(shape, dtype, axis, last))
     locked, adds, is_view, alias = draw(digits(2, 2, 2, 8))
     found = {"residual": replace(residual, values=draw(kinds(promised=False)))}
@@ -319,7 +320,7 @@ def fitting_calls(draw):
     dtype = DTYPES[dtype]
     axis = options["channel_axis"] % len(shape)
     channels = shape[axis]
-    if math.prod(shape) == channels:  # one value in each
+    if math.prod(shape) == channels:  # one value per channel: training would raise an error
         options["training"] = False
     call = Call(*(draw(fitting_batches(shape, dtype, axis, last)) for _ in range(2)), options=options)
     tracked = tracked or not options["training"]
@@ -338,12 +339,12 @@ def any_calls(draw):
     call = draw(fitting_calls())
     first, second, third, some, alias, of, is_view = draw(digits(9, 10, 10, 4, 4, len(ALIASES), 2))
     names = list(dict.fromkeys([first, *[place - 1 for place in (second, third) if place]]))
-    names = [PLACES[place] for place in names]
+    names = [ARRAY_NAMES[place] for place in names]
     channels = call.x.shape[call.options["channel_axis"]]
     usual = {"slope": Array((channels,), str(parameter_dtype(call.x.dtype)))}
     changes = {name: draw(any_arrays(getattr(call, name) or usual.get(name, call.x))) for name in names}
     if not {"x", "dz"} & {*names} and some == 1:
-        changes = dict.fromkeys(names)  # left out
+        changes = dict.fromkeys(names)  # None: omit these arguments
     options = draw(some_of(UNFIT_OPTIONS)) if draw(YES) else {}
     if alias == 1:
         changes["alias"] = (*ALIASES[of], is_view == 1)

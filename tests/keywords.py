@@ -17,5 +17,5 @@ def as_merged(values):
 
 
 def as_sums(values):
-    """Return the first two that `backward_reduce` returns."""
+    """Return sum_dy and sum_dy_xhat, the first two results of `backward_reduce`."""
     return dict(zip(("sum_dy", "sum_dy_xhat"), values, strict=False))

@@ -1,6 +1,6 @@
 """Masks for tests, and a run of the compiled module with garbage at masked positions.
 
-What a masked run has to give is what a batch of the valid positions alone gives, of shape (M, C).
+A masked run must give the results of a batch of the valid positions alone, of shape (M, C).
 """
 
 import numpy as np

@@ -40,7 +40,7 @@ def gradients(step):
 
 
 def take(optimizer, steps, first=0):
-    """Make steps with the gradients of the steps from `first` on."""
+    """Run `steps` steps, with `gradients(first)`, `gradients(first + 1)`, ..."""
     for step in range(first, first + steps):
         for parameter, grad in zip(optimizer.parameters, gradients(step), strict=True):
             parameter.grad = None if grad is None else grad.astype(parameter.data.dtype)

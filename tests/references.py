@@ -1,10 +1,10 @@
-"""How often objects are referred to."""
+"""Reference counts."""
 
 import gc
 import sys
 
 
 def counts(objects):
-    """Return the references to each, with what earlier tests left in cycles collected first."""
+    """Return the reference count of each object, after collecting garbage of earlier tests."""
     gc.collect()
     return [sys.getrefcount(o) for o in objects]

@@ -1,4 +1,4 @@
-"""Arrays that are to be refused, and how a refusal has to look."""
+"""Invalid arguments, and `refused`, which checks the error of a call with them."""
 
 import warnings
 
@@ -33,7 +33,7 @@ def refused(function, kwargs, error, *message):
 
 
 def forward_arguments(**changes):
-    """Return arguments that forward takes, some of them changed; a function is called with the others."""
+    """Return valid arguments of forward with `changes`; a callable change gets the valid ones."""
     rng = np.random.default_rng(0)
     good = {"x": rng.normal(size=SHAPE).astype(np.float32)}
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -68,7 +68,7 @@ def strided(shape, strides):
 
 
 def field(shape):
-    """Return a view that steps by 6 bytes: aligned for none of its elements but the first."""
+    """Return a view with a stride of 6 bytes, in which every second element is misaligned."""
     return np.zeros(shape, np.dtype([("value", np.float32), ("more", np.int16)]))["value"]
 
 
@@ -80,7 +80,7 @@ def ctx_and_dz(**options):
 
 
 def calls_with_dz(ctx, dz, **options):
-    """Return the three functions that take dz, with arguments that would do but for dz."""
+    """Return the three functions that take dz, each with arguments that are valid except for dz."""
     sums = {"sum_dy": np.zeros(3), "sum_dy_xhat": np.zeros(3), "count": 40}
     calls = [(_core.backward, {"ctx": ctx, "dz": dz, **options})]
     calls.append((_core.backward_apply, {"ctx": ctx, "dz": dz, **sums, **options}))

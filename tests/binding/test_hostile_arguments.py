@@ -13,8 +13,8 @@ SHAPE = (4, 3, 50)
 pytestmark = pytest.mark.filterwarnings("ignore:Setting the .* on a NumPy array:DeprecationWarning")
 
 
-class Springs:
-    """A number that runs a function when it is read."""
+class CallsBack:
+    """A number whose conversion to int or float runs a function."""
 
     def __init__(self, value, action):
         self.value, self.action = value, action
@@ -29,7 +29,7 @@ class Springs:
 
 
 class Text(str):
-    """Compares unequal to everything, by Python code."""
+    """A str whose comparison runs a function."""
 
     __slots__ = ("action",)
 
@@ -44,7 +44,7 @@ def batch(dtype=np.float32):
     return np.random.default_rng(0).normal(size=SHAPE).astype(dtype)
 
 
-def spoil(array):
+def changes_of(array):
     """Return all changes of an array, by name."""
     return {
         "resize": lambda: array.resize(7, refcheck=False),
@@ -56,12 +56,12 @@ def spoil(array):
     }
 
 
-SPOILS = list(spoil(None))
+ARRAY_CHANGES = list(changes_of(None))
 REFUSED = (TypeError, ValueError, RuntimeError)
 SCALARS = {"momentum": 0, "eps": 1, "activation_param": 1, "channel_axis": 1, "threads": 1}
 
 
-@pytest.mark.parametrize("what", SPOILS)
+@pytest.mark.parametrize("what", ARRAY_CHANGES)
 @pytest.mark.parametrize("victim", ["x", "weight", "running_mean"])
 @pytest.mark.parametrize("scalar", SCALARS)
 def test_forward_reads_arrays_after_all_numbers(scalar, victim, what):
@@ -73,9 +73,9 @@ def test_forward_reads_arrays_after_all_numbers(scalar, victim, what):
 
     def action():
         fired.append(1)
-        spoil(spoilt)[what]()
+        changes_of(spoilt)[what]()
 
-    options = {scalar: Springs(SCALARS[scalar], action)}
+    options = {scalar: CallsBack(SCALARS[scalar], action)}
     if (victim, what) == ("weight", "lock"):
         functional.forward(**arrays, **options)  # read only: no harm
     else:
@@ -91,7 +91,7 @@ BACKWARDS = [
         ("backward_apply", "count"),
     ]
     for victim in ("z", "dz")
-    for what in SPOILS
+    for what in ARRAY_CHANGES
     if (victim, what) != ("dz", "lock")  # it is only read
 ]  # fmt: skip
 
@@ -100,7 +100,7 @@ BACKWARDS = [
 def test_backward_reads_arrays_after_all_numbers(name, victim, scalar, what):
     z, ctx = functional.forward(batch())
     dz, sums = np.ones_like(z), np.zeros(3)
-    number = Springs(1 if scalar == "threads" else 200, spoil(z if victim == "z" else dz)[what])
+    number = CallsBack(1 if scalar == "threads" else 200, changes_of(z if victim == "z" else dz)[what])
     options = {"sum_dy": sums, "sum_dy_xhat": sums, "count": 200} if name == "backward_apply" else {}
     options[scalar] = number
     call = getattr(functional, name)
@@ -117,7 +117,7 @@ def test_a_context_freed_by_an_argument_is_freed(name, free):
     z, ctx = functional.forward(batch(), strategy="checkpoint")
     dz, sums = np.ones_like(z), np.zeros(3)
     action = ctx.release if free == "release" else lambda: functional.backward(ctx, dz)
-    threads = Springs(1, action)
+    threads = CallsBack(1, action)
     calls = {
         "backward": lambda: functional.backward(ctx, dz, threads=threads),
         "backward_reduce": lambda: functional.backward_reduce(ctx, dz, threads=threads),
@@ -135,12 +135,12 @@ def test_a_context_freed_by_an_argument_is_freed(name, free):
 def test_stream_and_statistics_read_arrays_after_all_numbers(scalar, what):
     a = np.ones(60000, np.float32)
     b = np.ones(60000, np.float32)
-    number = Springs(1, spoil(b)[what])
+    number = CallsBack(1, changes_of(b)[what])
     with pytest.raises(REFUSED, match="b must"):
         _core.stream(a, b=b, **{scalar: number})
     x = batch()
     with pytest.raises(REFUSED, match="x must"):
-        functional.statistics(x, threads=Springs(1, spoil(x)[what]))
+        functional.statistics(x, threads=CallsBack(1, changes_of(x)[what]))
 
 
 def test_comparing_strings_runs_no_python_code():
@@ -152,7 +152,7 @@ def test_comparing_strings_runs_no_python_code():
     assert not ran
 
 
-class Pretends(np.ndarray):
+class ClassRunsCode(np.ndarray):
     """Runs code when its class is read."""
 
     ran = False
@@ -164,13 +164,13 @@ class Pretends(np.ndarray):
 
 
 def test_subclasses_are_refused_without_calling_their_methods():
-    x = batch().view(Pretends)
+    x = batch().view(ClassRunsCode)
     with pytest.raises(TypeError, match=r"plain numpy\.ndarray"):
         functional.forward(x)
-    assert not Pretends.ran
+    assert not ClassRunsCode.ran
 
 
-class Falls:
+class ResizesArray:
     """Garbage in a cycle that resizes an array when it is collected."""
 
     def __init__(self, array):
@@ -182,7 +182,7 @@ class Falls:
 
 @pytest.mark.parametrize("offset", range(12))
 def test_a_garbage_collection_inside_a_call_is_harmless(offset):
-    """Whichever allocation starts the collection: the call is refused, or uses the arrays that it checked."""
+    """`offset` selects the allocation that starts it. The call is refused or uses the checked arrays."""
     for victim in ("x", "dz"):
         arrays = {"x": batch(), "dz": np.ones(SHAPE, np.float32)}
         outcome = step_with_collection(arrays, arrays[victim], offset)
@@ -193,7 +193,7 @@ def step_with_collection(arrays, victim, offset):
     """Return dx, or the text of the error."""
     weight, before = np.zeros(3, np.float32), gc.get_threshold()
     gc.collect()
-    Falls(victim)
+    ResizesArray(victim)
     gc.set_threshold(gc.get_count()[0] + 1 + offset, 1, 1)
     try:
         _, ctx = functional.forward(arrays["x"], weight=weight)

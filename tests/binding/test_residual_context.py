@@ -8,7 +8,7 @@ import pytest
 from keywords import as_sums
 from references import counts
 from refusals import SHAPE, forward_arguments, read_only
-from test_hostile_arguments import REFUSED, SCALARS, SPOILS, Springs, spoil
+from test_hostile_arguments import ARRAY_CHANGES, REFUSED, SCALARS, CallsBack, changes_of
 from test_residual_arguments import STRATEGIES, C, batch, with_residual
 
 from inplace_abn import _core, functional, reference
@@ -210,12 +210,12 @@ def test_branch_mask_has_one_bit_per_element(activation):
 # ---- no code runs between the checks and the kernels-------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", SPOILS)
+@pytest.mark.parametrize("what", ARRAY_CHANGES)
 @pytest.mark.parametrize("victim", ["residual", "slope"])
 @pytest.mark.parametrize("scalar", SCALARS)
 def test_forward_reads_arrays_after_all_numbers(scalar, victim, what):
     arrays = {"residual": batch(2), "slope": np.ones(C, np.float32)}
-    number = Springs(SCALARS[scalar], spoil(arrays[victim])[what])
+    number = CallsBack(SCALARS[scalar], changes_of(arrays[victim])[what])
     arguments = forward_arguments(**arrays, activation="prelu", **{scalar: number})
     if what == "lock":
         functional.forward(**arguments)  # read only: no harm
@@ -224,12 +224,12 @@ def test_forward_reads_arrays_after_all_numbers(scalar, victim, what):
             functional.forward(**arguments)
 
 
-@pytest.mark.parametrize("what", SPOILS)
+@pytest.mark.parametrize("what", ARRAY_CHANGES)
 @pytest.mark.parametrize("victim", ["residual", "residual_grad"])
 def test_backward_reads_arrays_after_all_numbers(victim, what):
     arrays = {"residual": batch(2), "residual_grad": batch(3)}
     _, ctx = with_residual(arrays["residual"])
-    threads = Springs(1, spoil(arrays[victim])[what])
+    threads = CallsBack(1, changes_of(arrays[victim])[what])
     call = {"ctx": ctx, "dz": batch(1), "residual_grad": arrays["residual_grad"], "threads": threads}
     if victim == "residual" and what in ("lock", "reshape"):
         functional.backward(**call)  # the same memory

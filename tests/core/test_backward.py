@@ -1,4 +1,4 @@
-"""The backward functions: finite differences, evaluation, overwrite, the two-step form (and test_kernels)."""
+"""The backward: finite differences, evaluation, overwrite, reduce and apply. See also test_kernels.py."""
 
 import numpy as np
 import pytest
@@ -26,8 +26,8 @@ from inplace_abn import _core, functional, reference
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
-def test_gradients_are_those_of_finite_differences(activation, strategy, layout, training):
-    """Through the compiled forward in float64; the formulas of the backward have no part in this."""
+def test_gradients_equal_finite_differences(activation, strategy, layout, training):
+    """Differences of the compiled forward in float64, independent of the formulas of the backward."""
     batch = random_batch((3, 4, 2, 2), "float64", seed=5)
     x, weight, bias = batch.x.copy(), batch.weight.copy(), batch.bias.copy()
     running = bias / 2 + 1, weight**2
@@ -57,8 +57,8 @@ def test_gradients_are_those_of_finite_differences(activation, strategy, layout,
 
 
 @sampled(dtype=DTYPES, layout=LAYOUTS, activation=ACTIVATIONS, strategy=STRATEGIES)
-def test_the_derivative_at_zero_is_that_of_the_reference(activation, strategy, layout, dtype):
-    """A new residual branch, gamma = beta = 0, has y = 0 or -0 throughout: all schemes agree on it."""
+def test_the_derivative_at_zero_equals_the_reference(activation, strategy, layout, dtype):
+    """With gamma = beta = 0, as in new residual branches, every y is 0 or -0: all strategies agree on it."""
     batch = random_batch((4, 6, 5, 7), dtype)
     batch = batch._replace(weight=np.array([0, -0.0] * 3, batch.weight.dtype), bias=np.zeros_like(batch.bias))
     want = expected(batch, dtype, reference.KEEPS[strategy], activation)
@@ -76,7 +76,7 @@ def test_the_derivative_at_zero_is_that_of_the_reference(activation, strategy, l
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_evaluation_has_no_terms_of_the_statistics(layout, strategy, dtype):
+def test_dx_in_evaluation_has_no_terms_of_the_statistics(layout, strategy, dtype):
     keeps = reference.KEEPS[strategy]
     batch = random_batch((3, 17, 5, 3), dtype)
     running = [a.astype(parameter_dtype(dtype)) for a in (np.linspace(-1, 2, 17), np.linspace(0.1, 4, 17))]
@@ -91,7 +91,7 @@ def test_evaluation_has_no_terms_of_the_statistics(layout, strategy, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_overwrite_gives_the_same_numbers_in_the_memory_of_dz(layout, strategy, dtype):
+def test_overwrite_writes_the_same_dx_into_dz(layout, strategy, dtype):
     batch = random_batch((3, 17, 5, 3), dtype)
 
     def forward():
@@ -111,8 +111,8 @@ def test_overwrite_gives_the_same_numbers_in_the_memory_of_dz(layout, strategy, 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_dz_may_be_laid_out_otherwise_than_x_and_be_read_only(layout):
-    """Slices of the same kind of memory: channels first or channels last."""
+def test_dz_may_have_other_strides_than_x_and_be_read_only(layout):
+    """x and dz are both channels-first or both channels-last; one is a slice of a larger array."""
     batch = random_batch((3, 17, 5, 3), "float32")
     kind = "last" if "last" in layout else "first"
     x, axis = LAYOUTS[kind](batch.x)
@@ -127,7 +127,7 @@ def test_dz_may_be_laid_out_otherwise_than_x_and_be_read_only(layout):
     np.testing.assert_allclose(got.dweight, want.dweight, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_of_parameters_are_there_where_the_parameters_were():
+def test_gradients_of_omitted_parameters_are_none():
     batch = random_batch((3, 5, 7), "float32")
     for weight, bias in ((batch.weight, None), (None, batch.bias), (None, None)):
         _, ctx = functional.forward(batch.x.copy(), weight=weight, bias=bias)
@@ -137,7 +137,7 @@ def test_gradients_of_parameters_are_there_where_the_parameters_were():
         assert (got.dbias is None) == (bias is None)
 
 
-def test_later_changes_of_the_parameters_do_not_reach_the_backward():
+def test_parameters_changed_after_the_forward_do_not_affect_the_backward():
     batch = random_batch((3, 5, 7), "float32")
     want = run(batch)
     weight, bias = batch.weight.copy(), batch.bias.copy()
@@ -154,7 +154,7 @@ def test_later_changes_of_the_parameters_do_not_reach_the_backward():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("isa", ISAS)
-def test_reduce_and_apply_are_backward_in_two_steps(isa, layout, dtype, training):
+def test_reduce_and_apply_equal_backward(isa, layout, dtype, training):
     batch = without_kinks(random_batch((3, 17, 5, 3), dtype), dtype, "z")
     running = np.zeros_like(batch.weight), np.ones_like(batch.weight)
     statistics = None if training else running
@@ -186,7 +186,7 @@ def test_reduce_and_apply_are_backward_in_two_steps(isa, layout, dtype, training
     assert_within(np.moveaxis(dx, axis, 1), want.dx, want.dx_error, "dx")
 
 
-def test_apply_writes_over_dz_where_asked():
+def test_apply_overwrites_dz_on_request():
     batch = random_batch((3, 5, 7), "float32")
     _, ctx = functional.forward(batch.x.copy(), weight=batch.weight, bias=batch.bias)
     dz = batch.dz.copy()

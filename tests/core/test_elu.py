@@ -1,4 +1,4 @@
-"""elu: its own exp and log1p, and the elements whose z has reached -alpha."""
+"""elu: the library's exp and log1p, and escaped elements, whose z is near -alpha."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ INPLACE = ["inplace_1", "inplace_2"]
 
 
 def apply(values, dtype, alpha=1.0, isa=None):
-    """elu of the values themselves: evaluation with mean 0, var 1 and an eps that does not count."""
+    """Return elu(values): evaluation with mean 0, var 1 and a negligible eps normalizes x to itself."""
     x = np.asarray(values, dtype_of(dtype)).reshape(-1, 1)
     zero, one = np.zeros(1, parameter_dtype(dtype)), np.ones(1, parameter_dtype(dtype))
     z, _ = _core.forward(
@@ -24,7 +24,7 @@ def apply(values, dtype, alpha=1.0, isa=None):
 
 
 def negative_numbers(dtype):
-    """Dense near 0, in between, near the smallest numbers, and far below where exp is 0."""
+    """Return values dense near 0, in between, near the smallest numbers, and so far below 0 that exp is 0."""
     smallest = 300 if dtype == "float64" else 37
     parts = (
         np.logspace(-smallest, 2, 40001),
@@ -37,7 +37,7 @@ def negative_numbers(dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("isa", ISAS)
-def test_exp_is_right_to_two_units_in_the_last_place(isa, dtype):
+def test_exp_is_within_two_units_in_the_last_place(isa, dtype):
     x, z = apply(negative_numbers(dtype), dtype, isa=isa)
     want = np.expm1(x.astype(np.longdouble))
     ulp = np.spacing(np.abs(want).astype(dtype)).astype(np.longdouble)
@@ -49,7 +49,7 @@ def test_exp_is_right_to_two_units_in_the_last_place(isa, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("isa", ISAS)
 def test_half_types_are_rounded_once(isa, dtype):
-    """Computed in float32, so never further off than half a unit and a little."""
+    """Computed in float32, so the error is at most slightly more than half a unit in the last place."""
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
     x, z = apply(negative_numbers(dtype), dtype, isa=isa)
@@ -61,8 +61,8 @@ def test_half_types_are_rounded_once(isa, dtype):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("alpha", [0.25, 1.0, 3.0])
-def test_y_comes_back_from_z(alpha, dtype, isa):
-    """log1p, seen through dgamma of one element at a time: dz * (z + alpha) * log1p(z / alpha)."""
+def test_y_is_recovered_from_z(alpha, dtype, isa):
+    """log1p, measured by dgamma of one element at a time: dz * (z + alpha) * log1p(z / alpha)."""
     count = 4001
     y = -np.linspace(1e-6, 4, count)
     x = np.stack([y, -y]).astype(dtype)
@@ -74,18 +74,18 @@ def test_y_comes_back_from_z(alpha, dtype, isa):
     dz = np.stack([one, zero])
     z = z[0].astype(np.longdouble)
     dweight = _core.backward(ctx, dz, isa=isa)[1]
-    # From the stored z, so that only log1p (2 units), its argument and the product are left to be wrong.
+    # From the stored z, so that errors come only from log1p (2 units), its argument and the product.
     want = (z + alpha) * np.log1p(z / alpha)
     slope = 1 / np.abs((1 + z / alpha) * np.log1p(z / alpha))
     error = np.abs(want) * EPS[dtype] * (4 + np.abs(z / alpha) * slope + alpha / (z + alpha))
     assert (np.abs(dweight - want) <= error).all()
 
 
-# ---- elements that z does not give back --------------------------------------------------------------------
+# ---- escaped elements: y cannot be recovered from z --------------------------------------------------------
 
 
 def saturating(dtype, alpha=1.0, seed=0, channels=17):
-    """Channels whose bias puts from none to most of their elements where elu is flat."""
+    """Return a batch whose biases put from none to most of a channel's elements where elu is flat."""
     batch = random_batch((4, channels, 9, 7), dtype, seed, mean=0.0)
     parameter = parameter_dtype(dtype)
     weight = np.linspace(0.5, 8, channels) * np.where(np.arange(channels) % 3, 1, -1)
@@ -98,8 +98,8 @@ def saturating(dtype, alpha=1.0, seed=0, channels=17):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("strategy", INPLACE)
-def test_gradients_are_those_of_the_standard_scheme(strategy, isa, layout, dtype, alpha):
-    """Channel by channel; where elu is flat the gradients are small, and NaN or noise from z alone."""
+def test_gradients_equal_the_standard_strategy(strategy, isa, layout, dtype, alpha):
+    """Compared by channel: where elu is flat, gradients are small; from z alone they were NaN or noise."""
     batch = saturating(dtype, alpha)
     options = {"activation": "elu", "activation_param": alpha}
     work = working_type(dtype)
@@ -108,7 +108,7 @@ def test_gradients_are_those_of_the_standard_scheme(strategy, isa, layout, dtype
     )
     want = reference.backward(ctx, batch.dz)
     got = run(batch, layout, isa=isa, strategy=strategy, **options)
-    # The slope z + alpha has lost the digits that z / alpha is near 1 by, down to FLAT; y has lost as many.
+    # z near -alpha: the slope z + alpha cancels digits, at most a factor 1 / FLAT; y loses as many.
     most = 4 * EPS[dtype] / FLAT[dtype] if dtype in ("float32", "float64") else 16 * EPS[dtype]
     for c in range(17):
         assert relative_l2(got.dx[:, c], want.dx[:, c]) < most, c
@@ -121,7 +121,7 @@ def test_gradients_are_those_of_the_standard_scheme(strategy, isa, layout, dtype
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_list_names_the_saturated_elements_and_their_xhat(layout, dtype):
+def test_saturated_elements_escape_with_their_xhat(layout, dtype):
     alpha = 1.0
     batch = saturating(dtype, alpha)
     x, axis = LAYOUTS[layout](batch.x)
@@ -141,8 +141,8 @@ def test_the_list_names_the_saturated_elements_and_their_xhat(layout, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("strategy", INPLACE)
-def test_the_list_is_empty_for_ordinary_data(strategy, layout, dtype):
-    """xhat within 4 and weights of 1 leave every z above -0.98."""
+def test_no_element_escapes_in_ordinary_data(strategy, layout, dtype):
+    """|xhat| < 4 and weights of 1 keep every z above -0.98."""
     x = np.clip(random_batch((4, 17, 9, 7), dtype, mean=0.0).x.astype(np.float64), -2, 2).astype(
         dtype_of(dtype)
     )
@@ -163,7 +163,7 @@ def test_the_list_is_empty_for_ordinary_data(strategy, layout, dtype):
 
 
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat"])
-def test_there_is_no_list_where_x_or_xhat_is_kept(strategy):
+def test_no_element_escapes_if_x_or_xhat_is_kept(strategy):
     batch = saturating("float32")
     _, ctx = functional.forward(
         batch.x.copy(),
@@ -178,7 +178,7 @@ def test_there_is_no_list_where_x_or_xhat_is_kept(strategy):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_everything_saturated(dtype, layout):
+def test_a_fully_saturated_channel(dtype, layout):
     """A channel far below zero: z is -alpha throughout, its gradients vanish, and none is NaN."""
     batch = random_batch((4, 3, 9, 7), dtype, mean=0.0)
     weight, bias = np.ones(3, parameter_dtype(dtype)), np.array([-1000, 0, -200], parameter_dtype(dtype))
@@ -193,7 +193,7 @@ def test_everything_saturated(dtype, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_reduce_and_apply_use_the_list(overwrite, layout):
+def test_reduce_and_apply_use_the_escaped_elements(overwrite, layout):
     batch = saturating("float32")
     options = {"activation": "elu", "activation_param": 1.0}
     want = run(batch, layout, **options)
@@ -209,7 +209,7 @@ def test_reduce_and_apply_use_the_list(overwrite, layout):
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("layout", ["first", "last"])
-def test_the_list_is_the_same_for_every_number_of_threads(layout, threads):
+def test_escaped_elements_do_not_depend_on_the_number_of_threads(layout, threads):
     batch = saturating("float32", channels=70)
     lists = []
     for count in (1, threads):

@@ -1,4 +1,4 @@
-"""The forward functions: options, running statistics, where z goes, NaN, empty batches (and test_kernels)."""
+"""The forward: options, running statistics, memory of z, NaN, empty batches. See also test_kernels.py."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_evaluation_normalizes_with_the_running_statistics(layout, dtype, strate
     assert np.array_equal(running[1], running_var)
 
 
-def test_evaluation_takes_one_value_per_channel():
+def test_evaluation_accepts_one_value_per_channel():
     x, one, zero = np.array([[3.0, 5.0]], np.float32), np.ones(2, np.float32), np.zeros(2, np.float32)
     z, _ = functional.forward(x, running_mean=zero, running_var=one, training=False, eps=1e-12)
     assert z.tolist() == [[3.0, 5.0]]
@@ -51,8 +51,8 @@ def test_evaluation_takes_one_value_per_channel():
 @pytest.mark.parametrize("momentum", [0, 0.1, 0.75, 1])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_running_statistics_move_by_momentum(dtype, layout, momentum):
-    """With the unbiased variance; exactly to the old values for 0 and to the batch's for 1."""
+def test_running_statistics_are_updated_by_momentum(dtype, layout, momentum):
+    """With the unbiased variance. Momentum 0 keeps exactly the old values, 1 gives exactly the batch's."""
     batch = random_batch((3, 17, 5, 3), dtype)
     old = batch.weight.copy(), np.abs(batch.bias)
     running = old[0].copy(), old[1].copy()
@@ -101,7 +101,7 @@ def test_weight_and_bias_are_each_optional(weight, bias, dtype):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("strategy", [*STRATEGIES, "inplace"])
-def test_where_z_goes(strategy, layout):
+def test_which_strategies_write_z_into_x(strategy, layout):
     """Over x for the in-place strategies. x stays as it is where it is kept, and becomes xhat for (c)."""
     batch = random_batch((3, 5, 4, 4), "float32")
     x, axis = LAYOUTS[layout](batch.x)
@@ -151,7 +151,7 @@ def test_nan_and_infinity_stay_in_their_channel(activation, strategy, bad, layou
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 4), (2, 3, 0), (2, 0, 4), (0, 0, 0)], ids=str)
 def test_an_empty_batch(shape, strategy, layout):
-    """As in PyTorch: an empty z, running statistics as they were, gradients of zero."""
+    """As in PyTorch: z is empty, running statistics do not change, gradients are zero."""
     channels = shape[1]
     x, axis = LAYOUTS[layout](np.zeros(shape, np.float32))
     running = np.full(channels, 3, np.float32), np.full(channels, 4, np.float32)
@@ -181,7 +181,7 @@ def test_a_constant_channel_has_xhat_zero(layout, value, dtype):
     assert_within(got.z[:, constant], want, EPS[dtype] * np.abs(want), "z")
 
 
-def test_normalize_with_the_batch_own_statistics_is_forward():
+def test_normalize_with_the_statistics_of_the_batch_equals_forward():
     batch = random_batch((3, 17, 49), "float64")
     want, _ = functional.forward(batch.x.copy(), weight=batch.weight, bias=batch.bias)
     got, _ = functional.normalize(
@@ -193,8 +193,8 @@ def test_normalize_with_the_batch_own_statistics_is_forward():
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_normalize_takes_statistics_from_elsewhere(dtype, layout, isa):
-    """Of 1000 values per channel here, which the running variance is unbiased by."""
+def test_normalize_accepts_statistics_of_other_data(dtype, layout, isa):
+    """The given count is 1000 values per channel; the running variance is unbiased with that count."""
     batch = random_batch((3, 17, 5, 3), dtype)
     mean, var = np.linspace(-1, 2, 17), np.linspace(0.1, 4, 17)
     x, axis = LAYOUTS[layout](batch.x)
@@ -220,7 +220,7 @@ def test_normalize_takes_statistics_from_elsewhere(dtype, layout, isa):
     assert_within(running[1], var / 2 * 1000 / 999, eps * var, "running_var")
 
 
-def test_the_default_is_the_paper_second_scheme_with_leaky_relu():
+def test_the_default_is_inplace_2_with_leaky_relu():
     batch = random_batch((3, 5, 7), "float32")
     x, _ = channels_first(batch.x)
     z, ctx = functional.forward(x)

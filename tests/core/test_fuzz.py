@@ -1,6 +1,6 @@
-"""Forward and backward of drawn arrays: the right result, or a documented refusal with all arrays untouched.
+"""Forward and backward of random arrays: a correct result, or a documented error and no array changed.
 
-``INPLACE_ABN_FUZZ=20000`` draws as many examples in all, and other ones each time.
+``INPLACE_ABN_FUZZ=20000`` draws 20,000 examples, different ones in each run; the default 500 are fixed.
 """
 
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from batches import INVERTIBLE, Batch
 from bounds import EPS, Terms, assert_within, expected, without_kinks
-from fuzz import DTYPES, PLACES, any_calls, fitting_calls
+from fuzz import ARRAY_NAMES, DTYPES, any_calls, fitting_calls
 from hypothesis import HealthCheck, event, given, settings
 from keywords import as_merged, as_parameters
 
@@ -32,15 +32,15 @@ fuzzed = settings(
 )
 
 
-# ---- what was passed, and what became of it ----------------------------------------------------------------
+# ---- the arguments of a call, before and after it ----------------------------------------------------------
 
 
 class Trial:
-    """The arrays of one call, and what they held before it."""
+    """The arrays of one call, and copies of their contents before it."""
 
     def __init__(self, call):
         self.call, self.options = call, call.options
-        built = {name: getattr(call, name).build() for name in PLACES if getattr(call, name)}
+        built = {name: getattr(call, name).build() for name in ARRAY_NAMES if getattr(call, name)}
         self.arrays = {name: array for name, (array, _) in built.items()}
         self.owners = {name: owner for name, (_, owner) in built.items()}
         if call.alias and call.alias[1] in built:
@@ -57,7 +57,7 @@ class Trial:
         return flags, [owner.tobytes() for owner in self.owners.values()]
 
     def attempt(self, function, *arguments, **keywords):
-        """Return the result, or None if it was refused, as it may be if something does not fit."""
+        """Return the result, or None if the call raises an error. Only invalid calls may raise one."""
         before = self.state()
         try:
             return function(*arguments, **keywords)
@@ -72,7 +72,7 @@ class Trial:
         return [self.arrays.get(name) for name in names]
 
     def check_nothing_else_was_written(self, before, *written):
-        """Between and around the elements of an array lies what belongs to others."""
+        """Assert that memory between and around the elements of an array is unchanged."""
         for (name, owner), old in zip(self.owners.items(), before[1], strict=True):
             may = elements(self.arrays[name], owner) if name in written else False
             same = np.frombuffer(owner.tobytes(), np.uint8) == np.frombuffer(old, np.uint8)
@@ -80,18 +80,18 @@ class Trial:
 
 
 def elements(array, owner):
-    """Return which bytes of the owner are the array's."""
+    """Return a mask of the bytes of `owner` that belong to elements of `array`."""
     mask = np.zeros(owner.nbytes, bool)
     first = array.ctypes.data - owner.ctypes.data
     np.ndarray((*array.shape, array.itemsize), bool, mask, first, (*array.strides, 1))[...] = True
     return mask
 
 
-# ---- what is right -----------------------------------------------------------------------------------------
+# ---- expected results --------------------------------------------------------------------------------------
 
 
-class Right:
-    """The reference's results for a trial's forward, and how far off they may be."""
+class ExpectedResults:
+    """The reference's results for a trial's forward, with error bounds."""
 
     def __init__(self, trial):
         options, values = trial.options, trial.values
@@ -107,14 +107,14 @@ class Right:
         self.terms = {
             "keeps": reference.KEEPS[options["strategy"]],
             "activation": options["activation"],
-            "param": float(options["activation_param"]) or 1.0,  # relu and identity do not look at it
+            "param": float(options["activation_param"]) or 1.0,  # relu and identity ignore it
             "eps": options["eps"],
             "statistics": self.statistics,
         }
         per_channel = [
             np.isfinite(np.asarray(v, np.float64)) for v in (*self.vectors, *(self.statistics or ()))
         ]
-        # The reference makes NaN of infinity and overflow; activations without an inverse ignore some of dz.
+        # The reference gives NaN for infinity and overflow; activations without an inverse ignore some of dz.
         floats = [v.astype(np.float64) for v in values.values() if v.dtype.name in DTYPES]
         self.keeps_nan = not any(np.isinf(v).any() for v in floats)
         self.keeps_nan &= options["activation"] in INVERTIBLE
@@ -131,34 +131,34 @@ class Right:
 
     @np.errstate(all="ignore")
     def with_dz(self, dz=None):
-        """Return the expected results, for this dz without elements whose derivative is open."""
+        """Return the expected results; dz is set to 0 where rounding may move y across a kink."""
         if dz is not None:
             self.batch = without_kinks(self.batch._replace(dz=self.first(dz)), self.name, **self.terms)
         return expected(self.batch, self.name, **self.terms)
 
     @np.errstate(all="ignore")
     def fits_float(self):
-        """Return which elements float holds before the residual; of others nothing is promised."""
+        """True where y without the residual does not overflow float; no results are guaranteed elsewhere."""
         terms = Terms(self.batch, self.name, affine=True, **self.terms)
         normal = terms.gamma * terms.xhat + terms.beta
         return np.isfinite(normal.astype("float64" if self.name == "float64" else "float32"))
 
     def promised_elements(self):
-        """Return the same with the axes of x."""
+        """Return `promised`, the channels with guaranteed results, broadcastable to x."""
         return self.promised.reshape(1, -1, *[1] * (self.batch.x.ndim - 2))
 
-    def tells(self):
-        """Return which elements have a y: a residual of NaN spoils its own, and the channel's gradients."""
+    def has_y(self):
+        """True where the residual is not NaN. A NaN there makes the gradients of its channel NaN."""
         return np.ones(self.batch.x.shape, bool) if self.residual is None else ~np.isnan(self.residual)
 
     @staticmethod
     def finite(array):
-        """Return which channels are finite throughout."""
+        """Return a mask of the channels whose elements are all finite."""
         return np.isfinite(array.astype(np.float64)).all(axis=(0, *range(2, array.ndim)))
 
     @np.errstate(all="ignore")
     def check(self, name, got, want, error, promised=None):
-        """Compare what is promised: finite results of finite channels, and that NaN stays NaN."""
+        """Compare what is guaranteed: finite results of finite channels, and that NaN propagates."""
         got = np.asarray(got)
         if self.keeps_nan:
             assert np.isnan(got[np.isnan(want)].astype(want.dtype)).all(), name
@@ -172,12 +172,12 @@ class Right:
 
     @np.errstate(all="ignore")
     def check_of_residual(self, trial, got, want, promised):
-        """The gradient of the residual: fresh, or added to what was there."""
+        """Check dresidual: a new array, or added to residual_grad."""
         added, right, error = trial.arrays.get("residual_grad"), want.dresidual, want.dresidual_error
         assert (got is None) == (self.residual is None)
         if got is None:
             return
-        promised = promised.reshape(1, -1, *[1] * (right.ndim - 2)) & self.tells()
+        promised = promised.reshape(1, -1, *[1] * (right.ndim - 2)) & self.has_y()
         if added is not None:
             assert got is added
             right = right + self.first(trial.values["residual_grad"]).astype(right.dtype)
@@ -188,7 +188,7 @@ class Right:
 
     @np.errstate(all="ignore")
     def check_statistics(self, mean, var, before=None, momentum=1.0):
-        """Statistics of the batch, or running ones that were blended with these."""
+        """Check the statistics of the batch or, given `before`, the updated running statistics."""
         terms = Terms(self.batch, self.name, **{**self.terms, "statistics": None}, affine=True)
         want_mean, want_var, _ = reference.statistics(self.batch.x, dtype=terms.y.dtype)
         mean_error = terms.sums * np.sqrt(want_var) + 2 * EPS["float64"] * np.abs(want_mean)
@@ -265,7 +265,7 @@ def check_backward(trial, right, ctx):
 def check_gradients(trial, right, got, want):
     finite = right.promised & right.finite(want.batch.dz)
     finite = finite & right.fits_float().all(axis=(0, *range(2, want.dx.ndim)))
-    promised = finite & right.tells().all(axis=(0, *range(2, want.dx.ndim)))
+    promised = finite & right.has_y().all(axis=(0, *range(2, want.dx.ndim)))
     right.check("dx", right.first(got.dx), want.dx, want.dx_error, promised)
     right.check_of_residual(trial, got.dresidual, want, finite)
     for name, place in (("dweight", "weight"), ("dbias", "bias"), ("dslope", "slope")):
@@ -292,7 +292,7 @@ def check(call):
     if done is None:
         return
     z, ctx = done
-    right, x = Right(trial), trial.arrays["x"]
+    right, x = ExpectedResults(trial), trial.arrays["x"]
     overwrites = right.terms["keeps"] != "x"
     assert (z is x) == (right.terms["keeps"] == "z")
     updated = ["running_mean", "running_var"] * right.training
@@ -313,11 +313,11 @@ def check(call):
 
 @fuzzed
 @given(fitting_calls())
-def test_what_fits_is_taken_and_right(call):
+def test_valid_calls_return_correct_results(call):
     check(call)
 
 
 @fuzzed
 @given(any_calls())
-def test_anything_is_right_or_refused(call):
+def test_any_call_is_correct_or_refused(call):
     check(call)

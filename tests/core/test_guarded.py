@@ -1,4 +1,4 @@
-"""Any weights: channels that z alone would not give back, and weights at the ends of the number range."""
+"""Any weights: channels whose xhat cannot be recovered from z, and extremely small and large weights."""
 
 import itertools
 
@@ -24,9 +24,9 @@ INPLACE = ["inplace_1", "inplace_2"]
 
 
 def most(dtype, activation):
-    """How far dx of a channel may be from float64's, relative L2.
+    """Return the largest allowed relative L2 error of dx of a channel, against float64.
 
-    Half types: about a quarter of an eps for being stored. For elu, y and the slope come from 1 + z / alpha,
+    Half types: storing dx has an error of about eps / 4. For elu, y and the slope come from 1 + z / alpha,
     which has lost digits, up to 1 / FLAT, when z nears -alpha; and a small weight magnifies the error of y.
     """
     if activation == "elu":
@@ -48,7 +48,7 @@ def gradients(batch, dtype, **options):
 
 
 def with_weights(dtype, weight, bias, shape=(8, None, 9, 9), seed=0):
-    """A batch with these weights, on data that has mean 0 and spread 1."""
+    """Return a batch with these weights, and x with mean 0 and standard deviation 1."""
     channels = len(weight)
     batch = random_batch((shape[0], channels, *shape[2:]), dtype, seed, mean=0.0)
     parameter = parameter_dtype(dtype)
@@ -65,14 +65,14 @@ def grid(dtype):
 @pytest.mark.parametrize("keeps", ["x", "xhat", "z"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "elu"])
-def test_dx_is_right_for_all_weights(activation, dtype, keeps):
-    """In every channel by itself: a channel of weight 1e-6 would not show beside one of 10."""
+def test_dx_is_correct_for_all_weights(activation, dtype, keeps):
+    """Compared by channel: in a norm over all channels, weight 1e-6 would be negligible beside 10."""
     param = 1.0 if activation == "elu" else 0.1
     options = {"activation": activation, "activation_param": param}
     batch = without_kinks(grid(dtype), dtype, keeps, activation, param)
     _, want = gradients(batch, dtype, **options)
     size = np.sqrt((want.dx**2).mean(axis=(0, 2, 3)))
-    tiny = size < 1e4 * SMALLEST[dtype]  # dx is too small to be stored in all its digits, or zero
+    tiny = size < 1e4 * SMALLEST[dtype]  # dx is subnormal or zero in the storage type
     assert (~tiny).sum() > 100
     kept_by = [strategy for strategy in STRATEGIES if reference.KEEPS[strategy] == keeps]
     for strategy, layout in itertools.product(kept_by, ["first", "last"]):
@@ -90,8 +90,8 @@ def test_dx_is_right_for_all_weights(activation, dtype, keeps):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("strategy", INPLACE)
-def test_zero_weights_learn(strategy, dtype, isa, layout):
-    """gamma = 0 is how residual branches start: dx is 0 there, dgamma is not."""
+def test_zero_weights_get_gradients(strategy, dtype, isa, layout):
+    """Residual branches start with gamma = 0: dx is 0, dgamma is not."""
     weight, bias = [0, 1, 0, 0, -1, 2, 0, 0.5, 0], [0.5, 0.5, -3, 10, 0.25, -1, -1e-3, 0, 2]
     batch = with_weights(dtype, weight, bias, (4, None, 5, 7))
     want_z, want = gradients(batch, dtype)
@@ -110,7 +110,7 @@ def test_zero_weights_learn(strategy, dtype, isa, layout):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_only_channels_that_need_it_are_guarded(strategy, dtype):
-    """Beside z, x-hat of those channels alone; nothing with the strategies that keep x or xhat."""
+    """In addition to z, only the x-hat of guarded channels; nothing for strategies that keep x or x-hat."""
     batch = with_weights(dtype, [1, 0, 0.5, -1, 1e-30, -2], [0, 1, 0.5, -1, 1, 2], (4, None, 5, 5))
     x = batch.x.copy()
     _, ctx = functional.forward(x, weight=batch.weight, bias=batch.bias, strategy=strategy)
@@ -130,7 +130,7 @@ def test_only_channels_that_need_it_are_guarded(strategy, dtype):
 @pytest.mark.parametrize("pattern", ["alternating", "first", "last", "middle", "all", "none", "blocks"])
 @pytest.mark.parametrize("channels", [1, 3, 17, 70])
 def test_guarded_channels_anywhere_among_the_others(channels, pattern, isa, layout):
-    """Neighbours are worked on together; each keeps to its own constants and its own buffer."""
+    """Adjacent channels share a vector; each must use its own constants and its own side array."""
     c = np.arange(channels)
     guarded = {
         "alternating": c % 2 == 0, "first": c == 0, "last": c == channels - 1, "middle": c == channels // 2,
@@ -150,7 +150,7 @@ def test_guarded_channels_anywhere_among_the_others(channels, pattern, isa, layo
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu"])
 def test_results_are_finite_wherever_those_of_float64_are(activation, strategy, layout):
-    """gamma from 1e-44, where z has one digit, to 1e37 in float32, and across zero in small steps."""
+    """gamma from 1e-44, where z has one digit, to 1e37 in float32, and small values of both signs."""
     sizes = 10.0 ** np.array([-44, -42, *range(-38, 31, 4), 37])
     weight = [*sizes, *-sizes, 0.0, *sizes[:-1:3], *np.linspace(-1e-3, 1e-3, 21)]
     bias = [0.0] * (2 * len(sizes)) + [1.0] * (len(weight) - 2 * len(sizes))
@@ -173,7 +173,7 @@ def test_results_are_finite_wherever_those_of_float64_are(activation, strategy, 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_gamma_may_cross_zero_from_step_to_step(strategy):
-    """Training in which gamma passes through 0 exactly stays on the course of the standard scheme."""
+    """Training in which gamma passes through exactly 0 gives the same results as the standard strategy."""
     batch = random_batch((16, 3, 5, 5), "float32", mean=0.0)
     courses = []
     for scheme in ("standard", strategy):

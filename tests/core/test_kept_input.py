@@ -1,4 +1,4 @@
-"""What is possible only where x or xhat is kept: activations without an inverse, parameters of any sign."""
+"""Strategies that keep x or xhat: activations without an inverse, activation parameters of any sign."""
 
 import itertools
 
@@ -45,8 +45,8 @@ def options_of(activation, param, strategy):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(("activation", "param"), PARAMS)
-def test_results_are_those_of_the_reference(activation, param, residual, dtype):
-    """Strategies, layouts and instruction sets take turns, so that every pair of them is met."""
+def test_results_equal_the_reference(activation, param, residual, dtype):
+    """Strategies, layouts and instruction sets are cycled, so that every pair of them occurs."""
     batch = random_batch((3, 19, 5, 7), dtype)
     batch = with_residual(batch) if residual else batch
     for keeps in ("x", "xhat"):
@@ -62,7 +62,7 @@ def test_results_are_those_of_the_reference(activation, param, residual, dtype):
 
 @pytest.mark.parametrize("strategy", KEEPING)
 @pytest.mark.parametrize(("activation", "param"), PARAMS)
-def test_gradients_are_those_of_finite_differences(activation, param, strategy):
+def test_gradients_equal_finite_differences(activation, param, strategy):
     layer = layers.ABN(3, **options_of(activation, param, strategy))
     layer.weight.data[:], layer.bias.data[:] = (1.5, -0.5, 0), (0.1, -0.2, 0.3)
     x, residual = np.random.default_rng(0).normal(size=(2, 4, 3, 5))
@@ -117,7 +117,7 @@ def test_in_place_strategies_refuse_parameters_that_are_not_positive(strategy, a
 
 
 @pytest.mark.parametrize("strategy", KEEPING)
-def test_other_strategies_refuse_what_is_no_parameter(strategy):
+def test_other_strategies_refuse_invalid_parameters(strategy):
     x = np.ones((4, 3), np.float32)
     for param, activation, what in [
         (np.nan, "elu", "must be finite, got nan"),
@@ -152,7 +152,7 @@ def test_a_residual_is_not_added_in_place_before_an_activation_that_cannot_be_in
 
 # ---- kinks -------------------------------------------------------------------------------------------------
 
-# y, z and the derivative, as PyTorch 2.13 has them.
+# y, z and the derivative in PyTorch 2.13.
 AT_KINKS = {
     "relu6": [(-1, 0, 0), (0, 0, 0), (0.5, 0.5, 1), (5.5, 5.5, 1), (6, 6, 0), (7, 6, 0)],
     "hardsigmoid": [(-4, 0, 0), (-3, 0, 0), (0, 0.5, 1 / 6), (3, 1, 0), (4, 1, 0)],
@@ -171,7 +171,7 @@ AT_KINKS = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", HARD)
 def test_values_and_derivatives_at_kinks(activation, dtype):
-    """Evaluation with mean 0, variance 1 and an eps that does not count: y is x."""
+    """Evaluation with mean 0, variance 1 and a negligible eps: y = x."""
     y, z, slope = np.array(AT_KINKS[activation] * 5).T
     x = np.stack([y, y[::-1]], axis=1).astype(dtype_of(dtype))
     one, zero = np.ones(2, parameter_dtype(dtype)), np.zeros(2, parameter_dtype(dtype))
@@ -189,7 +189,7 @@ def test_values_and_derivatives_at_kinks(activation, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("activation", HARD)
-def test_values_are_right_to_a_few_units_in_the_last_place(activation, dtype):
+def test_values_are_within_a_few_units_in_the_last_place(activation, dtype):
     y = np.concatenate([np.linspace(-8, 8, 40_001), [-1e30, -3e38, 1e30, 3e38]]).astype(dtype)
     want = reference.ACTIVATIONS[activation].phi(y.astype(np.longdouble), None)
     slope = reference.ACTIVATIONS[activation].derivative(y.astype(np.longdouble), None)
@@ -204,8 +204,8 @@ def test_values_are_right_to_a_few_units_in_the_last_place(activation, dtype):
 
 
 @pytest.mark.parametrize("activation", HARD)
-def test_an_overflowing_y_makes_no_nan(activation):
-    """-infinity has the value and the slope of the far left."""
+def test_an_overflowing_y_gives_no_nan(activation):
+    """y = -infinity has the limits of the value and of the slope."""
     batch = with_residual(random_batch((4, 3, 40), "float32"))
     batch.residual[0, 1, :20] = -np.inf
     for isa, layout, strategy in itertools.product(ISAS, ("first", "last"), KEEPING):

@@ -1,4 +1,4 @@
-"""Forward and backward against the reference: every kernel, awkward sizes, batches drawn by hypothesis."""
+"""Forward and backward against the reference: every kernel, odd sizes, batches drawn by hypothesis."""
 
 import numpy as np
 import pytest

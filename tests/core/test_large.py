@@ -1,4 +1,4 @@
-"""More than 2^31 elements and 2^32 bytes in one array, where there is memory for it."""
+"""Arrays of more than 2^31 elements and 2^32 bytes; skipped without enough memory."""
 
 import os
 
@@ -13,7 +13,7 @@ MEMORY = "/proc/meminfo"
 
 
 def available():
-    """Return bytes that can be had without swapping, or None where the system does not say."""
+    """Return the bytes available without swapping, or None if the system does not report them."""
     try:
         with open(MEMORY, encoding="ascii") as file:
             lines = dict(line.split(":") for line in file)
@@ -29,7 +29,7 @@ def available():
 @pytest.mark.slow
 @pytest.mark.parametrize("channel_axis", [1, -1])
 def test_float16_of_five_gigabytes(channel_axis):
-    """In place, and back through; the last elements are as right as the first."""
+    """Forward and backward in place; the last elements are as accurate as the first."""
     if (memory := available()) is None or memory < NEEDED:
         pytest.skip(f"needs {NEEDED >> 20} MiB of memory, there are {(memory or 0) >> 20}")
     shape = (1, CHANNELS, POSITIONS) if channel_axis == 1 else (1, POSITIONS, CHANNELS)
@@ -46,7 +46,7 @@ def test_float16_of_five_gigabytes(channel_axis):
     for part in (flat[0, :, :1000], flat[0, :, -1000:], flat[0, :, (1 << 30) - 500 : (1 << 30) + 500]):
         assert (part[:, ::2] == -0.5).all()
         assert (part[:, 1::2] == 1).all()
-    # z as dz, in its own memory, would be another 5 GB: the sums are read, which goes through all of it.
+    # A dz would take another 5 GB, so z is passed as dz: backward_reduce reads all of it.
     sum_dy, sum_dy_xhat = functional.backward_reduce(ctx, x)
     # dy = dz * slope: -0.5 * 0.5 and 1, with xhat -1 and 1.
     assert (sum_dy == POSITIONS // 2 * 0.75).all()

@@ -1,4 +1,4 @@
-"""Which memory is taken for which layout: views of all kinds give the numbers of the contiguous array."""
+"""Memory layouts: views of all kinds give the same results as a contiguous array."""
 
 import numpy as np
 import pytest
@@ -37,8 +37,8 @@ def test_two_to_five_dimensions(isa, layout, strategy, shape):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("layout", ["first_sliced", "last_sliced"])
-def test_memory_between_the_slices_is_left_alone(layout, strategy, dtype):
-    """It is filled with 77 by lay_out, and no value of the batch comes near that."""
+def test_memory_between_slices_is_not_written(layout, strategy, dtype):
+    """lay_out fills it with 77, far from every value of the batch."""
     batch = random_batch((4, 17, 5, 3), dtype)
     x, axis = LAYOUTS[layout](batch.x)
     dz = lay_out(batch.dz, layout)
@@ -52,7 +52,7 @@ def test_memory_between_the_slices_is_left_alone(layout, strategy, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_channels_first_view_of_channels_last_memory_runs_the_same_kernels(dtype):
-    """As the channels_last tensors of PyTorch come: the same bits, and gradients in the same memory order."""
+    """As for PyTorch's channels_last tensors: bitwise equal, with gradients in the memory order of x."""
     batch = random_batch((4, 17, 5, 3), dtype)
     last, seen = run(batch, "last"), run(batch, "last_seen_as_first")
     for got, want in zip(seen, last, strict=True):
@@ -76,7 +76,7 @@ def test_fresh_arrays_have_the_layout_of_x(layout, strategy):
 @pytest.mark.parametrize("sliced", ["x", "dz", "both"])
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1), (6, 5, 1, 1), (6, 2, 1)], ids=str)
 def test_single_positions_between_strides_of_both_kinds(shape, sliced, strategy):
-    """With S = 1 a contiguous array is channels-first and channels-last at once, a slice along C is not."""
+    """With S = 1 a contiguous array is both channels-first and channels-last; a slice along C is not."""
     want = expected_of_random(shape, "float32", "leaky_relu", reference.KEEPS[strategy])
     batch = want.batch
     x = lay_out(batch.x, "first" if sliced == "dz" else "first_sliced")
@@ -88,7 +88,7 @@ def test_single_positions_between_strides_of_both_kinds(shape, sliced, strategy)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_advised_for_an_array_that_does_not_lie_as_x_does_is_taken(layout):
+def test_the_remedy_in_the_message_about_strides_works(layout):
     x, axis = LAYOUTS[layout](random_batch((4, 17, 5, 3), "float32").x)
     contiguous = np.ones(x.shape, np.float32)
     turned = np.moveaxis(np.ones_like(np.moveaxis(x, axis, -axis), order="C"), -axis, axis)

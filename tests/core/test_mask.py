@@ -1,4 +1,4 @@
-"""mask=: statistics, z and gradients of the valid positions alone, against the reference over these alone."""
+"""mask=: statistics, z and gradients equal the reference's on a batch of the valid positions alone."""
 
 from functools import cache
 
@@ -39,7 +39,7 @@ SMALL = SHAPES[:5]
 
 @cache
 def masked_case(shape, kind, dtype, activation, keeps, residual=False):
-    """A batch with garbage at masked positions, its mask, and what the reference makes of the valid ones."""
+    """Return a batch with garbage at masked positions, its mask, and the reference's results."""
     batch, mask = random_batch(shape, dtype), draw_mask(kind, shape)
     batch = with_residual(batch) if residual else batch
     alone = without_kinks(compact(batch, mask), dtype, keeps, activation)
@@ -94,7 +94,7 @@ def test_every_instruction_set(dtype, isa):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu", "gelu", "prelu"])
-def test_what_z_alone_does_not_tell(activation, dtype, layout):
+def test_guarded_channels_and_escaped_elements(activation, dtype, layout):
     """Guarded channels, and escaped elements: where elu is flat, and at gelu's minimum."""
     batch = with_residual(random_batch((4, 6, 50), dtype, mean=1, spread=2))
     weight, bias = batch.weight.copy(), batch.bias.copy()
@@ -109,7 +109,7 @@ def test_what_z_alone_does_not_tell(activation, dtype, layout):
     )  # fmt: skip
 
 
-def test_what_is_kept_beside_z_is_that_of_valid_positions():
+def test_side_arrays_hold_valid_positions_only():
     shape, mask = (4, 6, 50), draw_mask("scattered", (4, 6, 50))
     batch = random_batch(shape, "float32")
     weight = batch.weight.copy()
@@ -129,7 +129,7 @@ def bits_of(words, count):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_reference_computes_what_it_does_for_the_valid_positions(activation):
+def test_the_masked_reference_equals_the_reference_of_the_valid_positions(activation):
     batch, mask = with_residual(random_batch((3, 4, 9), "float64")), draw_mask("scattered", (3, 4, 9))
     alone = compact(batch, mask)
     batch = fill_in(batch, mask, alone)
@@ -199,7 +199,7 @@ def test_evaluation(strategy, layout):
 
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
-def test_recompute_gives_z_once_more(strategy, layout):
+def test_recompute_returns_z(strategy, layout):
     for kind in MASKS:
         batch, mask, _ = masked_case((5, 3, 17), kind, "float32", "gelu", KEEPS[strategy])
         x, axis = LAYOUTS[layout](batch.x)
@@ -211,7 +211,7 @@ def test_recompute_gives_z_once_more(strategy, layout):
 
 
 @pytest.mark.parametrize("layout", ["first", "last"])
-def test_the_two_halves_are_the_whole(layout):
+def test_reduce_and_apply_equal_backward(layout):
     batch, mask, _ = masked_case((5, 3, 17), "scattered", "float32", "elu", "z")
     options = {"mask": mask, "activation": "elu", "channel_axis": LAYOUTS[layout](batch.x)[1]}
     dz = lay_out(batch.dz, layout)
@@ -273,7 +273,7 @@ def test_sums_beyond_float():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
-def test_without_valid_positions_it_is_an_empty_batch(strategy, layout):
+def test_no_valid_positions_are_an_empty_batch(strategy, layout):
     x, axis = LAYOUTS[layout](np.full((3, 4, 50), np.nan, np.float32))
     mask, running = np.zeros((3, 50), bool), (np.zeros(4, np.float32), np.ones(4, np.float32))
     weight = np.zeros(4, np.float32)
@@ -311,7 +311,7 @@ def test_one_valid_position():
     assert np.count_nonzero(z) == 4
 
 
-# ---- how it is computed ------------------------------------------------------------------------------------
+# ---- threads, bits, strides, lifetime of the mask ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -328,7 +328,7 @@ def test_results_do_not_depend_on_the_number_of_threads(kind, layout):
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "gelu"])
-def test_a_full_mask_gives_the_same_bits_where_the_same_tiles_are_taken(activation):
+def test_a_full_mask_gives_the_same_bits_if_the_tiles_are_the_same(activation):
     for layout, shape in [("first", (3, 5, 700)), ("last", (5, 3, 17)), ("last", (3, 200, 50))]:
         batch = random_batch(shape, "float32")
         x, axis = LAYOUTS[layout](batch.x)

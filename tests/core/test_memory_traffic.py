@@ -1,4 +1,4 @@
-"""No operation allocates a temporary of the size of the batch, by the allocator of NumPy or of C."""
+"""No operation allocates a temporary of the size of the batch, neither by NumPy nor by malloc."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""prelu: a slope for each channel, of any sign, that learns."""
+"""prelu: a trainable slope of any sign for each channel, or one for all."""
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ from inplace_abn import functional, reference
 pytestmark = pytest.mark.arithmetic
 
 INPLACE = ["inplace_1", "inplace_2"]
-# Both signs, zero, so small that nothing is left of y below zero, and steeper than the identity.
+# Both signs, zero, so small that a negative y underflows, and greater than 1.
 SLOPES = 0.25, -0.5, 0.0, 1e-30, -1e-30, 3.0, 1e-3, -2.0
 
 
 def batch_of(shape, dtype, slope=SLOPES, seed=0):
-    """A batch of which every channel has one of the slopes."""
+    """Return a batch with one of the slopes for each channel."""
     batch = random_batch(shape, dtype, seed)
     return batch._replace(slope=np.resize(np.array(slope, batch.weight.dtype), shape[1]))
 
@@ -55,8 +55,8 @@ def test_odd_sizes(residual, layout, shape):
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_dslope_is_that_of_finite_differences(strategy, layout, shared):
-    """Of shape (1,), one slope for all channels, its gradient is the sum of theirs."""
+def test_dslope_equals_finite_differences(strategy, layout, shared):
+    """The gradient of one slope for all channels, of shape (1,), is the sum over the channels."""
     batch = batch_of((3, 6, 2, 3), "float64", seed=5)
     slope = np.array([0.25]) if shared else np.array([0.25, -0.5, 0.75, 2, -1, 0.125])
     dz = lay_out(batch.dz, layout)
@@ -72,7 +72,7 @@ def test_dslope_is_that_of_finite_differences(strategy, layout, shared):
 
 @pytest.mark.parametrize("slope", [0.25, -0.5, 0.0])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_one_slope_for_all_is_that_slope_for_each(strategy, slope):
+def test_a_shared_slope_equals_equal_slopes(strategy, slope):
     batch = random_batch((4, 9, 5, 7), "float32")
     one, each = (
         run(batch._replace(slope=np.full(count, slope, np.float32)), strategy=strategy, activation="prelu")
@@ -85,7 +85,7 @@ def test_one_slope_for_all_is_that_slope_for_each(strategy, slope):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_equal_slopes_are_leaky_relu(strategy, layout):
+def test_equal_slopes_equal_leaky_relu(strategy, layout):
     batch = random_batch((4, 9, 5, 7), "float32")
     prelu = run(batch_of((4, 9, 5, 7), "float32", [0.01]), layout, strategy=strategy, activation="prelu")
     leaky = run(batch, layout, strategy=strategy, activation="leaky_relu", activation_param=0.01)
@@ -98,7 +98,7 @@ def test_equal_slopes_are_leaky_relu(strategy, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("strategy", INPLACE)
 def test_channels_whose_slope_has_no_inverse_are_guarded(strategy, layout, dtype):
-    """xhat of those alone is kept, in their order."""
+    """xhat is kept for these channels only, in their order."""
     slope = [0.25, -0.5, 0.5, 0.0, 2.0, -1.0]
     batch = batch_of((4, 6, 5, 7), dtype, slope)
     batch = batch._replace(bias=np.zeros_like(batch.bias))
@@ -123,7 +123,7 @@ def test_nothing_is_guarded_where_x_or_xhat_is_kept(strategy):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("shape", [(3, 67, 17, 19), (70001, 3), (1, 3, 300, 301)], ids=str)
-def test_results_are_equal_to_the_bit_for_every_number_of_threads(shape, layout, strategy):
+def test_results_are_bitwise_equal_for_every_number_of_threads(shape, layout, strategy):
     batch = batch_of(shape, "float32")
     one, two, seven = (
         [
@@ -138,7 +138,7 @@ def test_results_are_equal_to_the_bit_for_every_number_of_threads(shape, layout,
 
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("training", [True, False])
-def test_dslope_of_the_reduction_is_that_of_the_backward(training, layout):
+def test_dslope_of_backward_reduce_equals_that_of_backward(training, layout):
     batch = batch_of((3, 9, 5, 7), "float64")
     running = {} if training else {"running_mean": batch.bias + 1, "running_var": batch.weight**2}
     options = {"activation": "prelu", "training": training, **running}

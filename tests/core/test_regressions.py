@@ -1,4 +1,4 @@
-"""Faults that were found by attacking the library, each as small as it could be made."""
+"""Regression tests: faults found by fuzzing and review, each reduced to a small case."""
 
 import batches
 import numpy as np
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.arithmetic, pytest.mark.essential]
 @pytest.mark.parametrize("positions", [300, 1500, 6272, 20000])
 @pytest.mark.parametrize("channels", [65, 100, 128])
 def test_joined_rows_of_channels_last_are_never_cut_between_channels(channels, positions):
-    """Whatever the size of the cache: rows of several positions were once cut into strips of channels."""
+    """For any cache size. Rows that join several positions were split into strips of channels."""
     x = np.random.default_rng(0).normal(size=(1, positions, channels)).astype(np.float32)
     mean, var, _ = _core.statistics(x, channel_axis=-1, threads=2)
     np.testing.assert_allclose(mean, x.mean((0, 1), dtype=np.float64), atol=2e-6)
@@ -21,8 +21,8 @@ def test_joined_rows_of_channels_last_are_never_cut_between_channels(channels, p
 
 
 @pytest.mark.parametrize(("shape", "channel_axis"), [((1, 40000, 64), -1), ((1200, 30, 49), 1)])
-def test_sums_taken_again_for_one_channel_leave_the_others_as_they_were(shape, channel_axis):
-    """The first elements of a channel do not speak for it, and threads finish different channels."""
+def test_recomputed_sums_of_one_channel_do_not_change_the_others(shape, channel_axis):
+    """The first elements are not typical of their channel, and each thread finishes other channels."""
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     x[0, :8, 48] = 1e4
     results = {
@@ -32,7 +32,7 @@ def test_sums_taken_again_for_one_channel_leave_the_others_as_they_were(shape, c
     assert len(results) == 1
 
 
-def test_nan_does_not_reach_the_columns_beyond_a_strip():
+def test_nan_does_not_propagate_to_columns_beyond_a_strip():
     x = np.random.default_rng(0).normal(size=(11000, 82, 25)).astype(np.float32)
     x[0, 40:80] = np.nan
     z, ctx = functional.forward(
@@ -55,7 +55,7 @@ def test_a_constant_channel_of_a_large_value_has_finite_gradients(isa):
 
 
 def test_backward_apply_in_evaluation_does_not_need_xhat():
-    """As `backward` does it: the gradient by x is dz * weight * inv_std, however far x is from the mean."""
+    """As in `backward`: dx is dz * weight * inv_std, however far x is from the mean."""
     x, mean, var = np.ones((4, 1), np.float32), np.full(1, 1e30, np.float32), np.zeros(1, np.float32)
     _, ctx = functional.forward(
         x, running_mean=mean, running_var=var, training=False, eps=1e-30, activation="identity"
@@ -66,7 +66,7 @@ def test_backward_apply_in_evaluation_does_not_need_xhat():
 
 @pytest.mark.parametrize("strategy", ["standard", "inplace_1", "inplace_2"])
 def test_constants_of_dx_that_underflow_in_float32(strategy):
-    """xhat / weight * sums is tiny, weight * xhat is large, and their product is neither."""
+    """xhat / weight * sums underflows, weight * xhat is large, and their product is in range."""
     rng = np.random.default_rng(0)
     x = rng.choice([-3e38, 3e38], (200, 1)).astype(np.float32)
     dz, weight = rng.normal(size=x.shape).astype(np.float32) / 1000, np.full(1, 1e6, np.float32)
@@ -79,8 +79,8 @@ def test_constants_of_dx_that_underflow_in_float32(strategy):
 
 @pytest.mark.parametrize("isa", _core.info()["isa_usable"])
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "mish"])
-def test_a_y_that_overflows_has_a_value(activation, isa):
-    """Infinity times a gate of zero was NaN; far left there is nothing left of z."""
+def test_a_y_that_overflows_gives_no_nan(activation, isa):
+    """Infinity times a gate of zero was NaN. For y = -infinity, z is 0."""
     zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
     x, weight = np.array([[-1e30], [1.0]], np.float32), np.full(1, 1e9, np.float32)
     options = {"training": False, "activation": activation, "strategy": "standard", "isa": isa}
@@ -94,8 +94,8 @@ def test_a_y_that_overflows_has_a_value(activation, isa):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu", "gelu"])
 @pytest.mark.parametrize("strategy", ["checkpoint_xhat", "inplace_1", "inplace_2"])
-def test_an_xhat_that_the_storage_type_does_not_hold(strategy, activation, dtype, channel_axis, isa):
-    """Given statistics far from the batch: infinity was kept, and infinity times a weight of 0 is NaN."""
+def test_an_xhat_that_overflows_the_storage_type(strategy, activation, dtype, channel_axis, isa):
+    """Given statistics far from the batch: xhat = infinity was kept, and infinity * weight 0 is NaN."""
     size = 1e4 if dtype == "float16" else 1e30
     x = np.array([[size, 1, size, 1], [1, -size, 3, 2], [-size, 2, 1, size]] * 3, dtype)
     weight, bias = np.array([0, 3e-10 / size, 0, 1], np.float32), np.array([1, 0, -1, 0], np.float32)
@@ -141,7 +141,7 @@ def test_a_z_that_overflows_by_a_steep_slope(dtype):
 
 @pytest.mark.parametrize("activation", ["sigmoid", "silu", "elu"])
 @pytest.mark.parametrize("weight", [0, 2e-41])
-def test_backward_apply_of_an_xhat_that_float_does_not_hold(weight, activation):
+def test_backward_apply_of_an_xhat_that_overflows_float(weight, activation):
     x, dz = np.array([[1e36], [1.0], [-1.0]], np.float32), np.ones((3, 1), np.float32)
     residual = np.full((3, 1), 0.25, np.float32)
     given = np.full(1, weight, np.float32), None, np.zeros(1, np.float32), np.full(1, 1e-10, np.float32)
@@ -156,8 +156,8 @@ def test_backward_apply_of_an_xhat_that_float_does_not_hold(weight, activation):
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu", "tanh"])
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
-def test_backward_apply_in_evaluation_of_an_xhat_beyond_float(strategy, activation):
-    """A weight of 0 made NaN of it, where nothing but the sums of dy would have told."""
+def test_backward_apply_in_evaluation_of_an_xhat_that_overflows_float(strategy, activation):
+    """With weight 0 it gave NaN, which only the sums of dy reveal."""
     x, dz = np.array([[3e38], [1]], np.float32), np.full((2, 1), 0.1, np.float32)
     given = np.zeros(1, np.float32), None, np.zeros(1, np.float32), np.full(1, 0.1, np.float32)
     options = {"training": False, "activation": activation, "residual": np.full_like(x, 5)}
@@ -182,7 +182,7 @@ def test_backward_apply_in_evaluation_of_an_xhat_beyond_float(strategy, activati
     ],
     ids=["selu", "prelu", "leaky_relu", "elu"],
 )
-def test_backward_apply_of_dy_beyond_float_that_cancel(options, size, strategy, training):
+def test_backward_apply_of_overflowing_dy_that_cancel(options, size, strategy, training):
     x, weight = np.array([[-1], [-1], [3], [-1]], np.float32), np.full(1, 1e-3, np.float32)
     dz = np.array([[size], [-size], [0], [0]], np.float32)
     given = weight, None, np.zeros(1, np.float32), np.ones(1, np.float32)
@@ -215,7 +215,7 @@ def test_a_slope_whose_inverse_is_infinite(strategy):
     ("activation", "dtype", "least"), [("elu", "float16", -15), ("selu", "float32", 3.3e38)]
 )
 def test_a_z_that_overflows_by_the_slope_of_its_activation(activation, dtype, least, strategy):
-    """With given statistics: float16's elu with a large alpha, and float32's selu at the end of float."""
+    """With given statistics: elu in float16 with a large alpha, selu in float32 near the largest float."""
     x = np.array([[least], [1], [0], [0.5]], dtype)
     given = np.full(1, 0.1 if dtype == "float16" else 1, np.float32), None, np.zeros(1, np.float32)
     given += (np.ones(1, np.float32),)
@@ -264,8 +264,8 @@ def test_tiny_gradients_beside_tiny_weights(strategy):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=batches.without_ml_dtypes)])
-def test_backward_apply_of_a_dy_that_float_does_not_hold(dtype, strategy, training, least):
-    """A steep slope takes dz beyond float; a small inv_std brings dx back."""
+def test_backward_apply_of_a_dy_that_overflows_float(dtype, strategy, training, least):
+    """dz * a steep slope overflows float; a small inv_std brings dx back into range."""
     x = np.array([[-2], [-1], [1.5]], batches.dtype_of(dtype))
     dz = np.array([[3e20], [least], [1e20]], x.dtype)
     slope, given = np.array([1e25], np.float32), [np.zeros(1, np.float32), np.ones(1, np.float32)]
@@ -279,8 +279,8 @@ def test_backward_apply_of_a_dy_that_float_does_not_hold(dtype, strategy, traini
 
 @pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace_1", "inplace_2"])
 @pytest.mark.parametrize(("slope", "isa"), [(s, isa) for s in (2e3, 1) for isa in _core.info()["isa_usable"]])
-def test_terms_of_dx_beyond_float_that_cancel(slope, isa, strategy):
-    """A weight of 1e25 times dy is beyond float; dy is xhat but for one element, so that dx is within."""
+def test_overflowing_terms_of_dx_that_cancel(slope, isa, strategy):
+    """A weight of 1e25 times dy overflows float; dy equals xhat except in one element, so dx is in range."""
     x, weight = np.linspace(-0.01, 0.01, 400, dtype=np.float32)[:, None], np.full(1, 1e25, np.float32)
     x[0] = 1
     options = {"activation": "prelu", "slope": np.full(1, slope, np.float32), "training": True}
@@ -308,7 +308,7 @@ def test_terms_of_dx_beyond_float_that_cancel(slope, isa, strategy):
 @pytest.mark.parametrize("activation", ["leaky_relu", "prelu", "elu", "celu", "selu"])
 @pytest.mark.parametrize("way", ["tile", "pieces", "double"])
 def test_the_slope_where_z_is_rounded_to_zero(way, activation, strategy, isa):
-    """y just below 0 leaves -0.0 of float16, at 0 and just above 0.0, whatever zeros have a sign."""
+    """y just below 0 gives z = -0.0 in float16; y = 0, -0 and y just above 0 give z = 0.0."""
     x = np.array([[-1e-7, 1e-7, 0, -0.0, 0, -2, 2]], np.float16) * np.ones((9, 1), np.float16)
     weight, bias = np.full(7, 0.125, np.float32), np.full(7, -0.0, np.float32)
     weight[4] *= -1
@@ -328,8 +328,8 @@ def test_the_slope_where_z_is_rounded_to_zero(way, activation, strategy, isa):
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
-def test_recompute_gives_the_sign_of_zero_back(activation):
-    """Of a bias of -0.0 and an xhat of 0: the forward had dropped the sign, recompute had not."""
+def test_recompute_restores_the_sign_of_zero(activation):
+    """For a bias of -0.0 and xhat = 0 the forward dropped the sign of y, and recompute did not."""
     x, weight, bias = np.zeros((3, 1), np.float32), -np.ones(1, np.float32), np.full(1, -0.0, np.float32)
     z, ctx = functional.forward(
         x, weight=weight, bias=bias, activation=activation, strategy="checkpoint_xhat"
@@ -342,7 +342,7 @@ def test_recompute_gives_the_sign_of_zero_back(activation):
 @pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FBFFFFF])
 @pytest.mark.parametrize("activation", ["silu", "celu"])
 def test_any_nan_beside_an_escaped_bfloat16(activation, bits, isa):
-    """Rounding to bfloat16 carried the low digits of a NaN into its exponent: 0 came out."""
+    """Rounding a NaN to bfloat16 carried its low bits into the exponent: the result was 0."""
     x = np.zeros((64, 2), batches.dtype_of("bfloat16"))
     residual, dz = x.copy(), np.ones_like(x)
     residual[5] = 1000

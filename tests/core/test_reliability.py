@@ -1,4 +1,4 @@
-"""The C test program of tests/core/c is built like the extension, and its script runs."""
+"""The C test program of tests/core/c has the compiler flags of the extension, and reliability.sh runs."""
 
 import re
 import runpy
@@ -40,14 +40,14 @@ def test_core_and_kernels_have_the_flags_of_the_extension():
     assert "-ffp-contract=fast" in re.search(r"^KERNEL := .*$", MAKEFILE, re.MULTILINE)[0]
 
 
-def test_the_reasons_for_unreached_lines_name_lines_that_are_there():
+def test_the_reasons_for_unreached_lines_name_existing_lines():
     for file, text, _ in unreached.REASONS:
         assert text in map(str.strip, unreached.source(file)), (file, text)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("make"), reason="needs make on Linux")
-def test_the_c_program_finds_nothing_wrong(tmp_path):
+def test_the_c_program_reports_no_error(tmp_path):
     make = [
         "make",
         "-s",

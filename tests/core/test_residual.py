@@ -58,7 +58,7 @@ def saved(ctx):
 
 
 @sampled(isa=ISAS, layout=LAYOUTS, dtype=DTYPES, activation=ACTIVATIONS, strategy=STRATEGIES)
-def test_results_are_those_of_the_reference(isa, layout, dtype, activation, strategy):
+def test_results_equal_the_reference(isa, layout, dtype, activation, strategy):
     keeps = reference.KEEPS[strategy]
     batch = without_kinks(with_residual(random_batch((3, 19, 5, 7), dtype)), dtype, keeps, activation)
     want = expected_with_residual(dtype, activation, keeps, batch)
@@ -72,7 +72,7 @@ _expected = {}
 
 
 def expected_with_residual(dtype, activation, keeps, batch):
-    """Computed once for all layouts and instruction sets."""
+    """Expected results, cached for all layouts and instruction sets."""
     key = dtype, activation, keeps
     if key not in _expected:
         _expected[key] = expected(batch, dtype, keeps, activation)
@@ -83,7 +83,7 @@ def expected_with_residual(dtype, activation, keeps, batch):
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("activation", ["identity", "prelu", "elu", "silu", "tanh"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_gradients_are_those_of_finite_differences(strategy, activation, layout, training):
+def test_gradients_equal_finite_differences(strategy, activation, layout, training):
     batch = with_residual(random_batch((3, 4, 2, 2), "float64", seed=5))
     x, weight, bias, residual = (a.copy() for a in (batch.x, batch.weight, batch.bias, batch.residual))
     running = {"running_mean": bias / 2 + 1, "running_var": weight**2} if not training else {}
@@ -120,11 +120,11 @@ def test_evaluation(activation, strategy, dtype):
     assert_backward(got, want)
 
 
-# ---- residuals beside which z does not tell xhat -----------------------------------------------------------
+# ---- residuals so large that xhat cannot be recovered from z -----------------------------------------------
 
 
 def usual(dtype, channels=12):
-    """A residual that is small beside the weight."""
+    """Return a residual that is small compared with the weight."""
     batch = with_residual(random_batch((4, channels, 9, 7), dtype, mean=0.0), 0.5)
     weight = np.linspace(1, 2, channels) * np.where(np.arange(channels) % 2, 1, -1)
     return batch._replace(weight=weight.astype(batch.weight.dtype), bias=np.clip(batch.bias, -0.5, 0.5))
@@ -142,14 +142,14 @@ def swamped(dtype, scale, channels=12):
 
 @sampled(dtype=DTYPES, layout=LAYOUTS, activation=INVERTIBLE, strategy=INPLACE)
 def test_swamped_channels(dtype, layout, activation, strategy):
-    """In every channel by itself, gradients as right as those of the standard strategy, or nearly."""
+    """Compared by channel: gradients are about as accurate as those of the standard strategy."""
     keeps = {"standard": "x", strategy: "z"}
     batch = swamped(dtype, {"float16": 1e4, "float64": 1e9}.get(dtype, 1e6))
     for kept in keeps.values():
         batch = without_kinks(batch, dtype, kept, activation)
     want = gradients(batch, dtype, activation)[1]
     got, standard = (run(batch, layout, strategy=s, **options_of(activation)) for s in (strategy, "standard"))
-    loss = 2 * MOST_BESIDE[dtype]  # what the library goes by z for is right to as many roundings
+    loss = 2 * MOST_BESIDE[dtype]  # elements that are recovered from z have as many rounding errors
     for name in ("dx", "dresidual"):
         for c in range(batch.x.shape[1]):
             one, other, right = (getattr(a, name)[:, c].astype(float) for a in (got, standard, want))
@@ -162,8 +162,8 @@ def test_swamped_channels(dtype, layout, activation, strategy):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "silu"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", DTYPES[3]])
-def test_huge_elements_harm_no_other(dtype, activation, layout, scale):
-    """Their own xhat and gradients come from the list, those of their neighbours from z."""
+def test_huge_elements_do_not_affect_other_elements(dtype, activation, layout, scale):
+    """Their own xhat is kept as escaped elements; that of their neighbours is recovered from z."""
     batch = without_kinks(swamped(dtype, scale), dtype, "z", activation)
     _, ctx = forward(batch, layout, **options_of(activation))
     beside = saved(ctx)
@@ -184,7 +184,7 @@ def test_huge_elements_harm_no_other(dtype, activation, layout, scale):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "elu", "mish"])
 def test_weights_of_zero(activation, dtype, strategy):
-    """How residual branches begin: z is the activated residual; dx is 0, the weight learns."""
+    """Residual branches start so: z is the activated residual, dx is 0, the gradient of the weight is not."""
     keeps = reference.KEEPS[strategy]
     batch = with_residual(random_batch((4, 6, 5, 7), dtype))
     weight = batch.weight.copy()
@@ -200,8 +200,8 @@ def test_weights_of_zero(activation, dtype, strategy):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "prelu"])
-def test_what_overflows_float16_by_its_residual(layout, activation):
-    """z is infinite there, as the sum is; its gradients, from the list, are not."""
+def test_a_residual_that_overflows_float16(layout, activation):
+    """z is infinite where the sum overflows; gradients, from the escaped elements, are finite."""
     batch = with_residual(random_batch((4, 6, 5, 7), "float16", mean=0.0))
     weight, residual = np.full_like(batch.weight, 20_000), batch.residual.copy()
     residual[1, 3, 2, 2:5] = 65504
@@ -224,7 +224,7 @@ def test_what_overflows_float16_by_its_residual(layout, activation):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "tanh", "silu"])
-def test_the_gradient_is_added_where_an_array_is_given(activation, layout, dtype, overwrite):
+def test_the_gradient_is_added_to_residual_grad(activation, layout, dtype, overwrite):
     batch = with_residual(random_batch((3, 17, 5, 7), dtype))
     fresh = run(batch, layout, **options_of(activation))
     elsewhere = lay_out(np.flip(batch.dz).copy(), layout)
@@ -235,7 +235,7 @@ def test_the_gradient_is_added_where_an_array_is_given(activation, layout, dtype
     assert got.dresidual is elsewhere
     assert (got.dx is dz) == overwrite
     assert np.array_equal(np.moveaxis(got.dx, LAYOUTS[layout](batch.x)[1], 1), fresh.dx)
-    # dy has been stored in the one, and added before it was in the other.
+    # One of the two rounds dy before it is added, the other does not.
     axis = LAYOUTS[layout](batch.x)[1]
     want = np.moveaxis(before, axis, 1) + fresh.dresidual.astype(float)
     error = EPS[dtype] * (np.abs(want) + np.abs(fresh.dresidual.astype(float))) + 1e-30
@@ -244,7 +244,7 @@ def test_the_gradient_is_added_where_an_array_is_given(activation, layout, dtype
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("activation", ["leaky_relu", "prelu", "silu"])
-def test_reduce_and_apply_are_backward_in_two_steps(activation, layout):
+def test_reduce_and_apply_equal_backward(activation, layout):
     batch = without_kinks(with_residual(random_batch((3, 17, 5, 7), "float64")), "float64", "z", activation)
     want = expected(batch, "float64", "z", activation)
     _, ctx = forward(batch, layout, **options_of(activation))
@@ -262,7 +262,7 @@ def test_reduce_and_apply_are_backward_in_two_steps(activation, layout):
     ("activation", "strategy"),
     [scheme for scheme in SCHEMES if scheme[0] in (*THOROUGH, "prelu", "gelu_tanh")],
 )
-def test_results_are_equal_to_the_bit_for_every_number_of_threads(activation, strategy, layout):
+def test_results_are_bitwise_equal_for_every_number_of_threads(activation, strategy, layout):
     batch = with_residual(random_batch((3, 67, 17, 19), "float32"), 8.0)
     results = []
     for threads in (1, 2, 7):
@@ -288,7 +288,7 @@ def test_a_residual_of_zeros_changes_nothing(strategy, layout):
 
 @pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
 @sampled(activation=ACTIVATIONS, dtype=DTYPES, layout=LAYOUTS)
-def test_recompute_gives_z_back(activation, dtype, layout, strategy):
+def test_recompute_returns_z(activation, dtype, layout, strategy):
     batch = with_residual(random_batch((4, 17, 5), dtype), 3.0)
     z, ctx = forward(batch, layout, strategy=strategy, **options_of(activation))
     assert ctx.recompute().tobytes() == z.tobytes()

@@ -1,4 +1,4 @@
-"""Activations with curves: how well their gradients come back from z, and what is kept beside it."""
+"""Curved activations: accuracy of gradients recovered from z, and the side arrays kept with z."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def options_of(activation, **more):
 
 
 def ordinary(shape, dtype, seed=0):
-    """Normal x, weights 0.5 to 1.5 of both signs, biases of spread 1/2: what layers in training have."""
+    """Return a batch as in training: normal x, weights 0.5 to 1.5 of both signs, biases of std 1/2."""
     rng = np.random.default_rng(seed)
     channels, parameter = shape[1], parameter_dtype(dtype)
     batch = random_batch(shape, dtype, seed, mean=0.0)
@@ -45,7 +45,7 @@ def ordinary(shape, dtype, seed=0):
 
 
 def gradients(batch, dtype, activation):
-    """Those of the reference."""
+    """Return z and the gradients of the reference."""
     _, ctx = reference.forward(
         batch.x, weight=batch.weight, bias=batch.bias, strategy="standard", dtype=working_type(dtype),
         **options_of(activation),
@@ -54,12 +54,12 @@ def gradients(batch, dtype, activation):
 
 
 def kept_beside(ctx):
-    """Copies of what is kept beside z, by name."""
+    """Return copies of the arrays kept in addition to z, by name."""
     return {name: array.copy() for name, array in ctx.saved.items() if name != "z"}
 
 
 def left_of_minimum(ctx, layout, shape):
-    """The sides that the context keeps, as (N, C, ...)."""
+    """Return the branch mask of the context, True left of the minimum, as (N, C, ...)."""
     sides = ctx.saved["branch_mask"]
     count = int(np.prod(shape))
     bits = np.unpackbits(sides, bitorder="little")
@@ -70,12 +70,12 @@ def left_of_minimum(ctx, layout, shape):
     return bits[:count].reshape(shape)
 
 
-# ---- how right the gradients are ---------------------------------------------------------------------------
+# ---- accuracy of the gradients -----------------------------------------------------------------------------
 
 
 @sampled(activation=SMOOTH, strategy=INPLACE, layout=LAYOUTS, isa=ISAS)
 def test_gradients_of_float32(isa, layout, strategy, activation):
-    """Relative L2 of dx against float64; no element off by much; few of them in the list."""
+    """Relative L2 error of dx against float64; largest error of an element; few escaped elements."""
     batch = ordinary((8, 33, 17, 15), "float32")
     want = gradients(batch, "float32", activation)
     got = run(batch, layout, isa=isa, strategy=strategy, **options_of(activation))
@@ -95,9 +95,7 @@ def test_gradients_of_float64(isa, layout, strategy, activation):
 
 
 @sampled(activation=SMOOTH, strategy=INPLACE, dtype=DTYPES[2:], layout=LAYOUTS, isa=ISAS)
-def test_half_types_are_off_by_four_times_what_the_standard_strategy_is(
-    isa, layout, dtype, strategy, activation
-):
+def test_half_types_have_at_most_four_times_the_error_of_standard(isa, layout, dtype, strategy, activation):
     batch = ordinary((8, 17, 17, 15), dtype)
     want = gradients(batch, dtype, activation)
     off = [
@@ -115,16 +113,16 @@ def test_few_elements_escape(activation, dtype):
     beside = kept_beside(ctx)
     escaped = len(beside.get("escape_index", ()))
     half = dtype not in ("float32", "float64")
-    # celu, sigmoid and tanh are soon flat beside the digits of a half type.
+    # celu, sigmoid and tanh saturate early in half precision.
     most = 0.01 if activation in TWO_SIDED else 0.06 if half else 0.02
     assert escaped <= most * batch.x.size
     assert "guarded_xhat" not in beside or (half and activation == "sigmoid")
     assert ("branch_mask" in beside) == (activation in TWO_SIDED)
 
 
-# ---- sides and escapes -------------------------------------------------------------------------------------
+# ---- branch masks and escaped elements ---------------------------------------------------------------------
 
-# Rows whose bits begin anywhere in a byte and fill none, single positions, more channels than bits in a word.
+# Rows whose bits start inside a byte and do not fill it, single positions, more than 64 channels.
 ODD = [(3, 3, 7, 7), (5, 65, 1), (2, 65, 3), (3, 3, 7), (7, 3, 1), (1, 65, 7, 7), (9, 1, 3), (2, 3, 1, 1)]
 
 
@@ -143,7 +141,7 @@ def test_odd_sizes(shape, layout, dtype):
 @pytest.mark.parametrize("activation", TWO_SIDED)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", ODD, ids=str)
-def test_sides_are_those_of_y(shape, layout, activation):
+def test_the_branch_mask_is_that_of_y(shape, layout, activation):
     batch = ordinary(shape, "float64")
     _, ctx = forward(batch, layout, **options_of(activation))
     xhat = reference.forward(batch.x, activation="identity", dtype=np.longdouble)[0]
@@ -156,7 +154,7 @@ def test_sides_are_those_of_y(shape, layout, activation):
 @pytest.mark.parametrize("activation", SMOOTH)
 @pytest.mark.parametrize("layout", ["first", "last", "last_sliced"])
 @pytest.mark.parametrize("shape", [(3, 65, 7, 7), (70001, 3), (2, 3, 300, 101), (3, 257, 3)], ids=str)
-def test_results_and_what_is_kept_are_equal_to_the_bit_for_every_number_of_threads(shape, layout, activation):
+def test_results_and_kept_arrays_are_bitwise_equal_for_every_number_of_threads(shape, layout, activation):
     batch = ordinary(shape, "float32")
     results = []
     for threads in (1, 2, 7):
@@ -171,7 +169,7 @@ def test_results_and_what_is_kept_are_equal_to_the_bit_for_every_number_of_threa
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("activation", TWO_SIDED)
 def test_elements_at_the_minimum_escape(activation, layout, dtype):
-    """All of one channel lies at the minimum, half of another does; the third is ordinary."""
+    """One channel has all y at the minimum, one has half of them there, the third is ordinary."""
     minimum = float(reference.ACTIVATIONS[activation].minimum)
     batch = random_batch((4, 3, 9, 7), dtype, mean=0.0)
     x = batch.x.copy()
@@ -194,8 +192,8 @@ def test_elements_at_the_minimum_escape(activation, layout, dtype):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", SMOOTH)
-def test_far_out_nothing_is_lost_or_not_a_number(activation, dtype, strategy):
-    """y of any size through biases and residuals: all gradients are finite and those of float64."""
+def test_gradients_of_large_y_are_finite_and_correct(activation, dtype, strategy):
+    """Biases and residuals make y of any size: all gradients are finite and equal those of float64."""
     sizes = np.array([0, 0.5, 3, 9, 14, 20, 40, 90, 110, 400, 760, 1e3, 3e4])
     batch = random_batch((4, 2 * len(sizes), 5, 3), dtype, mean=0.0)
     bias = np.concatenate([sizes, -sizes]).astype(parameter_dtype(dtype))
@@ -211,7 +209,7 @@ def test_far_out_nothing_is_lost_or_not_a_number(activation, dtype, strategy):
         assert np.isfinite(one).all(), name
         off = np.abs(one - other).max(axis=(0, 2, 3))
         size = np.abs(other).max(axis=(0, 2, 3))
-        # Of the largest in its channel, but where all slopes are small: near a minimum those of a half type
+        # Relative to the channel's largest, unless all slopes are small: near a minimum, those of a half type
         # are off by 0.01, and dz is 3 and more.
         most, small = {"float32": (1e-4, 1e-3), "float64": (1e-8, 1e-3)}.get(dtype, (16 * EPS[dtype], 2))
         assert (off <= most * np.maximum(size, small)).all(), name
@@ -220,8 +218,8 @@ def test_far_out_nothing_is_lost_or_not_a_number(activation, dtype, strategy):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("activation", [*SMOOTH, "elu"])
-def test_values_are_right_to_a_few_units_in_the_last_place(activation, isa, dtype):
-    """Of the values themselves: evaluation with mean 0, var 1 and an eps that does not count."""
+def test_values_are_within_a_few_units_in_the_last_place(activation, isa, dtype):
+    """phi(x): evaluation with mean 0, var 1 and a negligible eps normalizes x to itself."""
     dense = np.random.default_rng(0).uniform(0, 2, 60_000)
     sizes = np.concatenate([np.logspace(-30, 2, 4001), np.linspace(0, 20, 8001), dense])
     y = np.concatenate([sizes, -sizes]).astype(dtype_of(dtype)).reshape(-1, 1)
@@ -243,5 +241,5 @@ def test_values_are_right_to_a_few_units_in_the_last_place(activation, isa, dtyp
     assert off[worst, 0] <= 1, f"{activation}({y[worst, 0]!r}) = {z[worst, 0]!r}, expected {want[worst, 0]!r}"
 
 
-def test_curves_are_tested_here_or_everywhere():
+def test_every_curved_activation_is_tested():
     assert {*SMOOTH, *THOROUGH, *HARD, "prelu"} == {*reference.ACTIVATIONS}

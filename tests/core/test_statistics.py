@@ -1,4 +1,4 @@
-"""Means and variances, merged or not: hard data, and one batch in several parts."""
+"""Means and variances, of whole batches and merged from parts: ill-conditioned data, all sizes."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ HARD = {
 
 
 def assert_statistics(got, x, dtype, units, merged=False):
-    """The mean within `units` of the spread, the variance within as many of itself.
+    """Assert errors: of the mean, relative to the standard deviation; of the variance, to itself.
 
     Beside that, a float64 mean is off by an eps of itself, and so are the differences of merged means.
     """
@@ -62,7 +62,7 @@ def assert_statistics(got, x, dtype, units, merged=False):
 def test_hard_data(isa, layout, dtype, data):
     x = HARD[data](np.random.default_rng(1)).astype(dtype)
     array, axis = LAYOUTS[layout](x)
-    # The sums may be taken around a centre a few spreads off, and one huge square swallows digits of those
+    # The centre of the sums may be a few standard deviations off, and one huge square absorbs digits of those
     # that come after it: 160 units are 1e-5 in float32.
     assert_statistics(_core.statistics(array, channel_axis=axis, isa=isa), x, dtype, units=160)
 
@@ -72,7 +72,7 @@ def test_hard_data(isa, layout, dtype, data):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_images_of_few_positions(isa, layout, dtype, positions):
-    """The first alone, two spreads off, is no centre; hundreds of short rows are no chain of additions."""
+    """The first image, 2 std off, is a bad centre; short rows must not form one chain of sums."""
     for seed in range(5):
         x = np.random.default_rng(seed).normal(size=(256, 8, *positions)).astype(dtype)
         x[0] = 1.9
@@ -85,7 +85,7 @@ def test_images_of_few_positions(isa, layout, dtype, positions):
 @pytest.mark.parametrize("data", HARD)
 @pytest.mark.parametrize("layout", ["first", "last"])
 def test_forward_has_the_same_statistics(layout, data):
-    """Seen through running statistics with momentum 1; in float64, where these keep all digits."""
+    """Read from running statistics with momentum 1; in float64, where these keep all digits."""
     x = HARD[data](np.random.default_rng(1))
     mean, var, count = functional.statistics(x)
     running = np.zeros(3), np.zeros(3)
@@ -107,7 +107,7 @@ def test_every_size(layout, shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_statistics_leave_x_alone_and_take_what_is_read_only(layout, dtype):
+def test_statistics_do_not_write_to_x_and_accept_read_only_x(layout, dtype):
     x, axis = LAYOUTS[layout](random_batch((3, 17, 5), dtype).x)
     before = x.copy()
     x.flags.writeable = False
@@ -142,7 +142,7 @@ def test_nan_and_infinity_stay_in_their_channel(layout, bad):
 
 @pytest.mark.parametrize("cuts", [(1, 2), (4,), (0, 4), (3, 3), (1, 2, 3, 4, 5, 6, 7)], ids=str)
 @pytest.mark.parametrize("data", ["mean far above the spread", "first sample zero, then mean 5", "huge"])
-def test_merged_statistics_are_those_of_the_whole(data, cuts):
+def test_merged_statistics_equal_those_of_the_whole(data, cuts):
     """Unequal counts, and parts without any values."""
     x = HARD[data](np.random.default_rng(2))
     parts = [functional.statistics(part) for part in np.split(x, cuts)]
@@ -181,7 +181,7 @@ def test_merging_one_part_changes_nothing():
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_three_ranks_are_one_batch(dtype, layout, activation, strategy):
+def test_three_ranks_equal_one_batch(dtype, layout, activation, strategy):
     """statistics, merge, normalize, backward_reduce, sum, backward_apply on parts of 1, 2 and 5 samples."""
     batch = random_batch((8, 17, 5, 3), dtype)
     options = {"activation": activation, "strategy": strategy, "momentum": 0.3}

@@ -1,4 +1,4 @@
-"""The strategies against one another: the same gradients from different things kept."""
+"""The strategies compared with each other: equal gradients from different kept arrays."""
 
 import numpy as np
 import pytest
@@ -71,8 +71,8 @@ def test_what_is_kept(dtype, strategy):
 
 @pytest.mark.parametrize("out", [False, True])
 @sampled(dtype=DTYPES, layout=LAYOUTS, activation=ACTIVATIONS, strategy=["checkpoint", "checkpoint_xhat"])
-def test_recompute_gives_z_back(strategy, activation, layout, dtype, out):
-    """To the bit from x; within rounding from xhat, which has been rounded to the type of storage."""
+def test_recompute_returns_z(strategy, activation, layout, dtype, out):
+    """Bitwise equal from x; equal to rounding from xhat, which was rounded to the storage type."""
     batch = random_batch((4, 17, 5), dtype)
     options = {"activation": activation, "activation_param": PARAM[activation]}
     z, ctx = forward(batch, layout, strategy=strategy, **options)
@@ -106,7 +106,7 @@ def test_recompute_in_evaluation():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_chain_of_layers_has_the_same_gradients_for_every_strategy(dtype):
-    """x -> ABN -> times a matrix -> ABN -> loss: each z is the input of what follows, as in a network."""
+    """x -> ABN -> times a matrix -> ABN -> loss: each z is the input of the next layer, as in a network."""
     rng = np.random.default_rng(3)
     x = rng.normal(size=(64, 6)).astype(dtype)
     matrix = rng.normal(size=(6, 6)).astype(dtype)

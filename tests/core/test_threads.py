@@ -1,4 +1,4 @@
-"""Numbers of threads: the same bits from each; several Python threads at once."""
+"""Threads: bitwise equal results for every number of threads; calls from several Python threads."""
 
 import sys
 import threading
@@ -25,7 +25,7 @@ def several(threads, batch, layout, **options):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("isa", ISAS)
-def test_results_are_equal_to_the_bit(isa, layout, shape):
+def test_results_are_bitwise_equal(isa, layout, shape):
     batch = random_batch(shape, "float32")
     one = several(1, batch, layout, isa=isa)
     for threads in (2, 7):
@@ -35,8 +35,8 @@ def test_results_are_equal_to_the_bit(isa, layout, shape):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_results_are_equal_to_the_bit_for_every_strategy(strategy, layout, dtype):
-    """With guarded channels, and elements in the list of the saturated."""
+def test_results_are_bitwise_equal_for_every_strategy(strategy, layout, dtype):
+    """With guarded channels and escaped elements."""
     batch = random_batch((4, 33, 29, 31), dtype)
     weight, bias = batch.weight.copy(), batch.bias.copy()
     weight[::5], bias[::5], bias[3::5] = 0, 1, -8
@@ -48,7 +48,7 @@ def test_results_are_equal_to_the_bit_for_every_strategy(strategy, layout, dtype
 
 
 @pytest.mark.parametrize("layout", ["first", "last"])
-def test_statistics_and_the_two_steps_of_backward_are_equal_to_the_bit(layout):
+def test_statistics_and_the_two_steps_of_backward_are_bitwise_equal(layout):
     batch = random_batch((3, 37, 61, 67), "float32")
     results = []
     for threads in (1, 2, 7):
@@ -63,7 +63,7 @@ def test_statistics_and_the_two_steps_of_backward_are_equal_to_the_bit(layout):
 
 
 @pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
-def test_recompute_is_equal_to_the_bit(strategy):
+def test_recompute_is_bitwise_equal(strategy):
     batch = random_batch((3, 37, 61, 67), "float32")
     _, ctx = functional.forward(batch.x.copy(), weight=batch.weight, bias=batch.bias, strategy=strategy)
     one = ctx.recompute(threads=1)
@@ -94,8 +94,8 @@ def test_batches_of_several_python_threads_do_not_disturb_one_another():
             assert got == want
 
 
-def test_other_threads_run_while_a_large_batch_is_worked_on():
-    """With forced switches off, this thread gets its turn only where the calls let go of the interpreter."""
+def test_other_threads_run_during_a_call_on_a_large_batch():
+    """Without forced thread switches, this thread runs only if the calls release the interpreter lock."""
     x = np.ones((16, 64, 64, 64), np.float32)
     started, finished = threading.Event(), threading.Event()
 
