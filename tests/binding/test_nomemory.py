@@ -1,6 +1,6 @@
-"""Python's own allocations made to fail one after the other: MemoryError, and nothing lost.
+"""Each allocation by Python fails in turn: MemoryError, no leak, and no array changed or locked.
 
-What C allocates is made to fail by tests/core/c/allocations.c.
+Failing allocations of the C core are tested by tests/core/c/allocations.c.
 """
 
 import sys
@@ -36,7 +36,7 @@ def forward(x, **options):
 
 
 def fails(function, nth):
-    """Run with every allocation after the first n failing; return whether there was one, and the result."""
+    """Run with all allocations after the first `nth` failing; return (True if one failed, result)."""
     result = None
     testcapi.set_nomemory(nth, 0)
     try:

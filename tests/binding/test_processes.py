@@ -1,6 +1,6 @@
 """Processes: forked after use, spawned, in pools; pickling and copying; other OpenMP runtimes.
 
-``INPLACE_ABN_FORKS=100`` forks as many times.
+``INPLACE_ABN_FORKS=100`` forks 100 times.
 """
 
 import copy
@@ -127,12 +127,12 @@ print(refused, untouched, forward()[1].nbytes >= x.nbytes + x.size // 8)
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not tell of memory")
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not report memory")
 @pytest.mark.parametrize("activation", ["silu", "elu"], ids=["sides", "escapes"])
 def test_a_process_at_its_memory_limit(activation):
-    """A bit per element, or a list of elements, does not fit: MemoryError, and with more memory it goes on.
+    """No memory for the branch mask or the escaped elements: MemoryError; later calls with memory succeed.
 
-    x may have been written when the list cannot grow: what belongs there is found in the one pass over x.
+    Escaped elements are collected while x is overwritten, so x may be modified when their list cannot grow.
     """
     refused, untouched, goes_on = printed(LIMIT.format(activation=activation)).split()
     assert (refused, goes_on) == ("True", "True")

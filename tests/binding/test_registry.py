@@ -90,7 +90,7 @@ def test_kept_memory_is_not_overwritten(keeper, writer):
 
 
 def test_a_view_from_before_a_convolution_is_not_overwritten():
-    """The weight gradient was wrong by five times its largest element."""
+    """Without the check, the weight gradient had an error of five times its largest element."""
     x, dz = batch(shape=(2, 3, 6, 6)), batch(1, (2, 4, 4, 4))
     view, layer = x[:], layers.Conv2d(3, 4, 3, rng=0)
     layer(x.copy())

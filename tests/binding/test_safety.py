@@ -28,8 +28,8 @@ SHAPE = (2, 4, 3, 3)
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_on_offer(nothing_stays):  # noqa: F811
-    """No entries remain of deleted layers."""
+def no_offers_remain(nothing_stays):  # noqa: F811
+    """Fail if checkpoint layers still offer to recompute an array after a test."""
     yield
     gc.collect()
     assert not saved_arrays._offers

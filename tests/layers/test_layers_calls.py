@@ -430,7 +430,7 @@ def test_calls_leak_nothing():
     assert net.last_call is None
 
 
-def test_a_call_by_a_layer_that_is_gone():
+def test_a_call_of_a_deleted_layer():
     net, x = Sequential(conv(), conv()), normal((2, 4, 3, 3))
     z = net[:1](x)
     gc.collect()

@@ -29,7 +29,7 @@ def test_a_backward_through_the_call_of_another_thread_is_refused():
     with pytest.raises(RuntimeError, match=r"^Sequential: another thread has .* copy\.deepcopy"):
         net.backward(ones)
     elsewhere(net.release(), y)
-    assert np.array_equal(net.backward(ones), want)  # a call of one thread, gone through by another
+    assert np.array_equal(net.backward(ones), want)  # forward in one thread, backward in another
 
 
 def test_training_in_several_threads_is_correct_or_refused():

@@ -54,9 +54,9 @@ class Case:
     inputs : int
         How many batches it takes.
     target : ndarray, optional
-        What a loss takes beside them.
+        Target of a loss.
     logical : bool
-        True if the layer goes by the order of the axes of x: a view is compared with its C-contiguous copy.
+        True if results depend on the order of the axes of x: a view is compared with its C-contiguous copy.
     options : dict
         For `make`.
     """

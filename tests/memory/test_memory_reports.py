@@ -277,7 +277,7 @@ def test_plot():
 
 @pytest.mark.usefixtures("agg")
 def test_save_and_free_of_a_layer_are_mirrored_in_a_plot():
-    """Five layers: saves at 1 to 5, frees at 6 to 10; layers that save nothing leave their place free."""
+    """Five layers: saves at 1 to 5, frees at 6 to 10. Layers that save nothing keep their position."""
     ledgers = [run(chain(strategy), images(), strategy) for strategy in ("standard", "checkpoint")]
     standard, checkpoint = curves(ledgers[0].plot(ledgers[1]), 2)
     assert standard[:, 0].tolist() == list(range(12))

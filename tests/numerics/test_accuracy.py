@@ -1,4 +1,4 @@
-"""The accuracy that the README states, in the shapes of its benchmark (with fewer samples)."""
+"""The accuracy stated in README.md, for the shapes of benchmarks.accuracy with fewer samples."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ MOST = {"z": 2e-7, "dx": 4e-7, "dweight": 1e-6}
 
 
 def normal_batch(shape, mean=0.0, dtype=np.float32, weight=None, bias=None):
-    """Fast to draw, and without elements whose sign of y is open."""
+    """Return a batch that is fast to draw; no y is so near 0 that rounding decides its sign."""
     rng = np.random.default_rng(7)
     channels = shape[1]
     x, dz = rng.standard_normal((2, *shape), np.float32)
@@ -93,7 +93,7 @@ def test_weights_of_all_sizes(layout, strategy, activation):
 
 @pytest.mark.parametrize("layout", ["first", "last"])
 def test_errors_do_not_grow_with_the_batch(layout):
-    """A float32 running sum of 4 million like terms would be off by 1e-3 and more."""
+    """A sum of 4 million equal terms in float32 would have an error of 1e-3 and more."""
     x = np.full((4, 1, 1024, 1024), 0.1, np.float32)
     x[0, 0, :512] = 0.3
     array, axis = LAYOUTS[layout](x)
@@ -107,7 +107,7 @@ def test_errors_do_not_grow_with_the_batch(layout):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("positions", [1, 2, 3, 5])
 def test_errors_do_not_grow_with_the_number_of_tiny_rows(positions, isa):
-    """Rows of which few go into one vector: 16 thousand of them added up in one lane were off by 1e-6."""
+    """Rows shorter than a vector: 16 thousand of them, summed in one lane, had an error of 1e-6."""
     rows = np.random.default_rng(9).uniform(1, 2, (200000, 4, positions)).astype(np.float32)
     rows[0] = 0.5  # the centre of the sums is far from the mean
     larger = np.empty((200000, 8, positions), np.float32)

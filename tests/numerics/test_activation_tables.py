@@ -33,7 +33,7 @@ def test_formulas_are_those_of_the_specification(name, param, dtype):
     want = specified.phi(y.astype(np.longdouble), param)
     z = FORMULAS[name].value(y, param)
     assert z.dtype == dtype
-    # 1 - |z| cancels up to the slope of the exponent, 30.
+    # 1 - |z| cancels; the exponent magnifies the error by up to 30.
     np.testing.assert_allclose(z, want.astype(dtype), rtol=64 * eps, atol=4 * eps)
     slope = FORMULAS[name].slope(z if ACTIVATIONS[name].has_slope_from_z(param) else y, param)
     want = specified.derivative(y.astype(np.longdouble), param)

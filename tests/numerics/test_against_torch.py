@@ -1,4 +1,4 @@
-"""Against PyTorch's batch norm and activations: an implementation that nobody here wrote."""
+"""The library and the reference against PyTorch's batch norm and activations."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional
 
-# Those that PyTorch has.
+# The activations that PyTorch has.
 ACTIVATIONS = {
     "identity": lambda y, _: y,
     "leaky_relu": F.leaky_relu,
@@ -37,7 +37,7 @@ def torch_results(batch, activation, training, running):
 
 
 def our_results(batch, layout, activation, strategy, training, running):
-    """The same from here."""
+    """Return the same results of inplace_abn."""
     x, axis = LAYOUTS[layout](batch.x)
     running = [a.copy() for a in running]
     z, ctx = functional.forward(
@@ -86,7 +86,7 @@ def test_the_reference(shape, activation, training):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_channels_last_tensors_are_worked_on_in_their_own_memory():
+def test_channels_last_tensors_are_not_copied():
     """.numpy() of a channels_last tensor is a (N, C, H, W) view of (N, H, W, C) memory."""
     tensor = torch.randn(4, 16, 6, 5, generator=torch.Generator().manual_seed(0))
     tensor = tensor.to(memory_format=torch.channels_last)
@@ -119,7 +119,7 @@ def test_empty_batches(shape):
     assert dbias.tolist() == bias.grad.tolist()
 
 
-def test_one_value_per_channel_is_refused_in_the_same_words():
+def test_one_value_per_channel_is_refused_with_the_message_of_torch():
     with pytest.raises(ValueError, match="more than 1 value per channel") as theirs:
         F.batch_norm(torch.zeros(1, 3), None, None, training=True)
     with pytest.raises(ValueError, match="more than 1 value per channel") as ours:
@@ -127,7 +127,7 @@ def test_one_value_per_channel_is_refused_in_the_same_words():
     assert type(ours.value) is type(theirs.value)
 
 
-def test_nan_in_one_channel_does_what_it_does_there():
+def test_nan_in_one_channel_propagates_as_in_torch():
     x = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
     x[1, 1, 2], x[2, 2, 2] = np.nan, np.inf
     want = F.leaky_relu(F.batch_norm(torch.tensor(x), None, None, training=True), 0.01).numpy()

@@ -1,6 +1,6 @@
-"""Numbers at the ends of the range: of weights, activation parameters, gradients, statistics and x itself.
+"""Extremely small and large weights, activation parameters, gradients, statistics and x.
 
-Where float64's result, rounded to the storage type, is finite, so is ours, and right."""
+Where the float64 result, rounded to the storage type, is finite, the library's is finite and correct."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ HALVES = DTYPES[2:]
 
 
 def with_parameters(dtype, weight, bias, shape=(8, None, 7, 9), mean=0.0):
-    """A batch of one channel for each weight and bias."""
+    """Return a batch with one channel for each weight and bias."""
     parameter = parameter_dtype(dtype)
     weight, bias = np.broadcast_arrays(weight, bias)
     batch = random_batch((shape[0], len(weight), *shape[2:]), dtype, mean=mean)
@@ -50,7 +50,7 @@ def expected(batch, statistics=None, **options):
 
 
 def assert_channels(got, want, dtype, most):
-    """Each channel right to `most`, relative L2, or to what the storage type can hold of it."""
+    """Assert for each channel a relative L2 error of at most `most`, or the rounding of the storage type."""
     with np.errstate(over="ignore"):
         stored = want.astype(dtype_of(dtype)).astype(np.float64)
     got = got.astype(np.float64)
@@ -100,8 +100,8 @@ def test_leaky_relu_of_float16_with_any_slope(slope, strategy):
 
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("strategy", INPLACE)
-def test_elu_counts_its_own_slope(strategy, layout):
-    """Taken back from near -alpha, y and slope have few digits left, whatever weight and bias say."""
+def test_elu_near_minus_alpha(strategy, layout):
+    """Recovered from z near -alpha, y and slope have few correct digits, for any weight and bias."""
     weight = np.tile([0.05, 0.13, 0.5, 1, 2, 4], 13)
     bias = np.repeat(np.linspace(-10, 2, 13), 6) - 0.2
     batch = with_parameters("float32", weight, bias, (8, None, 15, 15))
@@ -115,8 +115,8 @@ def test_elu_counts_its_own_slope(strategy, layout):
 
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("activation", INVERTIBLE)
-def test_a_spread_whose_inverse_float_does_not_hold(activation, layout):
-    """1/sigma of 1e40: element by element, in double. Near an asymptote, at a bias of -9, z tells nothing."""
+def test_an_inverse_std_that_overflows_float(activation, layout):
+    """inv_std = 1e40 needs the double kernels. With bias -9, z is at an asymptote: xhat is lost."""
     batch = with_parameters("float32", np.array([1, -2, 0.5]), np.array([0, -9, 2]))
     batch = batch._replace(x=batch.x * np.float32(1e-40), dz=batch.dz * np.float32(1e-30))
     options = {"activation": activation, "activation_param": PARAM[activation], "eps": 1e-300}
@@ -139,7 +139,7 @@ def test_gradients_of_float64_beyond_float(layout):
 
 
 def far_from_given_statistics(dtype):
-    """Evaluation: a few x so far from the mean that z overflows, both ways."""
+    """Return a batch for evaluation with a few x so far above and below the mean that z overflows."""
     batch = random_batch((4, 6, 9, 5), dtype, mean=0.0)
     x = np.array(batch.x)
     far = {"float16": 1000, "float32": 1e38, "bfloat16": 1e38, "float64": 1e307}[dtype]
@@ -155,7 +155,7 @@ def far_from_given_statistics(dtype):
 @pytest.mark.parametrize("strategy", INPLACE)
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "elu"])
 def test_z_that_overflows_with_given_statistics(activation, strategy, dtype, layout):
-    """The list of what z does not tell takes these in: dx is right, and finite."""
+    """These elements escape: dx is finite and correct."""
     batch, statistics = far_from_given_statistics(dtype)
     options = {"activation": activation, "activation_param": 0.5}
     batch = without_kinks(batch, dtype, "xhat", activation, 0.5, statistics=statistics)
@@ -189,7 +189,7 @@ def test_z_that_overflows_with_given_statistics(activation, strategy, dtype, lay
 
 @pytest.mark.parametrize("strategy", INPLACE)
 def test_normalize_with_statistics_of_other_batches(strategy):
-    """As a part of a larger batch whose spread is far below this part's: z overflows float16."""
+    """This batch is part of a larger one with a far smaller standard deviation: z overflows float16."""
     batch, (mean, var) = far_from_given_statistics("float16")
     statistics = mean.astype(np.float64), var.astype(np.float64), 1e6
     batch = without_kinks(batch, "float16", "xhat", "leaky_relu", 0.5, statistics=statistics[:2])
@@ -214,7 +214,7 @@ def test_normalize_with_statistics_of_other_batches(strategy):
     )
 
 
-# ---- numbers beyond float32 on the way ---------------------------------------------------------------------
+# ---- intermediate results that overflow float32 ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -224,7 +224,7 @@ def test_normalize_with_statistics_of_other_batches(strategy):
     [(1e-30, 1e30), (1e-20, 1e-28), (1e-5, 1e-36), (1e10, 1e32), (1e15, 1e27), (1e20, 1e22), (1e30, 1e10)],
 )
 def test_weights_and_gradients_of_all_sizes(size, dz_size, strategy, layout):
-    """weight * xhat * dz leaves float32's range where dx and dweight do not."""
+    """weight * xhat * dz overflows float32, dx and dweight do not."""
     batch = with_parameters("float32", np.array([size, -size, 3 * size]), [0, size / 10, size])
     x, dz = batch.x.astype(np.float64) * 1e8, batch.dz.astype(np.float64) * dz_size
     batch = batch._replace(x=x.astype(np.float32), dz=dz.astype(np.float32))
@@ -279,7 +279,7 @@ def test_statistics_of_tiny_and_huge_numbers(layout):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_constant_channels_with_a_tiny_eps(strategy):
-    """inv_std = 1e40 meets differences of 0."""
+    """inv_std = 1e40 is multiplied by x - mean = 0."""
     batch = with_parameters("float32", [1, 0, -1], [1, 2, -3])
     batch = batch._replace(x=np.zeros_like(batch.x) + 7)
     z = run(batch, strategy=strategy, eps=1e-80).z
@@ -288,14 +288,14 @@ def test_constant_channels_with_a_tiny_eps(strategy):
     )
 
 
-# ---- what is stored is what is used ------------------------------------------------------------------------
+# ---- forward, recompute and backward use the same rounded values -------------------------------------------
 
 
 @sampled(
     strategy=["checkpoint", "checkpoint_xhat"], activation=ACTIVATIONS, dtype=DTYPES, layout=LAYOUTS, isa=ISAS
 )
 def test_recompute_gives_the_same_bits(strategy, activation, dtype, layout, isa):
-    """Also from xhat, which a half type has rounded: z is made of what is stored."""
+    """Also from xhat in a half type: the forward computes z from the rounded xhat that it stores."""
     batch = random_batch((5, 19, 7, 5), dtype)
     parameters = batch.weight.copy(), batch.bias.copy()
     parameters[0][:3] = 0, 1e-39, 1e30
@@ -318,8 +318,8 @@ def test_recompute_gives_the_same_bits(strategy, activation, dtype, layout, isa)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("strategy", INPLACE)
-def test_guarded_channels_are_on_the_side_of_zero_that_z_is_on(strategy, dtype, layout):
-    """Seen through dx in evaluation: dz times slope, weight and inv_std, for every single element."""
+def test_guarded_channels_use_the_sign_of_z(strategy, dtype, layout):
+    """Checked by dx of each element in evaluation, which is dz * slope * weight * inv_std."""
     weight, bias = np.array([1, -1, 3, 0.5]), np.array([5.0, 5.0, -13.0, 2.5])
     each = (4, 1, 1)
     y = np.random.default_rng(5).normal(size=(8, 4, 33, 33)) * 0.01
@@ -346,14 +346,14 @@ def test_guarded_channels_are_on_the_side_of_zero_that_z_is_on(strategy, dtype, 
     assert np.array_equal(steep[z != 0], z[z != 0] > 0)
 
 
-# ---- channels do not know of one another -------------------------------------------------------------------
+# ---- channels are independent ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(5, 3, 7, 9), (6, 40, 4, 4), (700, 12), (3, 5, 70, 70)], ids=str)
 def test_a_guarded_channel_does_not_change_its_neighbours(shape, dtype, layout):
-    """Not by a bit: not their z, their dx, nor their sums."""
+    """z, dx and the sums of the other channels are bitwise equal."""
     batch = random_batch(shape, dtype)
     weight, bias = np.abs(batch.weight) + 0.5, np.clip(batch.bias, -0.5, 0.5)
     guarded = weight.copy()

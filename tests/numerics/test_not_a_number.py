@@ -1,4 +1,4 @@
-"""NaN stays NaN: no activation, strategy or guard makes a number of it, and no neighbour notices it."""
+"""NaN propagates: every activation, strategy and side array keeps it NaN, and only in its own channel."""
 
 import itertools
 
@@ -27,7 +27,7 @@ ARRAYS = ["x", "dz", "residual", "weight", "bias"]
 
 
 def drawn(dtype, where):
-    """NaN in the second channel of this array, on both sides of 0; beside it numbers that z does not tell."""
+    """Return a batch with NaN in channel 1 of array `where`, escaped elements and guarded channels."""
     rng = np.random.default_rng(0)
     arrays = dict(zip(ARRAYS, 3 * rng.normal(size=(3, *SHAPE)), strict=False))
     arrays["residual"][1, 1, 20] = 6e4
@@ -55,7 +55,7 @@ def where_nan(result):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
-def test_nan_is_where_the_reference_has_it(activation, strategy, dtype, training):
+def test_nan_is_where_the_reference_has_nan(activation, strategy, dtype, training):
     options = {"activation": activation, "training": training}
     given = parameter_dtype(dtype)
     if not training:
@@ -67,7 +67,7 @@ def test_nan_is_where_the_reference_has_it(activation, strategy, dtype, training
         for layout, isa in itertools.product(("first", "last"), ISAS):
             got = where_nan(run(batch, layout, isa=isa, strategy=strategy, **options))
             for name, nan in want.items():
-                if where == "residual":  # beside it z tells less than x: more of its channel may be
+                if where == "residual":  # more elements of its channel may be NaN if xhat is recovered from z
                     assert not (nan & ~got[name]).any(), (layout, isa, name)
                     assert not np.delete(got[name], 1, axis=nan.ndim // 2).any(), (layout, isa, name)
                 else:
@@ -102,8 +102,8 @@ def test_backward_apply_has_nan_where_backward_has(activation, strategy, dtype, 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
-def test_recompute_gives_every_nan_with_its_sign_back(strategy, dtype, training):
-    """Of two NaN that are added either may be the sum: both ways have to take the same."""
+def test_recompute_restores_nan_and_its_sign(strategy, dtype, training):
+    """A sum of two NaN may be either of them: forward and recompute must give the same one."""
     rng = np.random.default_rng(0)
     given = parameter_dtype(dtype)
     options = {"training": training, "strategy": strategy}

@@ -114,7 +114,7 @@ def test_the_schemes_of_the_paper_equal_standard_batch_norm(scheme, literally, a
     weight, bias = (weight, bias) if affine else (None, None)
     arguments = {**options(activation, 5), "residual": x[::-1]}
     if activation == "prelu":
-        arguments["slope"] = [0.5]  # below 0, z does not tell
+        arguments["slope"] = [0.5]  # below 0, y cannot be recovered from z
     z, ctx = reference.forward(x, weight=weight, bias=bias, strategy=scheme, **arguments)
     want_z, standard = reference.forward(x, weight=weight, bias=bias, strategy="standard", **arguments)
     assert np.array_equal(z, want_z)
@@ -131,7 +131,7 @@ def test_the_schemes_of_the_paper_equal_standard_batch_norm(scheme, literally, a
 
 @pytest.mark.parametrize("strategy", ["inplace_1", "inplace_2", "inplace"])
 def test_xhat_that_z_does_not_determine_is_kept(strategy):
-    """For gamma = 0, gamma far below beta and flat elu, z alone would give 0 / 0, noise and infinity."""
+    """From z alone, xhat would be 0 / 0 for gamma = 0, noise for gamma << beta, infinity for flat elu."""
     x, dz, weight, bias = batch((4, 5, 7), 3)
     weight[:3], bias[:3] = (0, 1e-17, 30), (0.5, 3, -20)
     for activation in INVERTIBLE:

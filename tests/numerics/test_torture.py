@@ -1,4 +1,4 @@
-"""Numerical torture: training whose weights cross zero, and channels of every kind of difficulty at once."""
+"""Training whose weights cross zero, and one batch with every kind of ill-conditioned channel."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def train(strategy, learning_rate, dtype=np.float64):
     for step in range(STEPS):
         losses.append(float(loss(net(x + 0.5 * rng.normal(size=x.shape).astype(dtype)), labels)))
         net.backward(loss.backward())
-        if step % 50 == 49:  # pushed across zero, and once onto it
+        if step % 50 == 49:  # across zero, and once to exactly zero
             net[1].weight.data *= -1
             net[1].weight.data[step // 50] = 0
         optimizer.step()
@@ -39,13 +39,13 @@ def train(strategy, learning_rate, dtype=np.float64):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["inplace_1", "inplace_2", "checkpoint_xhat"])
 def test_weights_that_cross_zero_in_training(strategy):
-    """500 steps, in-place and standard: the same to rounding while many weights change their sign."""
+    """500 steps in place equal 500 standard steps to rounding while many weights change their sign."""
     losses, weights, state = train(strategy, 0.05)
     want_losses, want_weights, want_state = train("standard", 0.05)
     crossings = (np.diff(np.signbit(want_weights), axis=0)).any(axis=0).sum()
     assert crossings >= 12
     assert np.isfinite(losses).all()
-    # A difference of rounding is carried on by the training itself, by a factor that grows with the steps.
+    # Training magnifies rounding errors by a factor that grows with the number of steps.
     np.testing.assert_allclose(losses[:100], want_losses[:100], rtol=1e-9)
     np.testing.assert_allclose(losses, want_losses, rtol=1e-6)
     np.testing.assert_allclose(weights, want_weights, rtol=1e-6, atol=1e-6)
@@ -59,7 +59,7 @@ SIZES = [0.0, -0.0, 1e-45, 1e-38, -1e-20, 1e-6, -1.0, 1e6, -1e20, 1e30]
 
 
 def _channels(rng, count):
-    """Channels that are hard on sums, squares and differences, by name."""
+    """Return channels with ill-conditioned sums, squares or differences, by name."""
     normal = rng.normal(size=count)
     outlier = normal.copy()
     outlier[count // 3] = 1e30
@@ -77,7 +77,7 @@ def _channels(rng, count):
 
 
 def torture(weight, bias, dtype="float32", shape=(6, None, 5, 7)):
-    """A batch with all of these channels, of one weight and bias."""
+    """Return a batch with all of these channels; each has the same weight and bias."""
     rng = np.random.default_rng(5)
     count = shape[0] * shape[2] * shape[3]
     x = np.stack([c.reshape(shape[0], *shape[2:]) for c in _channels(rng, count).values()], axis=1)
@@ -97,7 +97,7 @@ def torture(weight, bias, dtype="float32", shape=(6, None, 5, 7)):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_channels_of_every_difficulty(dtype, strategy, weight, bias):
-    """Finite wherever float64's standard is, and within the bound, whatever weight and bias are."""
+    """Finite wherever the standard strategy in float64 is, and within the bound, for any weight and bias."""
     keeps = reference.KEEPS[strategy]
     for activation, isa in [("leaky_relu", None), ("elu", None), ("identity", ISAS[-1])]:
         batch = without_kinks(torture(weight, bias, dtype), dtype, keeps, activation)

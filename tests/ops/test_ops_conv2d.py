@@ -96,7 +96,7 @@ def test_memory_of_any_strides(case, channel_axis):
     z, gradients, _ = run(conv2d, x, weight, bias, dz=dz, **settings)
     others = strided(x), np.asfortranarray(weight), bias[::-1].copy()[::-1]
     z2, gradients2, _ = run(conv2d, *others, dz=strided(dz), **settings)
-    # What the operands are copied to decides in which order BLAS adds.
+    # The memory order of the operands' copies determines the order of BLAS's additions.
     np.testing.assert_allclose(z2, z, rtol=0, atol=1e-13)
     for one, other in zip(gradients, gradients2, strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-12)
@@ -189,10 +189,10 @@ def scratch_of(ctx, x, weight, **keywords):
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_scratch_is_below_a_tenth_of_the_input(kernel, channel_axis):
-    """The shape of the issue: float32, 64 to 64 channels, (8, 64, 56, 56); of numpy's own allocations.
+    """Scratch is what NumPy allocates: float32, 64 to 64 channels, (8, 64, 56, 56).
 
-    tracemalloc counts those of the whole process, other threads included: what is there only now and then is
-    not the convolution's.
+    tracemalloc counts all threads of the process. Allocations of other threads do not occur in every
+    repetition, so the minimum over several is the convolution's.
     """
     x = laid_out(normal((8, 64, 56, 56), "float32"), channel_axis)
     weight, ctx = normal((64, 64, kernel, kernel), "float32"), Context()
@@ -200,7 +200,7 @@ def test_scratch_is_below_a_tenth_of_the_input(kernel, channel_axis):
     forward, backward = map(min, zip(*found, strict=True))
     assert forward < x.nbytes / 10
     assert backward < x.nbytes / 10
-    # What the ledger is told, small objects, and what NumPy sets aside for the addition of strided arrays.
+    # Reported temporaries, small objects, and NumPy's buffers for the addition of strided arrays.
     assert max(forward, backward) <= ctx.scratch + 50_000 + (1 << 16)
     assert kernel > 1 or forward < 50_000
 

@@ -123,7 +123,7 @@ def test_scratch_does_not_grow_with_the_batch(groups, stride, channel_axis, dtyp
         z = conv_transpose2d.forward(ctx, x, weight, stride=stride, groups=groups, channel_axis=channel_axis)
         peak = tracemalloc.get_traced_memory()[1] - z.nbytes
         tracemalloc.stop()
-        # Beside what the ledger is told: small objects, and NumPy's buffers for casts and strided additions.
+        # Besides reported temporaries: small objects, and NumPy's buffers for casts and strided additions.
         assert peak <= ctx.scratch + 50_000 + (1 << 17)
         conv_transpose2d.backward(ctx, z)
         found.append(ctx.scratch)

@@ -134,7 +134,7 @@ def test_scratch_of_half_types_is_smaller_than_the_batch(dtype, layout):
         results = operation.backward(ctx, z)
         peak = tracemalloc.get_traced_memory()[1] - results[0].nbytes - results[1].nbytes
         tracemalloc.stop()
-        # Beside what the ledger is told: small objects, and NumPy's buffers for casts and strided additions.
+        # Besides reported temporaries: small objects, and NumPy's buffers for casts and strided additions.
         assert peak <= ctx.scratch + 50_000 + (1 << 17)
         assert ctx.scratch <= 2 * 4 * _convolve.SCRATCH + 2**17
 
@@ -212,7 +212,7 @@ def test_gradients_of_frozen_parameters_are_not_computed(operation, layout, case
         np.testing.assert_allclose(dx, found[True, True][0], rtol=0, atol=1e-12)
 
 
-# ---- beside a normalization --------------------------------------------------------------------------------
+# ---- layers next to a normalization ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 5), (4, 1), (1, 5)])

@@ -1,6 +1,6 @@
-"""Every benchmark runs once on tiny shapes, and what it prints and writes has the promised form.
+"""Every benchmark runs once on tiny shapes, and its output and files have the documented form.
 
-Nothing here looks at how long anything took.
+No test depends on measured times.
 """
 
 import itertools
@@ -89,14 +89,14 @@ def test_one_layout_and_one_section_can_be_chosen(tmp_path):
     assert not (tmp_path / "limit.png").exists()  # it shows the limit and the peers
 
 
-def test_the_picture_is_drawn_where_matplotlib_is(tmp_path):
+def test_the_chart_is_drawn_if_matplotlib_is_installed(tmp_path):
     pytest.importorskip("matplotlib")
     run_limit(tmp_path, "--shapes", SHAPES[0], "--no-peers", "--limit")
     assert (tmp_path / "limit.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.torch
-def test_pytorch_takes_part_with_silu_as_its_users_run_it(tmp_path):
+def test_pytorch_runs_silu_with_default_settings(tmp_path):
     pytest.importorskip("torch")
     content = run_limit(
         tmp_path, "--shapes", SHAPES[0], "--peers", "torch-eager", "--activations", "silu", "gelu"
@@ -111,7 +111,7 @@ def test_pytorch_takes_part_with_silu_as_its_users_run_it(tmp_path):
 @pytest.mark.parametrize(
     "peer", [pytest.param(name, marks=[pytest.mark.torch] * name.startswith("torch")) for name in peers.PEERS]
 )
-def test_a_peer_takes_part(peer, tmp_path):
+def test_a_peer_is_measured(peer, tmp_path):
     if peer not in peers.installed():
         pytest.skip(f"{peer} is not installed")
     content = run_limit(tmp_path, "--shapes", SHAPES[0], "--peers", peer, "--limit")
@@ -166,7 +166,7 @@ def test_onednn_computes_batch_norm_with_relu(layout):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_a_peer_that_is_not_there_is_named_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+def test_an_unavailable_peer_is_named_and_the_others_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DNNL_LIBRARY", __file__)  # no shared library
     content = run_limit(
         tmp_path, "--shapes", SHAPES[0], "--layouts", "channels-first", "--peers", "onednn", "--limit"
@@ -221,7 +221,7 @@ def test_without_options_everything_is_measured():
 
 
 @pytest.mark.parametrize("text", ["4", "2x0x4", "axb"])
-def test_a_shape_that_is_none_is_refused(text):
+def test_an_invalid_shape_is_refused(text):
     with pytest.raises(ValueError, match=r".*"):
         limit.shape(text)
 
@@ -293,7 +293,7 @@ def test_targets_are_printed_for_developers_and_not_published(monkeypatch):
         assert ">=" not in part
 
 
-def test_like_processes_are_in_one_state():
+def test_processes_of_similar_bandwidth_are_in_one_state():
     summary = report.summarise([made_up_run(seconds) for seconds in (1.0e-3, 1.05e-3, 1.1e-3)])
     assert [(row["state"], row["processes"]) for row in summary["limit"]] == [("one", 3)]
     assert summary["limit"][0]["forward"]["of_limit"].missed
@@ -376,7 +376,7 @@ def test_the_short_table_compares_a_few_shapes_with_peers():
     assert f"2 threads, {run['machine']['inplace_abn']['isa_active']}; python" in table
 
 
-def test_an_interrupt_prints_what_has_been_measured(monkeypatch, capsys):
+def test_an_interrupt_prints_the_figures_measured_so_far(monkeypatch, capsys):
     measured = iter([made_up_run(1e-3)])
 
     def interrupted(plan, isa):
@@ -394,7 +394,7 @@ def test_an_interrupt_prints_what_has_been_measured(monkeypatch, capsys):
     assert limit.main(["--limit", "--no-peers", "--processes", "3"]) == 130
 
 
-def test_a_file_without_the_region_is_left_alone(tmp_path):
+def test_a_file_without_the_region_is_not_changed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("text")
     with pytest.raises(ValueError, match="no region"):
@@ -441,7 +441,7 @@ def test_accuracy_has_every_activation_in_every_dtype(tmp_path, capsys, monkeypa
     assert "(<= 1%)" in capsys.readouterr().out
 
 
-def test_nan_is_no_small_error():
+def test_nan_is_an_infinite_error():
     batch = Batch((2, 3, 4, 4), "channels-first")
     results = accuracy.run(batch, threads=1)
     results["dx"][0, 0, 0, 0] = np.nan

@@ -1,4 +1,4 @@
-"""The benchmark of what is kept: every buffer counts in one row; the command prints and writes its tables."""
+"""The benchmark of kept memory: every buffer counts in one row; the command prints and writes its tables."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ def test_in_place_keeps_the_same_inputs_of_convolutions_and_no_inputs_of_normali
     assert inplace[memory.OFFSETS] == 2 * 8 * 8 * 8
 
 
-def test_a_stem_that_is_run_again_keeps_the_images_alone():
+def test_a_recomputed_stem_keeps_only_the_images():
     inplace, again = kept("inplace"), kept(memory.RECOMPUTED)
     assert again.pop(memory.OFFSETS) == 0 < inplace.pop(memory.OFFSETS)
     assert inplace.pop(memory.POOLED) - again.pop(memory.POOLED) == 4 * 2 * 8 * 16 * 16
@@ -52,11 +52,11 @@ def test_a_stem_that_is_run_again_keeps_the_images_alone():
 def test_a_silu_adds_a_bit_per_element():
     mask = kept("inplace", "silu")["branch masks, a bit per element"]
     activated = sum(kept("inplace")[row] for row in (memory.CONVOLUTIONS, memory.POOLED))
-    first = 4 * np.prod(SHAPE) + 4 * 2 * 8 * 8 * 8  # the images, and what the pooling gives
+    first = 4 * np.prod(SHAPE) + 4 * 2 * 8 * 8 * 8  # the images, and the result of the pooling
     assert mask == (activated - first) / 32
 
 
-def test_what_guards_a_channel_has_its_row():
+def test_guarded_channels_have_a_row():
     net = layers.Sequential(layers.InPlaceABN(4), layers.Conv2d(4, 4, 1, rng=0))
     net[0].weight.data[0] = 0
     with ledger() as book:
@@ -67,14 +67,14 @@ def test_what_guards_a_channel_has_its_row():
 
 
 def results(share):
-    """Return made-up results, in place `share` of standard, with 2 of 100 bytes beyond the floor."""
+    """Return invented results: in place keeps `share` of standard, 2 of 100 bytes of it beyond the floor."""
     rows = dict.fromkeys(memory.ROWS, 0)
     kept = {variant: rows | {memory.CONVOLUTIONS: 98, memory.POOLED: 2} for variant in memory.VARIANTS}
     kept["standard"] = rows | {memory.REST: 100 / share}
     return {("ResNet-50", "leaky_relu"): kept, ("ResNet-34", "silu"): kept}
 
 
-def test_figures_are_judged_where_there_is_a_target():
+def test_figures_with_a_target_are_judged():
     figures = memory.judge(results(0.57))
     assert [name for name, figure in figures.items() if figure.missed] == [
         f"ResNet-50, leaky_relu, {memory.RECOMPUTED}: of standard",

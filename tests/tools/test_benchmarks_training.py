@@ -1,4 +1,4 @@
-"""The benchmark of training: how seeds are combined and judged, and a run. Nothing here looks at a time."""
+"""The benchmark of training: combined seeds, targets, a run. No test depends on measured times."""
 
 import json
 import sys
@@ -58,7 +58,7 @@ def test_seeds_are_combined():
     assert rows["inplace_2"]["process"] is None
 
 
-def test_figures_are_held_against_their_targets():
+def test_figures_are_compared_with_their_targets():
     score, points, kept, seconds = training.judge("classification", RUNS).values()
     assert score.value == pytest.approx(100 * (0.98 + 0.98 + 0.99) / 3)
     assert points.value == pytest.approx(200 / 300)

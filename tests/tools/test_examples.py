@@ -1,4 +1,4 @@
-"""The notebooks of examples/ run from top to bottom, and the outputs in them are those of such a run."""
+"""The notebooks of examples/ run from top to bottom and reproduce the outputs stored in them."""
 
 import json
 import os
@@ -16,7 +16,7 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 if not NOTEBOOKS:
     pytest.skip("the notebooks are in the sources only", allow_module_level=True)
 
-# In a process of its own: what the kernel's client warns of is none of our business, what the cells do is.
+# In a separate process: warnings of the kernel's client are ignored, warnings of the cells are errors.
 RUN = """
 import sys, nbformat
 from nbclient import NotebookClient
@@ -36,7 +36,7 @@ def code(book):
 
 
 def kinds(cell):
-    """Return what a cell shows, without the texts, in which machines may differ; in pieces or as a whole."""
+    """Return the kinds of a cell's outputs. Their texts depend on the machine, their number on buffering."""
     return sorted({(output["output_type"], *sorted(output.get("data", ()))) for output in cell["outputs"]})
 
 
@@ -45,7 +45,7 @@ def notebook(request):
     return json.loads(request.param.read_text(encoding="utf-8"))
 
 
-def test_notebooks_run_and_show_what_is_in_them(notebook, tmp_path):
+def test_notebooks_run_and_reproduce_their_outputs(notebook, tmp_path):
     pytest.importorskip("nbclient", reason="running notebooks needs the extra 'test'")
     package = str(Path(inplace_abn.__file__).parents[1])  # the one that all other tests have
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -63,6 +63,6 @@ def test_notebooks_were_run_in_order_before_they_were_committed(notebook):
     assert any(cell["outputs"] for cell in code(notebook))
 
 
-def test_notebooks_show_no_folder_of_the_machine_they_ran_on(notebook):
+def test_notebooks_contain_no_path_of_the_machine_they_ran_on(notebook):
     texts = json.dumps([cell["outputs"] for cell in code(notebook)])
     assert not [name for name in ("/tmp/", "site-packages") if name in texts]

@@ -1,4 +1,4 @@
-"""The project's own promises: one version, few dependencies, a complete sdist, one set of tools."""
+"""The project: one version number, few dependencies, a complete sdist, pinned tools, valid links."""
 
 import importlib.metadata
 import re
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 if not (ROOT / "setup.py").exists():
     pytest.skip("the sources are not there, only the installed package", allow_module_level=True)
 
-#: What is in a checkout and belongs neither into the sdist nor under the rules for sources.
+#: Files of a checkout that are not sources: left out of the sdist and of the checks below.
 LEFTOVERS = shutil.ignore_patterns(
     *(".git", ".venv", "build", "dist", "wheelhouse", "results", "*.egg-info"),
     *("__pycache__", ".*_cache", ".hypothesis", "*.so", "*.pyd", "*.o"),
@@ -31,7 +31,7 @@ def read(name):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """Return a copy of the sources without what builds and tests leave behind."""
+    """Return a copy of the sources without products of builds and tests."""
     copy = tmp_path_factory.mktemp("project") / "checkout"
     shutil.copytree(ROOT, copy, ignore=LEFTOVERS)
     return copy
@@ -109,7 +109,7 @@ def test_the_readme_has_one_command_to_try_it_and_one_to_test_it():
     ]
 
 
-def test_links_lead_somewhere(checkout):
+def test_links_have_existing_targets(checkout):
     pages = [checkout / "README.md", checkout / "CONTRIBUTING.md", *(checkout / "docs").rglob("*.md")]
     for page in pages:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
@@ -125,7 +125,7 @@ def test_workflows_have_no_permissions_by_default_and_pinned_actions():
         assert all(re.search(r"@(v\d+|[0-9a-f]{40})$", action) for action in re.findall(r"uses: (\S+)", text))
 
 
-def test_no_file_names_a_folder_of_someones_machine(checkout):
+def test_no_file_contains_a_path_of_a_developers_machine(checkout):
     home = re.compile(r"/(?:home|root|Users)/\w|[A-Z]:\\Users", re.IGNORECASE)
     texts = (
         path

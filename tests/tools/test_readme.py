@@ -1,4 +1,4 @@
-"""The code blocks of README.md and docs/ run, in order, and print what their `# ->` comments state."""
+"""The code blocks of README.md and docs/ run in order and print the output stated in `# ->` comments."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ if not PAGES:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_code_blocks_run_and_print_what_they_state(page, tmp_path, monkeypatch):
+def test_code_blocks_run_and_print_the_stated_output(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
     names = {"__name__": "__main__"}
