@@ -52,7 +52,8 @@ class BuildCore(build_ext):
     def run(self):
         super().run()
         if not self.inplace:
-            # After `pip install .`, Python started in the checkout still imports the checkout's package.
+            # After `pip install .`, Python started in the checkout still imports the checkout's package,
+            # which needs the extension too.
             self.copy_extensions_to_source()
 
     def build_extension(self, ext):

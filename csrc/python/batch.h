@@ -72,7 +72,7 @@ int mask_open(binding_state *state, PyObject *got, const batch *x, mask *m);
 /* The number of words that hold one bit for each position of x. */
 npy_intp mask_words(const batch *x);
 
-/* Sets the bits of the valid positions in `words`, zeroed by the caller. Returns their number; words == NULL: only that. */
+/* Sets the bits of valid positions in `words`, zeroed by the caller. Returns their number; words == NULL: only that. */
 npy_intp mask_pack(const mask *m, uint64_t *words);
 
 /* A contiguous one-dimensional float32 array, of `count` elements unless that is -1. */

@@ -1,5 +1,5 @@
-/* Every allocation of the core is made to fail in turn. The linker puts these in place of the C library's
- * (--wrap), for the core and for the tests; the core needs no hook for it. */
+/* Makes each allocation of the core fail in turn. The linker (--wrap) replaces malloc, calloc, realloc and free with
+ * the __wrap_ functions below, in the core and in the tests: the core needs no hook. */
 #include "allocations.h"
 
 #include <stdatomic.h>
@@ -19,10 +19,10 @@ void *__wrap_calloc(size_t count, size_t bytes);
 void *__wrap_realloc(void *memory, size_t bytes);
 void __wrap_free(void *memory);
 
-static atomic_long alive;
+static atomic_long alive;     /* allocated blocks */
 static atomic_long left = -1; /* allocations until one fails; below 0: none does */
-static atomic_long refused;
-static int for_good; /* once memory has run out it does not come back */
+static atomic_long refused;   /* allocations that failed */
+static int for_good;          /* True if all allocations after the first failure fail too */
 
 static int refuse(void) {
     const int now = (for_good && refused > 0) || (left >= 0 && left-- == 0);
@@ -129,7 +129,7 @@ static void attempt_close(attempt *a) {
     array_close(&a->param);
 }
 
-/* The bytes of all arrays, to be compared with their previous values. */
+/* Copies the bytes of all arrays, to compare them before and after an operation. Returns their number. */
 enum { WRITTEN = 9 };
 
 static size_t copy_arrays(const attempt *a, char *to) {
@@ -144,12 +144,12 @@ static size_t copy_arrays(const attempt *a, char *to) {
     return bytes;
 }
 
-/* Where the list of escaped elements cannot grow, x may already be written: abn.h says so. */
+/* True for a forward in place: if the list of escaped elements cannot grow, x may already be written (see abn.h). */
 static int may_be_half_done(const attempt *a, int operation_index) {
     return operations[operation_index].run == forward && a->layer.of->keep == ABN_KEEP_Z;
 }
 
-/* Lets the allocation number `which` fail; returns 0 when there are no more. */
+/* Makes allocation number `which` fail. Returns 0 if the operation makes fewer allocations. */
 static int fail_one(const problem *of, const twin *expected, const setting *in, int threads, int index, long which) {
     attempt a = attempt_open(of, expected, in, threads);
     if (operations[index].needs_forward) check(forward(&a) == ABN_OK, "forward failed");
@@ -166,15 +166,16 @@ static int fail_one(const problem *of, const twin *expected, const setting *in, 
     refused = 0;
     copy_arrays(&a, after);
     if (failed) {
-        check(status == ABN_NO_MEMORY, "allocation %ld failed and nobody noticed", which);
+        check(status == ABN_NO_MEMORY, "allocation %ld failed, but the status is not ABN_NO_MEMORY", which);
         check(alive == alive_before, "allocation %ld failed and %ld blocks leaked", which, alive - alive_before);
         check(may_be_half_done(&a, index) || memcmp(before, after, bytes) == 0,
-              "allocation %ld failed and arrays had been written", which);
+              "allocation %ld failed after arrays were written", which);
         if (operations[index].run == forward)
-            check(a.layer.context.escapes.index == NULL && a.layer.context.escapes.count == 0, "escapes are left");
+            check(a.layer.context.escapes.index == NULL && a.layer.context.escapes.count == 0,
+                  "escapes were not freed");
         check(operations[index].run(&a) == ABN_OK, "not usable again after failure %ld", which);
     } else {
-        check(status == ABN_OK, "failed though nothing was refused");
+        check(status == ABN_OK, "failed although no allocation failed");
     }
     free(before);
     free(after);
@@ -191,10 +192,10 @@ static void fail_each(const problem *of, const setting *in) {
             const int threads = variant & 1 ? 3 : 1;
             long which = 0;
             for_good = variant >= 2;
-            now_testing("%s of %s, %td x %td x %td %s, %s, keep %d, by %d, memory %s", operations[index].name,
+            now_testing("%s of %s, %td x %td x %td %s, %s, keep %d, %d threads, %s", operations[index].name,
                         dtype_names[of->dtype], of->of.batch, of->of.channels, of->of.spatial, in->x.name,
                         abn_activation_table[of->activation].name, of->keep, threads,
-                        for_good ? "gone for good" : "back at once");
+                        for_good ? "all later allocations fail" : "one allocation fails");
             while (fail_one(of, &expected, in, threads, index, which)) which++;
             check(which > 0, "no allocation was made to fail");
         }
@@ -207,7 +208,7 @@ void test_allocations(const abn_kernels *kernels) {
     /* By row, by row with threads that share a channel, stacked, joined, in chunks that threads share. */
     static const shape shapes[] = {{2, 6, 600}, {1, 2, 40011}, {6, 7, 9}, {700, 3, 1}, {3, 130, 401}};
     static const layout layouts[] = {{"channels-first", 0, 0, 0}, {"channels-last", 1, 0, 0}};
-    /* With escapes; guarded channels; nothing guarded_xhat; sides and escapes; slopes, guarded channels and escapes. */
+    /* Side data: escapes; guarded channels; none; branch mask and escapes; slopes, guarded channels and escapes. */
     static const problem kinds[] = {
         {{0}, ABN_FLOAT16, ABN_ELU, ABN_KEEP_Z, 1, DRAW_ORDINARY, NO_RESIDUAL},
         {{0}, ABN_FLOAT32, ABN_LEAKY_RELU, ABN_KEEP_Z, 1, DRAW_LOST, NO_RESIDUAL},

@@ -3,7 +3,7 @@
 
 #include "abn.h"
 
-/* Each operation with each of its allocations failing: it says so, leaks nothing and leaves its arrays alone. */
+/* Each operation, with each of its allocations failing: it returns ABN_NO_MEMORY, leaks nothing, changes no array. */
 void test_allocations(const abn_kernels *kernels);
 
 #endif

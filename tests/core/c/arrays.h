@@ -1,10 +1,11 @@
-/* Arrays between forbidden pages, and batches in them. */
+/* Arrays between inaccessible pages, and batches in them. */
 #ifndef ARRAYS_H
 #define ARRAYS_H
 
 #include "abn.h"
 
-/* An access past this side crashes; writes past the other side, within its page, are detected when the array is closed. */
+/* An access past this side crashes; writes past the other side, within its page, are detected when the array is
+ * closed. */
 typedef enum { FLUSH_START, FLUSH_END } flush_side;
 
 typedef struct {
@@ -17,12 +18,12 @@ typedef struct {
 /* Every byte is 0xff: NaN in every storage type. */
 array array_open(size_t bytes, flush_side side);
 array array_of_doubles(const double *values, ptrdiff_t count, flush_side side);
-void array_freeze(const array *a); /* a write is a crash */
+void array_freeze(const array *a); /* makes it read-only: a write crashes */
 void array_thaw(const array *a);
 void array_close(array *a); /* checks that nothing was written around it */
 
-/* How a batch lies in memory: gaps in elements, after each channel's positions (or each position's channels), and
- * after each image. */
+/* The memory layout of a batch. Gaps, in elements: row_gap follows each channel's positions (channels-last: each
+ * position's channels), image_gap follows each image. */
 typedef struct {
     const char *name;
     int channels_last;
@@ -47,10 +48,10 @@ void tensor_write(const tensor *t, const double *values);
 void tensor_read(const tensor *t, double *values);
 void tensor_close(tensor *t); /* checks that nothing was written between its elements and around them */
 
-/* The storage types by their definition, a bit at a time. */
+/* The storage types, computed from their definitions and independently of the library. */
 extern const char *const dtype_names[ABN_DTYPES];
 typedef struct {
-    int digits;         /* of the significand, the hidden one with them */
+    int digits;         /* of the significand, with the hidden one */
     int least_exponent; /* of the smallest normal number 2^least_exponent */
     double largest;
 } number_format;

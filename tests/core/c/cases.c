@@ -4,7 +4,7 @@
 #include "check.h"
 #include "curves.h"
 
-/* Around one, two and four vectors of every width, and around rows that are joined or stacked. */
+/* Sizes near one, two and four vectors of each width, and near the limits for joining or stacking rows in a tile. */
 static const shape light_shapes[] = {
     {1, 1, 2},  {2, 1, 1},   {7, 1, 1},   {2, 3, 7},   {5, 3, 1},   {33, 17, 1}, {1, 17, 33}, {2, 2, 65}, {4, 5, 49},
     {6, 70, 9}, {3, 66, 15}, {5, 129, 3}, {1, 3, 513}, {2, 1, 130}, {0, 3, 4},   {2, 0, 4},   {2, 3, 0},
@@ -32,14 +32,14 @@ typedef struct {
 static void test_layouts(sweep *s, const problem *of, int heavy) {
     twin expected = {.memory = NULL};
     for (int l = 0; l < LAYOUTS; l++) {
-        const int other = (int)(s->count % 3); /* of the same kind, with other gaps or with none */
+        const int other = (int)(s->count % 3); /* same order of channels, other gaps or none */
         setting in = {s->kernels, layouts[l], layouts[l / 3 * 3 + other], FLUSH_END, ABN_SCHEME_II};
         const int schemes = of->keep == ABN_KEEP_Z ? 2 : 1;
         for (int variant = 0; variant < 2 * schemes; variant++) {
             in.side = variant & 1 ? FLUSH_START : FLUSH_END;
             in.scheme = variant & 2 ? ABN_SCHEME_I : ABN_SCHEME_II;
             if (s->count++ % (unsigned)s->effort.every) continue;
-            if (heavy && (s->count / (unsigned)s->effort.every) % 4) continue; /* each costs as much as hundred */
+            if (heavy && (s->count / (unsigned)s->effort.every) % 4) continue; /* each costs as much as 100 */
             if (expected.memory == NULL) {
                 expected = twin_draw(of, (unsigned)s->count);
                 twin_solve(&expected, of);
@@ -56,8 +56,8 @@ static void test_layouts(sweep *s, const problem *of, int heavy) {
     twin_free(&expected);
 }
 
-/* True for every second problem with tile kernels (a piecewise linear activation without residual), and for every 17th of
- * the others. 2 and 17 do not divide the number of problems, so each is met after as many shapes. */
+/* True for every second problem with tile kernels (a piecewise linear activation without residual), and for every 17th
+ * of the others. 2 and 17 do not divide the number of problems, so each is met after as many shapes. */
 static int is_next(sweep *s, const problem *p) {
     if (curve_is_piecewise_linear(p->activation) && p->activation != ABN_PRELU && !p->residual)
         return s->cheap++ % 2 == 0;
@@ -79,7 +79,7 @@ static void test_problems(sweep *s, shape of, abn_dtype dtype, int heavy) {
                                  &(problem){of, dtype, activation, keep, variant < 2,
                                             variant & 1 ? DRAW_LOST : DRAW_ORDINARY, residual},
                                  heavy);
-    s->cheap++; /* the other half with the next shape */
+    s->cheap++; /* the next shape tests the other half */
 }
 
 /* a*c + d and b*c + a*d */

@@ -1,4 +1,4 @@
-/* Every operation in every combination, in arrays between forbidden pages, against the twin. */
+/* Every operation in every combination, in arrays between inaccessible pages, compared with the twin (twin.h). */
 #ifndef CASES_H
 #define CASES_H
 
@@ -6,12 +6,12 @@
 
 typedef struct {
     int every; /* run each every-th case only; 1: all */
-    int heavy; /* with the shapes that reach every block and chunk */
+    int heavy; /* True: also large shapes, which span several blocks and chunks */
 } effort;
 
 void test_cases(const abn_kernels *kernels, effort effort);
 
-/* One problem through all operations. Layouts of x, and of z, dz and dx. */
+/* How to run a problem. `others` is the layout of z, dz and dx. */
 typedef struct {
     const abn_kernels *kernels;
     layout x, others;

@@ -33,7 +33,7 @@ int check(int holds, const char *format, ...) {
     return 0;
 }
 
-/* The handler is taken off by SA_RESETHAND: on return the access is tried again, and ends the program as ever. */
+/* SA_RESETHAND removes the handler: on return the access is retried, and then terminates the program. */
 static void on_crash(int signal_number) {
     static const char text[] = "CRASH in ";
     (void)signal_number;

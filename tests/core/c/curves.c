@@ -14,8 +14,8 @@ static double softplus(double y) { return fmax(y, 0) + log1p(exp(-fabs(y))); }
 /* NaN propagates. */
 static double clamp(double low, double high, double y) { return y < low ? low : y > high ? high : y; }
 
-/* The activations with a minimum are y times a curve from 0 to 1. */
-static double share_of(abn_activation activation, double y) {
+/* The gate of an activation with a minimum, z = y * gate(y); it rises from 0 to 1. */
+static double gate_of(abn_activation activation, double y) {
     switch (activation) {
         case ABN_SILU: return sigmoid(y);
         case ABN_GELU: return erfc(-y / sqrt(2)) / 2;
@@ -25,13 +25,13 @@ static double share_of(abn_activation activation, double y) {
     }
 }
 
-static double slope_of_share(abn_activation activation, double y) {
-    const double share = share_of(activation, y);
+static double slope_of_gate(abn_activation activation, double y) {
+    const double gate = gate_of(activation, y);
     switch (activation) {
-        case ABN_SILU: return share * sigmoid(-y);
+        case ABN_SILU: return gate * sigmoid(-y);
         case ABN_GELU: return exp(-y * y / 2) / sqrt(2 * M_PI);
-        case ABN_GELU_TANH: return share * share_of(activation, -y) * 2 * sqrt(M_2_PI) * (1 + 3 * 0.044715 * y * y);
-        case ABN_MISH: return sigmoid(y) * (1 - share * share);
+        case ABN_GELU_TANH: return gate * gate_of(activation, -y) * 2 * sqrt(M_2_PI) * (1 + 3 * 0.044715 * y * y);
+        case ABN_MISH: return sigmoid(y) * (1 - gate * gate);
         default: return 0;
     }
 }
@@ -50,7 +50,7 @@ double curve_value(abn_activation activation, double param, double y) {
         case ABN_RELU6: return clamp(0, 6, y);
         case ABN_HARDSIGMOID: return clamp(0, 1, y / 6 + 0.5);
         case ABN_HARDSWISH: return y <= -3 ? 0 : y >= 3 ? y : y * (y + 3) / 6;
-        default: return y * share_of(activation, y);
+        default: return y * gate_of(activation, y);
     }
 }
 
@@ -69,14 +69,14 @@ double curve_slope(abn_activation activation, double param, double y) {
         case ABN_HARDSIGMOID: return y > -3 && y < 3 ? 1.0 / 6 : 0;
         case ABN_HARDSWISH: return y <= -3 ? 0 : y >= 3 ? 1 : (2 * y + 3) / 6;
         case ABN_IDENTITY: return 1; /* of NaN as well */
-        default: return share_of(activation, y) + y * slope_of_share(activation, y);
+        default: return gate_of(activation, y) + y * slope_of_gate(activation, y);
     }
 }
 
 double curve_slope_terms(abn_activation activation, double param, double y) {
     if (activation == ABN_HARDSWISH && fabs(y) < 3) return fabs(y) / 3 + 0.5;
     return abn_activation_table[activation].inverse == ABN_FROM_Z_AND_SIDE
-               ? share_of(activation, y) + fabs(y * slope_of_share(activation, y))
+               ? gate_of(activation, y) + fabs(y * slope_of_gate(activation, y))
                : fabs(curve_slope(activation, param, y));
 }
 

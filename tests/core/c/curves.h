@@ -7,13 +7,14 @@
 double curve_value(abn_activation activation, double param, double y);
 double curve_slope(abn_activation activation, double param, double y);
 
-/* The sum of the absolute terms of the slope: computed from y, and computed from z. */
+/* The sum of the absolute values of the slope's terms, which its rounding error is proportional to: if the slope is
+ * computed from y, and if it is computed from z. */
 double curve_slope_terms(abn_activation activation, double param, double y);
 double curve_slope_terms_of_z(abn_activation activation, double param, double y);
 
 int curve_is_piecewise_linear(abn_activation activation);
 
-/* To the nearest y at which the slope jumps. */
+/* The distance from y to the nearest discontinuity of the slope; infinity if there is none. */
 double curve_distance_to_kink(abn_activation activation, double y);
 
 #endif

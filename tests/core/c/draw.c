@@ -54,7 +54,7 @@ static twin twin_open(const problem *of) {
     return t;
 }
 
-/* Slopes of prelu: the library has to keep xhat where they are 0 or below. */
+/* Slopes of prelu. The library must keep xhat of channels whose slope is not positive. */
 static const double slopes[] = {0.25, -0.5, 1.5, 0};
 
 static void draw_channels(twin *t, const problem *of, uint64_t *state) {
@@ -78,8 +78,8 @@ static double draw_residual(const problem *of, ptrdiff_t i, uint64_t *state) {
     return drawn;
 }
 
-/* Every second channel begins with a few elements unlike the others: the library looks at these to centre its sums,
- * and has to take the sums again. */
+/* Every second channel begins with a few elements unlike the others. The library takes the first centre of its sums
+ * from these, and must then recompute the sums with a better centre. */
 twin twin_draw(const problem *of, unsigned seed) {
     const ptrdiff_t channels = of->of.channels, elements = elements_of(of->of);
     twin t = twin_open(of);

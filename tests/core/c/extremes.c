@@ -5,7 +5,7 @@
 #include "cases.h"
 #include "check.h"
 
-/* A channel's x from the number of an element and a draw of mean 2 and variance 1. */
+/* x of an element, from its index in the channel and a random number of mean 2 and variance 1. */
 typedef double pattern(abn_dtype dtype, ptrdiff_t index, double drawn);
 
 static double all_zero(abn_dtype dtype, ptrdiff_t index, double drawn) {
@@ -65,8 +65,8 @@ static const double weights[] = {0, -0.0, 1e-38, -1e-20, 1e-3, 1, -1, 1e10, -1e3
 static const double biases[] = {0, 1e-38, 1, -1e3, 1e30};
 enum { WEIGHTS = sizeof weights / sizeof *weights, BIASES = sizeof biases / sizeof *biases };
 
-/* There is no bound where the result, within its error, may overflow the type. */
-static void promise_what_fits(twin *t, const problem *of) {
+/* Drops the error bound where the result, within its error, may overflow the type. */
+static void drop_bounds_near_overflow(twin *t, const problem *of) {
     const double largest = formats[of->dtype].largest / 4;
     for (ptrdiff_t i = 0; i < elements_of(of->of); i++) {
         if (fabs(t->z[i]) + t->z_error[i] >= largest) t->z_error[i] = INFINITY;
@@ -80,11 +80,11 @@ static void test_pattern(const abn_kernels *kernels, const problem *of, int whic
         t.weight[c] = weights[c / 2 % WEIGHTS];
         t.bias[c] = biases[c / 2 / WEIGHTS];
     }
-    for (ptrdiff_t i = 0; i < elements_of(of->of); i++) /* every second channel: its neighbours must not notice */
+    for (ptrdiff_t i = 0; i < elements_of(of->of); i++) /* every second channel; the others must not change */
         if (i / of->of.spatial % 2 == 0)
             t.x[i] = rounded(of->dtype, patterns[which].x(of->dtype, i % of->of.spatial, t.x[i]));
     twin_solve(&t, of);
-    promise_what_fits(&t, of);
+    drop_bounds_near_overflow(&t, of);
     for (int last = 0; last < 2; last++) {
         const layout as = {last ? "channels-last" : "channels-first", last, 0, 0};
         const setting in = {kernels, as, as, FLUSH_END, seed & 1 ? ABN_SCHEME_I : ABN_SCHEME_II};

@@ -14,7 +14,7 @@ enum {
     PAGES = 257, /* of 4096 bytes: a prime */
     PERIOD_BYTES = PAGES * 4096,
     PERIOD = PERIOD_BYTES / 2, /* elements */
-    TIMES = 4115,              /* PERIOD * TIMES is the first multiple of PERIOD above 2^31 but for a few */
+    TIMES = 4115,              /* PERIOD * TIMES is slightly above 2^31 */
 };
 
 static const size_t total_bytes = (size_t)PERIOD_BYTES * TIMES;
@@ -28,7 +28,7 @@ static void *mapped(void *at, size_t bytes, int rights, int flags, int file) {
     return memory;
 }
 
-/* TIMES times the same pages, with a page that nobody may touch before and after. */
+/* Maps the same pages TIMES times in a row, between two inaccessible pages. */
 static char *mirror_open(void) {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     char *all = mapped(NULL, total_bytes + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
@@ -48,7 +48,7 @@ static void mirror_close(char *memory) {
     munmap(memory - page, total_bytes + 2 * page);
 }
 
-/* How the period is repeated: more images, or more positions. */
+/* How the period is repeated: as more images, or as more positions. */
 typedef struct {
     const char *name;
     shape of_period;
@@ -66,7 +66,7 @@ static const geometry geometries[] = {
 
 static tensor period_at(const geometry *g, char *memory) {
     tensor t = tensor_open(ABN_FLOAT16, g->of_period, g->as, FLUSH_END);
-    array_close(&t.memory); /* for its strides */
+    array_close(&t.memory); /* only its strides are used */
     t.batch.data = memory;
     return t;
 }
@@ -156,7 +156,7 @@ void test_large(const abn_kernels *kernels) {
     for (int i = 0; i < 4; i++) mirror_close(memory[i]);
 }
 
-/* ---- in memory of its own ---------------------------------------------------------------------------------- */
+/* ---- without shared pages ---------------------------------------------------------------------------------- */
 
 static size_t available_bytes(void) {
     FILE *file = fopen("/proc/meminfo", "r");

@@ -3,12 +3,12 @@
 
 #include "abn.h"
 
-/* More than 2^31 elements and 2^32 bytes. One megabyte of memory, seen over and over through the page tables, stands
- * for each array: an index that is cut to 32 bits finds, or writes, another element, since the megabyte is a prime
- * number of pages. */
+/* Arrays of more than 2^31 elements and 2^32 bytes. Each is one megabyte of memory, mapped at successive addresses. An
+ * index truncated to 32 bits reads or writes another element, because the megabyte is a prime number of pages. */
 void test_large(const abn_kernels *kernels);
 
-/* A forward in place, in 4.3 GB of memory, and its backward. Returns 0 when there is not twice that much. */
+/* A forward in place, in 4.3 GB of memory, and its backward. Returns 0, without a test, if less than twice that is
+ * free. */
 int test_large_in_place(const abn_kernels *kernels);
 
 #endif

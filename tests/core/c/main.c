@@ -1,4 +1,4 @@
-/* Tests of the C core alone. INPLACE_ABN_ISA=v3 takes one instruction set; without it all that this machine has. */
+/* Tests of the C core alone. INPLACE_ABN_ISA=v3 selects one instruction set; default: all of this machine. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,8 +37,8 @@ static const struct {
     int best_set_only;
 } commands[] = {
     {"light", "[every]  small shapes in every combination, or in every n-th", light, 0},
-    {"heavy", "[every]  and the shapes that take more than one block", heavy, 0},
-    {"extremes", "[every]  hard numbers, in all types and activations, or in every n-th", extremes, 0},
+    {"heavy", "[every]  light, and shapes that take more than one block", heavy, 0},
+    {"extremes", "[every]  extreme values, in all types and activations, or in every n-th", extremes, 0},
     {"allocations", "each allocation fails in turn", allocations, 1},
     {"large", "beyond 2^31 elements and 2^32 bytes", large, 1},
     {"large-in-place", "the forward in 4.3 GB of memory", large_in_place, 1},

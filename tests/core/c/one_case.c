@@ -8,13 +8,13 @@
 
 enum { ALONE = 1, SHARED = 3 };
 
-/* Results, to be compared between numbers of threads. */
+/* Results, compared between runs with different numbers of threads. */
 typedef struct {
     double *of_elements, *of_channels;
     ptrdiff_t elements, channels;
 } results;
 
-/* NaN stays NaN. Where only the error is, the channel holds something infinite: nothing is promised. */
+/* An expected NaN must be NaN. If only the error bound is NaN, the channel has an infinity, and any result is right. */
 static int is_right(double got, double want, double error) {
     if (isnan(want)) return isnan(got);
     return isnan(error) || fabs(got - want) <= error;
@@ -46,7 +46,7 @@ static void run_statistics(run *r, double *mean_and_var) {
     array_close(&var);
 }
 
-/* From here on saved arrays are read only. */
+/* Freezes the saved arrays: later operations must not write them. */
 static void run_forward(run *r, double *z) {
     const problem *of = r->of;
     if (of->keep == ABN_KEEP_X) array_freeze(&r->x.memory);
@@ -59,20 +59,20 @@ static void run_forward(run *r, double *z) {
 }
 
 static void run_recompute(run *r, double *z) {
-    tensor again = tensor_open(r->of->dtype, r->of->of, r->in->others, r->in->side);
-    check(abn_recompute(&r->machine, &r->context, &again.batch) == ABN_OK, "recompute failed");
-    tensor_read(&again, z);
-    compare("z again", z, r->expected->z, r->expected->z_error, elements_of(r->of->of));
-    tensor_close(&again);
+    tensor recomputed = tensor_open(r->of->dtype, r->of->of, r->in->others, r->in->side);
+    check(abn_recompute(&r->machine, &r->context, &recomputed.batch) == ABN_OK, "recompute failed");
+    tensor_read(&recomputed, z);
+    compare("recomputed z", z, r->expected->z, r->expected->z_error, elements_of(r->of->of));
+    tensor_close(&recomputed);
 }
 
-/* A backward's results, between forbidden pages. */
+/* The arrays of a backward, between inaccessible pages. */
 typedef struct {
     tensor dz, dx, dr;
     array dy, dy_xhat, param;
 } gradients;
 
-/* The gradient of the residual is added to a copy of dz. */
+/* dr starts as a copy of dz, to which an in-place backward adds the gradient of the residual. */
 static gradients gradients_open(const run *r, int in_place) {
     const problem *of = r->of;
     const flush_side side = r->in->side;
@@ -110,8 +110,8 @@ static void compare_dr(const run *r, const double *dr, int added) {
     }
 }
 
-/* In two steps from a dz that may only be read, writing the gradient of the residual, or in one that writes over dz and
- * adds to it. */
+/* In place: one step, which writes dx over dz and adds the gradient of the residual to dr. Otherwise: two steps from a
+ * read-only dz, which write dr. */
 static void run_backward(run *r, int in_place, double **elements, double **channels) {
     const shape of = r->of->of;
     const twin *t = r->expected;

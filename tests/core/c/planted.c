@@ -9,7 +9,7 @@
 #include "arrays.h"
 
 static volatile int sink;
-static volatile int one = 1; /* which no compiler sees through */
+static volatile int one = 1; /* volatile: hides the errors from the compiler */
 
 static int over(void) {
     array a = array_open(12, FLUSH_END);
@@ -66,7 +66,7 @@ int planted(const char *error) {
     for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
         if (strcmp(error, errors[i].name)) continue;
         sink = errors[i].commit();
-        return 0; /* it went unnoticed */
+        return 0; /* the error was not detected */
     }
     return 3;
 }

@@ -1,7 +1,7 @@
 #ifndef PLANTED_H
 #define PLANTED_H
 
-/* Commits one error on purpose: a tool that does not report it proves nothing by its silence. */
+/* Commits one error on purpose, to test that the tool in use (sanitizer, Valgrind, arrays.h) detects it. */
 int planted(const char *error);
 
 #endif

@@ -1,4 +1,4 @@
-/* A layer's arrays, all of them between forbidden pages, before its forward. */
+/* All arrays of a layer before its forward, between inaccessible pages. */
 #ifndef RUN_H
 #define RUN_H
 

@@ -5,22 +5,22 @@
 #include "guard.h"
 #include "run.h"
 
-/* The index of an element of the twin in per-element side data: abn.h. */
+/* The index in per-element side data (abn.h) of an element of the twin. */
 static int64_t index_of(const run *r, ptrdiff_t element) {
     const shape s = r->of->of;
     const ptrdiff_t image = element / (s.channels * s.spatial), position = element % s.spatial;
     return r->in->x.channels_last ? (image * s.spatial + position) * s.channels + channel_of(s, element) : element;
 }
 
-static void check_side(const run *r, ptrdiff_t element, abn_escape_rule rule) {
+static void check_branch(const run *r, ptrdiff_t element, abn_escape_rule rule) {
     const double y = r->expected->y[element];
     const int64_t index = index_of(r, element);
     const int left = r->context.branch_mask[index / 8] >> index % 8 & 1;
     if (fabs(y - rule.minimum) > r->expected->y_error[element])
-        check(left == (y < rule.minimum), "side of element %td, y %g, is %d", element, y, left);
+        check(left == (y < rule.minimum), "branch bit of element %td, y %g, is %d", element, y, left);
 }
 
-/* The position in the list, or -1. */
+/* The position of an element in the list of escapes, or -1. */
 static ptrdiff_t escape_of(const abn_escapes *escapes, int64_t index) {
     ptrdiff_t first = 0, end = escapes->count;
     while (first < end) {
@@ -33,7 +33,7 @@ static ptrdiff_t escape_of(const abn_escapes *escapes, int64_t index) {
     return first < escapes->count && escapes->index[first] == index ? first : -1;
 }
 
-/* Returns whether the element is in the list. */
+/* Returns true if the element is in the list of escapes. */
 static int check_escape(const run *r, ptrdiff_t element) {
     const twin *t = r->expected;
     const abn_escapes *escapes = &r->context.escapes;
@@ -44,7 +44,7 @@ static int check_escape(const run *r, ptrdiff_t element) {
     check(at >= 0 || found != ESCAPED, "element %td, y %g, residual %g, is not escaped", element, t->y[element],
           t->residual[element]);
     if (at >= 0)
-        check(fabs(escapes->xhat[at] - t->xhat[element]) <= t->xhat_error[element], "xhat escapes as %g, it is %g",
+        check(fabs(escapes->xhat[at] - t->xhat[element]) <= t->xhat_error[element], "escaped xhat is %g, expected %g",
               escapes->xhat[at], t->xhat[element]);
     return at >= 0;
 }
@@ -59,11 +59,12 @@ void check_side_data(const run *r) {
     }
     for (ptrdiff_t i = 0; i < elements; i++) {
         if (r->expected->slot[channel_of(r->of->of, i)] >= 0 || !isfinite(r->expected->y[i])) continue;
-        if (r->context.branch_mask) check_side(r, i, rule);
+        if (r->context.branch_mask) check_branch(r, i, rule);
         escaped += check_escape(r, i);
     }
-    /* Every entry was found once: none is of a guarded channel, none is a duplicate. */
-    check(escaped == r->context.escapes.count, "%td of %td escapes are of elements", escaped, r->context.escapes.count);
+    /* Then each escape belongs to one element: none to a guarded channel, and none occurs twice. */
+    check(escaped == r->context.escapes.count, "%td of %td escapes belong to an element", escaped,
+          r->context.escapes.count);
     if (r->context.branch_mask && elements % 8)
         check(r->context.branch_mask[elements / 8] >> elements % 8 == 0, "branch mask past the last element");
 }

@@ -1,6 +1,6 @@
-/* Every operation in the kernels' type is right to a relative u, every stored value to half a unit in its last place;
- * the bounds are these, carried along to first order, and through an activation by what it makes of y + error and
- * y - error. Sizes of terms count, not sizes of results: y may cancel near zero, and so may sums. */
+/* Error bounds. An operation in the kernels' type has relative error u, a stored value an error of half a unit in its
+ * last place. Errors propagate to first order; through an activation, by evaluating it at y + error and y - error.
+ * Bounds are relative to the absolute values of terms, not of results: y may cancel near zero, and so may sums. */
 #include "twin.h"
 
 #include <float.h>
@@ -9,7 +9,7 @@
 #include "curves.h"
 #include "guard.h"
 
-/* ---- sums that lose nothing ---------------------------------------------------------------------------- */
+/* ---- compensated sums ---------------------------------------------------------------------------------- */
 
 typedef struct {
     double sum, lost;
@@ -25,16 +25,16 @@ static double of_total(total t) { return isfinite(t.sum) ? t.sum + t.lost : t.su
 
 /* ---- rounding errors ----------------------------------------------------------------------------------- */
 
-/* In units of u. Up to some hundred terms are added in the kernels' type, then in double: errors that point either
- * way leave less than the square root of that. Values of a half type lie on so coarse a grid that, shifted by a
- * centre, they share their last digits, and lose them in one direction. */
+/* In units of u. A few hundred terms are added in the kernels' type, and these sums in double. Rounding errors of
+ * random sign add up to less than the square root of the number of terms. Values of a half type lie on a coarse grid:
+ * after subtraction of a centre they have the same last digits, so their errors have the same sign. */
 static const double summing_units[ABN_DTYPES] = {8, 8, 160, 160};
 
 typedef struct {
-    double u;        /* of an operation */
-    double stored;   /* of a stored element */
-    double smallest; /* of an element, and ... */
-    double tiny;     /* ... of a product in the kernels' type */
+    double u;        /* relative, of an operation */
+    double stored;   /* relative, of a stored element */
+    double smallest; /* absolute, of a stored element near 0 */
+    double tiny;     /* absolute, of a product near 0 in the kernels' type */
     double normal;   /* exponentials smaller than this number of the kernels' type may come out as 0 */
     double sums;     /* of a sum, relative to the sum of the sizes of its terms */
 } precision;
@@ -65,7 +65,7 @@ typedef struct {
     double xhat, residual, y, z, slope;
     double xhat_error, y_error, z_error; /* of the forward */
     double storing_xhat;
-    int open; /* rounding decides on which side of 0 y is */
+    int undecided; /* True if rounding decides on which side of a kink y is */
 } term;
 
 typedef struct {
@@ -74,15 +74,15 @@ typedef struct {
 
 typedef double curve(abn_activation activation, double param, double y);
 
-/* How far the curve may move while y does by `error`. */
+/* How far the curve's value moves if y moves by `error`. */
 static double moved(curve *of, const channel *c, double y, double error) {
     const abn_activation activation = c->of->activation;
     const double here = of(activation, c->param, y);
     return fmax(fabs(of(activation, c->param, y + error) - here), fabs(of(activation, c->param, y - error) - here));
 }
 
-/* Of an exponential that underflows, in a value or slope: it is multiplied by y and by the slope of its exponent, which
- * goes with y^2 at most; from 1000 on there is nothing left of it. */
+/* The error of a value or slope whose exponential underflows. The exponential is multiplied by y and by the slope of
+ * its exponent, of order y^2 at most; for |y| >= 1000 it is 0. */
 static double lost_exponential(const channel *c, double y) {
     return c->p.normal * fmax(2, pow(fmin(fabs(y), 1000), 3));
 }
@@ -103,8 +103,8 @@ static term term_of(const channel *c, ptrdiff_t i) {
     if (c->of->residual) t.y_error += p.u * fabs(t.y);
     const double least_slope = c->param > 0 ? fmin(1, c->param) : 1;
     const double near = t.y_error + fabs(c->weight) * t.storing_xhat + p.smallest / least_slope;
-    t.open = (c->weight != 0 || c->of->residual) && curve_distance_to_kink(c->of->activation, t.y) <= 4 * near;
-    /* A curve works on y as it is rounded: 2 u. */
+    t.undecided = (c->weight != 0 || c->of->residual) && curve_distance_to_kink(c->of->activation, t.y) <= 4 * near;
+    /* A curve is evaluated at the rounded y: 2 u. */
     const int curved = !curve_is_piecewise_linear(c->of->activation);
     t.z_error =
         moved(curve_value, c, t.y, t.y_error + curved * 2 * p.u * fabs(t.y)) + curved * lost_exponential(c, t.y);
@@ -112,8 +112,8 @@ static term term_of(const channel *c, ptrdiff_t i) {
     return t;
 }
 
-/* The error of y recovered from z + z_error or z - z_error: the distance to the y of these z. If there is none, below the
- * minimum of the curve, it is the distance to the minimum. */
+/* The error of y recovered from z + z_error or z - z_error: the distance to the y of these z. If there is none, below
+ * the minimum of the curve, it is the distance to the minimum. */
 static double inverse_error(const channel *c, const term *t, double z_error) {
     const abn_activation activation = c->of->activation;
     const double minimum = abn_escape_rule_of(activation, c->param, c->of->dtype).minimum;
@@ -130,7 +130,7 @@ static double inverse_error(const channel *c, const term *t, double z_error) {
     return error;
 }
 
-/* Errors of the slope when y is off by this, and has not come from z alone. */
+/* The error of the slope at a y with this error, if it is not computed from z alone. */
 static double slope_error(const channel *c, const term *t, double y_error) {
     const precision p = c->p;
     const abn_activation activation = c->of->activation;
@@ -139,7 +139,8 @@ static double slope_error(const channel *c, const term *t, double y_error) {
            8 * p.u * curve_slope_terms(activation, c->param, t->y) + lost_exponential(c, t->y);
 }
 
-/* In float the inverses of activations with a minimum are polynomials that are right to 4e-7, and so are their slopes. */
+/* In float the inverses of activations with a minimum are polynomials with errors up to 4e-7, and so are their
+ * slopes. */
 static int is_fitted(const channel *c) {
     return abn_activation_table[c->of->activation].inverse == ABN_FROM_Z_AND_SIDE && c->of->dtype != ABN_FLOAT64;
 }
@@ -160,9 +161,9 @@ static double larger(double a, double b) { return a > b ? a : b; }
 
 /* Errors of values recovered from the kept buffer. */
 static errors errors_of_kept(const channel *c, const term *t, ptrdiff_t i) {
-    const double beside = c->of->keep == ABN_KEEP_Z && c->twin->slot[c->index] >= 0 ? t->storing_xhat : 0;
-    const double y_error = t->y_error + fabs(c->weight) * beside;
-    const errors directly = {t->xhat_error + beside, y_error, slope_error(c, t, y_error)};
+    const double storing = c->of->keep == ABN_KEEP_Z && c->twin->slot[c->index] >= 0 ? t->storing_xhat : 0;
+    const double y_error = t->y_error + fabs(c->weight) * storing;
+    const errors directly = {t->xhat_error + storing, y_error, slope_error(c, t, y_error)};
     if (c->of->keep != ABN_KEEP_Z || c->twin->slot[c->index] >= 0) return directly;
     const recovery found = twin_recovery(c->twin, c->of, c->index, i);
     if (found == ESCAPED) return directly;
@@ -179,10 +180,10 @@ recovery twin_recovery(const twin *t, const problem *of, ptrdiff_t channel, ptrd
     const double y = t->y[element], margin = t->y_error[element], size = fabs(t->residual[element]);
     const double limit = abn_residual_limit(of->dtype, t->weight[channel], t->bias[channel]);
     const double limit_margin = precision_of(of->dtype).u * 2 * fabs(limit);
-    const double beside = fmin(fmin(y - rule.below, rule.above - y), fabs(y - rule.minimum) - rule.near);
-    const double within = of->residual ? limit - size : INFINITY;
-    if (beside < -margin || within < -limit_margin) return ESCAPED;
-    return beside > margin && within > limit_margin ? RECOVERED : UNDECIDED;
+    const double y_distance = fmin(fmin(y - rule.below, rule.above - y), fabs(y - rule.minimum) - rule.near);
+    const double residual_distance = of->residual ? limit - size : INFINITY;
+    if (y_distance < -margin || residual_distance < -limit_margin) return ESCAPED;
+    return y_distance > margin && residual_distance > limit_margin ? RECOVERED : UNDECIDED;
 }
 
 /* ---- one channel --------------------------------------------------------------------------------------- */
@@ -207,7 +208,7 @@ static void solve_moments(twin *t, const problem *of, ptrdiff_t c) {
 }
 
 typedef struct {
-    double dy, dy_error, xhat_dy, xhat_dy_error, param, param_error; /* sums of sizes of terms, and of their errors */
+    double dy, dy_error, xhat_dy, xhat_dy_error, param, param_error; /* sums of |terms|, and of their errors */
 } sizes;
 
 static void solve_forward(twin *t, const channel *k, ptrdiff_t c) {
@@ -215,7 +216,7 @@ static void solve_forward(twin *t, const channel *k, ptrdiff_t c) {
         const term e = term_of(k, i);
         t->xhat[i] = e.xhat, t->y[i] = e.y, t->z[i] = e.z;
         t->xhat_error[i] = e.xhat_error, t->y_error[i] = e.y_error, t->z_error[i] = e.z_error;
-        if (e.open) t->dz[i] = 0;
+        if (e.undecided) t->dz[i] = 0;
     }
 }
 
@@ -245,7 +246,7 @@ static sizes solve_sums(twin *t, const channel *k, ptrdiff_t c) {
     return s;
 }
 
-/* In evaluation sums and xhat have no part in dx; where xhat is NaN, dx may be as well. */
+/* In evaluation dx does not depend on sums and xhat. If xhat is NaN, dx may be NaN too. */
 static void solve_gradients(twin *t, const channel *k, ptrdiff_t c, sizes s) {
     const int training = k->of->training;
     const double count = (double)k->of->of.batch * (double)k->of->of.spatial;
@@ -268,7 +269,7 @@ static void solve_gradients(twin *t, const channel *k, ptrdiff_t c, sizes s) {
     }
 }
 
-/* Whichever way the batch lies in memory. */
+/* Lets the library choose the guarded channels, which must not depend on the memory layout. */
 static void ask_for_guards(twin *t, const problem *of) {
     tensor batch = tensor_open(of->dtype, of->of, (layout){"channels-first", 0, 0, 0}, FLUSH_END);
     tensor_write(&batch, t->residual);

@@ -7,13 +7,13 @@
 /* The distribution of a batch. */
 typedef enum {
     DRAW_ORDINARY,
-    DRAW_LOST, /* two channels of three have weights that do not allow recovering xhat */
+    DRAW_LOST, /* in two channels of three, the weight is too small to recover xhat */
 } draw;
 
 typedef enum {
     NO_RESIDUAL,
     RESIDUAL_LIKE_X,
-    RESIDUAL_SWAMPS, /* one channel of three throughout, and in another single elements */
+    RESIDUAL_SWAMPS, /* too large to recover xhat: all of one channel in three, single elements of another */
     RESIDUALS
 } residual_draw;
 
@@ -47,11 +47,11 @@ abn_context twin_context(const twin *t, const problem *of, const abn_batch *kept
 /* Draws x, residual, dz, weight, bias and param (and mean and var, without training) in the problem's type. */
 twin twin_draw(const problem *of, unsigned seed);
 
-/* Results and errors from these. Takes elements out of dz where rounding decides on which side of 0 their y is. */
+/* Computes results and error bounds from these. Sets dz to 0 where rounding decides on which side of a kink y is. */
 void twin_solve(twin *t, const problem *of);
 void twin_free(twin *t);
 
-/* Whether backward recovers an element from z. UNDECIDED: within rounding of a limit. */
+/* How backward obtains an element: RECOVERED from z, or ESCAPED. UNDECIDED: within the rounding error of a limit. */
 typedef enum { RECOVERED, UNDECIDED, ESCAPED } recovery;
 recovery twin_recovery(const twin *t, const problem *of, ptrdiff_t channel, ptrdiff_t element);
 
