@@ -208,8 +208,8 @@ class Terms:
         direct = self.xhat_error, self.y_error, self.slope_error(self.y_error)
         if self.keeps != "z":
             return direct
-        y_beside = self.y_error + gamma * self.storing_xhat
-        beside = self.xhat_error + self.storing_xhat, y_beside, self.slope_error(y_beside)
+        y_stored = self.y_error + gamma * self.storing_xhat
+        from_xhat = self.xhat_error + self.storing_xhat, y_stored, self.slope_error(y_stored)
         z_error = self.z_error + (2 if self.linear else 8) * self.u * np.abs(self.z)
         lost = self.lost(self.inverse_error(z_error) + 4 * self.u * np.abs(self.y))
         y_error = self.inverse_error(z_error + self.solved)
@@ -228,7 +228,9 @@ class Terms:
                 np.maximum(exponential, self.slope_terms()) + 2 * fitted
             )
         from_z = xhat_error, y_error, slope_error
-        return [np.maximum(one, np.where(lost, 0, other)) for one, other in zip(beside, from_z, strict=True)]
+        return [
+            np.maximum(one, np.where(lost, 0, other)) for one, other in zip(from_xhat, from_z, strict=True)
+        ]
 
     def lost(self, y_error):
         """Return True where y cannot be recovered from z, or xhat from y, so that xhat is kept."""

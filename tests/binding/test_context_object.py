@@ -149,9 +149,9 @@ def test_tracemalloc_counts_every_kept_byte(case):
         before, _ = tracemalloc.get_traced_memory()
         _, ctx = functional.forward(x, weight=weight, **options)
         after, _ = tracemalloc.get_traced_memory()
-        beside = ctx.nbytes - x.nbytes
-        assert beside > 8000
-        assert 0 <= after - before - beside < 3000  # the objects themselves
+        in_context = ctx.nbytes - x.nbytes
+        assert in_context > 8000
+        assert 0 <= after - before - in_context < 3000  # the objects themselves
         ctx.release()
         assert tracemalloc.get_traced_memory()[0] - before < 3000
     finally:

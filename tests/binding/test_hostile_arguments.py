@@ -68,12 +68,12 @@ def test_forward_reads_arrays_after_all_numbers(scalar, victim, what):
     arrays = {"x": batch()}
     for name in ("weight", "bias", "running_mean", "running_var"):
         arrays[name] = np.ones(3, np.float32)
-    spoilt = arrays[victim]
+    changed = arrays[victim]
     fired = []
 
     def action():
         fired.append(1)
-        changes_of(spoilt)[what]()
+        changes_of(changed)[what]()
 
     options = {scalar: CallsBack(SCALARS[scalar], action)}
     if (victim, what) == ("weight", "lock"):

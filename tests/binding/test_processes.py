@@ -27,7 +27,7 @@ import os
 import signal
 import warnings
 
-warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, about forking beside threads
+warnings.simplefilter("ignore", DeprecationWarning)  # Python warns about a fork with running threads
 want = step(2)
 
 def fork(work):

@@ -290,22 +290,22 @@ def test_contexts_freed_by_the_garbage_collector(order):
 
 def test_destructors_that_call_back():
     """Code that runs when a context is freed may use the registry."""
-    x, heard = batch(), []
+    x, observed = batch(), []
 
     class Nosy(np.ndarray):
         def __del__(self):
-            heard.append(added())
+            observed.append(added())
             functional.forward(batch(1))
 
     kept = [save(np.zeros(3).view(Nosy)), functional.forward(x, strategy="standard")[1]]
     reference = weakref.ref(
-        kept[1], lambda _: (heard.append(saved_arrays.is_saved(x)), functional.forward(x))
+        kept[1], lambda _: (observed.append(saved_arrays.is_saved(x)), functional.forward(x))
     )
     kept.pop()
-    assert heard == [False]
+    assert observed == [False]
     kept.pop()
     gc.collect()
-    assert heard == [False, 0]
+    assert observed == [False, 0]
     assert reference() is None
 
 

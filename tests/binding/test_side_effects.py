@@ -164,11 +164,11 @@ import os
 import signal
 import warnings
 
-warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, about forking beside threads
+warnings.simplefilter("ignore", DeprecationWarning)  # Python warns about a fork with running threads
 work(2)
 child = os.fork()
 if child == 0:
-    signal.alarm(30)  # a call that never comes back ends the child
+    signal.alarm(30)  # ends the child if a call does not return
     work({threads})
     os._exit(7)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -102,7 +102,7 @@ def test_weight_and_bias_are_each_optional(weight, bias, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("strategy", [*STRATEGIES, "inplace"])
 def test_which_strategies_write_z_into_x(strategy, layout):
-    """Over x for the in-place strategies. x stays as it is where it is kept, and becomes xhat for (c)."""
+    """In-place strategies write z into x, checkpoint_xhat writes xhat, the others do not change x."""
     batch = random_batch((3, 5, 4, 4), "float32")
     x, axis = LAYOUTS[layout](batch.x)
     z, _ = functional.forward(x, weight=batch.weight, bias=batch.bias, strategy=strategy, channel_axis=axis)

@@ -210,7 +210,7 @@ class ExpectedResults:
 
 
 def forward(trial):
-    """Return (z, ctx), or None; in one call or in two."""
+    """Return (z, ctx), or None if refused: by forward, or by statistics and normalize."""
     options = dict(trial.options)
     parameters = trial.given("weight", "bias", "running_mean", "running_var")
     arrays = dict(zip(("residual", "slope"), trial.given("residual", "slope"), strict=True))
@@ -228,7 +228,7 @@ def forward(trial):
 
 
 def backward(trial, ctx, count):
-    """Return the gradients, or None; in one call or in two."""
+    """Return the gradients, or None if refused: by backward, or by backward_reduce and backward_apply."""
     options = {"threads": trial.options["threads"]}
     dz, added = trial.given("dz", "residual_grad")
     writing = {**options, "overwrite": trial.call.overwrite, "residual_grad": added}

@@ -35,7 +35,7 @@ def most(dtype, activation):
 
 
 def gradients(batch, dtype, **options):
-    """The reference's results for a batch."""
+    """Return z and the gradients of the reference."""
     z, ctx = reference.forward(
         batch.x,
         weight=batch.weight,
@@ -56,7 +56,7 @@ def with_weights(dtype, weight, bias, shape=(8, None, 9, 9), seed=0):
 
 
 def grid(dtype):
-    """|gamma| from 1e-6 to 10, both signs, and zero; beta from -10 to 10."""
+    """Return a batch with |gamma| from 1e-6 to 10, both signs, and zero; beta from -10 to 10."""
     sizes = [0, *np.logspace(-6, 1, 22)]
     pairs = [(sign * g, b) for g in sizes for sign in (1, -1) for b in (0, 1e-6, 0.1, -1, 10, -10)]
     return with_weights(dtype, *zip(*pairs, strict=True))
@@ -101,7 +101,7 @@ def test_zero_weights_get_gradients(strategy, dtype, isa, layout):
     off = np.abs(got.z.astype(np.float64) - want_z)[:, zero]
     assert (off <= EPS[dtype] * np.abs(want_z[:, zero]) + SMALLEST[dtype]).all()
     assert (np.abs(want.dweight[zero]) > 0.1).any()
-    # xhat is kept in the type of storage: half an eps of each term of the sum.
+    # xhat is rounded to the storage type: an error of eps / 2 of each term of the sum.
     size = np.abs(batch.dz.astype(np.float64)).sum(axis=(0, 2, 3))
     assert (np.abs(got.dweight - want.dweight)[zero] <= 2 * EPS[dtype] * size[zero]).all()
     assert (np.abs(got.dbias - want.dbias)[zero] <= 1e-6 * size[zero]).all()

@@ -8,7 +8,7 @@ import pytest
 from inplace_abn import functional
 
 CHANNELS, POSITIONS = 2, 1300 * 1000 * 1000
-NEEDED = 2 * CHANNELS * POSITIONS + (1 << 30)  # float16: 5.2 GB, and something for the rest
+NEEDED = 2 * CHANNELS * POSITIONS + (1 << 30)  # 5.2 GB of float16, and 1 GB for everything else
 MEMORY = "/proc/meminfo"
 
 

@@ -166,7 +166,7 @@ def test_statistics(layout, kind):
                 batch.x, mask=mask, dtype=working_type(dtype)
             )
             assert count == want_count == mask.sum()
-            bound = 2 * SUMMING[dtype] * eps_of_compute(dtype) / 2  # relative to the spread
+            bound = 2 * SUMMING[dtype] * eps_of_compute(dtype) / 2  # relative to the standard deviation
             assert (
                 np.abs(mean - want_mean) <= bound * np.sqrt(want_var) + 2 * EPS["float64"] * np.abs(mean)
             ).all()
@@ -257,7 +257,7 @@ def test_the_gradient_of_a_residual_is_added_where_positions_are_valid(layout):
 
 
 def test_sums_beyond_float():
-    """Channels that are computed element by element in double, next to one that is not."""
+    """Channels whose sums leave the range of float32, next to an ordinary one."""
     batch, mask = random_batch((3, 4, 60), "float32"), draw_mask("scattered", (3, 4, 60))
     scale = np.array([1, 1e25, 1e-30, 1], np.float32)[:, None]
     batch = batch._replace(x=batch.x * scale, dz=batch.dz * np.float32([[1], [1], [1], [1e36]]))
@@ -361,7 +361,7 @@ def test_the_mask_may_change_after_the_forward():
     assert valid(functional.backward(ctx, batch.dz).dx, mask).tobytes() == want.dx.tobytes()
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------
+# ---- refused masks -----------------------------------------------------------------------------------------
 
 X = np.ones((4, 3, 5), np.float32)
 REFUSED = {

@@ -44,7 +44,7 @@ def options_of(activation, **more):
 
 
 def gradients(batch, dtype, activation, **options):
-    """z and gradients of the reference."""
+    """Return z and the gradients of the reference."""
     z, ctx = reference.forward(
         batch.x, weight=batch.weight, bias=batch.bias, residual=batch.residual,
         slope=batch.slope_of(activation),
@@ -131,7 +131,7 @@ def usual(dtype, channels=12):
 
 
 def swamped(dtype, scale, channels=12):
-    """Every third channel has a residual of this size throughout, every other third in an element or two."""
+    """Return a batch; its residual is near `scale` in every third channel and in a few elements."""
     batch = usual(dtype, channels)
     residual = batch.residual.copy()
     residual[:, 1::3] *= np.array(scale, residual.dtype)
@@ -166,9 +166,9 @@ def test_huge_elements_do_not_affect_other_elements(dtype, activation, layout, s
     """Their own xhat is kept as escaped elements; that of their neighbours is recovered from z."""
     batch = without_kinks(swamped(dtype, scale), dtype, "z", activation)
     _, ctx = forward(batch, layout, **options_of(activation))
-    beside = saved(ctx)
-    assert beside["guarded_xhat"].size == batch.x[:, 1::3].size
-    assert 6 <= len(beside["escape_index"]) <= 20
+    kept = saved(ctx)
+    assert kept["guarded_xhat"].size == batch.x[:, 1::3].size
+    assert 6 <= len(kept["escape_index"]) <= 20
     got, other = (
         run(b, layout, **options_of(activation)) for b in (batch, usual(dtype)._replace(dz=batch.dz))
     )
@@ -235,7 +235,7 @@ def test_the_gradient_is_added_to_residual_grad(activation, layout, dtype, overw
     assert got.dresidual is elsewhere
     assert (got.dx is dz) == overwrite
     assert np.array_equal(np.moveaxis(got.dx, LAYOUTS[layout](batch.x)[1], 1), fresh.dx)
-    # One of the two rounds dy before it is added, the other does not.
+    # One of the results rounds dy to the storage type before the addition, the other does not.
     axis = LAYOUTS[layout](batch.x)[1]
     want = np.moveaxis(before, axis, 1) + fresh.dresidual.astype(float)
     error = EPS[dtype] * (np.abs(want) + np.abs(fresh.dresidual.astype(float))) + 1e-30

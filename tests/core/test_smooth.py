@@ -53,7 +53,7 @@ def gradients(batch, dtype, activation):
     return reference.backward(ctx, batch.dz)
 
 
-def kept_beside(ctx):
+def side_arrays(ctx):
     """Return copies of the arrays kept in addition to z, by name."""
     return {name: array.copy() for name, array in ctx.saved.items() if name != "z"}
 
@@ -110,14 +110,14 @@ def test_half_types_have_at_most_four_times_the_error_of_standard(isa, layout, d
 def test_few_elements_escape(activation, dtype):
     batch = ordinary((8, 33, 17, 15), dtype)
     _, ctx = forward(batch, **options_of(activation))
-    beside = kept_beside(ctx)
-    escaped = len(beside.get("escape_index", ()))
+    side = side_arrays(ctx)
+    escaped = len(side.get("escape_index", ()))
     half = dtype not in ("float32", "float64")
     # celu, sigmoid and tanh saturate early in half precision.
     most = 0.01 if activation in TWO_SIDED else 0.06 if half else 0.02
     assert escaped <= most * batch.x.size
-    assert "guarded_xhat" not in beside or (half and activation == "sigmoid")
-    assert ("branch_mask" in beside) == (activation in TWO_SIDED)
+    assert "guarded_xhat" not in side or (half and activation == "sigmoid")
+    assert ("branch_mask" in side) == (activation in TWO_SIDED)
 
 
 # ---- branch masks and escaped elements ---------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_results_and_kept_arrays_are_bitwise_equal_for_every_number_of_threads(s
     results = []
     for threads in (1, 2, 7):
         _, ctx = forward(batch, layout, threads=threads, **options_of(activation))
-        results.append({name: array.tobytes() for name, array in kept_beside(ctx).items()})
+        results.append({name: array.tobytes() for name, array in side_arrays(ctx).items()})
         got = run(batch, layout, threads=threads, **options_of(activation))
         results[-1] |= {name: array.tobytes() for name, array in got._asdict().items() if array is not None}
     assert results[0] == results[1] == results[2]
@@ -231,8 +231,13 @@ def test_values_are_within_a_few_units_in_the_last_place(activation, isa, dtype)
     )  # fmt: skip
     phi, derivative, *_ = reference.ACTIVATIONS[activation]
     exact, param = y.astype(np.longdouble), PARAM[activation]
-    want, by_y = phi(exact, param), np.abs(derivative(exact, param) * exact)  # by a rounding of y, or of y^3
-    underflow = np.finfo(dtype).tiny * np.maximum(2, np.abs(y))  # exponentials below that are 0, times y
+    want, by_y = (
+        phi(exact, param),
+        np.abs(derivative(exact, param) * exact),
+    )  # error of z due to the rounding of y, or of y^3
+    underflow = np.finfo(dtype).tiny * np.maximum(
+        2, np.abs(y)
+    )  # exponentials below `tiny` are 0; multiplied by y
     error = (3.5 * np.abs(want) + by_y) * EPS[dtype] + underflow * ~np.isin(
         activation, ["elu", "celu", "selu", "tanh"]
     )

@@ -42,7 +42,7 @@ HARD = {
 def assert_statistics(got, x, dtype, units, merged=False):
     """Assert errors: of the mean, relative to the standard deviation; of the variance, to itself.
 
-    Beside that, a float64 mean is off by an eps of itself, and so are the differences of merged means.
+    In addition, a float64 mean has a relative error of eps, and so have the differences of merged means.
     """
     work = np.longdouble
     mean, var, count = reference.statistics(x, dtype=work)
@@ -77,7 +77,7 @@ def test_images_of_few_positions(isa, layout, dtype, positions):
         x = np.random.default_rng(seed).normal(size=(256, 8, *positions)).astype(dtype)
         x[0] = 1.9
         array, axis = LAYOUTS[layout](x)
-        # float64 has no wider type to add the images up in.
+        # float64 images are added in float64: there is no wider type.
         units = 32 if dtype == "float64" else 16
         assert_statistics(_core.statistics(array, channel_axis=axis, isa=isa), x, dtype, units)
 
@@ -102,7 +102,9 @@ def test_every_size(layout, shape, dtype):
     x = random_batch(shape, dtype).x
     array, axis = LAYOUTS[layout](x)
     got = functional.statistics(array, channel_axis=axis)
-    assert_statistics(got, x, dtype, units=2 * SUMMING[dtype])  # squares are off by twice as much
+    assert_statistics(
+        got, x, dtype, units=2 * SUMMING[dtype]
+    )  # the relative error of a square is twice as large
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,7 +13,7 @@ from inplace_abn import functional
 
 pytestmark = [pytest.mark.arithmetic, pytest.mark.essential]
 
-# Few large channels (split between threads), many small ones (dealt out), and sizes that no number divides.
+# Few large channels (each split between threads), many small ones (distributed to threads), odd sizes.
 SHAPES = [(2, 3, 300, 301), (3, 257, 17, 19), (1, 1, 70001), (70001, 2), (5, 1030, 9, 9)]
 
 

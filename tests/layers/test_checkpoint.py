@@ -98,10 +98,10 @@ def test_the_ledger_lists_recomputed_arrays_as_temporaries(strategy, monkeypatch
     net, dz = chain(strategy), normal((2, 4, 3, 3))
     net(normal((2, 4, 3, 3)))
     with memory.ledger() as ledger:
-        told = []
-        monkeypatch.setattr(ledger, "temporary", lambda layer, nbytes: told.append((layer, nbytes)))
+        reported = []
+        monkeypatch.setattr(ledger, "temporary", lambda layer, nbytes: reported.append((layer, nbytes)))
         net.backward(dz)
-    assert ("1 (Conv2d)", dz.nbytes) in told
+    assert ("1 (Conv2d)", dz.nbytes) in reported
 
 
 @pytest.mark.parametrize("strategy", CHECKPOINTS)

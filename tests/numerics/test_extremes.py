@@ -41,7 +41,7 @@ def with_parameters(dtype, weight, bias, shape=(8, None, 7, 9), mean=0.0):
 
 
 def expected(batch, statistics=None, **options):
-    """Return float64's results; statistics: of evaluation mode."""
+    """Return the reference's results in float64. `statistics`: (mean, var) of evaluation mode."""
     options = {"strategy": "standard", "training": statistics is None, **options}
     z, ctx = reference.forward(
         batch.x, weight=batch.weight, bias=batch.bias, **as_running(statistics or (None, None)), **options
@@ -135,7 +135,7 @@ def test_gradients_of_float64_beyond_float(layout):
         assert relative_l2(getattr(got, name), getattr(want, name)) < 1e-12
 
 
-# ---- statistics that are given -----------------------------------------------------------------------------
+# ---- given statistics --------------------------------------------------------------------------------------
 
 
 def far_from_given_statistics(dtype):

@@ -46,15 +46,15 @@ def test_y_and_the_derivative_are_recovered_from_z(name, dtype):
     activation, param, eps = ACTIVATIONS[name], PARAM[name], np.finfo(dtype).eps
     y = np.array(Y, dtype)
     z, slope = activation.phi(y, param), activation.derivative(y, param)
-    with np.errstate(divide="ignore"):  # of z that is 1
+    with np.errstate(divide="ignore"):  # z may be rounded to 1, where the inverse is infinite
         back = activation.inverse(z, param, *sides(name, y))
     from_z = activation.derivative_from_z(z, param, *sides(name, y))
     assert {z.dtype, back.dtype} == {np.dtype(dtype)}
-    told = (np.abs(z) * eps / np.maximum(np.abs(slope), eps) < 1e-3) & (np.abs(slope) > 1e3 * eps)
-    assert told.sum() > len(y) - 4
+    determined = (np.abs(z) * eps / np.maximum(np.abs(slope), eps) < 1e-3) & (np.abs(slope) > 1e3 * eps)
+    assert determined.sum() > len(y) - 4
     y_error = 4 * eps * (np.abs(y) + 1 + np.abs(z) / np.maximum(np.abs(slope), eps))
-    assert (np.abs(back - y) <= y_error)[told].all()
-    assert (np.abs(from_z - slope) <= 3 * (y_error + 16 * eps))[told].all()
+    assert (np.abs(back - y) <= y_error)[determined].all()
+    assert (np.abs(from_z - slope) <= 3 * (y_error + 16 * eps))[determined].all()
 
 
 @pytest.mark.parametrize("name", TWO_SIDED)
