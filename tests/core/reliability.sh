@@ -240,19 +240,21 @@ python_sanitized() {
 c.memset(ctypes.c_void_p(c.malloc(8)), 0, 9)"
     LD_PRELOAD=$preload notices "Python, sanitizers" heap "$python" -c "$overrun"
     LD_PRELOAD=$preload INPLACE_ABN_FUZZ=500 run "Python, sanitizers: hostile calls, contexts, fuzzing" \
-        pytest -n 2 -m "not slow and not torch" -k "not float64" tests/binding/test_arguments.py tests/binding/test_arguments_backward.py tests/binding/test_context.py \
-        tests/binding/test_context_object.py tests/binding/test_hostile_arguments.py tests/binding/test_hostile_context.py tests/binding/test_accepted.py tests/core/test_fuzz.py tests/core/test_guarded.py tests/binding/test_nomemory.py tests/core/test_regressions.py
+        pytest -n 2 -m "not slow and not torch" -k "not float64" \
+        tests/binding/test_{arguments,arguments_backward,context,context_object,accepted,nomemory,registry}.py \
+        tests/binding/test_{hostile_arguments,hostile_context}.py tests/core/test_{fuzz,guarded,regressions}.py
 }
 
 python_suite() {
     python_plain
     run "Python: four threads run each test at once" pytest --parallel-threads=4 -m "not slow" \
-        -k "not float64 and not bfloat16" tests/core/test_forward.py tests/core/test_guarded.py tests/core/test_statistics.py tests/binding/test_context.py
+        -k "not float64 and not bfloat16" tests/core/test_{forward,guarded,statistics}.py tests/binding/test_context.py
     run "Python: 10,000 calls of each function" pytest -n 2 tests/binding/test_hostile_leaks.py
     INPLACE_ABN_FORKS=100 run "Python: 100 rounds of forks, pools, copies" pytest tests/binding/test_processes.py
-    run "Python: interpreter, interrupts, failing memory" pytest tests/binding/test_interpreter.py tests/binding/test_nomemory.py tests/core/test_threads.py
+    run "Python: interpreter, interrupts, failing memory" pytest tests/binding/test_{interpreter,nomemory}.py \
+        tests/core/test_threads.py
     run "Python: numerical torture" pytest -n 2 tests/numerics/test_torture.py tests/numerics/test_extremes.py
-    run "Python: five gigabytes" pytest tests/core/test_large.py # takes 5 GB: not at the same time as the C program's large arrays
+    run "Python: five gigabytes" pytest tests/core/test_large.py # not while the C program has its large arrays
     INPLACE_ABN_FUZZ=20000 run "Python: 20,000 fuzz examples" pytest -n 2 tests/core/test_fuzz.py
 }
 
@@ -281,9 +283,10 @@ half() { # half NAME PATTERN: PATTERN matches the first letters of the other hal
     COVERAGE_FILE=$builds/lines run "Coverage, Python suite: $1 half" env -u OMP_WAIT_POLICY -C "$copy" PYTHONPATH="$copy" \
         "$python" -m coverage run --rcfile="$builds/coverage.ini" -m pytest -q -p no:cacheprovider \
         -m "not slow and not torch" -k "not ([v2 or -v2 or baseline or (($sweeps) and (float64 or float16)))" \
-        --ignore-glob='tests/test_benchmarks*' --ignore-glob='tests/test_hostile_leaks*' \
-        --ignore=tests/tools/test_project.py tests/tools/test_examples.py tests/tools/test_readme.py tests/core/test_reliability.py tests/numerics/test_accuracy.py tests/core/test_kernels.py tests/numerics/test_torture.py tests/core/test_threads.py tests/binding/test_nomemory.py \
-        --ignore-glob="tests/test_$2*"
+        --ignore-glob='tests/tools/test_benchmarks*' --ignore-glob='tests/binding/test_hostile_leaks*' \
+        --ignore=tests/tools/test_{project,examples,readme}.py --ignore=tests/core/test_{reliability,kernels,threads}.py \
+        --ignore=tests/numerics/test_{accuracy,torture}.py --ignore=tests/binding/test_nomemory.py \
+        --ignore-glob="tests/*/test_$2*"
 }
 
 first_half() { half first "[l-z]"; }
