@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import ROOT, chart, machine, plans, report, tables, targets, worker
+from benchmarks import ROOT, chart, machine, plans, prototype, report, tables, targets, worker
 from benchmarks.peers import PEERS
 from inplace_abn import functional
 
@@ -28,6 +28,7 @@ class Options:
     dtypes: list
     activations: list
     strategies: list
+    prototype: str | None
     overhead: bool
     processes: int
     repeat: int
@@ -57,7 +58,7 @@ def add_threads(parser):
 def parser():
     """Return the command's parser."""
     make = argparse.ArgumentParser(prog="python -m benchmarks.limit", description=__doc__.splitlines()[0])
-    make.add_argument("--quick", action="store_true", help="a few shapes, no peers; less than a minute")
+    make.add_argument("--quick", action="store_true", help="a few shapes, no peers; less than two minutes")
     make.add_argument(
         "--shapes", nargs="+", type=shape, metavar="NxCxHxW", help="shapes to measure instead of the table's"
     )
@@ -69,6 +70,13 @@ def parser():
         "--processes", type=int, help="fresh processes per allocator setting (5; with --quick 3)"
     )
     make.add_argument("--repeat", type=int, default=7, help="timed repetitions per process (7)")
+    make.add_argument(
+        "--prototype",
+        type=Path,
+        metavar="FILE",
+        help="also measure a prototype in the section limit: a C file or a shared library with the functions "
+        "that benchmarks/prototype.py describes",
+    )
     add_threads(make)
     make.add_argument("--isa", help="force an instruction set of inplace_abn: v4, v3, v2, neon, baseline")
     make.add_argument(
@@ -125,6 +133,7 @@ def options(arguments):
         dtypes=arguments.dtypes or ["float16", "bfloat16"],
         activations=arguments.activations or ["silu", "gelu_tanh", "gelu", "mish", "elu", "prelu"],
         strategies=arguments.strategies or ["checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"],
+        prototype=prototype.build(arguments.prototype) if arguments.prototype else None,
         overhead="overhead" in wanted,
         processes=arguments.processes or (3 if arguments.quick else 5),
         repeat=arguments.repeat,
@@ -144,7 +153,7 @@ def main(argv=None):
             f"In the last minute {busy:.1f} processors were busy. Other load on the machine makes all "
             "figures worse and more targets missed."
         )
-    if wanted.threads != targets.THREADS:
+    if wanted.threads != targets.THREADS and not targets.has_targets(machine.cpu_model(), wanted.threads):
         notes.append(f"The targets are for {targets.THREADS} threads; this run used {wanted.threads}.")
     if wanted.peers:
         wanted.peers, missing = plans.available(wanted.peers, wanted.threads)
@@ -168,10 +177,11 @@ def main(argv=None):
 
 
 def _work(plan):
-    """Run the plan in this process and write the results to standard output as JSON."""
+    """Run the plan in this process; write each result to standard output as a line of JSON."""
     out = worker.redirect_stdout()
     try:
-        json.dump(worker.work(json.loads(plan)), out)
+        for result in worker.work(json.loads(plan)):
+            print(json.dumps(result), file=out, flush=True)
     except KeyboardInterrupt:  # the parent process reports it
         return 130
     out.close()
@@ -179,17 +189,24 @@ def _work(plan):
 
 
 def _run_all(todo, isa, notes):
-    """Run the plans one by one; after an interrupt return the results measured so far."""
+    """Run the plans one by one, printing each row; after an interrupt return what was measured so far."""
     runs = []
     try:
         for number, plan in enumerate(todo, 1):
             print(f"process {number} of {len(todo)} ({plan['environment']})", file=sys.stderr, flush=True)
-            run, problem = plans.run_robustly(plan, isa)
+            run, problem = plans.run_robustly(plan, isa, _print_row)
             runs.append(run)
             notes += [problem] if problem else []
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         notes.append(f"Interrupted: the figures are those of {len(runs)} of {len(todo)} processes.")
+        if isinstance(interrupt, plans.Interrupted) and interrupt.result["groups"]:
+            runs.append(interrupt.result)
+            notes[-1] = notes[-1][:-1] + " and of the first rows of one more."
     return runs
+
+
+def _print_row(group):
+    print(f"  {report.one_line(group)}", file=sys.stderr, flush=True)
 
 
 def _write(folder, summary, runs):

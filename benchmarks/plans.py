@@ -17,6 +17,8 @@ _KEEP = f"glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={1 << 40}"
 ENVIRONMENTS = {"as-is": {}, "kept": {"GLIBC_TUNABLES": _KEEP}}
 
 STREAM = {"kind": "stream"}
+#: The stream with prefetching, at distances of bytes. On some processors it is faster than the plain one.
+PREFETCHING = [STREAM | {"prefetch": distance} for distance in (4096, 8192)]
 OWN = {"kind": "inplace_abn"}
 
 #: Peers of each section. Only "limit" is also measured with the allocator "kept".
@@ -30,7 +32,8 @@ RESIDUAL, PEERS_HAVE = ("leaky_relu", "silu"), ("silu",)
 def contestants(section, options):
     """Return the contestants that are measured in turn in the rows of `section`."""
     if section == "limit":
-        return [STREAM, OWN, *({"kind": peer} for peer in options.peers)]
+        prototype = [{"kind": "prototype", "library": options.prototype}] if options.prototype else []
+        return [STREAM, *PREFETCHING, OWN, *prototype, *({"kind": peer} for peer in options.peers)]
     if section == "dtypes":
         return [OWN | {"dtype": dtype} for dtype in dict.fromkeys(("float32", *options.dtypes))]
     if section == "activations":
@@ -54,7 +57,8 @@ def make(options):
     ----------
     options : namespace
         "sections": dict of section -> list of Row; "peers", "dtypes", "activations", "strategies": names;
-        "overhead": bool; "processes", "threads", "repeat", "flush_bytes": counts.
+        "prototype": path of a shared library (`benchmarks.prototype`) or None; "overhead": bool;
+        "processes", "threads", "repeat", "flush_bytes": counts.
 
     Returns
     -------
@@ -92,13 +96,35 @@ def make(options):
     return plans
 
 
-def run(plan, isa=None):
-    """Run `plan` in a fresh process and return the result of `benchmarks.worker.work`.
+class Interrupted(KeyboardInterrupt):
+    """An interrupt of `run`. `result` holds what was measured before it."""
+
+    def __init__(self, result):
+        self.result = result
+
+
+def run(plan, isa=None, measured=None):
+    """Run `plan` in a fresh process and return its result, made of what `benchmarks.worker.work` yields.
+
+    Parameters
+    ----------
+    plan : dict
+    isa : str, optional
+        An instruction set to force.
+    measured : callable, optional
+        Called with each group as soon as it is measured.
+
+    Returns
+    -------
+    dict
+        "environment", "machine", "overhead" and "groups": the plan's groups with "records" and "errors".
 
     Raises
     ------
     RuntimeError
         The process failed. Its messages are on standard error.
+    Interrupted
+        By Ctrl-C.
     """
     environment = {
         **os.environ,
@@ -109,12 +135,26 @@ def run(plan, isa=None):
         **ENVIRONMENTS[plan["environment"]],
     }
     command = [sys.executable, "-m", "benchmarks.limit", "--worker", json.dumps(plan)]
-    done = subprocess.run(
+    result = {"environment": plan["environment"], "machine": {}, "overhead": {}, "groups": []}
+    with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-    )
-    if done.returncode:
-        raise RuntimeError(f"a measuring process ({plan['environment']}) ended with code {done.returncode}")
-    return json.loads(done.stdout)
+    ) as process:
+        try:
+            for line in process.stdout:
+                name, value = json.loads(line)
+                if name == "group":
+                    result["groups"].append(value)
+                    if measured:
+                        measured(value)
+                else:
+                    result[name] = value
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.kill()
+            raise Interrupted(result) from None
+    if code:
+        raise RuntimeError(f"a measuring process ({plan['environment']}) ended with code {code}")
+    return result
 
 
 def available(peers, threads):
@@ -145,7 +185,7 @@ def available(peers, threads):
     return found, missing
 
 
-def run_robustly(plan, isa=None):
+def run_robustly(plan, isa=None, measured=None):
     """Run `plan`; if its process fails, repeat it without the peers, one of which may be the cause.
 
     Returns
@@ -161,7 +201,7 @@ def run_robustly(plan, isa=None):
         The process failed without peers.
     """
     try:
-        return run(plan, isa), None
+        return run(plan, isa, measured), None
     except RuntimeError as error:
         groups = [
             group | {"contestants": [one for one in group["contestants"] if one["kind"] not in PEERS]}
@@ -169,7 +209,8 @@ def run_robustly(plan, isa=None):
         ]
         if groups == plan["groups"]:
             raise
-        return run(plan | {"groups": groups}, isa), f"{error}; it was repeated without the peers"
+        done = run(plan | {"groups": groups}, isa, measured)
+        return done, f"{error}; it was repeated without the peers"
 
 
 def flush_bytes():

@@ -6,7 +6,7 @@ import math
 import statistics
 
 from benchmarks import targets
-from benchmarks.plans import OWN, STREAM
+from benchmarks.plans import OWN, PREFETCHING, STREAM
 
 #: Arrays read and written in a pass of the stream.
 _TRAFFIC = {"forward": 2, "backward": 3}
@@ -16,7 +16,10 @@ _BASE = {
     "strategies": ("strategy", "standard"),
 }
 #: Defaults of a contestant.
-_DEFAULTS = {"dtype": "float32", "activation": "leaky_relu", "strategy": "inplace", "residual": False}
+_DEFAULTS = {
+    "dtype": "float32", "activation": "leaky_relu", "strategy": "inplace", "residual": False, "prefetch": 0,
+}  # fmt: skip
+_PROTOTYPE = {"kind": "prototype"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,11 @@ class Process:
             found = None if None in parts else sum(parts)
         return found
 
+    def fastest_stream(self, row, name):
+        """Return the stream that took the least time."""
+        measured = (s for s in (STREAM, *PREFETCHING) if self.seconds(row, s, name) is not None)
+        return min(measured, key=lambda stream: self.seconds(row, stream, name))
+
     def ratio(self, row, above, below, name):
         """Return seconds of `above` / seconds of `below`, or None."""
         seconds = [self.seconds(row, contestant, name) for contestant in (above, below)]
@@ -79,6 +87,27 @@ class Process:
     def bandwidth(self, row, name):
         """Return the stream's GB/s."""
         return _TRAFFIC[name] * 4e-9 * math.prod(row[1]) / self.seconds(row, STREAM, name)
+
+
+def one_line(group):
+    """Return the figures of one group of a process as a line of text."""
+    process = Process({"environment": "", "overhead": {}, "groups": [group]})
+    (row,) = process.rows
+    section, shape, layout = row
+    parts = []
+    for identity in dict.fromkeys(identity for _, identity, _ in process.medians):
+        options = dict(zip(("kind", *_DEFAULTS), identity, strict=True))
+        reference = STREAM | {"residual": options["residual"]} if process.has_stream(row) else None
+        differing = [str(value) for name, value in options.items() if value != _DEFAULTS.get(name)]
+        figures = []
+        for name in ("forward", "recompute", "backward", "both"):
+            seconds = process.medians.get((row, identity, name))
+            stream = process.seconds(row, reference, name) if reference else None
+            if seconds is not None:
+                figures.append(f"{stream / seconds:.2f}" if stream else f"{seconds * 1e3:.3g} ms")
+        parts.append(f"{' '.join(differing)} {' / '.join(figures)}")
+    unit = " (share of the stream's speed)" if process.has_stream(row) else ""
+    return f"{section} {'x'.join(map(str, shape))} {layout}{unit}: {', '.join(parts)}"
 
 
 def _median(values):
@@ -124,12 +153,18 @@ def summarise(runs, notes=()):
         "strategies": [],
         "overhead": _overhead(processes),
     }
-    for group in runs[0]["groups"]:
-        row = group["section"], tuple(group["shape"]), group["layout"]
+    groups = {
+        (group["section"], tuple(group["shape"]), group["layout"]): group
+        for run in runs
+        for group in run["groups"]
+    }  # a process that was interrupted has fewer
+    for row, group in groups.items():
         measured = [process for process in processes if row in process.rows]
         if row[0] == "limit":
             memory = _extra_memory(row, measured)
-            summary["limit"] += [_limit(row, *state, memory) for state in states.items()]
+            for state, members in states.items():
+                among = [process for process in members if process in measured]
+                summary["limit"] += [_limit(row, state, among, memory, runs[0]["machine"])] if among else []
             summary["peers"] += _peers(row, measured)
         elif row[0] == "activations":
             for state, members in states.items():
@@ -162,9 +197,9 @@ def split_states(processes):
     return {"one": ranked} if ranked else {}
 
 
-def _limit(row, state, processes, extra_memory):
+def _limit(row, state, processes, extra_memory, machine):
     _, shape, layout = row
-    wanted = targets.find(shape, layout)
+    wanted = targets.find(shape, layout, machine)
     entry = {"shape": shape, "layout": layout, "state": state, "processes": len(processes)}
     for name, target in (("forward", wanted.forward), ("backward", wanted.backward)):
         entry[name] = {
@@ -173,7 +208,15 @@ def _limit(row, state, processes, extra_memory):
             "of_limit": Judged(
                 _median(process.ratio(row, STREAM, OWN, name) for process in processes), target
             ),
+            "of_fastest": Judged(
+                _median(
+                    process.ratio(row, process.fastest_stream(row, name), OWN, name) for process in processes
+                )
+            ),
         }
+        share = _median(process.ratio(row, _PROTOTYPE, OWN, name) for process in processes)
+        if share is not None:
+            entry[name]["of_prototype"] = Judged(share, targets.PROTOTYPE)
     return entry | {"extra_memory": extra_memory}
 
 
@@ -188,7 +231,7 @@ def _extra_memory(row, processes):
 def _peers(row, processes):
     _, shape, layout = row
     kinds = {identity[0]: None for process in processes for _, identity, _ in process.medians}
-    peers = [kind for kind in kinds if kind not in (STREAM["kind"], OWN["kind"])]
+    peers = [kind for kind in kinds if kind not in (STREAM["kind"], OWN["kind"], _PROTOTYPE["kind"])]
     entries = []
     for environment in dict.fromkeys(process.environment for process in processes):
         members = [process for process in processes if process.environment == environment]

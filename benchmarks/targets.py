@@ -13,8 +13,10 @@ RESNET = ((32, 64, 112, 112), (32, 256, 56, 56), (32, 512, 28, 28), (32, 1024, 1
 #: Few channels with huge images, and volumes.
 HUGE = ((4, 3, 2048, 2048), (2, 8, 64, 128, 128))
 
+#: Small batches of the last stage of a ResNet.
+SMALL = ((8, 512, 7, 7), (8, 2048, 7, 7))
 
-#: The targets are for this number of threads.
+#: The targets are for this number of threads, except those of `INTEL`.
 THREADS = 2
 
 
@@ -28,14 +30,35 @@ class Row(NamedTuple):
 
 
 LIMIT = (
-    Row(RESNET[0], CHANNELS_FIRST, 0.90, 0.88),
-    Row(RESNET[1], CHANNELS_FIRST, 0.90, 0.88),
-    Row(RESNET[2], CHANNELS_FIRST, 0.90, 0.88),
-    Row(RESNET[3], CHANNELS_FIRST, 0.88, 0.80),
-    Row(RESNET[4], CHANNELS_FIRST, 0.65, 0.65),
-    *(Row(shape, CHANNELS_LAST, 0.60, 0.54) for shape in RESNET),
-    *(Row(shape, CHANNELS_FIRST, 0.80, 0.80) for shape in HUGE),
+    Row(RESNET[0], CHANNELS_FIRST, 0.82, 0.72),
+    Row(RESNET[1], CHANNELS_FIRST, 0.86, 0.76),
+    Row(RESNET[2], CHANNELS_FIRST, 0.90, 0.78),
+    Row(RESNET[3], CHANNELS_FIRST, 0.86, 0.68),
+    Row(RESNET[4], CHANNELS_FIRST, 0.63, 0.60),
+    Row(RESNET[0], CHANNELS_LAST, 0.52, 0.49),
+    Row(RESNET[1], CHANNELS_LAST, 0.53, 0.50),
+    Row(RESNET[2], CHANNELS_LAST, 0.51, 0.48),
+    Row(RESNET[3], CHANNELS_LAST, 0.60, 0.53),
+    Row(RESNET[4], CHANNELS_LAST, 0.55, 0.52),
+    *(Row(shape, CHANNELS_FIRST, 0.80, 0.70) for shape in HUGE),
+    *(Row(shape, layout, None, None) for shape in SMALL for layout in LAYOUTS),
 )
+
+#: Targets on processors of Intel, by number of threads: (shape, layout) -> forward, backward.
+INTEL = {
+    2: {
+        (RESNET[1], CHANNELS_FIRST): (1.00, 0.63),
+        (RESNET[2], CHANNELS_FIRST): (1.10, 0.88),
+        (RESNET[3], CHANNELS_FIRST): (1.05, 0.93),
+        (RESNET[1], CHANNELS_LAST): (0.58, 0.52),
+    },
+    16: {
+        (RESNET[1], CHANNELS_FIRST): (0.93, 0.86),
+        (RESNET[2], CHANNELS_FIRST): (0.85, 0.82),
+        (RESNET[3], CHANNELS_FIRST): (1.00, 0.95),
+        (RESNET[1], CHANNELS_LAST): (0.72, 0.64),
+    },
+}
 
 #: Rows of ``--quick``, and rows of the activations.
 QUICK = (LIMIT[1], LIMIT[3], LIMIT[6])
@@ -58,15 +81,17 @@ EAGER = {
 #: The same ratio for all other peers and shapes: a peer is not faster.
 PEER = 1.0
 
+#: Time of a prototype (``--prototype``) / time of inplace_abn.
+PROTOTYPE = 0.97
 #: Time of a half type / time of float32.
 HALF_TIME = 0.6
 #: Speed of an activation as a share of leaky_relu's speed.
 ACTIVATION_SPEED = {"elu": {"forward": 0.5, "backward": 0.35}}
 #: Speed of an activation as a share of the stream's speed.
 ACTIVATION_LIMIT = {
-    "silu": {"forward": 0.45, "backward": 0.25},
-    "gelu_tanh": {"forward": 0.45, "backward": 0.25},
-    "leaky_relu + residual": {"forward": 0.85},
+    "silu": {"forward": 0.50, "backward": 0.32},
+    "gelu_tanh": {"forward": 0.45, "backward": 0.28},
+    "leaky_relu + residual": {"forward": 0.80, "backward": 0.70},
 }
 #: Forward + backward with an activation: time of PyTorch eager with default settings / time of inplace_abn.
 ACTIVATION_EAGER = 3.0
@@ -89,12 +114,23 @@ ACCURACY_ACTIVATIONS = {"dx": 2e-6, "farthest": 1e-4, "escaped": 0.01}
 HALF_ERROR = 4.0
 
 
-def find(shape, layout):
-    """Return the row of `LIMIT` for `shape` and `layout`, or a row without targets if there is none."""
+def find(shape, layout, machine=None):
+    """Return the row of `LIMIT` for `shape` and `layout`, or a row without targets if there is none.
+
+    With the description of a machine (`benchmarks.machine.describe`) the row has that machine's targets.
+    """
+    shape = tuple(shape)
+    if machine and "Intel" in machine.get("cpu", ""):
+        return Row(shape, layout, *INTEL.get(machine["threads"], {}).get((shape, layout), (None, None)))
     for row in LIMIT:
-        if row.shape == tuple(shape) and row.layout == layout:
+        if row.shape == shape and row.layout == layout:
             return row
-    return Row(tuple(shape), layout, None, None)
+    return Row(shape, layout, None, None)
+
+
+def has_targets(cpu, threads):
+    """Return True if there are targets for this processor and number of threads."""
+    return threads in (INTEL if "Intel" in cpu else (THREADS,))
 
 
 def select(shapes=None, layouts=None, table=LIMIT):
@@ -123,7 +159,7 @@ def select(shapes=None, layouts=None, table=LIMIT):
 
 def peer_target(shape, layout, peer, environment):
     """Return the target for time of `peer` / time of inplace_abn; None if the row is not in the table."""
-    if find(shape, layout).forward is None:
+    if not any((row.shape, row.layout) == (tuple(shape), layout) for row in LIMIT):
         return None
     if peer == "torch-eager" and math.prod(shape[2:]) >= PEER_MIN_SPATIAL:
         return EAGER[layout, environment]

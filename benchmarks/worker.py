@@ -11,17 +11,20 @@ import numpy as np
 from benchmarks import machine, overhead
 from benchmarks.contestants import Batch, InPlaceABN, Stream
 from benchmarks.peers import PEERS
+from benchmarks.prototype import Prototype
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
 
-_KINDS = {"stream": Stream, "inplace_abn": InPlaceABN} | {name: make for name, (make, _) in PEERS.items()}
+_KINDS = {"stream": Stream, "inplace_abn": InPlaceABN, "prototype": Prototype} | {
+    name: make for name, (make, _) in PEERS.items()
+}
 
 
 def work(plan):
-    """Run a plan.
+    """Run a plan; yield (name, value) as soon as something is measured.
 
     Parameters
     ----------
@@ -31,28 +34,27 @@ def work(plan):
         that the passes of inplace_abn allocate; "overhead": number of tiny calls, or 0; "groups": contestants
         measured in turn, each a dict of "section", "shape", "layout" and "contestants" (see `_make`).
 
-    Returns
-    -------
-    dict
-        "environment", "machine", "overhead" and "groups": the plan's groups with "records" instead of
-        "contestants". A record is its contestant with "pass", "seconds" (one figure per repetition), "faults"
-        (page faults, if the system counts them) and, if traced, "peak" (bytes allocated in the pass).
-        "errors" has an entry for each contestant that was not measured.
+    Yields
+    ------
+    "machine", dict
+        The description of the machine, first.
+    "group", dict
+        Each of the plan's groups, with "records" instead of "contestants". A record is its contestant with
+        "pass", "seconds" (one figure per repetition), "faults" (page faults, if the system counts them) and,
+        if traced, "peak" (bytes allocated in the pass). "errors" has an entry for each contestant that was
+        not measured.
+    "overhead", dict
+        The result of `benchmarks.overhead.measure`, if the plan asks for it.
     """
     machine.pin(plan["threads"])
     flush = Flush(plan["flush_bytes"])
     gc.disable()
-    groups = []
+    yield "machine", machine.describe(plan["threads"])
     for group in plan["groups"]:
-        print(f"  {group['section']}: {group['shape']} {group['layout']}", file=sys.stderr, flush=True)
-        groups.append(_measure(group, plan, flush))
+        yield "group", _measure(group, plan, flush)
         gc.collect()
-    return {
-        "environment": plan["environment"],
-        "machine": machine.describe(plan["threads"]),
-        "overhead": overhead.measure(plan["overhead"]) if plan["overhead"] else {},
-        "groups": groups,
-    }
+    if plan["overhead"]:
+        yield "overhead", overhead.measure(plan["overhead"])
 
 
 class Flush:

@@ -215,7 +215,8 @@ abn_status abn_backward_apply(const abn_machine *machine, const abn_context *con
 abn_status abn_backward(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
                         const abn_gradients *to, const abn_sums *sums, int training);
 
-/* a = a*c + d if b == NULL, else b = b*c + a*d, over contiguous float32: benchmarks.limit measures memory bandwidth. */
-void abn_stream(const abn_machine *machine, float *a, float *b, ptrdiff_t count, float c, float d);
+/* a = a*c + d if b == NULL, else b = b*c + a*d, over contiguous float32: benchmarks.limit measures memory bandwidth.
+ * prefetch: how many elements ahead to prefetch, or 0. */
+void abn_stream(const abn_machine *machine, float *a, float *b, ptrdiff_t count, float c, float d, ptrdiff_t prefetch);
 
 #endif

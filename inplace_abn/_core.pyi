@@ -156,6 +156,7 @@ def stream(
     b: NDArray[np.float32] | None = None,
     c: Number = 1.0,
     d: Number = 0.0,
+    prefetch: SupportsIndex = 0,
     threads: Threads = None,
     isa: str | None = None,
 ) -> None: ...

@@ -67,18 +67,28 @@ EACH_OTHER(DEFINE_FROM_X, columns)
         .segment = SEGMENT_KERNELS(layout),                                      \
     }
 
-/* a = a*c + d, or b = b*c + a*d: the benchmarks' lower bound for the time of an in-place pass over memory. */
-static void stream(void *a, void *b, ptrdiff_t count, double c, double d) {
-    storage *first = a, *second = b;
-    const vec factor = v_set1((real)c), other = v_set1((real)d);
+INLINE void stream_loop(storage *a, storage *b, ptrdiff_t count, vec c, vec d, ptrdiff_t prefetch) {
     for (ptrdiff_t i = 0; i < count; i += W) {
         const ptrdiff_t n = count - i;
-        const vec x = v_load_upto(first + i, n);
-        if (second)
-            v_store_upto(second + i, v_fma(v_load_upto(second + i, n), factor, v_mul(x, other)), n);
+        const vec x = v_load_upto(a + i, n);
+        if (prefetch && prefetch < n) {
+            prefetch_line(a + i + prefetch);
+            if (b) prefetch_line(b + i + prefetch);
+        }
+        if (b)
+            v_store_upto(b + i, v_fma(v_load_upto(b + i, n), c, v_mul(x, d)), n);
         else
-            v_store_upto(first + i, v_fma(x, factor, other), n);
+            v_store_upto(a + i, v_fma(x, c, d), n);
     }
+}
+
+/* a = a*c + d, or b = b*c + a*d: the benchmarks' lower bound for the time of an in-place pass over memory. */
+static void stream(void *a, void *b, ptrdiff_t count, double c, double d, ptrdiff_t prefetch) {
+    const vec factor = v_set1((real)c), other = v_set1((real)d);
+    if (prefetch)
+        stream_loop(a, b, count, factor, other, prefetch);
+    else
+        stream_loop(a, b, count, factor, other, 0);
 }
 
 #ifdef ABN_DTYPE_FLOAT64

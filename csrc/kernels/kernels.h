@@ -138,8 +138,8 @@ typedef struct {
     abn_layout_kernels layout[ABN_LAYOUTS];
     /* Repeats the constant of each channel for each of its columns (padded). */
     void (*expand)(const void *constants, abn_columns columns, void *expanded);
-    /* a = a*c + d (b == NULL) or b = b*c + a*d */
-    void (*stream)(void *a, void *b, ptrdiff_t count, double c, double d);
+    /* a = a*c + d (b == NULL) or b = b*c + a*d; prefetch: elements ahead, or 0 */
+    void (*stream)(void *a, void *b, ptrdiff_t count, double c, double d, ptrdiff_t prefetch);
     const abn_activation_kernels *activations;
 } abn_kernel_set;
 

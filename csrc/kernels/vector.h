@@ -40,6 +40,17 @@ typedef int32_t real_bits;
 #define UNROLLED
 #endif
 
+/* Starts to read a cache line. Any address is allowed. */
+INLINE void prefetch_line(const void *address) {
+#if defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
+    _mm_prefetch((const char *)address, _MM_HINT_T0);
+#elif defined(_MSC_VER)
+    (void)address;
+#else
+    __builtin_prefetch(address);
+#endif
+}
+
 /* W lanes loaded from lane_window + 8 - n are the mask of the first n lanes. */
 static const real_bits lane_window[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
 /* The bit that stands for each lane of a mask in v_mask_bits and v_bits_mask. */

@@ -15,7 +15,7 @@
     NAME(CHANNEL_AXIS, channel_axis) NAME(RESIDUAL, residual) NAME(SLOPE, slope) NAME(MASK, mask) NAME(THREADS, threads) \
     NAME(ISA, isa) NAME(MEAN, mean) NAME(VAR, var) NAME(COUNT, count) NAME(CTX, ctx) NAME(DZ, dz) \
     NAME(OVERWRITE, overwrite) NAME(RESIDUAL_GRAD, residual_grad) NAME(SUM_DY, sum_dy) \
-    NAME(SUM_DY_XHAT, sum_dy_xhat) NAME(OUT, out) NAME(N, n) NAME(A, a) NAME(B, b) NAME(C, c) NAME(D, d) NAME(ARRAY, array) \
+    NAME(SUM_DY_XHAT, sum_dy_xhat) NAME(OUT, out) NAME(N, n) NAME(A, a) NAME(B, b) NAME(C, c) NAME(D, d) NAME(PREFETCH, prefetch) NAME(ARRAY, array) \
     NAME(OWNER, owner) NAME(ROLE, role) NAME(WRITER, writer) NAME(RECORDER, recorder)
 /* clang-format on */
 

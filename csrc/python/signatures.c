@@ -52,9 +52,10 @@ const char statistics_doc[] = "statistics($module, /, x, *, channel_axis=1, mask
                               "Returns (mean, var, count): float64 mean and biased variance of each channel, and the "
                               "number of elements per channel; with mask, of valid positions only.";
 
-SIGNATURE(stream, 1, 1, NAME_A, NAME_B, NAME_C, NAME_D, MACHINE_NAMES);
-const char stream_doc[] = "stream($module, /, a, *, b=None, c=1.0, d=0.0, " MACHINE_TEXT ")\n--\n\n"
-                          "a = a*c + d, or with b: b = b*c + a*d, in place. The baseline of the benchmarks.";
+SIGNATURE(stream, 1, 1, NAME_A, NAME_B, NAME_C, NAME_D, NAME_PREFETCH, MACHINE_NAMES);
+const char stream_doc[] = "stream($module, /, a, *, b=None, c=1.0, d=0.0, prefetch=0, " MACHINE_TEXT ")\n--\n\n"
+                          "a = a*c + d, or with b: b = b*c + a*d, in place. The baseline of the benchmarks.\n\n"
+                          "prefetch: how many elements ahead of the loop cache lines are prefetched.";
 
 SIGNATURE(set_num_threads, 1, 1, NAME_N);
 const char set_num_threads_doc[] = "set_num_threads($module, /, n)\n--\n\n"

@@ -59,9 +59,11 @@ PyObject *call_stream(PyObject *module, PyObject *const *args, Py_ssize_t positi
     double c = 1.0, d = 0.0;
     footprint a_bytes, b_bytes;
     npy_intp elements;
+    int prefetch = 0;
 
     if (bind_args(state, &stream_signature, args, positionals, kwnames, got) < 0) return NULL;
     if (double_arg(got[NAME_C], NAME_C, &c) < 0 || double_arg(got[NAME_D], NAME_D, &d) < 0) return NULL;
+    if (int_arg(got[NAME_PREFETCH], NAME_PREFETCH, 0, 1 << 20, &prefetch) < 0) return NULL;
     if (machine_args(state, got, &machine) < 0) return NULL;
     if (stream_open(state, got[NAME_A], NAME_A, -1, is_provided(got[NAME_B]) ? NULL : "stream", &a) < 0) return NULL;
     elements = PyArray_SIZE(a);
@@ -73,7 +75,7 @@ PyObject *call_stream(PyObject *module, PyObject *const *args, Py_ssize_t positi
     machine_settle(state, elements, &machine);
     if (elements > 0) {
         unlocked = unlock_interpreter(elements);
-        abn_stream(&machine, PyArray_DATA(a), b ? PyArray_DATA(b) : NULL, elements, (float)c, (float)d);
+        abn_stream(&machine, PyArray_DATA(a), b ? PyArray_DATA(b) : NULL, elements, (float)c, (float)d, prefetch);
         lock_interpreter(unlocked);
     }
     Py_RETURN_NONE;

@@ -233,9 +233,11 @@ def test_stream():
         ({"a": read_only((64,)), "b": None}, ValueError, "a is written in place, but it is read-only"),
         ({"a": both[:64], "b": both[36:]}, ValueError, "b is written and shares memory with a"),
         ({"c": "1"}, TypeError, "c must be a number"),
+        ({"prefetch": -1}, ValueError, "prefetch must be"),
+        ({"prefetch": 1.5}, TypeError, "prefetch must be"),
     ]:
         refused(_core.stream, {"a": a, "b": b, "c": 1.0, "d": 2.0, **changes}, error, message)
     _core.stream(a, c=2.0, d=1.0)
-    _core.stream(a, b=b, c=2.0, d=1.0)
+    _core.stream(a, b=b, c=2.0, d=1.0, prefetch=16)
     assert (a == 3).all()
     assert (b == 5).all()

@@ -90,10 +90,10 @@ static void test_stream(const abn_kernels *kernels, flush_side side) {
         float *first = a.data, *second = b.data;
         now_testing("%s stream over %td", abn_kernels_name(kernels), count);
         for (ptrdiff_t i = 0; i < count; i++) first[i] = (float)i, second[i] = (float)-i;
-        abn_stream(&machine, first, NULL, count, 3, 1);
+        abn_stream(&machine, first, NULL, count, 3, 1, 0);
         for (ptrdiff_t i = 0; i < count; i++) check(first[i] == (float)(3 * i + 1), "a[%td] is %g", i, first[i]);
         array_freeze(&a);
-        abn_stream(&machine, first, second, count, 2, 3);
+        abn_stream(&machine, first, second, count, 2, 3, 24);
         for (ptrdiff_t i = 0; i < count; i++) check(second[i] == (float)(7 * i + 3), "b[%td] is %g", i, second[i]);
         array_close(&a);
         array_close(&b);
