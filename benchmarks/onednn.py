@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contestants import EPS
+from inplace_abn import functional
 
 _CPU, _FLOAT32, _IN_ORDER = 1, 3, 1
 _FORWARD_TRAINING, _BACKWARD = 64, 128
@@ -20,6 +21,8 @@ _USE_SCALE, _USE_SHIFT, _FUSE_RELU = 2, 4, 8
 _FLAGS = _USE_SCALE | _USE_SHIFT | _FUSE_RELU
 _WORKSPACE_MD = 135
 _SRC, _DST, _MEAN, _VARIANCE, _SCALE, _SHIFT, _WORKSPACE = 1, 17, 49, 50, 51, 52, 64
+#: Block of channels -> dnnl_format_tag_t of (N, C / block, H, W, block).
+_BLOCKED = {8: 102, 16: 78}
 _DIFF_SRC, _DIFF_DST, _DIFF_SCALE, _DIFF_SHIFT = 129, 145, 255, 256
 
 
@@ -78,6 +81,11 @@ class _Library:
         )
         return self.new("memory_desc_create_with_strides", array.ndim, lengths, _FLOAT32, strides)
 
+    def blocked_descriptor(self, batch, channels, height, width, block):
+        """Describe an array of (N, C / block, H, W, block), oneDNN's own layout."""
+        lengths = (ctypes.c_int64 * 4)(batch, channels, height, width)
+        return self.new("memory_desc_create_with_tag", 4, lengths, _FLOAT32, _BLOCKED[block])
+
     def norm(self, direction, *arguments):
         """Describe the batch norm primitive of this direction."""
         return self.new(f"batch_normalization_{direction}_primitive_desc_create", self.engine, *arguments)
@@ -90,27 +98,47 @@ class _Library:
         self.call("stream_wait", self.stream)
 
 
-class OneDNN:
-    """The batch norm primitives over buffers allocated once. `threads` is set by OMP_NUM_THREADS."""
+def block():
+    """Return the channels of a block in oneDNN's own layout on this processor."""
+    return 16 if functional.info()["isa_active"] == "v4" else 8
 
-    def __init__(self, batch, threads):
+
+def to_blocks(array, channels):
+    """Return an array of (N, C, H, W) as (N, C / channels, H, W, channels)."""
+    n, c, height, width = array.shape
+    return np.ascontiguousarray(np.moveaxis(array.reshape(n, c // channels, channels, height, width), 2, -1))
+
+
+class OneDNN:
+    """The batch norm primitives over buffers allocated once. `threads` is set by OMP_NUM_THREADS.
+
+    With ``blocked=True`` x and dz are in oneDNN's own layout, for channels-first batches of images whose
+    channels are a multiple of `block`.
+    """
+
+    def __init__(self, batch, threads, blocked=False):
         self.library = library = _Library()
-        axes = list(range(batch.x0.ndim))
-        axes.insert(1, axes.pop(batch.channel_axis))
-        full = library.descriptor(batch.x0, axes)
+        x, dz = batch.x0, batch.dz0
+        if blocked:
+            full = library.blocked_descriptor(*x.shape, block())
+            x, dz = to_blocks(x, block()), to_blocks(dz, block())
+        else:
+            axes = list(range(x.ndim))
+            axes.insert(1, axes.pop(batch.channel_axis))
+            full = library.descriptor(x, axes)
         channels = library.descriptor(batch.weight)
         eps = ctypes.c_float(EPS)
         forward = library.norm("forward", _FORWARD_TRAINING, full, full, eps, _FLAGS, None)
         backward = library.norm("backward", _BACKWARD, full, full, full, eps, _FLAGS, forward, None)
         mask = ctypes.c_void_p(library.raw.dnnl_primitive_desc_query_md(forward, _WORKSPACE_MD, 0))
-        self.z, self.dx = np.zeros_like(batch.x0), np.zeros_like(batch.x0)
+        self.z, self.dx = np.zeros_like(x), np.zeros_like(x)
         self.mean, self.var, self.dweight, self.dbias = np.zeros((4, batch.weight.size), np.float32)
         workspace = np.zeros(library.raw.dnnl_memory_desc_get_size(mask), np.uint8)
-        self.used = (batch, workspace)  # keeps them alive: oneDNN has only their addresses
+        self.used = (batch, x, dz, workspace)  # keeps them alive: oneDNN has only their addresses
         memories = {
-            _SRC: library.memory(full, batch.x0),
+            _SRC: library.memory(full, x),
             _DST: library.memory(full, self.z),
-            _DIFF_DST: library.memory(full, batch.dz0),
+            _DIFF_DST: library.memory(full, dz),
             _DIFF_SRC: library.memory(full, self.dx),
             _MEAN: library.memory(channels, self.mean),
             _VARIANCE: library.memory(channels, self.var),

@@ -7,7 +7,7 @@ into buffers of its caller. Importing this module imports none of them.
 import importlib.util
 
 from benchmarks.contestants import EPS, MOMENTUM, SLOPE
-from benchmarks.targets import CHANNELS_LAST
+from benchmarks.targets import CHANNELS_FIRST, CHANNELS_LAST
 
 
 class TorchEager:
@@ -106,12 +106,25 @@ def onednn(batch, threads):
     return OneDNN(batch, threads)
 
 
+def onednn_blocked(batch, threads):
+    """Return oneDNN in its own blocked layout as a contestant."""
+    from benchmarks.onednn import OneDNN
+
+    return OneDNN(batch, threads, blocked=True)
+
+
+def takes_part(peer, shape, layout):
+    """Return False if the peer cannot run on arrays of this shape and layout."""
+    return peer != "onednn-blocked" or (layout == CHANNELS_FIRST and len(shape) == 4 and shape[1] % 16 == 0)
+
+
 #: name -> (function of a batch and a number of threads that returns a contestant, name in reports)
 PEERS = {
     "torch-eager": (TorchEager, "PyTorch eager"),
     "torch-compile": (TorchCompile, "torch.compile"),
     "jax": (Jax, "JAX jit"),
     "onednn": (onednn, "oneDNN, ReLU"),
+    "onednn-blocked": (onednn_blocked, "oneDNN, ReLU, its blocked layout"),
 }
 
 
@@ -123,5 +136,5 @@ def installed():
         from benchmarks.onednn import find_library
     except ImportError:
         find_library = None
-    found["onednn"] = find_library is not None and find_library() is not None
+    found["onednn"] = found["onednn-blocked"] = find_library is not None and find_library() is not None
     return [name for name in PEERS if found[name]]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from benchmarks import ROOT, machine
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, takes_part
 from benchmarks.targets import CHANNELS_FIRST
 from inplace_abn import reference
 
@@ -29,11 +29,17 @@ ACTIVATIONS = [name for name, activation in reference.ACTIVATIONS.items() if act
 RESIDUAL, PEERS_HAVE = ("leaky_relu", "silu"), ("silu",)
 
 
-def contestants(section, options):
-    """Return the contestants that are measured in turn in the rows of `section`."""
+def contestants(section, row, options):
+    """Return the contestants that are measured in turn in a row of `section`."""
     if section == "limit":
         prototype = [{"kind": "prototype", "library": options.prototype}] if options.prototype else []
-        return [STREAM, *PREFETCHING, OWN, *prototype, *({"kind": peer} for peer in options.peers)]
+        return [
+            STREAM,
+            *PREFETCHING,
+            OWN,
+            *prototype,
+            *({"kind": peer} for peer in options.peers if takes_part(peer, row.shape, row.layout)),
+        ]
     if section == "dtypes":
         return [OWN | {"dtype": dtype} for dtype in dict.fromkeys(("float32", *options.dtypes))]
     if section == "activations":
@@ -72,7 +78,7 @@ def make(options):
                 "section": section,
                 "shape": row.shape,
                 "layout": row.layout,
-                "contestants": contestants(section, options),
+                "contestants": contestants(section, row, options),
             }
             for row in rows
         ]
@@ -168,7 +174,7 @@ def available(peers, threads):
         The reason for each of the others.
     """
     found, missing = [], {}
-    group = {"section": "limit", "shape": (2, 4, 4, 4), "layout": CHANNELS_FIRST}
+    group = {"section": "limit", "shape": (2, 16, 4, 4), "layout": CHANNELS_FIRST}
     plan = {"environment": "as-is", "threads": threads, "repeat": 1, "warmup": 0, "flush_bytes": 1}
     for peer in peers:
         groups = [group | {"contestants": [{"kind": peer}]}]

@@ -23,6 +23,7 @@ from benchmarks import (  # noqa: E402
     limit,
     machine,
     memory,
+    onednn,
     peers,
     plans,
     report,
@@ -148,11 +149,16 @@ def test_a_peer_computes_the_same_layer(module, theirs, layout):
 
 
 @pytest.mark.parametrize("layout", targets.LAYOUTS)
-def test_onednn_computes_batch_norm_with_relu(layout):
-    if "onednn" not in peers.installed():
+@pytest.mark.parametrize("peer", ["onednn", "onednn-blocked"])
+def test_onednn_computes_batch_norm_with_relu(peer, layout):
+    if peer not in peers.installed():
         pytest.skip("oneDNN's library is not installed")
-    batch = Batch((4, 6, 5, 5), layout)
-    peer = peers.onednn(batch, threads=1)
+    if not peers.takes_part(peer, (4, 32, 5, 5), layout):
+        pytest.skip("channels-first only")
+    batch = Batch((4, 32, 5, 5), layout)
+    make, _ = peers.PEERS[peer]
+    blocked = peer == "onednn-blocked"
+    peer = make(batch, threads=1)
     for _, call in peer.run():
         call()
     layer = InPlaceABN(batch, 1, activation="relu", strategy="standard")
@@ -163,6 +169,8 @@ def test_onednn_computes_batch_norm_with_relu(layout):
         (layer.gradients.dx, peer.dx),
         (layer.gradients.dweight, peer.dweight),
     ):
+        if blocked and ours.ndim == 4:
+            ours = onednn.to_blocks(ours, onednn.block())
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
