@@ -1,0 +1,31 @@
+"""The arguments of one normalization that are not differentiated."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Normalization(NamedTuple):
+    """What a call needs besides x, weight, bias, residual and slope.
+
+    Attributes
+    ----------
+    running_mean, running_var : Tensor or None
+        Updated in training; None without running statistics.
+    training : bool
+        True normalizes by the statistics of the batch.
+    momentum, eps : float
+    activation : str
+    param : float, or (low, high) for hardtanh
+    name : str
+        The module, for messages.
+    """
+
+    running_mean: torch.Tensor | None
+    running_var: torch.Tensor | None
+    training: bool
+    momentum: float
+    eps: float
+    activation: str
+    param: float | tuple[float, float]
+    name: str

@@ -1,0 +1,91 @@
+"""Chooses how a call is computed: by the kernels, in place or not, or by PyTorch's operations."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from ._activations import activate, has_inverse
+from ._hooks import hooks_outside
+from ._in_place import InPlace, KeepSum
+from ._tensors import VECTOR_DTYPES, is_dense
+
+
+def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
+    """Return ``activation(batch norm of x + residual)``; x is overwritten where that is allowed and possible.
+
+    Parameters
+    ----------
+    x : Tensor of shape (N, C, ...)
+    weight, bias : Tensor of shape (C,) or None
+    residual : Tensor or None
+    slope : Tensor or None
+        For prelu.
+    norm : Normalization
+    overwrite : bool
+        True if the caller does not need x any more.
+    """
+    if not has_kernels(x) or not _fits(x, weight, bias, norm):
+        return with_stock_operations(x, weight, bias, residual, slope, norm)
+    if residual is not None and not _same_kind(residual, x):
+        y = batch_norm(x, weight, bias, None, None, norm._replace(activation="identity"), overwrite=overwrite)
+        return activate(norm.activation, y + residual, norm.param, slope)
+    function = InPlace if has_inverse(norm.activation, norm.param) else KeepSum
+    overwrite = overwrite and may_overwrite(x)
+    return function.apply(x, weight, bias, residual, slope, norm, overwrite)
+
+
+def with_stock_operations(x, weight, bias, residual, slope, norm):
+    """Return the same as `batch_norm`, by PyTorch's own operations. x is not overwritten."""
+    y = F.batch_norm(
+        x, norm.running_mean, norm.running_var, weight, bias, norm.training, norm.momentum, norm.eps
+    )
+    if residual is not None:
+        y = y + residual
+    return activate(norm.activation, y, norm.param, slope)
+
+
+def has_kernels(x):
+    """Return True if the kernels can take x now.
+
+    They see the memory of a tensor and nothing else: a transformation, a tracer or a mode that watches
+    PyTorch's operations would miss them.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and x.is_cpu
+        and x.dtype in VECTOR_DTYPES
+        and x.layout is torch.strided
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._get_tracing_state() is None
+        and forward_ad._current_level < 0
+    )
+
+
+def may_overwrite(x):
+    """Return True if autograd permits a write over x, and no one has to see the old values again."""
+    if x._base is not None or not is_dense(x):
+        return False
+    if x.requires_grad and (x.is_leaf or not torch.is_grad_enabled()):
+        return False
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        return False
+    return not hooks_outside()
+
+
+def _fits(x, weight, bias, norm):
+    """Return False where PyTorch raises an error or does something special; PyTorch then does it."""
+    if not 2 <= x.dim() <= 5 or x.numel() <= x.shape[1]:  # empty, or one value per channel
+        return False
+    vectors = [v for v in (weight, bias, norm.running_mean, norm.running_var) if v is not None]
+    dtypes = {v.dtype for v in vectors}
+    if len(dtypes) > 1 or not dtypes <= {x.dtype, VECTOR_DTYPES[x.dtype]}:
+        return False
+    return all(v.shape == (x.shape[1],) and v.is_cpu and type(v) in (Tensor, Parameter) for v in vectors)
+
+
+def _same_kind(residual, x):
+    return residual.shape == x.shape and residual.dtype is x.dtype and has_kernels(residual)

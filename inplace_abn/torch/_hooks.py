@@ -1,0 +1,151 @@
+"""Saved-tensor hooks of a converted model, active during its forward; they pass on to hooks outside of it."""
+
+import threading
+
+import torch
+
+from ._saved import Kept, Passed, holder_of, recipe_of
+
+_autograd = torch._C._autograd
+
+
+class _Hooks:
+    """A pair of hooks. `outer` is the pair (pack, unpack) that was active before, or None."""
+
+    def __init__(self, outer):
+        self.outer = outer
+
+    def pack(self, tensor):
+        if self.outer is None:
+            return holder_of(tensor)
+        recipe = recipe_of(tensor)
+        return Passed(tensor, self.outer) if recipe is None else recipe.passed_to(self.outer)
+
+    def unpack(self, holder):
+        return holder.get()
+
+
+def install(root):
+    """Activate the hooks in every forward of a module; does nothing if they are installed."""
+    if not is_installed(root):
+        root.register_forward_pre_hook(_push)
+        root.register_forward_hook(_pop, always_call=True)
+
+
+def uninstall(root):
+    """Undo `install`."""
+    for hooks, ours in ((root._forward_pre_hooks, _push), (root._forward_hooks, _pop)):
+        for key in [key for key, hook in hooks.items() if hook is ours]:
+            del hooks[key]
+            root._forward_hooks_always_called.pop(key, None)
+
+
+def is_installed(root):
+    """Return True after `install`."""
+    return _push in root._forward_pre_hooks.values()
+
+
+def hooks_outside():
+    """Return True if hooks other than ours see what is saved now.
+
+    They may keep a tensor without checking later whether it was modified, or run a part of the forward again,
+    as `torch.utils.checkpoint` does: then no input may be overwritten.
+    """
+    innermost = _innermost()
+    if isinstance(innermost, _Hooks):
+        return innermost.outer is not None
+    return innermost is not None
+
+
+def hooks_active():
+    """Return True during the forward of a module on which `install` was called."""
+    return isinstance(_innermost(), _Hooks)
+
+
+def _push(module, args):
+    hooks = _new_hooks()
+    if hooks is not None:
+        _autograd._push_saved_tensors_default_hooks(hooks.pack, hooks.unpack)
+    _pushed().append((module, hooks))
+
+
+def _pop(module, args, output):
+    pushed = _pushed()
+    if pushed and pushed[-1][0] is module and pushed.pop()[1] is not None:
+        _autograd._pop_saved_tensors_default_hooks()
+
+
+def _new_hooks():
+    """Return hooks to push, or None where hooks are not permitted or their outer ones are unknown."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or not _autograd._saved_tensors_hooks_is_enabled()
+    ):
+        return None
+    innermost = _innermost()
+    if innermost is _UNKNOWN:
+        return None
+    return _new(innermost.outer if isinstance(innermost, _Hooks) else innermost)
+
+
+_thread = threading.local()
+
+
+def _pushed():
+    """Return the modules of this thread that run now, with the hooks that were pushed for them."""
+    if not hasattr(_thread, "pushed"):
+        _thread.pushed = []
+    return _thread.pushed
+
+
+_UNKNOWN = object()
+
+
+def _innermost_from_torch():
+    """Return the innermost hooks: `_Hooks`, another pair (pack, unpack), or None."""
+    pair = _autograd._top_saved_tensors_default_hooks(True)
+    if pair is None:
+        return None
+    owner = getattr(pair[0], "__self__", None)
+    return owner if isinstance(owner, _Hooks) else pair
+
+
+class _ProbedHooks(_Hooks):
+    """Hooks for PyTorch before 2.8, which record that they were given the probe of `_innermost_by_probe`."""
+
+    got_probe = False
+
+    def pack(self, tensor):
+        if tensor is getattr(_thread, "probe", None):
+            self.got_probe = True
+            return Kept(tensor)
+        return super().pack(tensor)
+
+
+def _innermost_by_probe():
+    """Return the innermost hooks; other ones than ours as _UNKNOWN. Saves a tensor and sees who takes it."""
+    if not _autograd._saved_tensors_hooks_is_enabled():
+        return None
+    ours = next((hooks for _, hooks in reversed(_pushed()) if hooks is not None), None)
+    if ours is not None:
+        ours.got_probe = False
+    with torch.enable_grad():
+        _thread.probe = torch.zeros((), requires_grad=True)
+        saved = (_thread.probe * _thread.probe).grad_fn._raw_saved_self
+    _thread.probe = None
+    try:
+        saved.register_hooks(_same, _same)
+    except RuntimeError:  # some hooks have it
+        return ours if ours is not None and ours.got_probe else _UNKNOWN
+    return None
+
+
+def _same(tensor):
+    return tensor
+
+
+if hasattr(_autograd, "_top_saved_tensors_default_hooks"):
+    _innermost, _new = _innermost_from_torch, _Hooks
+else:
+    _innermost, _new = _innermost_by_probe, _ProbedHooks

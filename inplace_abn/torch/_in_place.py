@@ -1,0 +1,84 @@
+"""Autograd functions: batch norm, residual and activation, with one tensor kept for the backward.
+
+"The paper" is Rota Bulò, Porzi, Kontschieder 2018, https://arxiv.org/abs/1712.02616.
+"""
+
+from functools import partial
+
+import torch
+
+from . import _kernels
+from ._activations import activate
+from ._first_order import first_order
+from ._saved import Recipe, note_overwritten, register
+from ._tensors import copy_dense, laid_out_as
+from .ownership import may_overwrite
+
+
+class InPlace(torch.autograd.Function):
+    """z over x, for activations that have an inverse: scheme (e) of Fig. 2 of the paper.
+
+    x becomes z. With ``overwrite=False``, z is a new tensor and x is not kept.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, residual, slope, norm, overwrite):
+        z = x if overwrite else copy_dense(x)
+        if residual is not None:
+            residual = laid_out_as(residual, z)
+        ctx.context = _kernels.forward(z, weight, bias, residual, slope, norm)
+        if overwrite:
+            note_overwritten(x, norm.name)
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(z, residual)
+        return z
+
+    @staticmethod
+    @first_order
+    def backward(ctx, dz):
+        overwrite = may_overwrite(dz)
+        z, _ = ctx.saved_tensors  # raises if one of them was modified
+        dense = laid_out_as(dz, z)
+        overwrite = overwrite or dense.data_ptr() != dz.data_ptr()
+        return *_kernels.backward(_take_context(ctx), dense, overwrite), None, None
+
+
+class KeepSum(torch.autograd.Function):
+    """s = batch norm of x + residual over x, and z = activation(s) in a new tensor: for every activation.
+
+    Scheme (c) of Fig. 2 of the paper, with one affine step more in the stored tensor. Nobody keeps z where
+    `recipes` are in use: what saves z gets a recipe with s. With ``overwrite=False``, s is a new tensor and x
+    is not kept.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, residual, slope, norm, overwrite):
+        s = x if overwrite else copy_dense(x)
+        if residual is not None:
+            residual = laid_out_as(residual, s)
+        z, ctx.context = _kernels.forward_sum(s, weight, bias, residual, slope, norm)
+        if overwrite:
+            note_overwritten(x, norm.name)
+            torch.autograd.graph.increment_version(x)
+        ctx.norm = norm
+        ctx.save_for_backward(s, residual)
+        register(z, Recipe(partial(activate, norm.activation, param=norm.param), s))
+        return z
+
+    @staticmethod
+    @first_order
+    def backward(ctx, dz):
+        s, residual = ctx.saved_tensors
+        gradients = _kernels.backward_sum(
+            _take_context(ctx), s.detach(), residual, laid_out_as(dz, s), ctx.norm
+        )
+        return *gradients, None, None
+
+
+def _take_context(ctx):
+    context, ctx.context = ctx.context, None
+    if context is None:
+        raise RuntimeError(
+            "inplace_abn.torch: this graph was differentiated before, and what its backward needs is freed"
+        )
+    return context

@@ -1,0 +1,152 @@
+"""What is saved for the backward while the hooks of a converted model are active.
+
+A tensor that can be computed again is saved as a `Recipe`, every other one as it is. Saved-tensor hooks
+switch off autograd's check that no saved tensor was modified, so the holders here make it themselves.
+"""
+
+import weakref
+from functools import partial
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+
+class _TensorTable:
+    """Maps a tensor to a value until the tensor is freed; its views find the same entry."""
+
+    def __init__(self):
+        self._entries = {}
+
+    def set(self, tensor, value):
+        key = tensor.untyped_storage()._cdata
+        self._entries[key] = weakref.ref(tensor, partial(self._forget, key)), value
+
+    def get(self, tensor):
+        """Return the tensor that was set and its value, or (None, None)."""
+        reference, value = self._entries.get(tensor.untyped_storage()._cdata, (None, None))
+        found = None if reference is None else reference()
+        return (None, None) if found is None else (found, value)
+
+    def _forget(self, key, reference):
+        if key in self._entries and self._entries[key][0] is reference:
+            del self._entries[key]
+
+    def __len__(self):
+        return len(self._entries)
+
+
+#: z -> (version, Recipe)
+_recipes = _TensorTable()
+#: overwritten tensor -> name of the module that wrote it
+_writers = _TensorTable()
+
+
+def register(z, recipe):
+    """Save `recipe` instead of z from now on, unless z is modified before."""
+    _recipes.set(z, (z._version, recipe))
+
+
+def note_overwritten(x, name):
+    """Record who overwrites x, for the message of an error."""
+    _writers.set(x, name)
+
+
+def recipe_of(tensor):
+    """Return the recipe of a tensor, or None. A view of z that has another shape has none."""
+    z, found = _recipes.get(tensor)
+    if z is None:
+        return None
+    version, recipe = found
+    is_z = (
+        tensor._version == version
+        and tensor.shape == z.shape
+        and tensor.stride() == z.stride()
+        and tensor.storage_offset() == z.storage_offset()
+        and tensor.dtype is z.dtype
+    )
+    return recipe if is_z else None
+
+
+class Kept:
+    """A tensor that is saved as it is."""
+
+    __slots__ = ("tensor", "version")
+
+    def __init__(self, tensor):
+        self.tensor, self.version = tensor, tensor._version
+
+    def get(self):
+        check_version(self.tensor, self.version)
+        return self.tensor
+
+    def passed_to(self, outer):
+        return Passed(self.tensor, outer)
+
+
+class Passed:
+    """A tensor that hooks outside of ours have packed."""
+
+    __slots__ = ("packed", "storage", "unpack", "version")
+
+    def __init__(self, tensor, outer):
+        pack, self.unpack = outer
+        self.storage, self.version = StorageWeakRef(tensor.untyped_storage()), tensor._version
+        self.packed = pack(tensor)
+
+    def get(self):
+        tensor = self.unpack(self.packed)
+        if tensor.untyped_storage()._cdata == self.storage.cdata:  # the hooks kept it and made no copy
+            check_version(tensor, self.version)
+        return tensor
+
+
+class Recipe:
+    """A tensor that is computed from others when it is used.
+
+    Parameters
+    ----------
+    function : callable
+        Takes the sources as tensors, without a gradient.
+    *sources : Tensor, Kept, Passed or Recipe
+    """
+
+    __slots__ = ("__weakref__", "_last", "_passed", "function", "sources")
+
+    def __init__(self, function, *sources):
+        self.function = function
+        self.sources = tuple(holder_of(s.detach()) if isinstance(s, torch.Tensor) else s for s in sources)
+        self._last, self._passed = None, None
+
+    def get(self):
+        """Return the tensor; while somebody holds it, the same one again."""
+        z = None if self._last is None else self._last()
+        if z is None:
+            with torch.no_grad():
+                z = self.function(*(source.get() for source in self.sources))
+            self._last = weakref.ref(z)
+        return z
+
+    def passed_to(self, outer):
+        """Return this recipe with sources that the hooks outside of ours have packed."""
+        if self._passed is None:
+            self._passed = Recipe(self.function, *(source.passed_to(outer) for source in self.sources))
+        return self._passed
+
+
+def holder_of(tensor):
+    """Return the recipe of a tensor, or the tensor as `Kept`."""
+    recipe = recipe_of(tensor)
+    return Kept(tensor) if recipe is None else recipe
+
+
+def check_version(tensor, version):
+    """Raise RuntimeError if a saved tensor was modified."""
+    if tensor._version == version:
+        return
+    _, name = _writers.get(tensor)
+    by = "" if name is None else f" The normalization {name!r} overwrote it: call it with copy_first=True, or"
+    raise RuntimeError(
+        f"a tensor of shape {tuple(tensor.shape)} that an operation saved for its backward was modified in "
+        f"place: it has version {tensor._version}, expected {version}.{by or ' Use'} an operation that is "
+        "not in place."
+    )

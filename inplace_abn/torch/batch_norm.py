@@ -1,0 +1,111 @@
+"""Batch norms of `torch.nn` that also add a residual and apply an activation, without keeping x."""
+
+from functools import cache
+
+import torch
+from torch import nn
+
+from ._activations import ACTIVATIONS, default_param, has_inverse
+from ._arguments import Normalization
+from ._dispatch import batch_norm
+
+__all__ = ["ACTIVATIONS", "fuse", "has_inverse", "is_fused", "unfuse"]
+
+_BASES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def fuse(module, name=None):
+    """Give a batch norm the call ``module(x, activation=..., residual=...)``; returns the same object.
+
+    Its class becomes a subclass of the one that it had. ``module(x)`` alone computes what it did before;
+    parameters, buffers, hooks and the keys of its state remain.
+
+    Parameters
+    ----------
+    module : torch.nn.BatchNorm1d, BatchNorm2d, BatchNorm3d, or a subclass
+    name : str, optional
+        For messages, such as ``"layer1.0.bn1"``.
+    """
+    if not isinstance(module, _BASES):
+        raise TypeError(f"module must be a torch.nn.BatchNorm1d, 2d or 3d, got {type(module).__name__}")
+    if not is_fused(module):
+        module.__class__ = _fused_class(type(module))
+    module._name = name or type(module).__name__
+    return module
+
+
+def unfuse(module):
+    """Undo `fuse`; returns the same object."""
+    if is_fused(module):
+        module.__class__ = type(module).__bases__[1]
+        del module._name
+    return module
+
+
+def is_fused(module):
+    """Return True after `fuse`."""
+    return isinstance(module, Fused)
+
+
+class Fused:
+    """The call of a batch norm on which `fuse` was called."""
+
+    def forward(
+        self, x, *, activation=None, activation_param=None, residual=None, slope=None, copy_first=False
+    ):
+        """Return ``activation(batch norm of x + residual)``; batch norm of x without keywords.
+
+        Parameters
+        ----------
+        x : Tensor of shape (N, C, ...)
+            Overwritten if a keyword other than `copy_first` is given. It is not overwritten if `copy_first`
+            is True or autograd forbids it.
+        activation : str, optional
+            One of `ACTIVATIONS`. "identity" is batch norm alone, and so is None together with a residual.
+        activation_param : float, optional
+            The slope of leaky_relu, alpha of elu and celu; (low, high) for hardtanh.
+        residual : Tensor, optional
+            Added before the activation.
+        slope : Tensor of shape (C,) or (1,), optional
+            The slope of prelu.
+        copy_first : bool
+            True: the result is written to new memory, and x remains as it is.
+        """
+        if activation is None and residual is None:
+            return super().forward(x)
+        self._check_input_dim(x)
+        norm = normalization(self, activation or "identity", activation_param, self._name)
+        return batch_norm(x, self.weight, self.bias, residual, slope, norm, overwrite=not copy_first)
+
+    def __reduce_ex__(self, protocol):
+        return _new, (type(self).__bases__[1],), self.__dict__
+
+
+def normalization(module, activation, param, name):
+    """Return the arguments of a batch norm's call, and count the batch if it tracks statistics."""
+    momentum = 0.0 if module.momentum is None else module.momentum
+    training = module.training
+    running_mean, running_var = module.running_mean, module.running_var
+    if training:
+        if not module.track_running_stats:
+            running_mean = running_var = None
+        elif module.num_batches_tracked is not None:
+            module.num_batches_tracked.add_(1)
+            if module.momentum is None:
+                momentum = 1.0 / float(module.num_batches_tracked)
+    elif running_mean is None and running_var is None:
+        training = True
+    if param is None:
+        param = default_param(activation)
+    return Normalization(running_mean, running_var, training, momentum, module.eps, activation, param, name)
+
+
+@cache
+def _fused_class(base):
+    """Return the subclass of a batch norm's class that `fuse` sets."""
+    return type(f"Fused{base.__name__}", (Fused, base), {"__module__": __name__, "__doc__": Fused.__doc__})
+
+
+def _new(base):
+    """Return an empty instance, for pickle and copy: the class itself cannot be found by its name."""
+    return torch.nn.Module.__new__(_fused_class(base))
