@@ -43,6 +43,14 @@ _GRADIENTS = {
 }
 
 
+def check_activation(activation, slope):
+    """Raise ValueError for an unknown activation, or prelu without a slope."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if activation == "prelu" and slope is None:
+        raise ValueError("activation 'prelu' needs slope, a tensor of shape (C,) or (1,), got None")
+
+
 def default_param(activation):
     """Return the parameter that an activation has if none is given."""
     return {"leaky_relu": 0.01, "hardtanh": (-1.0, 1.0)}.get(activation, 1.0)

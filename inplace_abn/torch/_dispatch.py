@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from ._activations import activate, has_inverse
+from ._activations import activate, check_activation, has_inverse
 from ._hooks import hooks_outside
 from ._in_place import InPlace, KeepSum
 from ._tensors import VECTOR_DTYPES, is_dense
@@ -26,6 +26,7 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
     overwrite : bool
         True if the caller does not need x any more.
     """
+    check_activation(norm.activation, slope)
     if not has_kernels(x) or not _fits(x, weight, bias, norm):
         return with_stock_operations(x, weight, bias, residual, slope, norm)
     if residual is not None and not _same_kind(residual, x):

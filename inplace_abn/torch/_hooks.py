@@ -132,10 +132,10 @@ def _innermost_by_probe():
         ours.got_probe = False
     with torch.enable_grad():
         _thread.probe = torch.zeros((), requires_grad=True)
-        saved = (_thread.probe * _thread.probe).grad_fn._raw_saved_self
+        product = _thread.probe * _thread.probe
     _thread.probe = None
     try:
-        saved.register_hooks(_same, _same)
+        product.grad_fn._raw_saved_self.register_hooks(_same, _same)
     except RuntimeError:  # some hooks have it
         return ours if ours is not None and ours.got_probe else _UNKNOWN
     return None

@@ -10,6 +10,7 @@ import torch
 from . import _kernels
 from ._activations import activate
 from ._first_order import first_order
+from ._hooks import hooks_active
 from ._saved import Recipe, note_overwritten, register
 from ._tensors import copy_dense, laid_out_as
 from .ownership import may_overwrite
@@ -28,7 +29,8 @@ class InPlace(torch.autograd.Function):
             residual = laid_out_as(residual, z)
         ctx.context = _kernels.forward(z, weight, bias, residual, slope, norm)
         if overwrite:
-            note_overwritten(x, norm.name)
+            if hooks_active():
+                note_overwritten(x, norm.name)
             ctx.mark_dirty(x)
         ctx.save_for_backward(z, residual)
         return z
@@ -58,7 +60,8 @@ class KeepSum(torch.autograd.Function):
             residual = laid_out_as(residual, s)
         z, ctx.context = _kernels.forward_sum(s, weight, bias, residual, slope, norm)
         if overwrite:
-            note_overwritten(x, norm.name)
+            if hooks_active():
+                note_overwritten(x, norm.name)
             torch.autograd.graph.increment_version(x)
         ctx.norm = norm
         ctx.save_for_backward(s, residual)

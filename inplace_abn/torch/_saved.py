@@ -37,8 +37,33 @@ class _TensorTable:
 
 #: z -> (version, Recipe)
 _recipes = _TensorTable()
-#: overwritten tensor -> name of the module that wrote it
-_writers = _TensorTable()
+
+
+class _Writers:
+    """The modules that overwrote a tensor, by its storage, for messages."""
+
+    def __init__(self):
+        self._entries, self._most = {}, 64
+
+    def set(self, tensor, name):
+        if len(self._entries) >= self._most:
+            self.forget_freed()
+            self._most = 2 * len(self._entries) + 64
+        storage = StorageWeakRef(tensor.untyped_storage())
+        self._entries[storage.cdata] = storage, name
+
+    def get(self, tensor):
+        """Return the name, or None."""
+        return self._entries.get(tensor.untyped_storage()._cdata, (None, None))[1]
+
+    def forget_freed(self):
+        self._entries = {key: entry for key, entry in self._entries.items() if not entry[0].expired()}
+
+    def __len__(self):
+        return len(self._entries)
+
+
+_writers = _Writers()
 
 
 def register(z, recipe):
@@ -68,12 +93,13 @@ def recipe_of(tensor):
 
 
 class Kept:
-    """A tensor that is saved as it is."""
+    """A tensor that is saved as it is: detached, since the result of an operation refers to its graph."""
 
     __slots__ = ("tensor", "version")
 
     def __init__(self, tensor):
-        self.tensor, self.version = tensor, tensor._version
+        self.tensor = tensor.detach() if tensor.requires_grad else tensor
+        self.version = tensor._version
 
     def get(self):
         check_version(self.tensor, self.version)
@@ -143,7 +169,7 @@ def check_version(tensor, version):
     """Raise RuntimeError if a saved tensor was modified."""
     if tensor._version == version:
         return
-    _, name = _writers.get(tensor)
+    name = _writers.get(tensor)
     by = "" if name is None else f" The normalization {name!r} overwrote it: call it with copy_first=True, or"
     raise RuntimeError(
         f"a tensor of shape {tuple(tensor.shape)} that an operation saved for its backward was modified in "

@@ -1,0 +1,183 @@
+"""Batch norm and activation as one module, with the names and arguments of the reference implementation.
+
+https://github.com/mapillary/inplace_abn is the reference implementation of Rota Bulò, Porzi, Kontschieder:
+In-Place Activated BatchNorm for Memory-Optimized Training of DNNs (CVPR 2018).
+"""
+
+import torch
+from torch import nn
+
+from ._activations import check_activation
+from ._dispatch import batch_norm
+from .batch_norm import normalization
+
+__all__ = ["ABN", "InPlaceABN", "InPlaceABNSync"]
+
+
+class ABN(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+    """Batch normalization, an optional residual and an activation: ``z = activation(bn(x) + residual)``.
+
+    One tensor of the size of x is kept for the backward where `torch.nn.BatchNorm2d` and an activation keep
+    two: z or, for activations without an inverse such as relu, ``bn(x) + residual``. x is not overwritten;
+    `InPlaceABN` overwrites it and is faster.
+
+    A subclass of `torch.nn.BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d` with their parameters, buffers and
+    keys in the state. `torch.nn.SyncBatchNorm.convert_sync_batchnorm` replaces it without its activation.
+
+    Parameters
+    ----------
+    num_features : int
+        C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+    eps : float
+    momentum : float or None
+        None averages over all batches.
+    affine : bool
+        True adds the parameters `weight` and `bias`.
+    activation : str
+        "identity", "leaky_relu", "prelu", "elu", "celu", "selu", "softplus", "sigmoid", "tanh", "silu",
+        "gelu", "gelu_tanh", "mish", "relu", "relu6", "hardsigmoid", "hardswish" or "hardtanh".
+        `inplace_abn.functional.forward` has the formulas.
+    activation_param : float
+        The slope of leaky_relu below zero, the initial slope of prelu, alpha of elu and celu; (low, high) for
+        hardtanh.
+    track_running_stats : bool
+        False normalizes by the batch in evaluation too.
+    num_slopes : int
+        Slopes of prelu, a parameter of this module: 1, or `num_features`.
+    weight_mode : {"signed", "abs"}
+        "abs" multiplies by ``abs(weight) + eps`` instead of `weight`, as the reference implementation does:
+        for its checkpoints. `standard_weights` converts them.
+    device, dtype
+        Of parameters and buffers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = ABN(2, activation="relu")
+    >>> layer(torch.tensor([[1.0, 5.0], [3.0, 9.0]]), residual=torch.zeros(2, 2)).round()
+    tensor([[0., 0.],
+            [1., 1.]], grad_fn=<RoundBackward0>)
+    """
+
+    _overwrites_input = False
+
+    def __init__(
+        self, num_features, eps=1e-5, momentum=0.1, affine=True, activation="leaky_relu",
+        activation_param=0.01, *, track_running_stats=True, num_slopes=1, weight_mode="signed", device=None,
+        dtype=None,
+    ):  # fmt: skip
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        check_activation(activation, slope=num_slopes)
+        if weight_mode not in ("signed", "abs"):
+            raise ValueError(f"weight_mode must be 'signed' or 'abs', got {weight_mode!r}")
+        if num_slopes not in (1, num_features):
+            raise ValueError(f"num_slopes must be 1 or num_features={num_features}, got {num_slopes!r}")
+        self.activation, self.activation_param, self.weight_mode = activation, activation_param, weight_mode
+        slope = None
+        if activation == "prelu":
+            slope = nn.Parameter(torch.full((num_slopes,), activation_param, device=device, dtype=dtype))
+        self.register_parameter("slope", slope)
+
+    def forward(self, x, residual=None):
+        """Return z.
+
+        Parameters
+        ----------
+        x : Tensor of shape (N, C, ...)
+        residual : Tensor of the shape of x, optional
+            Added before the activation; not overwritten.
+        """
+        self._check_input_dim(x)
+        norm = normalization(self, self.activation, self.activation_param, type(self).__name__)
+        weight = self.weight
+        if self.weight_mode == "abs" and weight is not None:
+            weight = weight.abs() + self.eps
+        return batch_norm(x, weight, self.bias, residual, self.slope, norm, overwrite=self._overwrites_input)
+
+    def _check_input_dim(self, x):
+        if not 2 <= x.dim() <= 5:
+            raise ValueError(f"x must have 2 to 5 dimensions, got shape {tuple(x.shape)}")
+        if x.shape[1] != self.num_features:
+            raise ValueError(
+                f"num_features={self.num_features} takes x of shape (N, {self.num_features}, ...), "
+                f"got {tuple(x.shape)}"
+            )
+
+    def extra_repr(self):
+        """Return the arguments."""
+        mode = "" if self.weight_mode == "signed" else f", weight_mode={self.weight_mode!r}"
+        return (
+            f"{super().extra_repr()}, activation={self.activation!r}, "
+            f"activation_param={self.activation_param}{mode}"
+        )
+
+
+class InPlaceABN(ABN):
+    """`ABN` that writes its result over x: section 3 of Rota Bulò et al. 2018.
+
+    x must not be used afterwards. Autograd raises an error in the backward if another operation needs the
+    overwritten values. x is left as it is, and the result is a new tensor, if it is a leaf that requires a
+    gradient, a view, or not dense in memory, or while saved-tensor hooks such as those of
+    `torch.utils.checkpoint` are active. With activations that have no inverse, such as relu, x is overwritten
+    by ``bn(x) + residual``, and z is a new tensor.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, affine, activation, activation_param
+        As for `ABN`.
+    track_running_stats, num_slopes, weight_mode, device, dtype
+        As for `ABN`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x = torch.tensor([[1.0, 5.0], [3.0, 9.0]])
+    >>> z = InPlaceABN(2)(x)
+    >>> z is x
+    True
+    """
+
+    _overwrites_input = True
+
+
+class InPlaceABNSync(InPlaceABN):
+    """`InPlaceABN` with the statistics of all processes of a group. Takes one process for now.
+
+    Training in a group of several processes raises a NotImplementedError: statistics are not synchronized
+    yet.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, affine, activation, activation_param
+        As for `ABN`.
+    group : torch.distributed.ProcessGroup, optional
+        None is the default group.
+    track_running_stats, num_slopes, weight_mode, device, dtype
+        As for `ABN`.
+    """
+
+    def __init__(
+        self, num_features, eps=1e-5, momentum=0.1, affine=True, activation="leaky_relu",
+        activation_param=0.01, group=None, **others,
+    ):  # fmt: skip
+        super().__init__(num_features, eps, momentum, affine, activation, activation_param, **others)
+        self.group = group
+
+    def forward(self, x, residual=None):
+        """Return z, as `InPlaceABN` does."""
+        if self.training:
+            refuse_several_processes(self.group)
+        return super().forward(x, residual)
+
+
+def refuse_several_processes(group):
+    """Raise NotImplementedError if the statistics would have to be synchronized."""
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return
+    processes = distributed.get_world_size(group)
+    if processes > 1:
+        raise NotImplementedError(
+            f"InPlaceABNSync cannot synchronize the statistics of {processes} processes yet; use InPlaceABN, "
+            "which normalizes by the batch of each process, or torch.nn.SyncBatchNorm"
+        )
