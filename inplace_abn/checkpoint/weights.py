@@ -12,6 +12,9 @@ from .files import read
 from .names import names_in
 from .position import pair_by_position
 
+#: How many names of each kind an error message lists.
+_SHOWN = 10
+
 #: Source -> default `weight_mode`.
 SOURCES = {"torch": "signed", "torchvision": "signed", "timm": "signed", "inplace_abn": "abs"}
 
@@ -87,13 +90,12 @@ def load_weights(
     mode = choice("weight_mode", default_mode if weight_mode is None else weight_mode, ("signed", "abs"))
     state = _state(path_or_state, by_position)
     own = dict(network.named_state())
-    excluded = _excluded(own, exclude)
-    if not by_position:
-        names = _names(own, source, mapping)
-    elif mapping is None:
-        names = pair_by_position(own, state, excluded)
-    else:
+    if by_position and mapping is not None:
         raise ValueError("mapping cannot be combined with by_position=True, which ignores names")
+    names = {name: name for name in own} if by_position else _names(own, source, mapping)
+    excluded = _excluded(names, exclude)
+    if by_position:
+        names = pair_by_position(own, state, excluded)
     used = {name: theirs for name, theirs in names.items() if name not in excluded}
     found = {name: state[theirs] for name, theirs in used.items() if theirs in state}
     missing = [name for name in used if name not in found and _leaf(name) not in network.optional_buffers]
@@ -115,17 +117,26 @@ def _state(path_or_state, by_position):
     return {name: stored(path_or_state[name]) for name in path_or_state}
 
 
-def _excluded(own, exclude):
-    """Return the names of parameters and buffers in the layers of `exclude`."""
+def _excluded(names, exclude):
+    """Return the names of parameters and buffers in the layers of `exclude`, from the names of both sides."""
     if isinstance(exclude, str):
         raise TypeError(f"exclude must be a list of names, got {exclude!r}; pass [{exclude!r}]")
     found = set()
     for path in exclude:
-        inside = {name for name in own if name == path or name.startswith(f"{path}.")}
+        inside = {name for name in names if _is_inside(name, path)}
         if not inside:
-            raise ValueError(f"exclude: the network has no layer or parameter {path!r}")
+            here = sorted(
+                {name.rpartition(".")[0] for name, theirs in names.items() if _is_inside(theirs, path)}
+            )
+            layers = list(dict.fromkeys(name.partition(".")[0] for name in names))
+            hint = f"it is called {_list(here)} here" if here else f"it has {_list(layers)}"
+            raise ValueError(f"exclude: the network has no layer or parameter {path!r}; {hint}")
         found |= inside
     return found
+
+
+def _is_inside(name, path):
+    return name == path or name.startswith(f"{path}.")
 
 
 def _names(own, source, mapping):
@@ -145,15 +156,29 @@ def _names(own, source, mapping):
 
 def _check(own, names, found, missing, unexpected):
     """Raise one RuntimeError that lists all problems, with the names of both sides."""
-    problems = [f"missing: {_both(name, names)}" for name in missing]
-    problems += [f"unexpected: {name}" for name in unexpected]
+    differing = []
     for name, array in found.items():
         problem = mismatch(array, own[name].shape, own[name].dtype)
         if problem:
-            problems.append(f"{problem[0]} mismatch: {_both(name, names)}: {problem[1]}")
+            differing.append(f"{problem[0]} mismatch: {_both(name, names)}: {problem[1]}")
+    problems = [
+        *_first("missing", [f"missing: {_both(name, names)}" for name in missing]),
+        *_first("unexpected", [f"unexpected: {name}" for name in unexpected]),
+        *_first("mismatches", differing),
+    ]
     if problems:
         lines = "\n\t".join(problems)
         raise RuntimeError(f"The checkpoint does not fit the network; nothing was loaded:\n\t{lines}")
+
+
+def _first(kind, lines):
+    """Return the first lines, and how many more there are."""
+    shown = lines[:_SHOWN]
+    return shown + ([f"{len(lines) - _SHOWN} more {kind}"] if len(lines) > _SHOWN else [])
+
+
+def _list(names):
+    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _both(name, names):

@@ -35,7 +35,7 @@ def add_arguments(parser):
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and batches")
     parser.add_argument("--output", type=Path, metavar="FILE",
-                        help="picture: .png, .svg, .pdf; numbers: .json of that name")  # fmt: skip
+                        help="picture: .png, .svg or .pdf; numbers go to .json of that name")  # fmt: skip
 
 
 def main(options):
@@ -61,11 +61,12 @@ def main(options):
         return _refuse(f"demo: {error}")
     figure.draw(setting, runs, picture)
     numbers = report.results(setting, runs)
-    report.write(numbers, picture.with_suffix(".json"))
+    record = picture.with_suffix(".json")
+    report.write(numbers, record)
     print(report.table(numbers))
     if len(runs) > 1:
         print("\n" + textwrap.fill(figure.WHY_SCORES_DIFFER, 100))
-    print(f"\nWrote {picture}: memory over one step, and learning curves.")
+    print(f"\nWrote {picture}: memory over one step, and learning curves; and {record}: all numbers.")
     return 0
 
 

@@ -6,9 +6,9 @@ from ..memory import plot
 
 #: Why strategies that compute the same gradients reach different scores; the tests check the last sentence.
 WHY_SCORES_DIFFER = (
-    "All strategies compute the same gradients up to rounding. Training amplifies rounding as it amplifies "
-    "another seed, so scores differ by chance. In float64 the losses of all strategies agree to 9 digits "
-    "over 20 steps."
+    "All strategies compute the same gradients up to rounding errors. During training these grow as a small "
+    "change of the initial weights would, so the scores differ by chance. In float64 the losses of all "
+    "strategies agree to 9 digits over 20 steps."
 )
 
 

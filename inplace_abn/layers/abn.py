@@ -144,9 +144,12 @@ class ABN(Layer):
 
     @strategy.setter
     def strategy(self, strategy):
-        strategy = choice("strategy", strategy, KEEPS)
-        if KEEPS[strategy] == "z":
-            refuse_in_place(self.activation, self.activation_param, strategy)
+        try:
+            strategy = choice("strategy", strategy, KEEPS)
+            if KEEPS[strategy] == "z":
+                refuse_in_place(self.activation, self.activation_param, strategy)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{self.label}: {error}") from None
         self._strategy = strategy
 
     @property

@@ -30,7 +30,7 @@ from types import MappingProxyType
 import numpy as np
 
 from .._arguments import channel_axis
-from . import assignment, calls, nonfinite, pending
+from . import assignment, calls, definition, nonfinite, pending
 from . import repr as text
 from .calls import Call, here
 from .context import AGAIN, OUTSIDE, LayerContext, name_of
@@ -104,6 +104,10 @@ class Layer(LayerTree, StateMixin, Named):
     inputs_without_gradient = ()
     takes_mask = False
     _dropped = ""  # appended to the message of a backward without a pending call
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        definition.check(cls)
 
     def __new__(cls, *args, **kwargs):  # noqa: D102
         self = super().__new__(cls)
@@ -244,22 +248,25 @@ class Layer(LayerTree, StateMixin, Named):
             If no call is pending, or the backward of `call` has run. Without `call`, if another thread has
             called the layer since this thread has.
         TypeError, ValueError
-            If dtype or shape of dz is wrong, or ``gradients`` returns a wrong number of gradients. After such
-            an error, the backward of a single layer can be repeated, that of a container cannot.
+            If dtype or shape of dz is wrong; the backward can be repeated with another dz. If ``gradients``
+            returns a wrong number of gradients or a wrong shape; the backward of a single layer can then be
+            repeated, that of a container cannot.
         """
         outer = here.call
         try:
             call = pending.find(self, dz, outer) if call is None else calls.check(self, call)
+            gradient = call.check_gradient(dz)
         except (RuntimeError, TypeError, ValueError) as error:
             raise text.with_name(error, self) from None
         here.call = call
         try:
-            found = self.gradients(call, call.check_gradient(dz), overwrite=overwrite)
+            found = self.gradients(call, gradient, overwrite=overwrite)
             own = self.own_parameters()
             if own or isinstance(found, (tuple, list)) or len(call.inputs) != 1:
                 dx = self._accumulate(call, dz, found, own)
             else:
                 dx = found
+                call.check_input_gradients((dx,))
         except BaseException as error:
             if any(True for _ in self.children()):
                 call.release(f"its backward failed; {AGAIN}")

@@ -53,6 +53,7 @@ class Call(LayerContext):
     evaluation = False
     inner = ()
     inputs, positional, outer = (0,), 1, None
+    _input_shapes = ()  # of the inputs that get a gradient
     _several = False  # True if the result is a tuple
     _results = ()  # weak references to the arrays that an outermost call returned
     _sources = ()  # for each input with a gradient: weak reference to the call that made it, or None
@@ -68,6 +69,11 @@ class Call(LayerContext):
         if options or len(inputs) != 1 or not is_floating(inputs[0]):
             self.positional = len(inputs)
             self.inputs = _with_gradient(inputs, options, layer.inputs_without_gradient)
+            self._input_shapes = tuple(
+                (inputs[i] if isinstance(i, int) else options[i]).shape for i in self.inputs
+            )
+        else:
+            self._input_shapes = (inputs[0].shape,)
 
     @property
     def layer(self):
@@ -227,7 +233,17 @@ class Call(LayerContext):
                 f"gradients returned {_count(len(gradients))}, expected {wanted}: for "
                 + ", ".join(_listed("input", self.inputs) + _listed("parameter", own))
             )
+        self.check_input_gradients(gradients[:inputs])
         return gradients[:inputs], zip(own.values(), gradients[inputs:], strict=True)
+
+    def check_input_gradients(self, gradients):
+        """Raise a ValueError if a gradient is no array of the shape of its input. None is no gradient."""
+        for name, shape, gradient in zip(self.inputs, self._input_shapes, gradients, strict=True):
+            if gradient is not None and getattr(gradient, "shape", None) != shape:
+                raise ValueError(
+                    f"gradients returned {_described(gradient)} for input {name}, expected the input's shape "
+                    f"{shape}"
+                )
 
     def _only_none_for_the_rest(self, gradients, extra):
         """Return True if all inputs are positional, and those without a gradient have None."""
@@ -284,6 +300,10 @@ def _with_gradient(inputs, options, without):
     if options:
         found += tuple(key for key, value in options.items() if key != "out" and is_floating(value))
     return found
+
+
+def _described(value):
+    return f"shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
 def _like(result):

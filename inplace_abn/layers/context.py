@@ -109,6 +109,14 @@ def name_of(layer):
 # ---- the context -------------------------------------------------------------------------------------------
 
 
+class _SavedByRole(dict):
+    """What a context keeps: role -> array, None, or the recipe to recompute an array."""
+
+    def __missing__(self, role):
+        roles = ", ".join(map(repr, self)) or "nothing"
+        raise KeyError(f"no array was saved as {role!r}; ctx.save_for_backward saved {roles}")
+
+
 class LayerContext:
     """The arrays that one call of a forward keeps for its backward.
 
@@ -141,7 +149,7 @@ class LayerContext:
         self.thread = threading.get_ident()
         self.recording = _mode.grad
         self._name = name_of(layer) if isinstance(layer, str) else layer._name_function
-        self._saved = {}
+        self._saved = _SavedByRole()
         self._entries = []
 
     @property
@@ -273,7 +281,7 @@ class LayerContext:
             return
         self.freed = True
         entries, self._entries = self._entries, []
-        self._saved, self.normalization = {}, None
+        self._saved, self.normalization = _SavedByRole(), None
         for entry in entries:
             entry.release()
         offered = self._offered and self._offered()

@@ -178,7 +178,7 @@ class Recorder:
                 source = self._arrays.find(inputs[i])[2]
                 raise ValueError(
                     f"{layer.label}: input {i} is {describe(inputs[i], source)}, and this layer returns no "
-                    "gradient for it; compute it inside no_grad(), or pass a copy"
+                    "gradient for it; compute it inside no_grad()"
                 )
         named = sources[len(positions) :]
         return [one for i, one in zip(positions, sources, strict=False) if i not in without] + named

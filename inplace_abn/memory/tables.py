@@ -70,18 +70,18 @@ class Table(Sequence):
         Number of buffers.
     nbytes : int
         The sum of all rows.
-    beside : dict of str to int
+    not_kept : dict of str to int
         Bytes that are not kept for the backward, by name: parameters, gradients, temporaries.
     """
 
-    def __init__(self, rows, buffers, beside):
-        self.rows, self.buffers, self.beside = rows, buffers, beside
+    def __init__(self, rows, buffers, not_kept):
+        self.rows, self.buffers, self.not_kept = rows, buffers, not_kept
         self.nbytes = sum(row.nbytes for row in rows)
 
     @property
     def unit(self):
         """The unit of all sizes in the table: "GiB", "MiB", "KiB" or "bytes"."""
-        return _unit(max([self.nbytes, *self.beside.values()]))
+        return _unit(max([self.nbytes, *self.not_kept.values()]))
 
     def __len__(self):
         return len(self.rows)
@@ -92,7 +92,7 @@ class Table(Sequence):
     def _cells(self):
         """Return unit, body and foot as strings; rows of (layer, role, shape, dtype, size)."""
         unit = self.unit
-        sizes = [row.nbytes for row in self.rows] + list(self.beside.values())
+        sizes = [row.nbytes for row in self.rows] + list(self.not_kept.values())
         digits = 3 if any(0 < size < _UNITS[unit] for size in sizes) else 1
         body = []
         for row in self.rows:
@@ -102,7 +102,7 @@ class Table(Sequence):
                 size = "{} of {}".format(*reversed(row.shared_with)) + (f", {size}" if row.nbytes else "")
             body.append((row.layer, role, str(row.shape), str(row.dtype), size))
         foot = [(f"kept for the backward, {plural(self.buffers, 'buffer')}", _in(unit, self.nbytes, digits))]
-        foot += [(name, _in(unit, nbytes, digits)) for name, nbytes in self.beside.items()]
+        foot += [(name, _in(unit, nbytes, digits)) for name, nbytes in self.not_kept.items()]
         return unit, body, foot
 
     def __str__(self):
@@ -150,17 +150,17 @@ def make(entries, model, known):
             group[2] = (views[0].layer, views[0].role)
         views.append(entry)
     rows = [Row(*key, count, nbytes, shared) for key, (count, nbytes, shared) in groups.items()]
-    return Table(rows, len(holders), _beside(model, known))
+    return Table(rows, len(holders), _not_kept(model, known))
 
 
-def _beside(model, known):
-    beside = {}
+def _not_kept(model, known):
+    not_kept = {}
     if model is not None:
         parameters = list(model.parameters())
-        beside["parameters"] = sum(parameter.data.nbytes for parameter in parameters)
+        not_kept["parameters"] = sum(parameter.data.nbytes for parameter in parameters)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        beside["gradients"] = sum(gradient.nbytes for gradient in gradients)
+        not_kept["gradients"] = sum(gradient.nbytes for gradient in gradients)
     temporaries = [event.nbytes for event in known if isinstance(event, events.Temporary)]
     if temporaries:
-        beside["temporaries, at most"] = max(temporaries)
-    return beside
+        not_kept["temporaries, at most"] = max(temporaries)
+    return not_kept

@@ -133,8 +133,8 @@ def _check_arguments(x, weight, bias, groups, channel_axis):
     wanted = weight.shape[1] * groups
     if wanted != channels or len(weight) % groups or 0 in weight.shape:
         raise ValueError(
-            f"weight of shape {weight.shape} with {groups=} requires {wanted} channels, and outputs that are "
-            f"a multiple of {groups}; x of shape {x.shape} with {channel_axis=} has {channels} channels"
+            f"weight of shape {weight.shape} with {groups=} requires C = {wanted}, and outputs that are "
+            f"a multiple of {groups}; x of shape {x.shape} with {channel_axis=} has C = {channels}"
             f"{arguments.channel_axis_hint(x.shape, wanted, channel_axis)}"
         )
     if bias is not None:

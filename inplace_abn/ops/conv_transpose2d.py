@@ -143,8 +143,8 @@ def _check_arguments(x, weight, bias, groups, channel_axis):
     channels, wanted = x.shape[channel_axis], len(weight)
     if wanted != channels or wanted % groups or 0 in weight.shape:
         raise ValueError(
-            f"weight of shape {weight.shape} with {groups=} requires {wanted} channels, and a multiple of "
-            f"{groups}; x of shape {x.shape} with {channel_axis=} has {channels} channels"
+            f"weight of shape {weight.shape} with {groups=} requires C = {wanted}, a multiple of "
+            f"{groups}; x of shape {x.shape} with {channel_axis=} has C = {channels}"
             f"{arguments.channel_axis_hint(x.shape, wanted, channel_axis)}"
         )
     if bias is not None:

@@ -170,15 +170,15 @@ def test_recomputed_arrays_are_temporaries():
     with memory.ledger() as ledger:
         net.backward(np.ones_like(net(x)))
     assert ledger.peak == ledger.kept + 2 * x.nbytes
-    assert ledger.table().beside["temporaries, at most"] == 2 * x.nbytes
+    assert ledger.table().not_kept["temporaries, at most"] == 2 * x.nbytes
 
 
 def test_parameters_and_gradients_of_a_model():
     net = chain("standard")
     with memory.ledger(net) as ledger:
-        assert ledger.table().beside == {"parameters": 4 * (32 + 64 + 32 + 32), "gradients": 0}
+        assert ledger.table().not_kept == {"parameters": 4 * (32 + 64 + 32 + 32), "gradients": 0}
         net.backward(np.ones_like(net(images())))
-    assert ledger.table().beside["gradients"] == ledger.table().beside["parameters"]
+    assert ledger.table().not_kept["gradients"] == ledger.table().not_kept["parameters"]
 
 
 # ---- activation and contexts -------------------------------------------------------------------------------

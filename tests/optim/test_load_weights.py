@@ -346,3 +346,22 @@ def test_mapping():
     load_weights(net, state, source="torch", mapping={"0.weight": "w"})
     assert (net[0].weight.data == 1).all()
     assert (net[0].bias.data == 1).all()
+
+
+def test_an_excluded_name_of_the_source_is_translated_in_the_message():
+    net, shapes = resnet(), checkpoints.resnet((1, 2), 4, 8, 10)
+    state = {name: np.zeros(shape) for name, shape in shapes.items()}
+    with pytest.raises(ValueError, match="no layer or parameter 'fc'; it is called 'scores' here"):
+        load_weights(net, state, source="torchvision", exclude=["fc"])
+    with pytest.raises(ValueError, match="'head'; it has 'stem', 'stage1', 'stage2', 'scores'"):
+        load_weights(net, state, source="torchvision", exclude=["head"])
+
+
+def test_a_message_lists_the_first_names_of_each_kind_and_counts_the_others():
+    state = {f"other.{i}": np.zeros(1) for i in range(25)}
+    with pytest.raises(RuntimeError) as caught:
+        load_weights(resnet(), state, source="torchvision")
+    lines = str(caught.value).split("\n\t")
+    assert lines[1] == "missing: conv1.weight (stem.conv.weight in the network)"
+    assert "15 more unexpected" in lines
+    assert len(lines) == 1 + 2 * 11
