@@ -70,7 +70,7 @@ def step(net, x, call=None):
     """Return the output and the gradients of x and of all parameters, of one forward and backward."""
     net.zero_grad()
     x = x.clone().requires_grad_()
-    z = (call or net)(x)
+    z = (net if call is None else call)(x)
     z.pow(2).sum().backward()
     return z.detach(), [x.grad, *(parameter.grad for parameter in net.parameters())]
 

@@ -8,7 +8,7 @@ from torch.nn import Parameter
 
 from ._activations import activate, check_activation, has_inverse
 from ._hooks import hooks_outside
-from ._in_place import InPlace, KeepSum
+from ._in_place import InPlace, KeepSum, evaluate
 from ._tensors import VECTOR_DTYPES, is_dense
 
 
@@ -32,9 +32,12 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
     if residual is not None and not _same_kind(residual, x):
         y = batch_norm(x, weight, bias, None, None, norm._replace(activation="identity"), overwrite=overwrite)
         return activate(norm.activation, y + residual, norm.param, slope)
+    overwrite = overwrite and may_overwrite(x) and not _share_memory(x, residual)
+    arguments = (x, weight, bias, residual, slope, norm, overwrite)
+    if not torch.is_grad_enabled():
+        return evaluate(*arguments)
     function = InPlace if has_inverse(norm.activation, norm.param) else KeepSum
-    overwrite = overwrite and may_overwrite(x)
-    return function.apply(x, weight, bias, residual, slope, norm, overwrite)
+    return function.apply(*arguments)
 
 
 def with_stock_operations(x, weight, bias, residual, slope, norm):
@@ -86,6 +89,10 @@ def _fits(x, weight, bias, norm):
     if len(dtypes) > 1 or not dtypes <= {x.dtype, VECTOR_DTYPES[x.dtype]}:
         return False
     return all(v.shape == (x.shape[1],) and v.is_cpu and type(v) in (Tensor, Parameter) for v in vectors)
+
+
+def _share_memory(x, residual):
+    return residual is not None and residual.untyped_storage()._cdata == x.untyped_storage()._cdata
 
 
 def _same_kind(residual, x):

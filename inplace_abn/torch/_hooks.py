@@ -63,6 +63,8 @@ def hooks_active():
 
 
 def _push(module, args):
+    if torch.compiler.is_compiling():  # nothing is saved while torch.compile traces
+        return
     hooks = _new_hooks()
     if hooks is not None:
         _autograd._push_saved_tensors_default_hooks(hooks.pack, hooks.unpack)
@@ -70,6 +72,8 @@ def _push(module, args):
 
 
 def _pop(module, args, output):
+    if torch.compiler.is_compiling():
+        return
     pushed = _pushed()
     if pushed and pushed[-1][0] is module and pushed.pop()[1] is not None:
         _autograd._pop_saved_tensors_default_hooks()
@@ -77,11 +81,7 @@ def _pop(module, args, output):
 
 def _new_hooks():
     """Return hooks to push, or None where hooks are not permitted or their outer ones are unknown."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or not _autograd._saved_tensors_hooks_is_enabled()
-    ):
+    if torch._C._get_tracing_state() is not None or not _autograd._saved_tensors_hooks_is_enabled():
         return None
     innermost = _innermost()
     if innermost is _UNKNOWN:

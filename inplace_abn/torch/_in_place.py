@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from . import _kernels
-from ._activations import activate
+from ._activations import activate, has_inverse
 from ._first_order import first_order
 from ._hooks import hooks_active
 from ._saved import Recipe, note_overwritten, register
@@ -72,10 +72,21 @@ class KeepSum(torch.autograd.Function):
     @first_order
     def backward(ctx, dz):
         s, residual = ctx.saved_tensors
-        gradients = _kernels.backward_sum(
-            _take_context(ctx), s.detach(), residual, laid_out_as(dz, s), ctx.norm
-        )
+        gradients = _kernels.backward_sum(_take_context(ctx), residual, laid_out_as(dz, s), ctx.norm)
         return *gradients, None, None
+
+
+def evaluate(x, weight, bias, residual, slope, norm, overwrite):
+    """Return z without a graph; x is overwritten if `overwrite` is True."""
+    z = x if overwrite else copy_dense(x)
+    if residual is not None:
+        residual = laid_out_as(residual, z)
+    if overwrite and not x.is_inference():
+        torch.autograd.graph.increment_version(x)
+    if has_inverse(norm.activation, norm.param):
+        _kernels.forward(z, weight, bias, residual, slope, norm)
+        return z
+    return _kernels.forward_sum(z, weight, bias, residual, slope, norm)[0]
 
 
 def _take_context(ctx):

@@ -28,7 +28,7 @@ def forward_sum(x, weight, bias, residual, slope, norm):
     context = forward(x, weight, bias, None, None, norm._replace(activation="identity", param=1.0))
     if residual is not None:
         x.add_(residual)
-    return activate(norm.activation, x, norm.param, slope), context
+    return activate(norm.activation, x, norm.param, slope), (context, x.detach())
 
 
 def backward(context, dz, overwrite):
@@ -38,8 +38,9 @@ def backward(context, dz, overwrite):
     return tuple(to_tensor(g) for g in gradients)
 
 
-def backward_sum(context, s, residual, dz, norm):
+def backward_sum(context, residual, dz, norm):
     """Return the gradients as `backward` does, for `forward_sum`. s is overwritten."""
+    context, s = context
     dy = gradient(norm.activation, dz, s, norm.param)
     if residual is not None:
         s.sub_(residual)

@@ -136,12 +136,12 @@ class Recipe:
     *sources : Tensor, Kept, Passed or Recipe
     """
 
-    __slots__ = ("__weakref__", "_last", "_passed", "function", "sources")
+    __slots__ = ("__weakref__", "_last", "function", "sources")
 
     def __init__(self, function, *sources):
         self.function = function
         self.sources = tuple(holder_of(s.detach()) if isinstance(s, torch.Tensor) else s for s in sources)
-        self._last, self._passed = None, None
+        self._last = None
 
     def get(self):
         """Return the tensor; while somebody holds it, the same one again."""
@@ -153,10 +153,11 @@ class Recipe:
         return z
 
     def passed_to(self, outer):
-        """Return this recipe with sources that the hooks outside of ours have packed."""
-        if self._passed is None:
-            self._passed = Recipe(self.function, *(source.passed_to(outer) for source in self.sources))
-        return self._passed
+        """Return this recipe with sources that the hooks outside of ours have packed.
+
+        They are packed for every consumer: `torch.utils.checkpoint` permits one use of what it has packed.
+        """
+        return Recipe(self.function, *(source.passed_to(outer) for source in self.sources))
 
 
 def holder_of(tensor):
