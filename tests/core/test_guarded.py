@@ -146,31 +146,6 @@ def test_guarded_channels_anywhere_among_the_others(channels, pattern, isa, layo
     np.testing.assert_allclose(got.dweight, want.dweight, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("layout", ["first", "last"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("activation", ["leaky_relu", "elu"])
-def test_results_are_finite_wherever_those_of_float64_are(activation, strategy, layout):
-    """gamma from 1e-44, where z has one digit, to 1e37 in float32, and small values of both signs."""
-    sizes = 10.0 ** np.array([-44, -42, *range(-38, 31, 4), 37])
-    weight = [*sizes, *-sizes, 0.0, *sizes[:-1:3], *np.linspace(-1e-3, 1e-3, 21)]
-    bias = [0.0] * (2 * len(sizes)) + [1.0] * (len(weight) - 2 * len(sizes))
-    batch = with_weights("float32", weight, bias)
-    batch = without_kinks(batch, "float32", reference.KEEPS[strategy], activation, 0.5)
-    want_z, want = gradients(batch, "float32", activation=activation, activation_param=0.5)
-    got = run(batch, layout, activation=activation, activation_param=0.5, strategy=strategy)
-    assert np.isfinite(want_z).all()
-    smallest = np.finfo(np.float32).smallest_subnormal
-    for name in ("z", "dx"):
-        one, other = getattr(got, name), {"z": want_z, "dx": want.dx}[name]
-        assert np.isfinite(one).all()
-        for c, g in enumerate(batch.weight):
-            size = np.sqrt((other[:, c] ** 2).mean())
-            off = np.sqrt(((one[:, c] - other[:, c]) ** 2).mean())
-            assert off <= 1e-5 * size + smallest, (name, g, bias[c], off, size)
-    np.testing.assert_allclose(got.dweight, want.dweight, rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(got.dbias, want.dbias, rtol=1e-4, atol=1e-3)
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_gamma_may_cross_zero_from_step_to_step(strategy):
     """Training in which gamma passes through exactly 0 gives the same results as the standard strategy."""

@@ -1,6 +1,4 @@
-"""Extremely small and large weights, activation parameters, gradients, statistics and x.
-
-Where the float64 result, rounded to the storage type, is finite, the library's is finite and correct."""
+"""Activation parameters, statistics, gradients and x that take results out of the storage type's range."""
 
 import numpy as np
 import pytest
