@@ -123,16 +123,16 @@ def test_evaluation(activation, strategy, dtype):
 # ---- residuals so large that xhat cannot be recovered from z -----------------------------------------------
 
 
-def usual(dtype, channels=12):
+def ordinary(dtype, channels=12):
     """Return a residual that is small compared with the weight."""
     batch = with_residual(random_batch((4, channels, 9, 7), dtype, mean=0.0), 0.5)
     weight = np.linspace(1, 2, channels) * np.where(np.arange(channels) % 2, 1, -1)
     return batch._replace(weight=weight.astype(batch.weight.dtype), bias=np.clip(batch.bias, -0.5, 0.5))
 
 
-def swamped(dtype, scale, channels=12):
+def residual_far_larger(dtype, scale, channels=12):
     """Return a batch; its residual is near `scale` in every third channel and in a few elements."""
-    batch = usual(dtype, channels)
+    batch = ordinary(dtype, channels)
     residual = batch.residual.copy()
     residual[:, 1::3] *= np.array(scale, residual.dtype)
     residual[1, 2::3, 3, 4] = scale
@@ -141,10 +141,10 @@ def swamped(dtype, scale, channels=12):
 
 
 @sampled(dtype=DTYPES, layout=LAYOUTS, activation=INVERTIBLE, strategy=INPLACE)
-def test_swamped_channels(dtype, layout, activation, strategy):
+def test_a_residual_far_larger_than_y(dtype, layout, activation, strategy):
     """Compared by channel: gradients are about as accurate as those of the standard strategy."""
     keeps = {"standard": "x", strategy: "z"}
-    batch = swamped(dtype, {"float16": 1e4, "float64": 1e9}.get(dtype, 1e6))
+    batch = residual_far_larger(dtype, {"float16": 1e4, "float64": 1e9}.get(dtype, 1e6))
     for kept in keeps.values():
         batch = without_kinks(batch, dtype, kept, activation)
     want = gradients(batch, dtype, activation)[1]
@@ -164,13 +164,13 @@ def test_swamped_channels(dtype, layout, activation, strategy):
 @pytest.mark.parametrize("dtype", ["float32", "float64", DTYPES[3]])
 def test_huge_elements_do_not_affect_other_elements(dtype, activation, layout, scale):
     """Their own xhat is kept as escaped elements; that of their neighbours is recovered from z."""
-    batch = without_kinks(swamped(dtype, scale), dtype, "z", activation)
+    batch = without_kinks(residual_far_larger(dtype, scale), dtype, "z", activation)
     _, ctx = forward(batch, layout, **options_of(activation))
     kept = saved(ctx)
     assert kept["guarded_xhat"].size == batch.x[:, 1::3].size
     assert 6 <= len(kept["escape_index"]) <= 20
     got, other = (
-        run(b, layout, **options_of(activation)) for b in (batch, usual(dtype)._replace(dz=batch.dz))
+        run(b, layout, **options_of(activation)) for b in (batch, ordinary(dtype)._replace(dz=batch.dz))
     )
     untouched = [c for c in range(12) if c % 3 == 0]
     assert np.array_equal(got.dx[:, untouched], other.dx[:, untouched])

@@ -106,10 +106,10 @@ def test_gradients_equal_finite_differences(activation, strategy, with_residual,
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("activation", INVERTIBLE)
 @pytest.mark.parametrize(
-    ("scheme", "literally"),
+    ("scheme", "formulas"),
     [("inplace_1", reference.backward_inplace_1), ("inplace_2", reference.backward_inplace_2)],
 )
-def test_the_schemes_of_the_paper_equal_standard_batch_norm(scheme, literally, activation, affine):
+def test_the_schemes_of_the_paper_equal_standard_batch_norm(scheme, formulas, activation, affine):
     x, dz, weight, bias = batch((4, 5, 3, 2), 2)
     weight, bias = (weight, bias) if affine else (None, None)
     arguments = {**options(activation, 5), "residual": x[::-1]}
@@ -120,7 +120,7 @@ def test_the_schemes_of_the_paper_equal_standard_batch_norm(scheme, literally, a
     assert np.array_equal(z, want_z)
     assert ctx.x is None
     assert ctx.xhat is None
-    got, want = literally(ctx, dz), reference.backward(standard, dz)
+    got, want = formulas(ctx, dz), reference.backward(standard, dz)
     close(got.dx, want.dx, 1e-11)
     if affine:
         close(got.dweight, want.dweight, 1e-11)
