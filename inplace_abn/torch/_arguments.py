@@ -5,6 +5,13 @@ from typing import NamedTuple
 import torch
 
 
+class Again(NamedTuple):
+    """A module, and the tensor from which it has computed x."""
+
+    producer: torch.nn.Module
+    source: torch.Tensor
+
+
 class Normalization(NamedTuple):
     """What a call needs besides x, weight, bias, residual and slope.
 
@@ -19,6 +26,8 @@ class Normalization(NamedTuple):
     param : float, or (low, high) for hardtanh
     name : str
         The module, for messages.
+    again : Again, optional
+        How to compute x again, if the tensor that is written over x shall not be kept.
     """
 
     running_mean: torch.Tensor | None
@@ -29,3 +38,4 @@ class Normalization(NamedTuple):
     activation: str
     param: float | tuple[float, float]
     name: str
+    again: Again | None = None

@@ -12,7 +12,7 @@ from ._activations import activate, has_inverse
 from ._first_order import first_order
 from ._hooks import hooks_active
 from ._saved import Recipe, note_overwritten, register
-from ._tensors import copy_dense, laid_out_as
+from ._tensors import copy_dense, is_dense, laid_out_as
 from .ownership import may_overwrite
 
 
@@ -32,6 +32,9 @@ class InPlace(torch.autograd.Function):
             if hooks_active():
                 note_overwritten(x, norm.name)
             ctx.mark_dirty(x)
+        if norm.again is not None:
+            recipe = _recipe_again(z, weight, bias, residual, slope, norm)
+            register(z, recipe, z._version + overwrite)  # mark_dirty raises the version after this function
         ctx.save_for_backward(z, residual)
         return z
 
@@ -63,7 +66,10 @@ class KeepSum(torch.autograd.Function):
             if hooks_active():
                 note_overwritten(x, norm.name)
             torch.autograd.graph.increment_version(x)
-        ctx.norm = norm
+        ctx.norm = norm._replace(again=None)
+        if norm.again is not None:
+            sum_alone = norm._replace(activation="identity", param=1.0)
+            register(s, _recipe_again(s, weight, bias, residual, None, sum_alone))
         ctx.save_for_backward(s, residual)
         register(z, Recipe(partial(activate, norm.activation, param=norm.param), s))
         return z
@@ -87,6 +93,32 @@ def evaluate(x, weight, bias, residual, slope, norm, overwrite):
         _kernels.forward(z, weight, bias, residual, slope, norm)
         return z
     return _kernels.forward_sum(z, weight, bias, residual, slope, norm)[0]
+
+
+def _recipe_again(written, weight, bias, residual, slope, norm):
+    """Return the recipe of the tensor that was written over x: run the producer of x and normalize again."""
+    (producer, source), device = norm.again, written.device.type
+    autocast = partial(
+        torch.autocast, device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    )
+    norm = norm._replace(running_mean=None, running_var=None, again=None) if norm.training else norm
+
+    def run(source, weight, bias, residual, slope, *_):
+        with autocast():
+            x = producer.forward(source)
+        z = x if is_dense(x) else copy_dense(x)
+        _kernels.forward(z, weight, bias, residual, slope, norm)
+        return z
+
+    tensors = (
+        source,
+        weight,
+        bias,
+        residual,
+        slope,
+        *producer.parameters(),
+    )  # the last ones for their version
+    return Recipe(run, *tensors, is_costly=True)
 
 
 def _take_context(ctx):

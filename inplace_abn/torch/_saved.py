@@ -66,9 +66,9 @@ class _Writers:
 _writers = _Writers()
 
 
-def register(z, recipe):
-    """Save `recipe` instead of z from now on, unless z is modified before."""
-    _recipes.set(z, (z._version, recipe))
+def register(z, recipe, version=None):
+    """Save `recipe` instead of z from now on, if z has this version; by default its present one."""
+    _recipes.set(z, (z._version if version is None else version, recipe))
 
 
 def note_overwritten(x, name):
@@ -133,13 +133,15 @@ class Recipe:
     ----------
     function : callable
         Takes the sources as tensors, without a gradient.
-    *sources : Tensor, Kept, Passed or Recipe
+    *sources : Tensor, Kept, Passed, Recipe or None
+    is_costly : bool
+        True: once computed, the tensor is held until the last operation that saved it is freed.
     """
 
-    __slots__ = ("__weakref__", "_last", "function", "sources")
+    __slots__ = ("__weakref__", "_last", "function", "is_costly", "sources")
 
-    def __init__(self, function, *sources):
-        self.function = function
+    def __init__(self, function, *sources, is_costly=False):
+        self.function, self.is_costly = function, is_costly
         self.sources = tuple(holder_of(s.detach()) if isinstance(s, torch.Tensor) else s for s in sources)
         self._last = None
 
@@ -148,8 +150,8 @@ class Recipe:
         z = None if self._last is None else self._last()
         if z is None:
             with torch.no_grad():
-                z = self.function(*(source.get() for source in self.sources))
-            self._last = weakref.ref(z)
+                z = self.function(*(None if source is None else source.get() for source in self.sources))
+            self._last = partial(_same, z) if self.is_costly else weakref.ref(z)
         return z
 
     def passed_to(self, outer):
@@ -157,7 +159,12 @@ class Recipe:
 
         They are packed for every consumer: `torch.utils.checkpoint` permits one use of what it has packed.
         """
-        return Recipe(self.function, *(source.passed_to(outer) for source in self.sources))
+        sources = (None if source is None else source.passed_to(outer) for source in self.sources)
+        return Recipe(self.function, *sources, is_costly=self.is_costly)
+
+
+def _same(tensor):
+    return tensor
 
 
 def holder_of(tensor):

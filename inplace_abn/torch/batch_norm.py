@@ -51,8 +51,9 @@ class Fused:
     """The call of a batch norm on which `fuse` was called."""
 
     def forward(
-        self, x, *, activation=None, activation_param=None, residual=None, slope=None, copy_first=False
-    ):
+        self, x, *, activation=None, activation_param=None, residual=None, slope=None, copy_first=False,
+        again=None,
+    ):  # fmt: skip
         """Return ``activation(batch norm of x + residual)``; batch norm of x without keywords.
 
         Parameters
@@ -70,11 +71,15 @@ class Fused:
             The slope of prelu.
         copy_first : bool
             True: the result is written to new memory, and x remains as it is.
+        again : Again, optional
+            The producer of x: see `inplace_abn.torch.recipes.run_again`.
         """
         if activation is None and residual is None:
             return super().forward(x)
         self._check_input_dim(x)
         norm = normalization(self, activation or "identity", activation_param, self._name)
+        if again is not None:
+            norm = norm._replace(again=again)
         return batch_norm(x, self.weight, self.bias, residual, slope, norm, overwrite=not copy_first)
 
     def __reduce_ex__(self, protocol):

@@ -9,11 +9,12 @@ import operator
 import torch
 import torch.nn.functional as F
 
+from ._arguments import Again
 from ._first_order import first_order
 from ._hooks import install, uninstall
 from ._saved import Recipe, register
 
-__all__ = ["install", "max_pool2d", "multiply", "uninstall"]
+__all__ = ["install", "max_pool2d", "multiply", "run_again", "uninstall"]
 
 
 def multiply(a, b):
@@ -31,6 +32,32 @@ def multiply(a, b):
     if product.requires_grad and not torch.compiler.is_compiling():
         register(product, Recipe(operator.mul, a, b))
     return product
+
+
+def run_again(producer, normalization, x, **keywords):
+    """Return ``normalization(producer(x), **keywords)``, of which nothing but x is kept.
+
+    The producer, its normalization and the residual run again in the backward, which takes their time once
+    more: for convolutions of small cost, such as a stem or the projections of residual blocks.
+
+    Parameters
+    ----------
+    producer : torch.nn.Module
+        A convolution or linear layer, which returns the same for the same input.
+    normalization : torch.nn.Module
+        A batch norm after `fuse`.
+    x : Tensor
+    **keywords
+        Of the fused call: activation, activation_param, residual, slope, copy_first.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from inplace_abn.torch.batch_norm import fuse
+    >>> conv, bn = torch.nn.Conv2d(3, 8, 1, bias=False), fuse(torch.nn.BatchNorm2d(8))
+    >>> run_again(conv, bn, torch.randn(2, 3, 4, 4), activation="relu").sum().backward()
+    """
+    return normalization(producer(x), again=Again(producer, x), **{"activation": "identity"} | keywords)
 
 
 def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):

@@ -281,3 +281,44 @@ def test_hooks_of_others_are_found_without_the_function_of_pytorch_2_8(monkeypat
         model(batch())
     assert seen == [(True, False), (False, True)]
     assert_equal_steps(*pair(), images())
+
+
+@pytest.mark.parametrize("activation", ["identity", "leaky_relu", "relu"])
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+def test_a_producer_runs_again(activation, residual):
+    def forward(model, x):
+        y = model.bn1(model.conv1(x), activation="relu")
+        keywords = {"activation": activation, "residual": x if residual else None}
+        if model.again:
+            z = recipes.run_again(model.conv2, model.bn2, y, **keywords)
+        else:
+            z = model.bn2(model.conv2(y), **keywords)
+        return model.conv3(z).pow(2) + x.mean()
+
+    results = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        convs = {f"conv{i}": nn.Conv2d(4, 4, 1, bias=False, dtype=torch.float64) for i in (1, 2, 3)}
+        model = Model(forward, bn1=bn(name="bn1"), bn2=bn(name="bn2"), **convs)
+        model.again = again
+        x = batch().requires_grad_()
+        loss = model(x * 1).sum()
+        loss.backward()
+        results.append(
+            [
+                loss.detach(),
+                x.grad,
+                *(p.grad for p in model.parameters()),
+                *(b.double() for b in model.buffers()),
+            ]
+        )
+    assert max(map(relative, *results)) < GRADIENT
+
+
+def test_weights_that_changed_before_a_producer_runs_again_are_an_error():
+    model = Model(lambda m, x: m.last(recipes.run_again(m.conv, m.bn, x)), bn=bn(), conv=conv(), last=conv())
+    loss = model(batch().requires_grad_() * 1).sum()
+    with torch.no_grad():
+        model.bn.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified in place"):
+        loss.backward()
