@@ -20,7 +20,7 @@ networks of these layers. `inplace_abn.layers.base` shows how to write a layer.
 from .abn import ABN, InPlaceABN
 from .activation import Activation
 from .base import Call, Layer, LayerContext, Parameter
-from .concat import Concat
+from .concatenation import Concat
 from .containers import Identity, Residual, Sequential
 from .context import is_grad_enabled, no_grad
 from .convolution import Conv2d, ConvTranspose2d

@@ -68,12 +68,12 @@ class Layer(LayerTree, StateMixin, Named):
         True if a call overwrites its input.
     returns_input : bool
         True if a call may return its input itself, or a view of it.
-    overwrite_input : bool
+    may_overwrite_input : bool
         True if a container may overwrite the array of the caller. Otherwise it copies an input that a layer
         inside overwrites. A single in-place layer never copies.
     copies_input : bool
         True for containers: they copy the array of the caller if a layer inside would overwrite it, unless
-        `overwrite_input` is True.
+        `may_overwrite_input` is True.
     works_in_place : bool
         True if a call overwrites its input and returns that array.
     places_result : bool
@@ -98,7 +98,7 @@ class Layer(LayerTree, StateMixin, Named):
     training = True
     overwrites_input = False
     returns_input = False
-    overwrite_input = copies_input = False
+    may_overwrite_input = copies_input = False
     works_in_place = False
     places_result = False
     inputs_without_gradient = ()
@@ -111,9 +111,10 @@ class Layer(LayerTree, StateMixin, Named):
 
     def __new__(cls, *args, **kwargs):  # noqa: D102
         self = super().__new__(cls)
-        own = vars(self)
-        own["_calls"], own["_reference"], own["_name_function"] = [], weakref.ref(self), name_of(self)
-        own["_last"] = "the layer was not called; call it before its backward"
+        attributes = vars(self)
+        attributes["_calls"], attributes["_reference"] = [], weakref.ref(self)
+        attributes["_name_function"] = name_of(self)
+        attributes["_last"] = "the layer was not called; call it before its backward"
         return self
 
     def __setattr__(self, key, value):
@@ -261,9 +262,9 @@ class Layer(LayerTree, StateMixin, Named):
         here.call = call
         try:
             found = self.gradients(call, gradient, overwrite=overwrite)
-            own = self.own_parameters()
-            if own or isinstance(found, (tuple, list)) or len(call.inputs) != 1:
-                dx = self._accumulate(call, dz, found, own)
+            parameters = self.own_parameters()
+            if parameters or isinstance(found, (tuple, list)) or len(call.inputs) != 1:
+                dx = self._accumulate(call, dz, found, parameters)
             else:
                 dx = found
                 call.check_input_gradients((dx,))
@@ -278,14 +279,14 @@ class Layer(LayerTree, StateMixin, Named):
         call.release(_DONE)
         return dx
 
-    def _accumulate(self, call, dz, found, own):
+    def _accumulate(self, call, dz, found, parameters):
         """Add the gradients of parameters to their ``grad``; return the gradient of the input, or a tuple.
 
         A gradient that shares memory with another array is copied: a parameter adds to its gradient in place.
         """
-        inputs, parameters = call.split(found, own)
+        inputs, pairs = call.split(found, parameters)
         others = [*(dz if isinstance(dz, tuple) else (dz,)), *inputs, *call._saved.values()]
-        for parameter, gradient in parameters:
+        for parameter, gradient in pairs:
             if gradient is None or not parameter.requires_grad:
                 continue
             if any(_overlap(gradient, other) for other in (*others, parameter.data)):

@@ -136,7 +136,7 @@ class Call(LayerContext):
         layer = root.layer
         if root.arguments is None:  # a backward runs
             return False
-        if layer.overwrite_input or (root is not self and layer.overwrites_input):
+        if layer.may_overwrite_input or (root is not self and layer.overwrites_input):
             return False
         given, options = root.arguments
         arrays = [one for one in with_named(given, options) if isinstance(one, np.ndarray)]
@@ -182,11 +182,11 @@ class Call(LayerContext):
             self._sources = [producer_of(array) for array in inputs]
         else:
             self._sources = (producer_of(inputs[0]),)
-        own = weakref.ref(self)
+        this = weakref.ref(self)
         if self._several:
-            self._results = [note_result(array, own) for array in result if isinstance(array, np.ndarray)]
+            self._results = [note_result(array, this) for array in result if isinstance(array, np.ndarray)]
         elif self._output is not None:
-            self._results = (note_result(result, own),)
+            self._results = (note_result(result, this),)
 
     # ---- in the backward -------------------------------------------------------------------------------
 
@@ -214,27 +214,27 @@ class Call(LayerContext):
             checked.append(part)
         return tuple(checked)
 
-    def split(self, found, own):
+    def split(self, found, parameters):
         """Return (gradients of the inputs, [(parameter, gradient)]) from the result of ``gradients``.
 
         Parameters
         ----------
         found : ndarray or tuple
-        own : dict of str to Parameter
+        parameters : dict of str to Parameter
             The layer's own parameters.
         """
         gradients = tuple(found) if isinstance(found, (tuple, list)) else (found,)
-        inputs, wanted = len(self.inputs), len(self.inputs) + len(own)
+        inputs, wanted = len(self.inputs), len(self.inputs) + len(parameters)
         extra = len(gradients) - wanted
         if extra > 0 and self._only_none_for_the_rest(gradients, extra):
             gradients = tuple(gradients[i] for i in self.inputs) + gradients[inputs + extra :]
         elif extra:
             raise ValueError(
                 f"gradients returned {_count(len(gradients))}, expected {wanted}: for "
-                + ", ".join(_listed("input", self.inputs) + _listed("parameter", own))
+                + ", ".join(_listed("input", self.inputs) + _listed("parameter", parameters))
             )
         self.check_input_gradients(gradients[:inputs])
-        return gradients[:inputs], zip(own.values(), gradients[inputs:], strict=True)
+        return gradients[:inputs], zip(parameters.values(), gradients[inputs:], strict=True)
 
     def check_input_gradients(self, gradients):
         """Raise a ValueError if a gradient is no array of the shape of its input. None is no gradient."""

@@ -18,7 +18,7 @@ class Container(Layer):
 
     copies_input = True
 
-    def _own_input(self, ctx, x):
+    def _protected_input(self, ctx, x):
         """Return x, or a copy of it if a layer inside would overwrite the caller's array."""
         if not isinstance(x, np.ndarray) or not self.overwrites_input or not ctx.is_from_outside(x):
             return x
@@ -39,7 +39,7 @@ class Sequential(Container, LayerSequence):
     ----------
     *layers : Layer, or one dict of names to layers
         Default names are "0", "1" and so on.
-    overwrite_input : bool
+    may_overwrite_input : bool
         True if the first layer may overwrite the array of the caller: no copy is made. Only the value of the
         outermost container has an effect.
 
@@ -61,14 +61,14 @@ class Sequential(Container, LayerSequence):
 
     places_result = True
 
-    def __init__(self, *layers, overwrite_input=False):
-        self.overwrite_input = bool(overwrite_input)
+    def __init__(self, *layers, may_overwrite_input=False):
+        self.may_overwrite_input = bool(may_overwrite_input)
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], dict) else dict(enumerate(layers))
         for key, layer in named.items():
             self.append(layer, str(key))
 
     def _of(self, layers):
-        return Sequential(*layers, overwrite_input=self.overwrite_input)
+        return Sequential(*layers, may_overwrite_input=self.may_overwrite_input)
 
     @property
     def overwrites_input(self):
@@ -115,29 +115,29 @@ class Sequential(Container, LayerSequence):
             take a mask.
         """
         if inputs:
-            inputs = (self._own_input(ctx, inputs[0]), *inputs[1:])
+            inputs = (self._protected_input(ctx, inputs[0]), *inputs[1:])
         layers = list(self)
         if not layers:
             return _pass_on(*inputs, **options)
         options = _options_of_each(layers, **options)
         if out is not None:
             return run_into(layers, inputs, options, out)
-        for layer, own in zip(layers, options, strict=True):
-            result = layer(*inputs, **own)
+        for layer, chosen in zip(layers, options, strict=True):
+            result = layer(*inputs, **chosen)
             inputs = result if isinstance(result, tuple) else (result,)
         return result
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Run the backwards of the layers, from the last to the first."""
-        given, own, options = dz, overwrite, ()
+        given, may_overwrite, options = dz, overwrite, ()
         # The last layer got the keyword arguments; their gradients are the last ones that it returns.
         named = sum(isinstance(name, str) for name in ctx.inputs)
         for layer in reversed(list(self)):
-            dz = layer.backward(dz, overwrite=own and _writeable(dz))
+            dz = layer.backward(dz, overwrite=may_overwrite and _writeable(dz))
             if named:
                 dz, options, named = dz[:-named], dz[-named:], 0
                 dz = dz[0] if len(dz) == 1 else dz
-            own = own or not _share_memory(dz, given)
+            may_overwrite = may_overwrite or not _share_memory(dz, given)
         return (*dz, *options) if isinstance(dz, tuple) else (dz, *options) if options else dz
 
 
@@ -256,7 +256,7 @@ class Residual(Container):
         Runs before branch and shortcut. Without a shortcut, it runs before the branch alone.
     activation : Layer, optional
         Applied to the sum.
-    overwrite_input : bool
+    may_overwrite_input : bool
         As for `Sequential`.
 
     Raises
@@ -280,8 +280,10 @@ class Residual(Container):
     ((2, 4, 6, 6), (2, 4, 6, 6))
     """
 
-    def __init__(self, branch, shortcut=None, *, preactivation=None, activation=None, overwrite_input=False):
-        self.overwrite_input = bool(overwrite_input)
+    def __init__(
+        self, branch, shortcut=None, *, preactivation=None, activation=None, may_overwrite_input=False
+    ):
+        self.may_overwrite_input = bool(may_overwrite_input)
         self.preactivation, self.branch = preactivation, branch
         self.shortcut, self.activation = shortcut, activation
         for key in ("preactivation", "branch", "shortcut", "activation"):
@@ -331,7 +333,7 @@ class Residual(Container):
 
     def _terms(self, ctx, x, mask, out):
         """Return (branch, shortcut). Arrays that one of them still needs are locked while the other runs."""
-        given, x = x, self._own_input(ctx, x)
+        given, x = x, self._protected_input(ctx, x)
         a = x
         if self.shortcut is not None:
             a = (
@@ -376,20 +378,20 @@ class Residual(Container):
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Run the backwards of branch and shortcut, and add their gradients."""
-        given, own = dz, overwrite
+        given, may_overwrite = dz, overwrite
         if ctx.fused:
-            da, dz = self.branch.backward(dz, overwrite=own and dz.flags.writeable)
-            own = True
+            da, dz = self.branch.backward(dz, overwrite=may_overwrite and dz.flags.writeable)
+            may_overwrite = True
         else:
             if self.activation is not None:
-                dz = self.activation.backward(dz, overwrite=own)
-                own = own or not np.may_share_memory(dz, given)
+                dz = self.activation.backward(dz, overwrite=may_overwrite)
+                may_overwrite = may_overwrite or not np.may_share_memory(dz, given)
             da = self.branch.backward(dz)
         if self.shortcut is None:
             dx = self._before(da, owned=not np.may_share_memory(da, dz))
-            return _sum(dx, dz, dz, own)
-        last_use = own and dz.flags.writeable and not np.may_share_memory(da, dz)
-        da = _sum(da, self.shortcut.backward(dz, overwrite=last_use), dz, own)
+            return _sum(dx, dz, dz, may_overwrite)
+        last_use = may_overwrite and dz.flags.writeable and not np.may_share_memory(da, dz)
+        da = _sum(da, self.shortcut.backward(dz, overwrite=last_use), dz, may_overwrite)
         return self._before(da, owned=True)  # _sum writes over dz only if dz may be overwritten
 
     def _before(self, da, owned):
@@ -403,9 +405,9 @@ def _takes_residual(layer, activation):
     return isinstance(layer, (ABN, Sequential)) and layer.takes_residual(activation)
 
 
-def _sum(first, second, dz, own):
-    """Return a sum of gradients, written over one that does not share memory with dz, or any if `own`."""
+def _sum(first, second, dz, may_overwrite):
+    """Return a sum of gradients, written over one that does not share memory with dz, or any if `may_overwrite`."""
     for term, other in ((first, second), (second, first)):
-        if term.flags.writeable and (own or not np.may_share_memory(term, dz)):
+        if term.flags.writeable and (may_overwrite or not np.may_share_memory(term, dz)):
             return np.add(term, other, out=term)
     return first + second

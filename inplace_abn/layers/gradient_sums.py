@@ -47,9 +47,9 @@ class GradientSums:
 
     def __init__(self, seeds, overwrite):
         self._sums = {}  # value -> (gradient, _Buffer)
-        own = overwrite and not any(_share(a, b) for (_, a), (_, b) in combinations(seeds, 2))
+        may_overwrite = overwrite and not any(_share(a, b) for (_, a), (_, b) in combinations(seeds, 2))
         for value, gradient in seeds:
-            self._add(value, gradient, _Buffer(1 if own else None))
+            self._add(value, gradient, _Buffer(1 if may_overwrite else None))
 
     def pop(self, value, keep=False):
         """Return (gradient, buffer) of a value, or None. Remove it from the table unless `keep` is True."""
@@ -79,9 +79,9 @@ class GradientSums:
         for (value, gradient), buffer in zip(wanted, buffers, strict=True):
             self._add(value, gradient, buffer)
 
-    def add_result(self, value, gradient, dz, own):
-        """Add the gradient that a backward returned for `dz`; `own` is True if it might overwrite dz."""
-        self.add([value], [gradient], [(dz, _Buffer(1 if own else None))])
+    def add_result(self, value, gradient, dz, may_overwrite):
+        """Add the gradient that a backward returned for `dz`; `may_overwrite`: it might be written over dz."""
+        self.add([value], [gradient], [(dz, _Buffer(1 if may_overwrite else None))])
 
     def _buffer_of(self, i, wanted, given):
         """Return the buffer of result `i`: that of a passed gradient with the same memory, or a new one."""

@@ -140,7 +140,7 @@ class Recorder:
         if not layer.copies_input:
             return True
         entry = self._arrays.find(array)
-        outside = here.call is None and (entry is None or entry[2] is None) and not layer.overwrite_input
+        outside = here.call is None and (entry is None or entry[2] is None) and not layer.may_overwrite_input
         copies = outside or any(share_memory(array, one) for one in self._protected)
         here.decided = array, copies
         return not copies

@@ -41,7 +41,7 @@ def no_offers_remain(nothing_stays):  # noqa: F811
 @pytest.mark.parametrize("strategy", OVERWRITING)
 def test_z_is_locked_until_the_backward_has_run(strategy):
     net, x = chain(strategy), normal(SHAPE)
-    net.overwrite_input = True
+    net.may_overwrite_input = True
     net(x)
     with pytest.raises(ValueError, match="read-only"):
         x += 1
@@ -224,7 +224,7 @@ def test_containers_copy_the_array_of_the_caller(make, recording, strategy):
     assert np.array_equal(images, before)
     if make == "a layer of one's own":
         return
-    images.flags.writeable, net.overwrite_input = True, True
+    images.flags.writeable, net.may_overwrite_input = True, True
     assert net.overwrites_input == (strategy in OVERWRITING)
     with nullcontext() if recording else no_grad():
         net(images[1:3])

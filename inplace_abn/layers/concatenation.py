@@ -92,8 +92,8 @@ class Concat(LayerSequence):
         sums = GradientSums((), False)
         for branch, index in zip(reversed(list(self)), reversed(ctx.slices), strict=True):
             part = dz[index]
-            own = overwrite and part.flags.writeable
-            sums.add_result(0, branch.backward(part, overwrite=own), part, own)
+            writable = overwrite and part.flags.writeable
+            sums.add_result(0, branch.backward(part, overwrite=writable), part, writable)
         return sums.take(0)
 
     def extra_repr(self):
