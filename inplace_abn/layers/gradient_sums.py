@@ -80,7 +80,7 @@ class GradientSums:
             self._add(value, gradient, buffer)
 
     def add_result(self, value, gradient, dz, may_overwrite):
-        """Add the gradient that a backward returned for `dz`; `may_overwrite`: it might be written over dz."""
+        """Add the gradient that a backward returned for `dz`, and may have written over it."""
         self.add([value], [gradient], [(dz, _Buffer(1 if may_overwrite else None))])
 
     def _buffer_of(self, i, wanted, given):
