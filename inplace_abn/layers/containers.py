@@ -406,7 +406,7 @@ def _takes_residual(layer, activation):
 
 
 def _sum(first, second, dz, may_overwrite):
-    """Return a sum of gradients, written over a term; over one that shares memory with dz if `may_overwrite`."""
+    """Return a sum of gradients, written over a term; over one that shares memory with dz only if allowed."""
     for term, other in ((first, second), (second, first)):
         if term.flags.writeable and (may_overwrite or not np.may_share_memory(term, dz)):
             return np.add(term, other, out=term)
