@@ -20,7 +20,8 @@ if _torch.torch_version.TorchVersion(_torch.__version__) < (2, 4):
     raise ImportError(f"{_NEEDED} (version {_torch.__version__} is installed)")
 
 from . import functions, recipes  # noqa: E402, F401
+from .conversion import Report, convert, report, revert  # noqa: E402
 from .modules import ABN, InPlaceABN, InPlaceABNSync  # noqa: E402
 from .weights import standard_weights  # noqa: E402
 
-__all__ = ["ABN", "InPlaceABN", "InPlaceABNSync", "standard_weights"]
+__all__ = ["ABN", "InPlaceABN", "InPlaceABNSync", "Report", "convert", "report", "revert", "standard_weights"]

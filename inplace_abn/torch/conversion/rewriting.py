@@ -1,0 +1,126 @@
+"""Replace patterns in a graph by fused calls, and products and poolings by those that keep less."""
+
+from torch import fx, nn
+
+from .. import recipes
+from . import nodes
+from .patterns import Left, batch_norm_nodes, find
+
+
+def separate(traces):
+    """Take operations on batch norms' results out of place, where nothing else sees their memory.
+
+    A fused batch norm keeps its result, so that nothing may overwrite it. Modules are only marked: most of
+    them become part of a fused call. `separate_modules` follows.
+    """
+    sites = {}
+    for one in traces:
+        for node in one.graph.nodes:
+            for value in nodes.overwritten(node) if node.meta.get("trace") is None else []:
+                apart = isinstance(value, fx.Node) and nodes.is_sole(value)
+                of_batch_norm = any(map(nodes.shares_normalized, node.all_input_nodes))
+                if node.op == "call_module":
+                    sites.setdefault(nodes.callee(node), []).append((node, apart, of_batch_norm))
+                elif apart and of_batch_norm and "out" not in node.kwargs:
+                    nodes.make_out_of_place(node)
+                    one.changed = True
+    for calls in sites.values():
+        if all(apart for _, apart, _ in calls) and any(of_batch_norm for _, _, of_batch_norm in calls):
+            for node, _, _ in calls:
+                node.meta["apart"] = True
+
+
+def separate_modules(traces):
+    """Set `inplace` of the marked modules that are still called to False; return these modules."""
+    marked = {nodes.callee(node) for one in traces for node in one.graph.nodes if "apart" in node.meta}
+    for module in marked:
+        module.inplace = False
+    return list(marked)
+
+
+def rewrite(one):
+    """Rewrite the graph of a trace.
+
+    Returns
+    -------
+    found, watched
+        `found`: for each batch norm's module, a list with a `Pattern` or the reason why it is left per call.
+        `watched`: paths of the modules that the graph no longer calls as the forward does.
+    """
+    found, watched = {}, set(one.inlined)
+    for node in batch_norm_nodes(one.graph):
+        module = nodes.callee(node)
+        try:
+            pattern = find(node, one.escapes)
+        except Left as reason:
+            found.setdefault(module, []).append(str(reason))
+            continue
+        watched |= {each.target for each in pattern.chain if each.op == "call_module"}
+        if pattern.copy is None:
+            watched |= set(_producers(node.args[0]))
+        _replace(one.graph, pattern)
+        one.changed = True
+        found.setdefault(module, []).append(pattern)
+    for node in list(one.graph.nodes):
+        if (
+            nodes.is_product(node)
+            and not nodes.overwritten(node)
+            and any(map(nodes.is_normalized, node.args))
+        ):
+            node.op, node.target = "call_function", recipes.multiply
+            node.meta["fused"] = True
+            one.changed = True
+        elif _is_max_pool(node) and nodes.is_normalized(node.args[0]):
+            watched.add(node.target)
+            _replace_max_pool(one.graph, node)
+            one.changed = True
+    return found, watched
+
+
+def _producers(node):
+    """Yield the paths of the modules that make a value that is overwritten."""
+    while nodes.is_identity(node):
+        yield node.target
+        node = node.args[0]
+    if node.op == "call_module":
+        for path, _ in nodes.callee(node).named_modules(prefix=node.target):
+            yield path
+
+
+def _replace(graph, pattern):
+    """Replace the nodes of a pattern by one call of the batch norm."""
+    first, last = pattern.chain[0], pattern.chain[-1]
+    name, param, slope = pattern.activation
+    anchor = max(filter(None, (first, pattern.residual, slope)))
+    kwargs = {"activation": name}
+    if param is not None:
+        kwargs["activation_param"] = param
+    if pattern.residual is not None:
+        kwargs["residual"] = pattern.residual
+    if pattern.copy is not None:
+        kwargs["copy_first"] = True
+    with graph.inserting_after(anchor):
+        if name == "prelu" and slope is None:
+            slope = graph.get_attr(f"{pattern.activation_node.target}.weight")
+            graph.inserting_after(slope)
+        if slope is not None:
+            kwargs["slope"] = slope
+        call = graph.call_module(first.target, first.args, kwargs)
+    call.meta.update(callee=nodes.callee(first), fused=True)
+    last.replace_all_uses_with(call)
+    for node in reversed(pattern.chain):
+        graph.erase_node(node)
+
+
+def _is_max_pool(node):
+    module = nodes.callee(node)
+    return type(module) is nn.MaxPool2d and not module.return_indices and len(node.args) == 1
+
+
+def _replace_max_pool(graph, node):
+    module = nodes.callee(node)
+    window = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
+    with graph.inserting_before(node):
+        call = graph.call_function(recipes.max_pool2d, (node.args[0], *window))
+    node.replace_all_uses_with(call)
+    graph.erase_node(node)
