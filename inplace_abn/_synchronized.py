@@ -5,19 +5,21 @@ processes; they are plain arrays.
 """
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 
 from . import _core
 from ._core import Context
-from ._keyword_only import lists_keywords
+from ._keyword_only import hides_others, too_many
 from ._results import ChannelSums
 from ._types import Activation, Batch, ChannelAxis, Mask, Number, Rows, Strategy, Sums, Threads, Vector
 
 
-@lists_keywords
+@hides_others
 def statistics(
-    x: Batch, *, channel_axis: ChannelAxis = 1, mask: Mask | None = None, threads: Threads = None,
+    x: Batch, *others: NoReturn, channel_axis: ChannelAxis = 1, mask: Mask | None = None,
+    threads: Threads = None,
 ) -> tuple[Sums, Sums, int]:  # fmt: skip
     """Mean and biased variance of each channel: the first step of a synchronized forward.
 
@@ -49,6 +51,8 @@ def statistics(
     >>> statistics(np.array([[1.0, 5.0], [3.0, 5.0]]))
     (array([2., 5.]), array([1., 0.]), 2)
     """
+    if others:
+        raise too_many(statistics, others)
     return _core.statistics(x, channel_axis=channel_axis, mask=mask, threads=threads)
 
 
@@ -103,9 +107,10 @@ def merge_statistics(means: Rows, vars: Rows, counts: Sequence[int]) -> tuple[Su
     return mean, var, count
 
 
-@lists_keywords
+@hides_others
 def normalize(
-    x: Batch, *, mean: Sums, var: Sums, count: int, weight: Vector | None = None, bias: Vector | None = None,
+    x: Batch, *others: NoReturn, mean: Sums, var: Sums, count: int,
+    weight: Vector | None = None, bias: Vector | None = None,
     running_mean: Vector | None = None, running_var: Vector | None = None,
     momentum: Number = 0.1, eps: Number = 1e-05, activation: Activation = "leaky_relu",
     activation_param: Number = 0.01, strategy: Strategy = "inplace", channel_axis: ChannelAxis = 1,
@@ -160,6 +165,8 @@ def normalize(
     >>> bool(np.allclose(dxs, 0, atol=1e-4))
     True
     """
+    if others:
+        raise too_many(normalize, others)
     return _core.normalize(
         x, mean=mean, var=var, count=count, weight=weight, bias=bias, running_mean=running_mean,
         running_var=running_var, momentum=momentum, eps=eps, activation=activation,
@@ -168,8 +175,8 @@ def normalize(
     )  # fmt: skip
 
 
-@lists_keywords
-def backward_reduce(ctx: Context, dz: Batch, *, threads: Threads = None) -> ChannelSums:
+@hides_others
+def backward_reduce(ctx: Context, dz: Batch, *others: NoReturn, threads: Threads = None) -> ChannelSums:
     """First step of a synchronized backward: the sums over each channel of this batch.
 
     ``sum_dy = sum(dy)`` and ``sum_dy_xhat = sum(dy * xhat)`` with ``dy = dz * activation'(y)`` (section 3.2
@@ -206,12 +213,14 @@ def backward_reduce(ctx: Context, dz: Batch, *, threads: Threads = None) -> Chan
     >>> sum_dy, sum_dy_xhat.round(3)
     (array([3.]), array([1.]))
     """
+    if others:
+        raise too_many(backward_reduce, others)
     return ChannelSums(*_core.backward_reduce(ctx, dz, threads=threads))
 
 
-@lists_keywords
+@hides_others
 def backward_apply(
-    ctx: Context, dz: Batch, *, sum_dy: Sums, sum_dy_xhat: Sums, count: int,
+    ctx: Context, dz: Batch, *others: NoReturn, sum_dy: Sums, sum_dy_xhat: Sums, count: int,
     overwrite: bool = False, residual_grad: Batch | None = None, threads: Threads = None,
 ) -> Batch:  # fmt: skip
     """Second step of a synchronized backward: dx of this batch from the sums over all batches.
@@ -257,6 +266,8 @@ def backward_apply(
     >>> dx is dz, bool(np.allclose(dx, 0, atol=1e-4))
     (True, True)
     """
+    if others:
+        raise too_many(backward_apply, others)
     return _core.backward_apply(
         ctx, dz, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=count, overwrite=overwrite,
         residual_grad=residual_grad, threads=threads,

@@ -33,9 +33,11 @@ array([[-0.5, -0.5],
 True
 """
 
+from typing import NoReturn
+
 from . import _core
 from ._core import Context, get_num_threads, info, set_num_threads
-from ._keyword_only import lists_keywords
+from ._keyword_only import hides_others, too_many
 from ._results import ChannelSums, Gradients
 from ._synchronized import backward_apply, backward_reduce, merge_statistics, normalize, statistics
 from ._types import Activation, Batch, ChannelAxis, Mask, Number, Strategy, Threads, Vector
@@ -57,9 +59,9 @@ __all__ = [
 ]
 
 
-@lists_keywords
+@hides_others
 def forward(
-    x: Batch, *, weight: Vector | None = None, bias: Vector | None = None,
+    x: Batch, *others: NoReturn, weight: Vector | None = None, bias: Vector | None = None,
     running_mean: Vector | None = None, running_var: Vector | None = None,
     training: bool = True, momentum: Number = 0.1, eps: Number = 1e-05,
     activation: Activation = "leaky_relu", activation_param: Number = 0.01,
@@ -197,6 +199,8 @@ def forward(
     <BLANKLINE>
            [[ 1.6 ,  0.  ,  0.  ]]])
     """
+    if others:
+        raise too_many(forward, others)
     return _core.forward(
         x, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var, training=training,
         momentum=momentum, eps=eps, activation=activation, activation_param=activation_param,
@@ -205,9 +209,9 @@ def forward(
     )  # fmt: skip
 
 
-@lists_keywords
+@hides_others
 def backward(
-    ctx: Context, dz: Batch, *, overwrite: bool = False, residual_grad: Batch | None = None,
+    ctx: Context, dz: Batch, *others: NoReturn, overwrite: bool = False, residual_grad: Batch | None = None,
     threads: Threads = None,
 ) -> Gradients:  # fmt: skip
     """Gradients of x, weight, bias, slope and residual from dz, the gradient of z (section 3.2 of the paper).
@@ -265,6 +269,8 @@ def backward(
     (True, array([1.5, 2.5]))
     >>> dx, dweight, dbias = gradients
     """
+    if others:
+        raise too_many(backward, others)
     return Gradients(
         *_core.backward(ctx, dz, overwrite=overwrite, residual_grad=residual_grad, threads=threads)
     )

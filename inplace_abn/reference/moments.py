@@ -5,7 +5,7 @@ The reference moves the channels to the last axis, where an array of shape (C,) 
 
 import numpy as np
 
-from .._keyword_only import lists_keywords
+from .._keyword_only import hides_others, too_many
 
 #: NaN and infinity propagate within their channel; NumPy does not warn.
 quiet = np.errstate(all="ignore")
@@ -51,8 +51,8 @@ def values_per_channel(array):
 
 
 @quiet
-@lists_keywords
-def statistics(x, *, channel_axis=1, mask=None, dtype=np.float64):
+@hides_others
+def statistics(x, *others, channel_axis=1, mask=None, dtype=np.float64):
     """Mean and biased variance of every channel, and the number m of its values (section 3.1).
 
     The variance is computed in two passes, E[(x - mean)^2], because E[x^2] - E[x]^2 cancels all digits if the
@@ -62,6 +62,8 @@ def statistics(x, *, channel_axis=1, mask=None, dtype=np.float64):
     >>> statistics([[1.0, 5.0], [3.0, 5.0]])
     (array([2., 5.]), array([1., 0.]), 2)
     """
+    if others:
+        raise too_many(statistics, others)
     x = channels_last(x, channel_axis, dtype, check_mask(mask, x, channel_axis))
     count = values_per_channel(x)
     mean = sum_per_channel(x) / max(count, 1)

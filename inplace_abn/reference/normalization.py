@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .._keyword_only import lists_keywords
+from .._keyword_only import hides_others, too_many
 from .._results import ChannelSums, Gradients
 from .activations import ACTIVATIONS
 from .moments import (
@@ -102,9 +102,9 @@ class Context:
 # ---- forward ----------------------------------------------------------------------------------------------
 
 
-@lists_keywords
+@hides_others
 def forward(
-    x, *, weight=None, bias=None, running_mean=None, running_var=None, training=True, eps=1e-5,
+    x, *others, weight=None, bias=None, running_mean=None, running_var=None, training=True, eps=1e-5,
     activation="leaky_relu", activation_param=0.01, strategy="inplace", channel_axis=1, residual=None,
     slope=None, mask=None, dtype=np.float64,
 ):  # fmt: skip
@@ -146,6 +146,8 @@ def forward(
     array([[-0.5],
            [ 1. ]])
     """
+    if others:
+        raise too_many(forward, others)
     if training:
         mean, var, count = statistics(x, channel_axis=channel_axis, mask=mask, dtype=dtype)
         if count == 1:
@@ -159,10 +161,11 @@ def forward(
     return _normalize(x, mean, var, weight, bias, residual, training, eps, *chosen, channel_axis, mask, dtype)
 
 
-@lists_keywords
+@hides_others
 def normalize(
-    x, *, mean, var, count, weight=None, bias=None, eps=1e-5, activation="leaky_relu", activation_param=0.01,
-    strategy="inplace", channel_axis=1, residual=None, slope=None, mask=None, dtype=np.float64,
+    x, *others, mean, var, count, weight=None, bias=None, eps=1e-5, activation="leaky_relu",
+    activation_param=0.01, strategy="inplace", channel_axis=1, residual=None, slope=None, mask=None,
+    dtype=np.float64,
 ):  # fmt: skip
     """`forward` in training, with given statistics of `count` values per channel that include x (section 4).
 
@@ -171,6 +174,8 @@ def normalize(
     >>> z.ravel()
     array([-1.,  1.])
     """
+    if others:
+        raise too_many(normalize, others)
     if count == 1:
         raise ValueError("training needs more than 1 value per channel, got count 1")
     chosen = (activation, activation_param, slope, strategy)
@@ -311,12 +316,14 @@ def backward_reduce(ctx, dz):
 
 
 @quiet
-@lists_keywords
-def backward_apply(ctx, dz, *, sum_dy, sum_dy_xhat, count):
+@hides_others
+def backward_apply(ctx, dz, *others, sum_dy, sum_dy_xhat, count):
     """Gradient of x (section 3.1) from the sums over the `count` values per channel of one or more batches.
 
     The two terms with sums are the gradients through mean and variance, which depend on x.
     """
+    if others:
+        raise too_many(backward_apply, others)
     dx = _dy(ctx, dz)
     if ctx.training:
         dx = dx - np.asarray(sum_dy) / count - _xhat(ctx) * (np.asarray(sum_dy_xhat) / count)
