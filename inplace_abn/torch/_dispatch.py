@@ -8,7 +8,7 @@ from torch.nn import Parameter
 
 from ._activations import activate, check_activation, has_inverse
 from ._hooks import hooks_outside
-from ._in_place import InPlace, KeepSum, evaluate
+from ._in_place import apply_in_place, apply_keep_sum, evaluate
 from ._tensors import VECTOR_DTYPES, is_dense
 
 
@@ -36,8 +36,9 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
     arguments = (x, weight, bias, residual, slope, norm, overwrite)
     if not torch.is_grad_enabled():
         return evaluate(*arguments)
-    function = InPlace if has_inverse(norm.activation, norm.param) else KeepSum
-    return function.apply(*arguments)
+    return (
+        apply_in_place(*arguments) if has_inverse(norm.activation, norm.param) else apply_keep_sum(*arguments)
+    )
 
 
 def with_stock_operations(x, weight, bias, residual, slope, norm):
@@ -81,14 +82,16 @@ def may_overwrite(x):
 
 
 def _fits(x, weight, bias, norm):
-    """Return False where PyTorch raises an error or does something special; PyTorch then does it."""
-    if not 2 <= x.dim() <= 5 or x.numel() <= x.shape[1]:  # empty, or one value per channel
+    """Return False for arguments with which PyTorch raises an error or does something special."""
+    if not 2 <= x.dim() <= 5 or x.numel() <= x.size(1):  # empty, or one value per channel
         return False
-    vectors = [v for v in (weight, bias, norm.running_mean, norm.running_var) if v is not None]
-    dtypes = {v.dtype for v in vectors}
-    if len(dtypes) > 1 or not dtypes <= {x.dtype, VECTOR_DTYPES[x.dtype]}:
-        return False
-    return all(v.shape == (x.shape[1],) and v.is_cpu and type(v) in (Tensor, Parameter) for v in vectors)
+    dtypes = (x.dtype, VECTOR_DTYPES[x.dtype])
+    for vector in (weight, bias, norm.running_mean, norm.running_var):
+        if vector is not None and not (
+            vector.dtype in dtypes and vector.is_cpu and type(vector) in (Tensor, Parameter)
+        ):
+            return False
+    return True
 
 
 def _share_memory(x, residual):

@@ -125,7 +125,7 @@ class _ProbedHooks(_Hooks):
 
 def _innermost_by_probe():
     """Return the innermost hooks; other ones than ours as _UNKNOWN. Saves a tensor and sees who takes it."""
-    if not _autograd._saved_tensors_hooks_is_enabled():
+    if torch.is_inference_mode_enabled() or not _autograd._saved_tensors_hooks_is_enabled():
         return None
     ours = next((hooks for _, hooks in reversed(_pushed()) if hooks is not None), None)
     if ours is not None:

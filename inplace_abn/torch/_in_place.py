@@ -71,7 +71,8 @@ class KeepSum(torch.autograd.Function):
             sum_alone = norm._replace(activation="identity", param=1.0)
             register(s, _recipe_again(s, weight, bias, residual, None, sum_alone))
         ctx.save_for_backward(s, residual)
-        register(z, Recipe(partial(activate, norm.activation, param=norm.param), s))
+        if hooks_active():
+            register(z, Recipe(partial(activate, norm.activation, param=norm.param), s))
         return z
 
     @staticmethod
@@ -80,6 +81,11 @@ class KeepSum(torch.autograd.Function):
         s, residual = ctx.saved_tensors
         gradients = _kernels.backward_sum(_take_context(ctx), residual, laid_out_as(dz, s), ctx.norm)
         return *gradients, None, None
+
+
+# `Function.apply` would look for the transformations of torch.func, which `_dispatch` has excluded.
+apply_in_place = super(torch.autograd.Function, InPlace).apply
+apply_keep_sum = super(torch.autograd.Function, KeepSum).apply
 
 
 def evaluate(x, weight, bias, residual, slope, norm, overwrite):
