@@ -1,8 +1,8 @@
-"""Names of the layers of ResNet and MobileNetV2 in torchvision and timm."""
+"""Names of the layers of `inplace_abn.models` in torchvision and timm."""
 
 import re
 
-#: (pattern of a path in `models.resnet`, its replacement: the name in torchvision and timm)
+#: Networks of one pattern: (pattern of a path, its replacement: the name in torchvision and timm).
 _RESNET = (
     (r"stem\.conv", "conv1"),
     (r"stem\.abn", "bn1"),
@@ -11,6 +11,29 @@ _RESNET = (
     (r"stage(\d+)\.(\d+)\.shortcut\.conv", r"layer\1.\2.downsample.0"),
     (r"stage(\d+)\.(\d+)\.shortcut\.abn", r"layer\1.\2.downsample.1"),
     (r"scores", "fc"),
+)
+_DENSENET = (
+    (r"conv", "features.conv0"),
+    (r"abn", "features.norm0"),
+    (r"block(\d+)\.units\.(\d+)\.abn(\d)", r"features.denseblock\1.denselayer{\2}.norm\3"),
+    (r"block(\d+)\.units\.(\d+)\.conv(\d)", r"features.denseblock\1.denselayer{\2}.conv\3"),
+    (r"transition(\d+)\.abn", r"features.transition\1.norm"),
+    (r"transition(\d+)\.conv", r"features.transition\1.conv"),
+    (r"last_abn", "features.norm5"),
+    (r"scores", "classifier"),
+)
+#: `models.deeplabv3` over a ResNet, in torchvision.
+_DEEPLAB = (
+    *((rf"body\.{pattern}", f"backbone.{name}") for pattern, name in _RESNET[:-1]),
+    (r"aspp\.(\d+)\.conv", r"classifier.0.convs.\1.0"),
+    (r"aspp\.(\d+)\.abn", r"classifier.0.convs.\1.1"),
+    (r"aspp\.(\d+)\.layers\.conv", r"classifier.0.convs.\1.1"),
+    (r"aspp\.(\d+)\.layers\.abn", r"classifier.0.convs.\1.2"),
+    (r"project", "classifier.0.project.0"),
+    (r"project_abn", "classifier.0.project.1"),
+    (r"conv", "classifier.1"),
+    (r"abn", "classifier.2"),
+    (r"scores", "classifier.4"),
 )
 
 #: Layers of a block of `models.mobilenet_v2`, in order: name here -> names in torchvision and timm.
@@ -40,7 +63,8 @@ def names_in(source, layers):
     ----------
     source : {"torchvision", "timm"}
     layers : sequence of str
-        Paths of all layers that have a state, in a network of `models.resnet` or `models.mobilenet_v2`.
+        Paths of all layers that have a state, in a network of `resnet` and its variants, `mobilenet_v2`,
+        `densenet` or `deeplabv3` in `inplace_abn.models`.
 
     Returns
     -------
@@ -50,26 +74,27 @@ def names_in(source, layers):
     Raises
     ------
     ValueError
-        If the network is neither of the two.
+        If the network is none of them.
     """
-    resnet = {path: _resnet(path) for path in layers}
-    if all(resnet.values()):
-        return resnet
+    for patterns in (_RESNET, _DENSENET, _DEEPLAB):
+        found = {path: _replaced(path, patterns) for path in layers}
+        if all(found.values()):
+            return found
     mobilenet = _mobilenet(layers, ("torchvision", "timm").index(source))
     unknown = [path for path in layers if path not in mobilenet]
     if unknown:
         raise ValueError(
-            f"source {source!r} has names for the networks of models.resnet and models.mobilenet_v2, which "
-            f"have no layer {unknown[0]!r}; pass mapping= or by_position=True"
+            f"source {source!r} has names for the networks of models.resnet, mobilenet_v2, densenet and "
+            f"deeplabv3, which have no layer {unknown[0]!r}; pass mapping= or by_position=True"
         )
     return mobilenet
 
 
-def _resnet(path):
-    for pattern, name in _RESNET:
+def _replaced(path, patterns):
+    for pattern, name in patterns:
         match = re.fullmatch(pattern, path)
-        if match:
-            return match.expand(name)
+        if match:  # numbers in braces count from 0 here and from 1 there
+            return re.sub(r"\{(\d+)\}", lambda number: str(int(number[1]) + 1), match.expand(name))
     return None
 
 

@@ -37,9 +37,9 @@ def load_weights(
         A .npz or .safetensors file, or its arrays. float16 and bfloat16 are converted.
     source : {"torch", "torchvision", "timm", "inplace_abn"}
         Origin of the weights. There is no default, because the weight of a normalization is defined
-        differently. "torchvision" and "timm" have names for the networks of `inplace_abn.models.resnet` and
-        `mobilenet_v2`. "inplace_abn" is the reference implementation, ``pip install inplace-abn``, whose
-        InPlaceABN multiplies by ``abs(weight) + eps``.
+        differently. "torchvision" and "timm" have names for `resnet`, `mobilenet_v2`, `densenet` and
+        `deeplabv3` of `inplace_abn.models`. "inplace_abn" is the reference implementation,
+        ``pip install inplace-abn``, whose InPlaceABN multiplies by ``abs(weight) + eps``.
     weight_mode : {"signed", "abs"}, optional
         "signed": the weight of normalizations is used as it is. "abs": ``abs(weight) + eps`` is loaded, with
         the eps of each `ABN` here. Default: "abs" for "inplace_abn", else "signed". The class ABN of the

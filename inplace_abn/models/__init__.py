@@ -1,4 +1,4 @@
-"""Residual networks, U-Net and MobileNetV2, for the classification of images or of pixels.
+"""Networks for the classification of images or of pixels: those of the paper, and small ones.
 
 >>> import numpy as np
 >>> from inplace_abn import layers, models
@@ -17,13 +17,20 @@ building blocks are `preactivation_block`, `postactivation_block` and `inverted_
 """
 
 from .blocks import Style, inverted_residual, postactivation_block, preactivation_block
-from .large import mobilenet_v2, resnet
+from .deeplab import deeplabv3
+from .densenet import DenseBlock, densenet
+from .mobilenet import mobilenet_v2
+from .resnet import resnet, resnet34, resnet50, resnet101, resnet152, resnext101, resnext152
 from .small import encoder_decoder, residual_network
 from .unet import UNet
+from .wider_resnet import wider_resnet
 
 __all__ = [
+    "DenseBlock",
     "Style",
     "UNet",
+    "deeplabv3",
+    "densenet",
     "encoder_decoder",
     "inverted_residual",
     "mobilenet_v2",
@@ -31,4 +38,11 @@ __all__ = [
     "preactivation_block",
     "residual_network",
     "resnet",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext101",
+    "resnext152",
+    "wider_resnet",
 ]

@@ -55,11 +55,11 @@ class Style:
             dtype=self.dtype,
         )  # fmt: skip
 
-    def conv(self, inputs, outputs, kernel_size, stride=1, bias=False, groups=1):
+    def conv(self, inputs, outputs, kernel_size, stride=1, bias=False, groups=1, dilation=1):
         """Return a convolution with a padding that preserves the size of images if the stride is 1."""
         return Conv2d(
-            inputs, outputs, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias,
-            channel_axis=self.channel_axis, dtype=self.dtype, rng=self.rng,
+            inputs, outputs, kernel_size, stride, padding=kernel_size // 2 * dilation, dilation=dilation,
+            groups=groups, bias=bias, channel_axis=self.channel_axis, dtype=self.dtype, rng=self.rng,
         )  # fmt: skip
 
     def scores(self, channels, num_classes):
@@ -70,7 +70,9 @@ class Style:
         }
 
 
-def preactivation_block(inputs, outputs, stride=1, kernel_sizes=(3, 3), style=None):
+def preactivation_block(
+    inputs, outputs, stride=1, kernel_sizes=(3, 3), style=None, *, widths=None, dilation=1
+):
     """Return a residual block in which a normalization precedes each convolution.
 
     He et al. 2016, https://arxiv.org/abs/1603.05027. For each convolution it keeps two arrays with the
@@ -86,24 +88,33 @@ def preactivation_block(inputs, outputs, stride=1, kernel_sizes=(3, 3), style=No
     kernel_sizes : tuple of int
         Kernel size of each convolution.
     style : Style, optional
+    widths : tuple of int, optional
+        Channels of the result of each convolution but the last; `outputs` by default.
+    dilation : int
+        Dilation of the convolutions larger than 1 x 1.
 
     Returns
     -------
     Residual
     """
     style = Style() if style is None else style
+    widths = (*(widths or [outputs] * (len(kernel_sizes) - 1)), outputs)
     layers, channels = {}, inputs
-    for i, kernel_size in enumerate(kernel_sizes, 1):
+    for i, (kernel_size, width) in enumerate(zip(kernel_sizes, widths, strict=True), 1):
         layers[f"abn{i}"] = style.abn(channels)
-        layers[f"conv{i}"] = style.conv(channels, outputs, kernel_size, stride if i == 1 else 1)
-        channels = outputs
+        layers[f"conv{i}"] = style.conv(
+            channels, width, kernel_size, stride if i == 1 else 1, dilation=dilation if kernel_size > 1 else 1
+        )
+        channels = width
     if inputs == outputs and stride == 1:
         return Residual(Sequential(layers))
     first = layers.pop("abn1")
     return Residual(Sequential(layers), style.conv(inputs, outputs, 1, stride), preactivation=first)
 
 
-def postactivation_block(inputs, outputs, stride=1, kernel_sizes=(3, 3), style=None, *, middle=None):
+def postactivation_block(
+    inputs, outputs, stride=1, kernel_sizes=(3, 3), style=None, *, middle=None, groups=1, dilation=1
+):
     """Return a residual block in which a normalization follows each convolution, and an activation the sum.
 
     He et al. 2016, https://arxiv.org/abs/1512.03385. With an in-place strategy the last normalization adds
@@ -121,6 +132,9 @@ def postactivation_block(inputs, outputs, stride=1, kernel_sizes=(3, 3), style=N
     style : Style, optional
     middle : int, optional
         Channels between the convolutions; `outputs` by default.
+    groups, dilation : int
+        Of the convolutions larger than 1 x 1. ResNeXt has groups (Xie et al. 2017,
+        https://arxiv.org/abs/1611.05431).
 
     Returns
     -------
@@ -131,7 +145,8 @@ def postactivation_block(inputs, outputs, stride=1, kernel_sizes=(3, 3), style=N
     layers, channels = {}, inputs
     for i, kernel_size in enumerate(kernel_sizes, 1):
         width = outputs if i == last or middle is None else middle
-        layers[f"conv{i}"] = style.conv(channels, width, kernel_size, stride if i == strided else 1)
+        wide = {"groups": groups, "dilation": dilation} if kernel_size > 1 else {}
+        layers[f"conv{i}"] = style.conv(channels, width, kernel_size, stride if i == strided else 1, **wide)
         layers[f"abn{i}"] = style.norm(width) if i == last else style.abn(width)
         channels = width
     shortcut = None

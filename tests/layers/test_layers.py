@@ -36,7 +36,13 @@ pytestmark = pytest.mark.essential
 FILES = sorted(path.stem for path in Path(layers.__file__).parent.glob("[a-z]*.py"))
 
 
-@pytest.mark.parametrize("name", ["layers", "models", "models.large", *(f"layers.{file}" for file in FILES)])
+MODELS = sorted(path.stem for path in Path(models.__file__).parent.glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["layers", "models", *(f"layers.{file}" for file in FILES), *(f"models.{file}" for file in MODELS)],
+)
 def test_docstring_examples(name):
     module = importlib.import_module(f"inplace_abn.{name}")
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

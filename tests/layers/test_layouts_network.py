@@ -214,6 +214,11 @@ CASES["residual_network"] += each_strategy(
 CASES["resnet"].append(
     Case(lambda axis, **options: small("resnet", axis, **options), options={"recompute_stem": True})
 )
+#: In test_models_large.py. With images as small as here the last features of these networks have one pixel,
+#: which has no layout; the gradient of a dense block is a slice of a larger array.
+LARGE = {"wider_resnet", "densenet", "deeplabv3", "DenseBlock"}
+#: `resnet` with other numbers of blocks and groups.
+VARIANTS = {"resnet34", "resnet50", "resnet101", "resnet152", "resnext101", "resnext152"}
 #: Bases and containers that are not called.
 NOT_CALLED = {"Layer", "ModuleList", "ModuleDict"}
 
@@ -226,7 +231,7 @@ PARAMETERS = [
 
 def test_every_layer_block_and_network_is_in_the_table():
     known = {name for name in layers.__all__ if _is_layer(getattr(layers, name))}
-    made = {name for name in models.__all__ if name != "Style"}
+    made = {name for name in models.__all__ if name != "Style"} - VARIANTS - LARGE
     assert known | made == set(CASES) | (NOT_CALLED & known)
 
 

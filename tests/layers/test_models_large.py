@@ -1,4 +1,4 @@
-"""ResNet and MobileNetV2: layouts, kept memory, equal results with every strategy."""
+"""The networks of the paper: parameters, layouts, kept memory, equal results with every strategy."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,17 @@ NETWORKS = {
     "mobilenet_v2": lambda **style: models.mobilenet_v2(
         3, 5, width=0.25, stages=((1, 16, 1, 1), (6, 24, 2, 2)), **style
     ),
-}
+    "resnext": lambda **style: models.resnet(3, 5, (1, 1), width=8, groups=4, group_width=2, **style),
+    "dilated": lambda **style: models.resnet(3, 5, (1, 1, 2, 2), width=2, output_stride=8, **style),
+    "wider_resnet": lambda **style: models.wider_resnet(3, 5, (1,) * 6, width=1 / 32, **style),
+    "densenet": lambda **style: models.densenet(3, 5, (2, 2), growth=4, width=8, **style),
+    "deeplabv3": lambda **style: models.deeplabv3(3, 5, channels=4, dropout=0.0, body_options=TINY, **style),
+    "deeplabv3 over wider_resnet": lambda **style: models.deeplabv3(
+        3, 5, "wider_resnet38", channels=4, dropout=0.0, body_options={"blocks": (1,) * 6, "width": 1 / 32},
+        **style,
+    ),
+}  # fmt: skip
+TINY = {"blocks": (1, 1, 1, 1), "width": 2}
 FULL = {
     "ResNet-50": lambda **style: models.resnet(3, 10, width=4, rng=0, **style),
     "ResNet-34": lambda **style: models.resnet(3, 10, block="basic", width=4, rng=0, **style),
@@ -29,6 +39,44 @@ def test_numbers_of_parameters_are_those_of_the_papers():
     assert count(models.resnet(3, 1000)) == 25_557_032
     assert count(models.resnet(3, 1000, block="basic")) == 21_797_672
     assert count(models.mobilenet_v2(3, 1000)) == 3_504_872
+    assert count(models.resnet101()) == 44_549_160
+    assert count(models.resnext101()) == 83_455_272
+    assert count(models.densenet()) == 7_978_856
+    assert count(models.densenet(blocks=(6, 12, 64, 48))) == 33_337_704
+
+
+@pytest.mark.slow  # their weights take half a gigabyte
+def test_numbers_of_parameters_of_the_largest_networks():
+    assert count(models.resnet152()) == 60_192_808
+    assert count(models.resnext101(groups=32, group_width=8)) == 88_791_336
+
+
+def test_dilations_replace_the_strides_of_the_last_stages():
+    body = models.deeplabv3(3, 5, body_options=TINY).body
+    found = [
+        (layer.stride[0], layer.dilation[0], layer.padding[0])
+        for path, layer in body.named_layers()
+        if path.endswith("0.branch.conv2")
+    ]
+    assert found == [(1, 1, 1), (2, 1, 1), (1, 1, 1), (1, 2, 2)]
+    with pytest.raises(ValueError, match="output_stride must be one of"):
+        models.resnet(3, 5, output_stride=4)
+    with pytest.raises(ValueError, match="output_stride must be 32 or 8, got 16"):
+        models.deeplabv3(3, 5, "wider_resnet38", output_stride=16)
+    with pytest.raises(ValueError, match="body must be one of"):
+        models.deeplabv3(3, 5, "resnet18")
+    with pytest.raises(ValueError, match="groups: expected 1 for block 'basic'"):
+        models.resnet34(groups=2)
+
+
+def test_a_dense_block_keeps_its_features_once():
+    x = normal((2, 8, 8, 8), dtype=np.float32)
+    block = models.DenseBlock(8, 4, 4, 2, models.Style(rng=0))
+    with memory.ledger() as ledger:
+        z = block(x)
+        features = [row for row in ledger.table() if row.role == "x"]
+        assert sum(row.nbytes for row in features) <= z.nbytes
+    assert block.backward(np.ones_like(z)).shape == x.shape
 
 
 def test_the_stride_is_that_of_the_convolution_of_3_x_3():
@@ -57,7 +105,8 @@ def test_all_strategies_give_the_same_gradients(kind, activation):
 def test_channels_last(kind):
     x = normal((2, 3, 32, 32), dtype=np.float32)
     first, last = (NETWORKS[kind](rng=0, channel_axis=axis) for axis in (1, -1))
-    np.testing.assert_allclose(last(np.moveaxis(x, 1, -1).copy()), first(x.copy()), rtol=1e-3, atol=1e-4)
+    got, want = last(np.moveaxis(x, 1, -1).copy()), first(x.copy())
+    np.testing.assert_allclose(np.moveaxis(got, -1, 1), want, rtol=1e-3, atol=1e-4)
 
 
 def kept(make, **style):

@@ -321,7 +321,7 @@ def test_problems_are_listed_with_the_names_of_both_sides():
         (
             {"source": "timm"},
             ValueError,
-            "models.mobilenet_v2, which have no layer '0'; pass mapping=",
+            "deeplabv3, which have no layer '0'; pass mapping=",
         ),
         ({"mapping": {"x": "y"}}, ValueError, "mapping: the network has no parameter or buffer 'x'"),
         (
