@@ -28,6 +28,8 @@ class Normalization(NamedTuple):
         The module, for messages.
     again : Again, optional
         How to compute x again, if the tensor that is written over x shall not be kept.
+    group : torch.distributed.ProcessGroup, optional
+        The processes whose batches are normalized as one.
     """
 
     running_mean: torch.Tensor | None
@@ -39,3 +41,4 @@ class Normalization(NamedTuple):
     param: float | tuple[float, float]
     name: str
     again: Again | None = None
+    group: object = None

@@ -27,7 +27,9 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
         True if the caller does not need x any more.
     """
     check_activation(norm.activation, slope)
-    if not has_kernels(x) or not _fits(x, weight, bias, norm):
+    if norm.group is not None:
+        _check_synchronized(x)
+    elif not has_kernels(x) or not _fits(x, weight, bias, norm):
         return with_stock_operations(x, weight, bias, residual, slope, norm)
     if residual is not None and not _same_kind(residual, x):
         y = batch_norm(x, weight, bias, None, None, norm._replace(activation="identity"), overwrite=overwrite)
@@ -79,6 +81,14 @@ def may_overwrite(x):
     if x.is_inference() and not torch.is_inference_mode_enabled():
         return False
     return not hooks_outside()
+
+
+def _check_synchronized(x):
+    if not has_kernels(x):
+        raise NotImplementedError(
+            "synchronized statistics need a plain CPU tensor, outside of transformations, tracers and modes; "
+            f"got a {type(x).__name__} of {x.dtype} on {x.device}; use torch.nn.SyncBatchNorm"
+        )
 
 
 def _fits(x, weight, bias, norm):

@@ -1,6 +1,7 @@
 """Calls of the core on tensors. x is dense and on the CPU."""
 
 from .. import functional
+from . import _synchronized
 from ._activations import activate, gradient
 from ._tensors import VECTOR_DTYPES, to_array, to_tensor
 
@@ -11,11 +12,14 @@ def forward(x, weight, bias, residual, slope, norm):
     arrays = {"weight": weight, "bias": bias, "slope": slope}
     running = {"running_mean": norm.running_mean, "running_var": norm.running_var}
     converted = {name: _converted(tensor, dtype) for name, tensor in (arrays | running).items()}
-    context = functional.forward(
-        to_array(x), residual=to_array(residual), training=norm.training, momentum=norm.momentum,
-        eps=norm.eps, activation=norm.activation, activation_param=norm.param,
-        **{name: to_array(tensor) for name, tensor in converted.items()},
-    )[1]  # fmt: skip
+    vectors = {name: to_array(tensor) for name, tensor in converted.items()}
+    if norm.group is not None:
+        context = _synchronized.forward(to_array(x), vectors, to_array(residual), norm)
+    else:
+        _, context = functional.forward(
+            to_array(x), residual=to_array(residual), training=norm.training, momentum=norm.momentum,
+            eps=norm.eps, activation=norm.activation, activation_param=norm.param, **vectors,
+        )  # fmt: skip
     if norm.training:
         for name, tensor in running.items():
             if tensor is not converted[name]:
@@ -33,6 +37,8 @@ def forward_sum(x, weight, bias, residual, slope, norm):
 
 def backward(context, dz, overwrite):
     """Return the gradients of x, weight, bias, slope and residual; overwrite: dx goes over dz."""
+    if isinstance(context, _synchronized.SynchronizedContext):
+        return _synchronized.backward(context, to_array(dz), overwrite)
     found = functional.backward(context, to_array(dz), overwrite=overwrite)
     gradients = (*found, found.dresidual, found.dslope)
     return tuple(to_tensor(g) for g in gradients)

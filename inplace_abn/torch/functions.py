@@ -5,7 +5,7 @@ timm imports them for its models with ``InplaceAbn``; `inplace_abn.functions` ha
 
 from ._arguments import Normalization
 from ._dispatch import batch_norm
-from .modules import refuse_several_processes
+from ._synchronized import group_of_several
 
 __all__ = ["inplace_abn", "inplace_abn_sync"]
 
@@ -43,22 +43,32 @@ def inplace_abn(
     tensor([[-1.],
             [ 2.]])
     """
-    if weight_mode == "abs" and weight is not None:
-        weight = weight.abs() + eps
-    norm = Normalization(
-        running_mean, running_var, training, momentum, eps, activation, activation_param, "inplace_abn"
-    )
-    return batch_norm(x, weight, bias, None, None, norm, overwrite=True)
+    return _inplace_abn(
+        x, weight, bias, running_mean, running_var, training, momentum, eps, activation, activation_param,
+        weight_mode, None,
+    )  # fmt: skip
 
 
 def inplace_abn_sync(
     x, weight, bias, running_mean, running_var, training=True, momentum=0.1, eps=1e-5,
     activation="leaky_relu", activation_param=0.01, group=None, *, weight_mode="abs",
 ):  # fmt: skip
-    """`inplace_abn` for the statistics of all processes of a group; one process, as `InPlaceABNSync`."""
-    if training:
-        refuse_several_processes(group)
-    return inplace_abn(
+    """`inplace_abn` with the statistics of all processes of a group, as `InPlaceABNSync`."""
+    group = group_of_several(group) if training else None
+    return _inplace_abn(
         x, weight, bias, running_mean, running_var, training, momentum, eps, activation, activation_param,
-        weight_mode=weight_mode,
+        weight_mode, group,
     )  # fmt: skip
+
+
+def _inplace_abn(
+    x, weight, bias, running_mean, running_var, training, momentum, eps, activation, activation_param,
+    weight_mode, group,
+):  # fmt: skip
+    if weight_mode == "abs" and weight is not None:
+        weight = weight.abs() + eps
+    norm = Normalization(
+        running_mean, running_var, training, momentum, eps, activation, activation_param, "inplace_abn",
+        group=group,
+    )  # fmt: skip
+    return batch_norm(x, weight, bias, None, None, norm, overwrite=True)

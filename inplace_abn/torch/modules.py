@@ -9,6 +9,7 @@ from torch import nn
 
 from ._activations import check_activation
 from ._dispatch import batch_norm
+from ._synchronized import group_of_several
 from .batch_norm import normalization
 
 __all__ = ["ABN", "InPlaceABN", "InPlaceABNSync"]
@@ -88,11 +89,13 @@ class ABN(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             Added before the activation; not overwritten.
         """
         self._check_input_dim(x)
-        norm = normalization(self, self.activation, self.activation_param, type(self).__name__)
-        weight = self.weight
+        norm, weight = self._normalization(), self.weight
         if self.weight_mode == "abs" and weight is not None:
             weight = weight.abs() + self.eps
         return batch_norm(x, weight, self.bias, residual, self.slope, norm, overwrite=self._overwrites_input)
+
+    def _normalization(self):
+        return normalization(self, self.activation, self.activation_param, type(self).__name__)
 
     def _check_input_dim(self, x):
         if not 2 <= x.dim() <= 5:
@@ -141,10 +144,11 @@ class InPlaceABN(ABN):
 
 
 class InPlaceABNSync(InPlaceABN):
-    """`InPlaceABN` with the statistics of all processes of a group. Takes one process for now.
+    """`InPlaceABN` with the statistics of all processes of a group: section 4 of the paper.
 
-    Training in a group of several processes raises a NotImplementedError: statistics are not synchronized
-    yet.
+    The group must be able to exchange CPU tensors, as those of the backend gloo. Batches may have different
+    sizes, also none. Gradients of weight, bias and slope are the share of each process; average or add them
+    up as `torch.nn.parallel.DistributedDataParallel` does.
 
     Parameters
     ----------
@@ -163,21 +167,6 @@ class InPlaceABNSync(InPlaceABN):
         super().__init__(num_features, eps, momentum, affine, activation, activation_param, **others)
         self.group = group
 
-    def forward(self, x, residual=None):
-        """Return z, as `InPlaceABN` does."""
-        if self.training:
-            refuse_several_processes(self.group)
-        return super().forward(x, residual)
-
-
-def refuse_several_processes(group):
-    """Raise NotImplementedError if the statistics would have to be synchronized."""
-    distributed = torch.distributed
-    if not distributed.is_available() or not distributed.is_initialized():
-        return
-    processes = distributed.get_world_size(group)
-    if processes > 1:
-        raise NotImplementedError(
-            f"InPlaceABNSync cannot synchronize the statistics of {processes} processes yet; use InPlaceABN, "
-            "which normalizes by the batch of each process, or torch.nn.SyncBatchNorm"
-        )
+    def _normalization(self):
+        norm = super()._normalization()
+        return norm._replace(group=group_of_several(self.group)) if norm.training else norm

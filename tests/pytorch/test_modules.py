@@ -246,12 +246,20 @@ def test_modules_are_copied_and_pickled(cls):
         assert torch.equal(duplicate(x.clone()), expected)
 
 
-def test_timm_takes_the_functions_from_here():
-    """As `timm.layers.inplace_abn` does."""
-    from inplace_abn.functions import inplace_abn, inplace_abn_sync
-
-    assert inplace_abn is functions.inplace_abn
-    assert inplace_abn_sync is functions.inplace_abn_sync
+@pytest.mark.parametrize("activation", ["leaky_relu", "elu", "identity"])
+def test_timm_takes_the_functions_from_here(activation):
+    pytest.importorskip("zoo")  # imports torchvision, which timm needs
+    layers = pytest.importorskip("timm.layers")
+    theirs = layers.InplaceAbn(3, act_layer=activation).double()
+    module = abn.InPlaceABN(3, activation=activation, weight_mode="abs").double()
+    theirs.weight.data[:] = module.weight.data[:] = torch.tensor([-1.0, 2.0, 0.5])
+    results = []
+    for layer in (theirs, module):
+        x = torch.randn(4, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        z = layer(x.requires_grad_() * 1)
+        z.pow(2).sum().backward()
+        results.append([z.detach(), x.grad, layer.weight.grad, layer.running_var])
+    assert max(map(relative, *results)) < GRADIENT
 
 
 @pytest.mark.parametrize("name", ["batch_norm", "functions", "modules", "recipes", "weights"])
