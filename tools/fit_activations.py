@@ -79,14 +79,14 @@ def near_fit(gate, minimum, least_z, low, high):
     return s, fit_rational(s, ratio, 1 / ratio, 4, 4)
 
 
-def fit_piece(d, rise, slope, dz, degree=8, rounds=20):
-    """Fit rise = y - z by a polynomial in d whose derivative, added to dz/dd, gives the slope as well."""
+def fit_interval(d, difference, slope, dz, degree=8, rounds=20):
+    """Fit y - z by a polynomial in d whose derivative, added to dz/dd, gives the slope as well."""
     scale = np.abs(d).max()
     values = np.polynomial.polynomial.polyvander(d / scale, degree)
     derivatives = np.hstack([np.zeros((len(d), 1)), values[:, :-1] * np.arange(1, degree + 1)]) / scale
     weight = slope**2 / dz  # error of the slope / error of the derivative
     rows = np.vstack([values, derivatives * weight[:, None]])
-    f = np.r_[rise, (dz / slope - dz) * weight]
+    f = np.r_[difference, (dz / slope - dz) * weight]
     lawson, best = np.ones_like(f), (np.inf,)
     for _ in range(rounds):
         root = np.sqrt(lawson)
@@ -98,7 +98,7 @@ def fit_piece(d, rise, slope, dz, degree=8, rounds=20):
     return np.array(best[1:]) / scale ** np.arange(degree + 1), best[0]
 
 
-def pieces_fit(gate, minimum, least_z, low, high, first, last):
+def intervals_fit(gate, minimum, least_z, low, high, first, last):
     """Fit y - z in v = sqrt(s - (s of z = -0)), s = +-sqrt(z - least z), in eight intervals.
 
     The number of an interval is a cubic of v from -0.49 to 7.49, rounded. Its slopes at the ends are `first`
@@ -110,16 +110,16 @@ def pieces_fit(gate, minimum, least_z, low, high, first, last):
     y = [minimum + d for d in map(mp.mpf, distance[np.abs(distance) > 1e-4])]
     z = [gate(v) * v for v in y]
     s = np.array([float(mp.sign(a - minimum) * mp.sqrt(b - least_z)) for a, b in zip(y, z, strict=True)])
-    rise = np.array([float(a - b) for a, b in zip(y, z, strict=True)])
+    difference = np.array([float(a - b) for a, b in zip(y, z, strict=True)])
     slope = np.array([float(mp.diff(lambda x: x * gate(x), v)) for v in y])
     v = np.sqrt(s + float(mp.sqrt(-least_z)))
     t = np.polynomial.Polynomial([-v[0], 1]) / (v[-1] - v[0])
     number = -0.49 + 7.98 * ((t**3 - 2 * t**2 + t) * first + (3 - 2 * t) * t**2 + (t**3 - t**2) * last)
     columns, errors = [], []
-    for piece in range(8):
-        inside = np.abs(number(v) - piece) < 0.501
+    for interval in range(8):
+        inside = np.abs(number(v) - interval) < 0.501
         centre = float(np.float32((v[inside][0] + v[inside][-1]) / 2))
-        c, error = fit_piece(v[inside] - centre, rise[inside], slope[inside], (4 * s * v)[inside])
+        c, error = fit_interval(v[inside] - centre, difference[inside], slope[inside], (4 * s * v)[inside])
         columns.append([centre, *c])
         errors.append(error)
     return np.array(columns).T, number.coef, v[0] ** 2, s[-1], max(errors)
@@ -158,7 +158,7 @@ def main():
     mp.mp.dps = 40
     print("/* Printed by tools/fit_activations.py, which says how. Coefficients of 1, x, x^2, ... */")
     print('#ifndef ABN_CURVE_FITS_H\n#define ABN_CURVE_FITS_H\n\n#include "vector.h"\n')
-    for name, (log_gate, gate, low, high, pieces) in CURVES.items():
+    for name, (log_gate, gate, low, high, intervals) in CURVES.items():
         minimum = mp.findroot(lambda y, gate=gate: mp.diff(lambda x: x * gate(x), y), -1)
         least_z = gate(minimum) * minimum
         s, near = near_fit(gate, minimum, least_z, low, high)
@@ -170,15 +170,15 @@ def main():
         print(f"#define {name.upper()}_TAIL_Z {float(gate(mp.mpf(low)) * low).hex()}")
         print(f"#define {name.upper()}_LARGEST_S {s.max():.3f}")
         print(f"#define {name.upper()}_LARGEST_Z {high}")
-        rows, number, least, largest, error = pieces_fit(gate, minimum, least_z, *pieces)
-        print(f"static const real {name}_pieces[][8] = {{ /* error {error:.1e}; first the centres */")
+        rows, number, least, largest, error = intervals_fit(gate, minimum, least_z, *intervals)
+        print(f"static const real {name}_polynomials[][8] = {{ /* error {error:.1e}; first the centres */")
         for row in rows:
             print("{" + ", ".join(f"(real){float(v).hex()}" for v in row) + "},")
         print("};")
-        table(f"{name}_piece_number", number, "a cubic of v")
+        table(f"{name}_interval", number, "a cubic of v")
         print(f"#define {name.upper()}_ZERO_S {float(mp.sqrt(-least_z)).hex()}")
-        print(f"#define {name.upper()}_PIECES_LEAST {least:.5f}")
-        print(f"#define {name.upper()}_PIECES_LARGEST_S {largest:.4f}\n")
+        print(f"#define {name.upper()}_POLYNOMIALS_LEAST {least:.5f}")
+        print(f"#define {name.upper()}_POLYNOMIALS_LARGEST_S {largest:.4f}\n")
     centre = 4
     print(f"#define NORMAL_TAIL_CENTRE {centre}")
     for start, degree, largest in (("#ifdef ABN_DTYPE_FLOAT64", 22, 39), ("#else", 9, 14)):

@@ -17,13 +17,13 @@ INLINE mask left_at(const uint64_t *left, ptrdiff_t i) { return v_bits_mask((uns
 /* Activations with a minimum compute each step for several vectors before the next step: one vector's instructions are
  * too long a chain for out-of-order execution to overlap vectors. (gelu: more than 4 would exceed the registers.) */
 #define VALUES_AT_ONCE 4
-#define BLOCK 8 /* vectors that are inverted together */
+#define INVERTED_AT_ONCE (8 * W) /* elements that are inverted together */
 
 INLINE void value_gated_of(abn_activation activation, const real *y, real *z, int vectors) {
-    vec power[VALUES_AT_ONCE];
-    UNROLLED for (int k = 0; k < vectors; k++) power[k] = gate_power(activation, gated_within(v_load_real(y + k * W)));
+    vec e[VALUES_AT_ONCE];
+    UNROLLED for (int k = 0; k < vectors; k++) e[k] = gate_exp(activation, gated_clamp_y(v_load_real(y + k * W)));
     UNROLLED for (int k = 0; k < vectors; k++)
-        v_store_real(z + k * W, gated_value(activation, gated_within(v_load_real(y + k * W)), power[k]));
+        v_store_real(z + k * W, gated_value(activation, gated_clamp_y(v_load_real(y + k * W)), e[k]));
 }
 
 INLINE void value_gated(abn_activation activation, const real *y, real *z, ptrdiff_t n) {
@@ -36,21 +36,21 @@ INLINE void value_gated(abn_activation activation, const real *y, real *z, ptrdi
 /* Inverses of activations with a minimum: Halley's method in double, polynomials (gated.h) in float. */
 #ifdef ABN_DTYPE_FLOAT64
 INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdiff_t n, const uint64_t *left) {
-    for (ptrdiff_t start = 0; start < n; start += BLOCK * W) {
-        const ptrdiff_t end = start + BLOCK * W < n ? start + BLOCK * W : n;
-        real power[BLOCK * W], y[BLOCK * W];
+    for (ptrdiff_t start = 0; start < n; start += INVERTED_AT_ONCE) {
+        const ptrdiff_t end = start + INVERTED_AT_ONCE < n ? start + INVERTED_AT_ONCE : n;
+        real e[INVERTED_AT_ONCE], y[INVERTED_AT_ONCE];
         for (ptrdiff_t i = start; i < end; i += W) {
             const mask side = left_at(left, i);
-            const vec goal = gated_goal(activation, v_load_real(z + i), side);
-            v_store_real(y + i - start, gated_first_y(activation, goal, side));
-            v_store_real(slope + i, goal);
+            const vec clamped = gated_clamp_z(activation, v_load_real(z + i), side);
+            v_store_real(y + i - start, gated_first_y(activation, clamped, side));
+            v_store_real(slope + i, clamped);
         }
         for (int step = 0; step < HALLEY_STEPS; step++) {
             for (ptrdiff_t i = start; i < end; i += W)
-                v_store_real(power + i - start, gate_power(activation, v_load_real(y + i - start)));
+                v_store_real(e + i - start, gate_exp(activation, v_load_real(y + i - start)));
             for (ptrdiff_t i = start; i < end; i += W) {
                 vec next = v_load_real(y + i - start), slope_at_y;
-                gated_step(activation, v_load_real(slope + i), v_load_real(power + i - start), &next, &slope_at_y);
+                gated_step(activation, v_load_real(slope + i), v_load_real(e + i - start), &next, &slope_at_y);
                 v_store_real(y + i - start, next);
                 if (step == HALLEY_STEPS - 1) {
                     v_store_real(slope + i, slope_at_y);
@@ -62,13 +62,13 @@ INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdif
 }
 
 #else
-/* y = z + rise. The slope follows from the derivative of rise by v. */
-INLINE void finish_gated(abn_activation activation, real *z, real *slope, vec s, vec v, vec rise, mask left) {
-    const vec of_z = v_mul(v_mul(s, v_set1(4)), v), at = v_load_real(z);
+/* difference = y - z; on entry `slope` holds its derivative by v. Replaces z by y, and `slope` by dz/dy. */
+INLINE void finish_gated(abn_activation activation, real *z, real *slope, vec s, vec v, vec difference, mask left) {
+    const vec dz_dv = v_mul(v_mul(s, v_set1(4)), v), z_here = v_load_real(z);
     const mask tail = gated_tail(activation, s);
-    vec y = v_add(at, rise), slope_at_y = v_div(of_z, v_add(of_z, v_load_real(slope)));
+    vec y = v_add(z_here, difference), slope_at_y = v_div(dz_dv, v_add(dz_dv, v_load_real(slope)));
     if (v_any(tail)) {
-        vec far_y = at, far_slope;
+        vec far_y = z_here, far_slope;
         gated_invert(activation, &far_y, &far_slope, left);
         y = v_select(tail, far_y, y);
         slope_at_y = v_select(tail, far_slope, slope_at_y);
@@ -78,19 +78,19 @@ INLINE void finish_gated(abn_activation activation, real *z, real *slope, vec s,
 }
 
 INLINE void invert_gated(abn_activation activation, real *z, real *slope, ptrdiff_t n, const uint64_t *left) {
-    for (ptrdiff_t start = 0; start < n; start += BLOCK * W, z += BLOCK * W, slope += BLOCK * W) {
-        const ptrdiff_t end = n - start < BLOCK * W ? n - start : BLOCK * W;
-        real s[BLOCK * W], v[BLOCK * W], rise[BLOCK * W];
+    for (ptrdiff_t start = 0; start < n; start += INVERTED_AT_ONCE, z += INVERTED_AT_ONCE, slope += INVERTED_AT_ONCE) {
+        const ptrdiff_t end = n - start < INVERTED_AT_ONCE ? n - start : INVERTED_AT_ONCE;
+        real s[INVERTED_AT_ONCE], v[INVERTED_AT_ONCE], difference[INVERTED_AT_ONCE];
         ptrdiff_t i;
         for (i = 0; i < end; i += W)
             v_store_real(s + i, gated_s(activation, v_load_real(z + i), left_at(left, start + i)));
         for (i = 0; i < end; i += W) v_store_real(v + i, gated_v(activation, v_load_real(s + i)));
-        for (i = 0; i + (RISES_AT_ONCE - 1) * W < end; i += RISES_AT_ONCE * W)
-            gated_rise(activation, v + i, RISES_AT_ONCE, rise + i, slope + i);
-        for (; i < end; i += W) gated_rise(activation, v + i, 1, rise + i, slope + i);
+        for (i = 0; i + (DIFFERENCES_AT_ONCE - 1) * W < end; i += DIFFERENCES_AT_ONCE * W)
+            gated_difference(activation, v + i, DIFFERENCES_AT_ONCE, difference + i, slope + i);
+        for (; i < end; i += W) gated_difference(activation, v + i, 1, difference + i, slope + i);
         for (i = 0; i < end; i += W)
-            finish_gated(activation, z + i, slope + i, v_load_real(s + i), v_load_real(v + i), v_load_real(rise + i),
-                         left_at(left, start + i));
+            finish_gated(activation, z + i, slope + i, v_load_real(s + i), v_load_real(v + i),
+                         v_load_real(difference + i), left_at(left, start + i));
     }
 }
 #endif

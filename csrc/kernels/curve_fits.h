@@ -30,7 +30,7 @@ static const real silu_tail_bottom[] = {
 #define SILU_TAIL_Z -0x1.1223a0e5e39b9p-5
 #define SILU_LARGEST_S 4.503
 #define SILU_LARGEST_Z 20
-static const real silu_pieces[][8] = {
+static const real silu_polynomials[][8] = {
     /* error 1.5e-07; first the centres */
     {(real)0x1.3eb6160000000p-2, (real)0x1.139eb80000000p-1, (real)0x1.94d84c0000000p-1, (real)0x1.0fc2f40000000p+0,
      (real)0x1.56ea4a0000000p+0, (real)0x1.9bc95e0000000p+0, (real)0x1.dba1220000000p+0, (real)0x1.0a668a0000000p+1},
@@ -55,7 +55,7 @@ static const real silu_pieces[][8] = {
      (real)-0x1.8ceca54604d07p+0, (real)-0x1.0afae27a32297p+4, (real)-0x1.ca888e60c4a23p+8, (real)-0x1.1c43473e68a71p+5,
      (real)0x1.ee4a3fa3cc876p+1},
 };
-static const real silu_piece_number[] = {
+static const real silu_interval[] = {
     /* a cubic of v */
     (real)-0x1.8e5acc7650c23p+0,
     (real)0x1.625761003da5cp+2,
@@ -63,8 +63,8 @@ static const real silu_piece_number[] = {
     (real)0x1.e2ef7cbbff131p-2,
 };
 #define SILU_ZERO_S 0x1.0e2e5a6c46f34p-1
-#define SILU_PIECES_LEAST 0.04179
-#define SILU_PIECES_LARGEST_S 4.2519
+#define SILU_POLYNOMIALS_LEAST 0.04179
+#define SILU_POLYNOMIALS_LARGEST_S 4.2519
 
 static const real gelu_near_top[] = {
     /* relative error 2.5e-03 */
@@ -92,7 +92,7 @@ static const real gelu_tail_bottom[] = {
 #define GELU_TAIL_Z -0x1.2034dfd0cbfa5p-9
 #define GELU_LARGEST_S 2.484
 #define GELU_LARGEST_Z 6
-static const real gelu_pieces[][8] = {
+static const real gelu_polynomials[][8] = {
     /* error 3.7e-07; first the centres */
     {(real)0x1.3b081e0000000p-3, (real)0x1.358b080000000p-2, (real)0x1.2062ac0000000p-1, (real)0x1.e342920000000p-1,
      (real)0x1.4146ea0000000p+0, (real)0x1.6c12a60000000p+0, (real)0x1.89da920000000p+0, (real)0x1.a152820000000p+0},
@@ -118,7 +118,7 @@ static const real gelu_pieces[][8] = {
      (real)0x1.f7b9658b7085fp+1, (real)-0x1.4e80cc2e1977cp+8, (real)-0x1.f6cc58fe103a6p+13, (real)0x1.5c84e3e1fcc31p+10,
      (real)-0x1.b9034c4a46bc7p+7},
 };
-static const real gelu_piece_number[] = {
+static const real gelu_interval[] = {
     /* a cubic of v */
     (real)-0x1.77c6a20d38451p+0,
     (real)0x1.70a193bbc3535p+3,
@@ -126,8 +126,8 @@ static const real gelu_piece_number[] = {
     (real)0x1.3d505ecc78a95p+2,
 };
 #define GELU_ZERO_S 0x1.a62b963142adep-2
-#define GELU_PIECES_LEAST 0.00877
-#define GELU_PIECES_LARGEST_S 2.3812
+#define GELU_POLYNOMIALS_LEAST 0.00877
+#define GELU_POLYNOMIALS_LARGEST_S 2.3812
 
 static const real gelu_tanh_near_top[] = {
     /* relative error 2.7e-03 */
@@ -155,7 +155,7 @@ static const real gelu_tanh_tail_bottom[] = {
 #define GELU_TANH_TAIL_Z -0x1.ea1864ea62ea0p-10
 #define GELU_TANH_LARGEST_S 2.484
 #define GELU_TANH_LARGEST_Z 6
-static const real gelu_tanh_pieces[][8] = {
+static const real gelu_tanh_polynomials[][8] = {
     /* error 1.7e-07; first the centres */
     {(real)0x1.343b9c0000000p-3, (real)0x1.31ab420000000p-2, (real)0x1.1da0ae0000000p-1, (real)0x1.dfcc3e0000000p-1,
      (real)0x1.3f42380000000p+0, (real)0x1.69d5860000000p+0, (real)0x1.8795d40000000p+0, (real)0x1.9eefbe0000000p+0},
@@ -182,7 +182,7 @@ static const real gelu_tanh_pieces[][8] = {
      (real)0x1.e0fe4d7846b7ep+1, (real)-0x1.e8431ee2f28f1p+8, (real)-0x1.87849856dfb1bp+13, (real)0x1.3464c28652b56p+13,
      (real)-0x1.ee5acbf3a3a69p+9},
 };
-static const real gelu_tanh_piece_number[] = {
+static const real gelu_tanh_interval[] = {
     /* a cubic of v */
     (real)-0x1.6f9ea988d09a0p+0,
     (real)0x1.6ffd3dfe7c485p+3,
@@ -190,8 +190,8 @@ static const real gelu_tanh_piece_number[] = {
     (real)0x1.412c337d30ef4p+2,
 };
 #define GELU_TANH_ZERO_S 0x1.a641b19c52d09p-2
-#define GELU_TANH_PIECES_LEAST 0.00819
-#define GELU_TANH_PIECES_LARGEST_S 2.3495
+#define GELU_TANH_POLYNOMIALS_LEAST 0.00819
+#define GELU_TANH_POLYNOMIALS_LARGEST_S 2.3495
 
 static const real mish_near_top[] = {
     /* relative error 3.1e-03 */
@@ -219,7 +219,7 @@ static const real mish_tail_bottom[] = {
 #define MISH_TAIL_Z -0x1.130e795f2916ep-5
 #define MISH_LARGEST_S 3.363
 #define MISH_LARGEST_Z 11
-static const real mish_pieces[][8] = {
+static const real mish_polynomials[][8] = {
     /* error 1.7e-07; first the centres */
     {(real)0x1.53d6f60000000p-2, (real)0x1.388f8c0000000p-1, (real)0x1.e4db460000000p-1, (real)0x1.40829a0000000p+0,
      (real)0x1.79ca9c0000000p+0, (real)0x1.a4b5fa0000000p+0, (real)0x1.c70a580000000p+0, (real)0x1.e3aae60000000p+0},
@@ -244,7 +244,7 @@ static const real mish_pieces[][8] = {
      (real)-0x1.5e9ead0e7fff3p+11, (real)-0x1.113bc76f3fdbep+6, (real)-0x1.16efcb637da61p+5,
      (real)0x1.33a6ef4344a6fp+4},
 };
-static const real mish_piece_number[] = {
+static const real mish_interval[] = {
     /* a cubic of v */
     (real)-0x1.c6ee8015fd548p+0,
     (real)0x1.bdce99bb7daf5p+2,
@@ -252,8 +252,8 @@ static const real mish_piece_number[] = {
     (real)0x1.06d3ea4823c5ap+1,
 };
 #define MISH_ZERO_S 0x1.1c8989557f73fp-1
-#define MISH_PIECES_LEAST 0.04669
-#define MISH_PIECES_LARGEST_S 3.2107
+#define MISH_POLYNOMIALS_LEAST 0.04669
+#define MISH_POLYNOMIALS_LARGEST_S 3.2107
 
 #define NORMAL_TAIL_CENTRE 4
 #ifdef ABN_DTYPE_FLOAT64

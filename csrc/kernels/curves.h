@@ -46,6 +46,7 @@ INLINE exponential exponential_of(abn_activation activation, vec param) {
     switch (activation) {
         case ABN_CELU: return (exponential){v_set1(1), param, v_inverse(param), 1};
         case ABN_SELU: return (exponential){v_set1(SELU_SCALE), v_set1(SELU_SCALE * SELU_ALPHA), v_set1(1), 0};
+        case ABN_ELU:
         default: return (exponential){v_set1(1), param, v_set1(1), 0};
     }
 }
@@ -130,11 +131,11 @@ typedef struct {
     vec gate, first, second, third;
 } gate_parts;
 
-/* sigmoid(u), power = exp(-u). With p = sigmoid (1 - sigmoid) and m = 1 - 2 sigmoid the derivatives are p, p m and
+/* sigmoid(u), e = exp(-u). With p = sigmoid (1 - sigmoid) and m = 1 - 2 sigmoid the derivatives are p, p m and
  * p (m^2 - 2 p). */
-INLINE gate_parts sigmoid_parts(vec power) {
-    const vec gate = v_inverse(v_add(power, v_set1(1)));
-    const vec first = v_mul(gate, v_mul(v_min(v_set1(REAL_LARGEST), power), gate)); /* avoids 0 * infinity */
+INLINE gate_parts sigmoid_parts(vec e) {
+    const vec gate = v_inverse(v_add(e, v_set1(1)));
+    const vec first = v_mul(gate, v_mul(v_min(v_set1(REAL_LARGEST), e), gate)); /* avoids 0 * infinity */
     const vec m = v_fma(gate, v_set1(-2), v_set1(1));
     return (gate_parts){gate, first, v_mul(first, m), v_mul(first, v_fma(m, m, v_mul(first, v_set1(-2))))};
 }
@@ -142,17 +143,17 @@ INLINE gate_parts sigmoid_parts(vec power) {
 /* sigmoid(u), u = rate * (y + cubic * y^3); its derivatives by y follow from the chain rule. */
 #define RATE ((real)GELU_RATE)
 #define RATE_OF_CUBE ((real)(GELU_RATE * GELU_CUBIC))
-INLINE gate_parts gelu_tanh_parts(vec y, vec power) {
+INLINE gate_parts gelu_tanh_parts(vec y, vec e) {
     const vec u1 = v_fma(v_mul(y, y), v_set1(3 * RATE_OF_CUBE), v_set1(RATE));
     const vec u2 = v_mul(y, v_set1(6 * RATE_OF_CUBE)), square = v_mul(u1, u1);
-    const gate_parts s = sigmoid_parts(power);
+    const gate_parts s = sigmoid_parts(e);
     const vec third = v_fma(v_mul(s.second, v_set1(3)), v_mul(u1, u2), v_mul(s.first, v_set1(6 * RATE_OF_CUBE)));
     return (gate_parts){s.gate, v_mul(s.first, u1), v_fma(s.second, square, v_mul(s.first, u2)),
                         v_fma(s.third, v_mul(square, u1), third)};
 }
 
 /* exp(-y^2/2). y^2 is split in two, the first part exact: the relative error of exp is y^2/2 times that of y^2. */
-INLINE vec gelu_power(vec y) {
+INLINE vec gelu_exp(vec y) {
     const vec size = v_min(v_set1(NORMAL_ZERO), v_abs(y));
     const vec head = v_from_bits(i_and(v_bits(size), i_set1(~(((real_bits)1 << (REAL_MANTISSA / 2 + 1)) - 1))));
     const vec rest = v_mul(v_sub(head, size), v_mul(v_add(head, size), v_set1((real)0.5)));
@@ -160,12 +161,12 @@ INLINE vec gelu_power(vec y) {
 }
 
 /* Phi(y). Phi(-|y|) is exp(-y^2/2) times a smooth function, which is fitted. */
-INLINE gate_parts gelu_parts(vec y, vec power) {
+INLINE gate_parts gelu_parts(vec y, vec e) {
     const vec size = v_min(v_set1(NORMAL_ZERO), v_abs(y)); /* the polynomial was fitted up to here */
     const vec scale = v_inverse(v_add(size, v_set1(NORMAL_TAIL_CENTRE)));
     const vec x = v_mul(v_sub(size, v_set1(NORMAL_TAIL_CENTRE)), scale);
-    const vec tail = v_mul(v_mul(power, scale), v_polynomial(x, normal_tail, TERMS(normal_tail)));
-    const vec density = v_mul(power, v_set1((real)0.39894228040143267794));
+    const vec tail = v_mul(v_mul(e, scale), v_polynomial(x, normal_tail, TERMS(normal_tail)));
+    const vec density = v_mul(e, v_set1((real)0.39894228040143267794));
     return (gate_parts){v_select(v_lt(y, v_zero()), tail, v_sub(v_set1(1), tail)), density, v_mul(v_neg(y), density),
                         v_mul(density, v_fma(y, y, v_set1(-1)))};
 }
@@ -182,41 +183,43 @@ INLINE gate_parts mish_parts(vec e) {
     return (gate_parts){t, first, v_mul(first, m), v_mul(first, v_fma(m, m, slope_of_m))};
 }
 
-/* The exponential of an activation; gate_of computes the gate from it. Two functions, since two loops over short chains of
- * instructions run faster than one over a long chain. */
-INLINE vec gate_power(abn_activation activation, vec y) {
+/* The exponential in an activation; gate_of computes the gate from it, as `e`. Two functions, since two loops over short
+ * chains of instructions run faster than one over a long chain. */
+INLINE vec gate_exp(abn_activation activation, vec y) {
     switch (activation) {
-        case ABN_GELU: return gelu_power(y);
+        case ABN_GELU: return gelu_exp(y);
         case ABN_GELU_TANH: return v_exp(v_mul(v_neg(y), v_fma(v_mul(y, y), v_set1(RATE_OF_CUBE), v_set1(RATE))));
         case ABN_MISH: return v_exp(v_min(v_set1(20), y));
+        case ABN_SILU:
         default: return v_exp(v_neg(y));
     }
 }
 
-INLINE gate_parts gate_of(abn_activation activation, vec y, vec power) {
+INLINE gate_parts gate_of(abn_activation activation, vec y, vec e) {
     switch (activation) {
-        case ABN_GELU: return gelu_parts(y, power);
-        case ABN_GELU_TANH: return gelu_tanh_parts(y, power);
-        case ABN_MISH: return mish_parts(power);
-        default: return sigmoid_parts(power);
+        case ABN_GELU: return gelu_parts(y, e);
+        case ABN_GELU_TANH: return gelu_tanh_parts(y, e);
+        case ABN_MISH: return mish_parts(e);
+        case ABN_SILU:
+        default: return sigmoid_parts(e);
     }
 }
 
 /* The gate is 0 for y <= -1000; the clamp avoids -infinity * 0. */
-INLINE vec gated_within(vec y) { return v_max(v_set1(-1000), y); }
+INLINE vec gated_clamp_y(vec y) { return v_max(v_set1(-1000), y); }
 
 /* y * gate(y) */
-INLINE vec gated_value(abn_activation activation, vec y, vec power) {
-    if (activation == ABN_SILU || activation == ABN_GELU_TANH) return v_div(y, v_add(power, v_set1(1)));
-    return v_mul(y, gate_of(activation, y, power).gate);
+INLINE vec gated_value(abn_activation activation, vec y, vec e) {
+    if (activation == ABN_SILU || activation == ABN_GELU_TANH) return v_div(y, v_add(e, v_set1(1)));
+    return v_mul(y, gate_of(activation, y, e).gate);
 }
 
 /* The gate's slope is 0 far from 0: y is clamped so that no product overflows. (40 rather than 1000: mish clamps its
  * exponential, which leaves the gate a small slope; times y = 1000, that would be an error of 76 ulp.) */
 INLINE vec gated_slope(abn_activation activation, vec y) {
-    const vec within = v_max(v_set1(-1000), v_min(v_set1(40), y));
-    const gate_parts g = gate_of(activation, within, gate_power(activation, within));
-    return v_fma(within, g.first, g.gate);
+    const vec clamped = v_max(v_set1(-1000), v_min(v_set1(40), y));
+    const gate_parts g = gate_of(activation, clamped, gate_exp(activation, clamped));
+    return v_fma(clamped, g.first, g.gate);
 }
 
 /* The first guess of y: near the minimum a rational function of s = +-sqrt(z - least z), far left a rational function
@@ -237,6 +240,7 @@ INLINE gated_fit gated_fit_of(abn_activation activation) {
         case ABN_GELU: return GATED_FIT(gelu, GELU);
         case ABN_GELU_TANH: return GATED_FIT(gelu_tanh, GELU_TANH);
         case ABN_MISH: return GATED_FIT(mish, MISH);
+        case ABN_SILU:
         default: return GATED_FIT(silu, SILU);
     }
 }
@@ -247,35 +251,36 @@ INLINE vec v_rational(vec x, const real *top, int top_terms, const real *bottom,
 }
 
 /* z, clamped to the range of the fits. */
-INLINE vec gated_goal(abn_activation activation, vec z, mask left) {
+INLINE vec gated_clamp_z(abn_activation activation, vec z, mask left) {
     const gated_fit fit = gated_fit_of(activation);
     const vec largest = v_select(left, v_set1(-LEAST_SIZE), v_set1((real)fit.identity));
     return v_max(v_set1((real)fit.least_z), v_min(largest, z));
 }
 
-INLINE vec gated_first_y(abn_activation activation, vec goal, mask left) {
+INLINE vec gated_first_y(abn_activation activation, vec z, mask left) {
     const gated_fit fit = gated_fit_of(activation);
     const real least_z = (real)fit.least_z, rest = (real)(fit.least_z - least_z);
-    const vec above = v_sub(v_sub(goal, v_set1(least_z)), v_set1(rest));
+    const vec above = v_sub(v_sub(z, v_set1(least_z)), v_set1(rest));
     const vec size = v_sqrt(v_max(v_set1(LEAST_SQUARE), above));
     const vec s = v_min(v_set1((real)fit.largest_s), v_select(left, v_neg(size), size));
     const vec near = v_fma(s, v_rational(s, fit.near_top, 5, fit.near_bottom, 4), v_set1((real)fit.minimum));
-    const mask tail = v_lt(v_set1((real)fit.tail_z), v_select(left, goal, v_set1(least_z)));
+    const mask tail = v_lt(v_set1((real)fit.tail_z), v_select(left, z, v_set1(least_z)));
     if (!v_any(tail)) return near;
-    const vec x = v_sqrt(v_neg(v_log(v_select(tail, v_neg(goal), v_set1((real)-fit.tail_z)))));
+    const vec x = v_sqrt(v_neg(v_log(v_select(tail, v_neg(z), v_set1((real)-fit.tail_z)))));
     return v_select(tail, v_rational(x, fit.tail_top, 5, fit.tail_bottom, 2), near);
 }
 
 /* A step of Halley's method cubes the error, which is 0.003 at first: one step is enough for float, two for double. The
  * slope at the new y comes from Taylor's formula. */
-INLINE void gated_step(abn_activation activation, vec goal, vec power, vec *y, vec *slope) {
-    const gate_parts g = gate_of(activation, *y, power);
+INLINE void gated_step(abn_activation activation, vec z, vec e, vec *y, vec *slope) {
+    const gate_parts g = gate_of(activation, *y, e);
     const vec first = v_fma(*y, g.first, g.gate);
     const vec second = v_fma(*y, g.second, v_add(g.first, g.first));
     const vec third = v_fma(*y, g.third, v_mul(g.second, v_set1(3)));
-    const vec inverse = v_inverse(first), newton = v_mul(v_fma(*y, g.gate, v_neg(goal)), inverse);
-    const vec bend = v_mul(v_mul(newton, inverse), v_mul(second, v_set1((real)0.5)));
-    const vec change = v_neg(v_mul(newton, v_fma(bend, v_add(bend, v_set1(1)), v_set1(1)))); /* 1 / (1 - bend) */
+    const vec inverse = v_inverse(first), newton = v_mul(v_fma(*y, g.gate, v_neg(z)), inverse);
+    const vec curvature = v_mul(v_mul(newton, inverse), v_mul(second, v_set1((real)0.5)));
+    const vec change =
+        v_neg(v_mul(newton, v_fma(curvature, v_add(curvature, v_set1(1)), v_set1(1)))); /* 1 / (1 - curvature) */
     *slope = v_fma(change, v_fma(v_mul(change, v_set1((real)0.5)), third, second), first);
     *y = v_add(*y, change);
 }
@@ -286,10 +291,10 @@ INLINE vec gated_identity(abn_activation activation, vec z, vec y) {
 }
 
 INLINE void gated_invert(abn_activation activation, vec *z, vec *slope, mask left) {
-    const vec goal = gated_goal(activation, *z, left);
-    vec y = gated_first_y(activation, goal, left);
+    const vec clamped = gated_clamp_z(activation, *z, left);
+    vec y = gated_first_y(activation, clamped, left);
     UNROLLED for (int step = 0; step < HALLEY_STEPS; step++)
-        gated_step(activation, goal, gate_power(activation, y), &y, slope);
+        gated_step(activation, clamped, gate_exp(activation, y), &y, slope);
     *z = gated_identity(activation, *z, y);
 }
 

@@ -92,10 +92,10 @@ INLINE vec constant(int layout, abn_constants constants, int which, ptrdiff_t at
 
 /* True if |residual| of any of the n elements, in `vectors` vectors, exceeds the limit. False for NaN. */
 INLINE int any_far(const storage *residual, int vectors, ptrdiff_t n, vec limit) {
-    vec furthest = v_zero();
-    UNROLLED for (int u = 0; u < vectors; u++) furthest =
-        v_max(v_abs(v_load_upto(residual + u * W, n - u * W)), furthest);
-    return v_any(v_lt(limit, furthest));
+    vec largest = v_zero();
+    UNROLLED for (int u = 0; u < vectors; u++) largest =
+        v_max(v_abs(v_load_upto(residual + u * W, n - u * W)), largest);
+    return v_any(v_lt(limit, largest));
 }
 
 INLINE storage *destination_row(abn_tile tile, ptrdiff_t row) {

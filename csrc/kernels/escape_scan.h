@@ -21,9 +21,9 @@ INLINE uint64_t escaped_of_word(int layout, const real *y, const storage *residu
                                 abn_constants c, escape_limits rule) {
     uint64_t bits = 0;
     for (ptrdiff_t i = from; i < from + 64 && i < n; i += W) {
-        const vec at = v_load_real(y + i), beside = v_abs(v_sub(at, rule.minimum));
-        unsigned escaped = v_mask_bits(v_lt(beside, rule.near)) | v_mask_bits(v_lt(at, rule.below)) |
-                           v_mask_bits(v_lt(rule.above, at));
+        const vec value = v_load_real(y + i), distance = v_abs(v_sub(value, rule.minimum));
+        unsigned escaped = v_mask_bits(v_lt(distance, rule.near)) | v_mask_bits(v_lt(value, rule.below)) |
+                           v_mask_bits(v_lt(rule.above, value));
         if (residual)
             escaped |= v_mask_bits(v_lt(residual_limit(layout, c, i), v_abs(v_load_upto(residual + i, n - i))));
         bits |= (uint64_t)escaped << (i - from);
@@ -39,25 +39,25 @@ INLINE int segment_scan(int layout, const storage *x, const storage *residual, p
     uint64_t any = 0;
     for (ptrdiff_t word = 0; word < n; word += 64) {
         uint64_t left = 0;
-        vec nearest = v_set1(LARGEST_REAL), least = nearest, most = v_set1(-LARGEST_REAL), furthest = v_zero();
+        vec nearest = v_set1(LARGEST_REAL), least = nearest, most = v_set1(-LARGEST_REAL), excess = v_zero();
         for (ptrdiff_t i = word; i < word + 64 && i < n; i += W) {
-            vec at = affine_apply(v_load_upto(x + i, n - i), affine_constants(layout, c, constants_at(layout, i)));
+            vec value = affine_apply(v_load_upto(x + i, n - i), affine_constants(layout, c, constants_at(layout, i)));
             if (residual) {
                 const vec r = v_load_upto(residual + i, n - i);
-                at = v_add(at, r);
-                furthest = v_max(v_sub(v_abs(r), residual_limit(layout, c, i)), furthest);
+                value = v_add(value, r);
+                excess = v_max(v_sub(v_abs(r), residual_limit(layout, c, i)), excess);
             }
-            v_store_real(y + i, at);
-            const vec beside = v_sub(at, rule.minimum);
-            nearest = v_min(v_abs(beside), nearest);
-            least = v_min(at, least);
-            most = v_max(at, most);
-            left |= (uint64_t)v_mask_bits(v_lt(beside, v_zero())) << (i - word);
+            v_store_real(y + i, value);
+            const vec offset = v_sub(value, rule.minimum);
+            nearest = v_min(v_abs(offset), nearest);
+            least = v_min(value, least);
+            most = v_max(value, most);
+            left |= (uint64_t)v_mask_bits(v_lt(offset, v_zero())) << (i - word);
         }
         branch_mask[word / 64] = left;
         escaped[word / 64] = 0;
         if (v_any(v_lt(nearest, rule.near)) || v_any(v_lt(least, rule.below)) || v_any(v_lt(rule.above, most)) ||
-            v_any(v_lt(v_zero(), furthest)))
+            v_any(v_lt(v_zero(), excess)))
             any |= escaped[word / 64] = escaped_of_word(layout, y, residual, word, n, c, rule);
     }
     return any != 0;

@@ -69,10 +69,10 @@ static const real_bits lane_bit[8] = {1, 2, 4, 8, 16, 32, 64, 128};
 
 #if !defined(ABN_DTYPE_FLOAT64) && !defined(v_lookup)
 INLINE vec v_lookup(const real *table, ivec index) {
-    real_bits at[W];
+    real_bits indices[W];
     real found[W];
-    memcpy(at, &index, sizeof at);
-    for (int lane = 0; lane < W; lane++) found[lane] = table[at[lane] & 7];
+    memcpy(indices, &index, sizeof indices);
+    for (int lane = 0; lane < W; lane++) found[lane] = table[indices[lane] & 7];
     return v_load_real(found);
 }
 #endif

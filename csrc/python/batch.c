@@ -134,7 +134,7 @@ static int collapse(batch *b, npy_intp item) {
         if (steps == 1)
             core->spatial_stride = strides[i] / item;
         else if (strides[i] / item != core->spatial_stride * steps)
-            return refuse_layout(b, "has spatial dimensions that are not one run of equal steps");
+            return refuse_layout(b, "has spatial dimensions that cannot be read as one with a single stride");
         steps *= dims[i];
     }
     return 0;

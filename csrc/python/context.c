@@ -89,8 +89,8 @@ npy_intp context_per_channel(const context *ctx) {
     return ctx->core.mask.words ? ctx->core.mask.valid : batch_per_channel(&ctx->kept[KEPT_MAIN].batch);
 }
 
-static int bits_open(context *ctx) {
-    side_array *side = &ctx->sides[SIDE_BITS];
+static int branch_mask_open(context *ctx) {
+    side_array *side = &ctx->sides[SIDE_BRANCH_MASK];
     npy_intp bytes = (npy_intp)abn_branch_mask_bytes(&ctx->core);
     if (bytes == 0) return 0;
     if (side_open(side, PyArray_DescrFromType(NPY_UINT8), 1, &bytes) < 0) return -1;
@@ -123,7 +123,7 @@ static int guard_open(context *ctx) {
 int context_open_sides(context *ctx) {
     if (ctx->core.keep != ABN_KEEP_Z || batch_elements(&ctx->kept[KEPT_MAIN].batch) == 0) return 0;
     if (context_per_channel(ctx) == 0) return 0;
-    return bits_open(ctx) < 0 || guard_open(ctx) < 0 ? -1 : 0;
+    return branch_mask_open(ctx) < 0 || guard_open(ctx) < 0 ? -1 : 0;
 }
 
 /* Moves the escapes from the C core's memory to NumPy's, which tracemalloc counts and users can read. */
@@ -229,7 +229,7 @@ static int kept_check(const context *ctx, int which) {
     }
     if (dtype->type_num != ctx->dtype->type_num || PyArray_ISBYTESWAPPED(array)) {
         PyErr_Format(PyExc_RuntimeError,
-                     "the %s that ctx keeps was made another dtype: it was %S, and now is %R; set its dtype back, or "
+                     "the %s that ctx keeps was given another dtype: it was %S, and now is %R; set its dtype back, or "
                      "run forward again",
                      what, (PyObject *)ctx->dtype, (PyObject *)dtype);
         return -1;

@@ -25,7 +25,7 @@ typedef struct {
     npy_intp nbytes;
 } side_array;
 
-enum { SIDE_MASK, SIDE_BITS, SIDE_GUARDED, SIDE_ESCAPE_INDEX, SIDE_ESCAPE_XHAT, SIDE_ARRAYS };
+enum { SIDE_MASK, SIDE_BRANCH_MASK, SIDE_GUARDED, SIDE_ESCAPE_INDEX, SIDE_ESCAPE_XHAT, SIDE_ARRAYS };
 
 typedef struct context {
     PyObject_HEAD PyObject *weak_references;

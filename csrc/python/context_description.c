@@ -4,7 +4,7 @@
 
 static const char *const kept_names[] = {[ABN_KEEP_Z] = "z", [ABN_KEEP_X] = "x", [ABN_KEEP_XHAT] = "xhat"};
 static const char *const side_names[SIDE_ARRAYS] = {[SIDE_MASK] = "mask",
-                                                    [SIDE_BITS] = "branch_mask",
+                                                    [SIDE_BRANCH_MASK] = "branch_mask",
                                                     [SIDE_GUARDED] = "guarded_xhat",
                                                     [SIDE_ESCAPE_INDEX] = "escape_index",
                                                     [SIDE_ESCAPE_XHAT] = "escape_xhat"};

@@ -71,9 +71,15 @@ X_VALUES = {
     "backwards": (np.ones(SHAPE, np.float32)[::-1], "x runs backwards in memory"),
     "windows": (strided((4, 3, 10), (10, 5, 1)), "x overlaps itself"),
     "sliding": (strided((4, 3), (1, 1)), "x overlaps itself"),
-    "gaps in rows": (np.ones((4, 3, 5, 4), np.float32)[..., :2], "spatial dimensions that are not one run"),
+    "gaps in rows": (
+        np.ones((4, 3, 5, 4), np.float32)[..., :2],
+        "spatial dimensions that cannot be read as one",
+    ),
     "every second": (np.ones((4, 3, 10), np.float32)[..., ::2], "neither (N, C, *spatial)"),
-    "spatial transposed": (np.ones((4, 3, 2, 5), np.float32).swapaxes(2, 3), "not one run of equal steps"),
+    "spatial transposed": (
+        np.ones((4, 3, 2, 5), np.float32).swapaxes(2, 3),
+        "cannot be read as one with a single stride",
+    ),
     "Fortran": (np.ones(SHAPE, np.float32, order="F"), "strides (4, 16, 48, 240) in bytes"),
     "one value per channel": (np.ones((1, 3, 1), np.float32), "x must have more than 1 value per channel"),
     "one value, 2-d": (np.ones((1, 3), np.float32), "training, got shape (1, 3); use a larger batch or"),
@@ -89,7 +95,7 @@ def test_x_of_another_layout_or_shape(kind):
 def test_channels_last_x_of_another_layout_or_shape():
     for x, message in [
         (np.ones((4, 5, 6, 6), np.float32)[..., ::2], "neither (N, C, *spatial)"),
-        (np.ones((4, 5, 6, 3), np.float32)[:, :, :3], "not one run of equal steps"),
+        (np.ones((4, 5, 6, 3), np.float32)[:, :, :3], "cannot be read as one with a single stride"),
         (np.ones(3, np.float32), "2 to 5 dimensions, (N, *spatial, C), got shape (3,)"),
     ]:
         refused(_core.forward, {"x": x, "channel_axis": -1}, ValueError, "x ", message)

@@ -78,7 +78,11 @@ UNLIKE = {
     "broadcast": (strided(SHAPE, (0, 0, 0, 0)), ValueError, "overlaps itself"),
     "windows": (strided(SHAPE, (10, 5, 2, 1)), ValueError, "overlaps itself"),
     "backwards": (np.ones(SHAPE, np.float32)[::-1], ValueError, "runs backwards in memory"),
-    "gaps in rows": (np.ones((4, 3, 5, 4), np.float32)[..., :2], ValueError, "not one run of equal steps"),
+    "gaps in rows": (
+        np.ones((4, 3, 5, 4), np.float32)[..., :2],
+        ValueError,
+        "cannot be read as one with a single stride",
+    ),
     "channels-last": (
         np.moveaxis(np.ones((4, 5, 2, 3), np.float32), -1, 1),
         ValueError,

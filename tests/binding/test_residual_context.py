@@ -163,7 +163,7 @@ CHANGES = {
         lambda r: r.__setstate__((1, SHAPE, np.dtype(np.float64), False, bytes(960))),
         "resized or given other memory",
     ),
-    "dtype": (lambda r: setattr(r, "dtype", np.int32), "made another dtype: it was float32"),
+    "dtype": (lambda r: setattr(r, "dtype", np.int32), "given another dtype: it was float32"),
     "unlocked": (lambda r: r.setflags(write=True), "unlocked: flags.writeable is True, and was False"),
 }  # fmt: skip
 
