@@ -10,14 +10,14 @@ const abn_activation_info abn_activation_table[ABN_ACTIVATIONS] = {
 };
 
 /* Clamps to [low, high]. NaN propagates, unlike in fmin and fmax. */
-static double clamped(double low, double high, double y) { return y < low ? low : y > high ? high : y; }
+static double clamp(double low, double high, double y) { return y < low ? low : y > high ? high : y; }
 
 static double logistic(double y) {
     const double e = exp(-fabs(y));
     return y < 0 ? e / (1 + e) : 1 / (1 + e);
 }
 
-static double softplus(double y) { return clamped(0, INFINITY, y) + log1p(exp(-fabs(y))); }
+static double softplus(double y) { return clamp(0, INFINITY, y) + log1p(exp(-fabs(y))); }
 
 /* Activations with a minimum: z = y * gate(y). mish: tanh(softplus(y)) = n / (n + 2) with n = e (e + 2), e = exp(y). */
 static double gate(abn_activation activation, double y) {
@@ -25,31 +25,33 @@ static double gate(abn_activation activation, double y) {
         case ABN_GELU: return 0.5 * erfc(-y * 0.70710678118654752440);
         case ABN_GELU_TANH: return logistic(GELU_RATE * (y + GELU_CUBIC * y * y * y));
         case ABN_MISH: {
-            const double e = exp(clamped(-INFINITY, 40, y)), n = e * (e + 2);
+            const double e = exp(clamp(-INFINITY, 40, y)), n = e * (e + 2);
             return n / (n + 2);
         }
+        case ABN_SILU:
         default: return logistic(y);
     }
 }
 
 static double gate_slope(abn_activation activation, double y) {
-    const double far = clamped(-1e3, 1e3, y);
+    const double clamped_y = clamp(-1e3, 1e3, y);
     switch (activation) {
-        case ABN_GELU: return 0.39894228040143267794 * exp(-0.5 * far * far);
+        case ABN_GELU: return 0.39894228040143267794 * exp(-0.5 * clamped_y * clamped_y);
         case ABN_GELU_TANH: {
-            const double u = GELU_RATE * (far + GELU_CUBIC * far * far * far);
-            return logistic(u) * logistic(-u) * GELU_RATE * (1 + 3 * GELU_CUBIC * far * far);
+            const double u = GELU_RATE * (clamped_y + GELU_CUBIC * clamped_y * clamped_y * clamped_y);
+            return logistic(u) * logistic(-u) * GELU_RATE * (1 + 3 * GELU_CUBIC * clamped_y * clamped_y);
         }
         case ABN_MISH: {
-            const double e = exp(clamped(-INFINITY, 40, y)), n2 = e * (e + 2) + 2;
+            const double e = exp(clamp(-INFINITY, 40, y)), n2 = e * (e + 2) + 2;
             return 4 * e * (1 + e) / (n2 * n2);
         }
+        case ABN_SILU:
         default: return logistic(y) * logistic(-y);
     }
 }
 
 /* z of hardsigmoid, and the gate of hardswish: z = y * hard_gate(y). */
-static double hard_gate(double y) { return clamped(0, 6, y + 3) / 6; }
+static double hard_gate(double y) { return clamp(0, 6, y + 3) / 6; }
 
 /* elu, celu and selu: z = height * (exp(y * rate) - 1) for y < 0. */
 static double height(abn_activation activation, double param) {
@@ -70,11 +72,11 @@ double abn_activation_value(abn_activation activation, double param, double y) {
         case ABN_SILU:
         case ABN_GELU:
         case ABN_GELU_TANH:
-        case ABN_MISH: return clamped(-1e3, INFINITY, y) * gate(activation, y); /* avoids -infinity * 0 */
-        case ABN_RELU: return clamped(0, INFINITY, y);
-        case ABN_RELU6: return clamped(0, 6, y);
+        case ABN_MISH: return clamp(-1e3, INFINITY, y) * gate(activation, y); /* avoids -infinity * 0 */
+        case ABN_RELU: return clamp(0, INFINITY, y);
+        case ABN_RELU6: return clamp(0, 6, y);
         case ABN_HARDSIGMOID: return hard_gate(y);
-        case ABN_HARDSWISH: return clamped(-3, INFINITY, y) * hard_gate(y);
+        case ABN_HARDSWISH: return clamp(-3, INFINITY, y) * hard_gate(y);
         default: return y;
     }
 }
@@ -96,7 +98,7 @@ double abn_activation_derivative(abn_activation activation, double param, double
         case ABN_SILU:
         case ABN_GELU:
         case ABN_GELU_TANH:
-        case ABN_MISH: return gate(activation, y) + clamped(-1e3, 1e3, y) * gate_slope(activation, y);
+        case ABN_MISH: return gate(activation, y) + clamp(-1e3, 1e3, y) * gate_slope(activation, y);
         case ABN_RELU: return y >= 0;
         case ABN_RELU6: return y > 0 && y < 6;
         case ABN_HARDSIGMOID: return y > -3 && y < 3 ? 1.0 / 6 : 0;
@@ -134,13 +136,14 @@ static double gated_inverse(abn_activation activation, double z, int left) {
             low = y;
         else
             high = y;
-        /* Far left log(-z) is nearly linear or quadratic in y: take the step in log(-z). */
+        /* Far left, log(-z) is nearly linear or quadratic in y: take the step in log(-z). */
         const double slope = abn_activation_derivative(activation, 0, y);
         const double step = left && z < 0 ? log(value / z) * value / slope : (value - z) / slope;
         const double next = y - step;
-        const double within = next > low && next < high ? next : 0.5 * (low + high);
-        if (fabs(within - y) <= 0.25 * DBL_EPSILON * fabs(y) || within == low || within == high) return within;
-        y = within;
+        const double candidate = next > low && next < high ? next : 0.5 * (low + high);
+        if (fabs(candidate - y) <= 0.25 * DBL_EPSILON * fabs(y) || candidate == low || candidate == high)
+            return candidate;
+        y = candidate;
     }
     return y;
 }
@@ -155,18 +158,18 @@ double abn_activation_inverse(abn_activation activation, double param, double z,
         case ABN_SELU: {
             if (underflowed) return -DBL_TRUE_MIN;
             if (z >= 0) return activation == ABN_SELU ? z / SELU_SCALE : z;
-            const double ratio = clamped(DBL_EPSILON / 2 - 1, INFINITY, z / height(activation, param));
+            const double ratio = clamp(DBL_EPSILON / 2 - 1, INFINITY, z / height(activation, param));
             return log1p(ratio) / rate(activation, param);
         }
         case ABN_SOFTPLUS: {
-            const double size = clamped(DBL_MIN, INFINITY, z);
+            const double size = clamp(DBL_MIN, INFINITY, z);
             return size + log(-expm1(-size));
         }
         case ABN_SIGMOID: {
-            const double p = clamped(DBL_MIN, 1 - DBL_EPSILON / 2, z);
+            const double p = clamp(DBL_MIN, 1 - DBL_EPSILON / 2, z);
             return log(p / (1 - p));
         }
-        case ABN_TANH: return atanh(clamped(DBL_EPSILON / 2 - 1, 1 - DBL_EPSILON / 2, z));
+        case ABN_TANH: return atanh(clamp(DBL_EPSILON / 2 - 1, 1 - DBL_EPSILON / 2, z));
         case ABN_SILU:
         case ABN_GELU:
         case ABN_GELU_TANH:

@@ -25,6 +25,7 @@ double abn_load_element(abn_dtype dtype, const void *at) {
         case ABN_FLOAT64: return *(const double *)at;
         case ABN_FLOAT16: return abn_float16_to_float(*(const uint16_t *)at);
         case ABN_BFLOAT16: return abn_bfloat16_to_float(*(const uint16_t *)at);
+        case ABN_FLOAT32:
         default: return *(const float *)at;
     }
 }

@@ -47,13 +47,13 @@ static void count_buckets(const abn_escape_list *lists, int threads, ptrdiff_t *
 
 /* Inserts an entry into its bucket, which occupies [begin, *end), and increments *end. */
 static void insert(abn_escapes *escapes, ptrdiff_t begin, ptrdiff_t *end, abn_escape entry) {
-    ptrdiff_t at = (*end)++;
-    for (; at > begin && escapes->index[at - 1] > entry.index; at--) {
-        escapes->index[at] = escapes->index[at - 1];
-        escapes->xhat[at] = escapes->xhat[at - 1];
+    ptrdiff_t position = (*end)++;
+    for (; position > begin && escapes->index[position - 1] > entry.index; position--) {
+        escapes->index[position] = escapes->index[position - 1];
+        escapes->xhat[position] = escapes->xhat[position - 1];
     }
-    escapes->index[at] = entry.index;
-    escapes->xhat[at] = entry.xhat;
+    escapes->index[position] = entry.index;
+    escapes->xhat[position] = entry.xhat;
 }
 
 static abn_status sort_lists(const abn_escape_list *lists, int threads, int64_t elements, abn_escapes *escapes) {
