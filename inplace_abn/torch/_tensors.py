@@ -13,18 +13,39 @@ VECTOR_DTYPES = {torch.float32: torch.float32, torch.float64: torch.float64, tor
 if bfloat16 is not None:
     VECTOR_DTYPES[torch.bfloat16] = torch.float32
 
+_TYPES = {
+    torch.float32: (np.dtype(np.float32).str, 4),
+    torch.float64: (np.dtype(np.float64).str, 8),
+    torch.float16: (np.dtype(np.float16).str, 2),
+    torch.bfloat16: (np.dtype(np.uint16).str, 2),
+}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+class _Memory:
+    """The memory of a tensor for NumPy. `Tensor.numpy` would forbid to resize the storage, as FSDP does."""
+
+    __slots__ = ("__array_interface__", "tensor")
+
+    def __init__(self, tensor):
+        typestr, itemsize = _TYPES[tensor.dtype]
+        strides = None if tensor.is_contiguous() else tuple(itemsize * s for s in tensor.stride())
+        self.tensor = tensor.detach() if tensor.requires_grad else tensor  # keeps the memory alive
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), False),
+            "shape": tensor.shape,
+            "strides": strides,
+            "typestr": typestr,
+        }
 
 
 def to_array(tensor):
     """Return an ndarray that shares the memory of a CPU tensor; None for None."""
     if tensor is None:
         return None
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    if tensor.dtype is torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(bfloat16)
-    return tensor.numpy()
+    array = np.asarray(_Memory(tensor))
+    return array.view(bfloat16) if tensor.dtype is torch.bfloat16 else array
 
 
 def to_tensor(array):

@@ -37,7 +37,11 @@ def fuse(module, name=None):
 def unfuse(module):
     """Undo `fuse`; returns the same object."""
     if is_fused(module):
-        module.__class__ = type(module).__bases__[1]
+        if type(module) is not _fused_class(module._original):
+            raise TypeError(
+                f"the class of module was changed after fuse, to {type(module).__name__}; undo that first"
+            )
+        module.__class__ = module._original
         del module._name
     return module
 
@@ -83,7 +87,9 @@ class Fused:
         return batch_norm(x, self.weight, self.bias, residual, slope, norm, overwrite=not copy_first)
 
     def __reduce_ex__(self, protocol):
-        return _new, (type(self).__bases__[1],), self.__dict__
+        if type(self) is not _fused_class(self._original):
+            return super().__reduce_ex__(protocol)
+        return _new, (self._original,), self.__dict__
 
 
 def normalization(module, activation, param, name):
@@ -108,7 +114,8 @@ def normalization(module, activation, param, name):
 @cache
 def _fused_class(base):
     """Return the subclass of a batch norm's class that `fuse` sets."""
-    return type(f"Fused{base.__name__}", (Fused, base), {"__module__": __name__, "__doc__": Fused.__doc__})
+    names = {"__module__": __name__, "__doc__": Fused.__doc__, "_original": base}
+    return type(f"Fused{base.__name__}", (Fused, base), names)
 
 
 def _new(base):
