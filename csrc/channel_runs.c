@@ -1,15 +1,18 @@
 #include "channel_runs.h"
 
 #include <stdint.h>
+#include <string.h>
 
 #include "element.h"
 
 /* The length of the channel run that begins at `channel`, a channel of the span. */
 static ptrdiff_t run_length(const abn_operation *op, const abn_span *span, ptrdiff_t channel) {
-    const unsigned char *flags = op->channel_flags + span->channel;
+    const unsigned char *flags = op->channel_flags + span->channel + channel;
+    const ptrdiff_t left = span->channels - channel;
     ptrdiff_t count = 1;
-    if (flags[channel] & ABN_GUARDED && op->positions_per_channel > 1) return 1; /* xhat is not stored by image */
-    while (channel + count < span->channels && flags[channel + count] == flags[channel]) count++;
+    if (*flags & ABN_GUARDED && op->positions_per_channel > 1) return 1; /* xhat is not stored by image */
+    if (memcmp(flags, flags + 1, (size_t)(left - 1)) == 0) return left;  /* all are equal */
+    while (count < left && flags[count] == *flags) count++;
     return count;
 }
 

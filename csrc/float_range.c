@@ -12,7 +12,8 @@ int abn_constant_fits(abn_dtype dtype, double value) {
 
 int abn_centre_fits(abn_dtype dtype, double mean, double var, ptrdiff_t per_channel) {
     if (dtype == ABN_FLOAT64 || !isfinite(mean)) return 1;
-    return !(fabs(mean) > FLT_MAX / 4 || sqrt(var * (double)per_channel) > FLT_MAX / 4);
+    const double limit = (double)FLT_MAX / 4;
+    return !(fabs(mean) > limit || var * (double)per_channel > limit * limit);
 }
 
 int abn_squares_fit(abn_dtype dtype, double var, double eps) {

@@ -13,27 +13,39 @@
 #include "valid.h"
 #include "walk.h"
 
-enum { SAMPLE = 8 };
+enum {
+    SAMPLE = 8,    /* elements of a channel */
+    TOGETHER = 64, /* channels that are sampled together, in the order of memory if the layout is channels-last */
+};
 
 /* If mean(d)^2 exceeds this multiple of var, the subtraction loses too many digits of a float sum. */
 static const double FAR_FROM_CENTRE = 4;
 
-/* The mean of the first valid elements: SAMPLE of one image, or of several images if S < SAMPLE. Where the layout
- * allows, they are in one or two cache lines. */
-static double sample_mean(const abn_operation *op, ptrdiff_t channel) {
+/* The means of the first valid elements: SAMPLE of one image, or of several images if S < SAMPLE. Where the layout
+ * allows, those of a channel are in one or two cache lines. */
+static void sample_means(const abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, double *means) {
     const abn_batch *x = &op->source;
     const ptrdiff_t wanted = x->spatial < SAMPLE ? (SAMPLE + x->spatial - 1) / x->spatial * x->spatial : SAMPLE;
-    double sum = 0;
+    const ptrdiff_t bytes = x->channel_stride * (ptrdiff_t)abn_dtype_size(x->dtype);
     abn_place at = abn_before_first;
-    while (at.valid + 1 < wanted && abn_next_place(x, &op->mask, &at))
-        sum += abn_load_element(x->dtype, abn_address(x, at.image, channel, at.position));
-    const double mean = sum / (double)(at.valid + 1);
-    return isfinite(mean) ? mean : 0;
+    for (ptrdiff_t c = 0; c < channels; c++) means[c] = 0;
+    while (at.valid + 1 < wanted && abn_next_place(x, &op->mask, &at)) {
+        const char *element = abn_address(x, at.image, channel, at.position);
+        for (ptrdiff_t c = 0; c < channels; c++, element += bytes) means[c] += abn_load_element(x->dtype, element);
+    }
+    for (ptrdiff_t c = 0; c < channels; c++) {
+        means[c] /= (double)(at.valid + 1);
+        if (!isfinite(means[c])) means[c] = 0;
+    }
 }
 
 void abn_moments_begin(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
-    for (ptrdiff_t c = channel; c < channel + channels; c++)
-        abn_set_constant(op, ABN_SUMS_CENTRE, c, sample_mean(op, c));
+    double means[TOGETHER];
+    for (ptrdiff_t last = channel + channels; channel < last; channel += TOGETHER) {
+        const ptrdiff_t count = last - channel < TOGETHER ? last - channel : TOGETHER;
+        sample_means(op, channel, count, means);
+        for (ptrdiff_t c = 0; c < count; c++) abn_set_constant(op, ABN_SUMS_CENTRE, channel + c, means[c]);
+    }
 }
 
 void abn_moments_sums(const abn_operation *op, const abn_tile *tile, const abn_span *span,

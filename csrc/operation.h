@@ -8,8 +8,8 @@
  * How a batch is divided, from large to small:
  *
  *     batch        N x C x S elements
- *     strip        neighbouring channels of the whole batch: one thread runs sums and apply on them while they are in
- *                  cache
+ *     strip        neighbouring channels of the whole batch. Channels-first: one thread runs sums and apply on a strip
+ *                  while it is in cache. Channels-last: all channels, or as many as a tile has room for
  *     chunk        the images or positions of a strip that are summed together; the chunks' sums are added in order,
  *                  in double, so results do not depend on how chunks are distributed over threads
  *     span, tile   the unit of one call of a step: part of a chunk. A span is its coordinates (channels, images,

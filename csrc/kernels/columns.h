@@ -1,7 +1,9 @@
 /* Kernels for tiles whose columns belong to channels (abn_columns): channels-last batches, and channels-first batches
  * with short rows, where a row of the tile is a whole image. Included by kernels.c.
  *
- * ROWS_AT_ONCE rows share each load of constants and each update of the partial sums, which stay in L1. */
+ * Rows without gaps between them are computed one by one, in the order of memory. Otherwise ROWS_AT_ONCE rows share each
+ * load of constants and each update of the partial sums, which stay in L1. Each column adds its rows in the same order
+ * either way, so results do not depend on how channels are divided into tiles. */
 #ifndef ABN_KERNEL_COLUMNS_H
 #define ABN_KERNEL_COLUMNS_H
 
@@ -9,33 +11,42 @@
 
 #define ROWS_AT_ONCE (sizeof(storage) == 2 ? 8 : 4)
 
-/* Columns before the first aligned address are a separate step. Each column has its own sums, so results do not depend
- * on the address.
- *
- * Calls step(..., row, rows, column, n) for `rows` rows from `row` on and n columns from `column` on. `rows` and n
+/* Vectors of a cache line, or 1 if they are longer. */
+#define LINE_VECTORS ((int)(W * sizeof(storage) < 64 ? 64 / (W * sizeof(storage)) : 1))
+
+/* Calls step(..., row, rows, column, n) for `rows` rows from `row` on and n columns from `column` on. `rows` and n
  * are compile-time constants except for the last rows and columns, so the loops of a step unroll. */
-#define FOR_STEPS_OF_ROWS(tile, step, row, rows, ...)                                 \
-    do {                                                                              \
-        ptrdiff_t j_ = columns_to_alignment(tile, row);                               \
-        if (j_ > 0) step(__VA_ARGS__, row, rows, 0, j_);                              \
-        for (; j_ + W <= (tile).length; j_ += W) step(__VA_ARGS__, row, rows, j_, W); \
-        if (j_ < (tile).length) step(__VA_ARGS__, row, rows, j_, (tile).length - j_); \
+#define FOR_STEPS_OF_ROWS(tile, step, row, rows, ...)                                                        \
+    do {                                                                                                     \
+        ptrdiff_t j_ = 0;                                                                                    \
+        for (; j_ + LINE_VECTORS * W <= (tile).length; j_ += LINE_VECTORS * W) {                             \
+            if ((rows) == 1) prefetch_ahead(tile, row, j_);                                                  \
+            UNROLLED for (int v_ = 0; v_ < LINE_VECTORS; v_++) step(__VA_ARGS__, row, rows, j_ + v_ * W, W); \
+        }                                                                                                    \
+        for (; j_ + W <= (tile).length; j_ += W) step(__VA_ARGS__, row, rows, j_, W);                        \
+        if (j_ < (tile).length) step(__VA_ARGS__, row, rows, j_, (tile).length - j_);                        \
     } while (0)
-#define FOR_STEPS(tile, step, ...)                                                              \
-    do {                                                                                        \
-        ptrdiff_t row_ = 0;                                                                     \
-        for (; row_ + ROWS_AT_ONCE <= (tile).rows; row_ += ROWS_AT_ONCE)                        \
-            FOR_STEPS_OF_ROWS(tile, step, row_, ROWS_AT_ONCE, __VA_ARGS__);                     \
-        for (; row_ < (tile).rows; row_++) FOR_STEPS_OF_ROWS(tile, step, row_, 1, __VA_ARGS__); \
+#define FOR_STEPS(tile, step, ...)                                                                                    \
+    do {                                                                                                              \
+        const ptrdiff_t grouped_ = grouped_rows(tile);                                                                \
+        ptrdiff_t row_ = 0;                                                                                           \
+        for (; row_ < grouped_; row_ += ROWS_AT_ONCE) FOR_STEPS_OF_ROWS(tile, step, row_, ROWS_AT_ONCE, __VA_ARGS__); \
+        for (; row_ < (tile).rows; row_++) FOR_STEPS_OF_ROWS(tile, step, row_, 1, __VA_ARGS__);                       \
     } while (0)
 
 INLINE const storage *element_at(abn_input input, ptrdiff_t row, ptrdiff_t column) {
     return (const storage *)input.data + row * input.stride + column;
 }
 
-/* 0 for short rows: two partial vectors cost more than alignment saves. */
-INLINE ptrdiff_t columns_to_alignment(abn_tile tile, ptrdiff_t row) {
-    return tile.length < 32 * W ? 0 : elements_to_alignment(element_at(tile.source, row, 0), tile.length);
+/* The number of rows to compute ROWS_AT_ONCE at a time: none if there are no gaps between rows. */
+INLINE ptrdiff_t grouped_rows(abn_tile tile) {
+    return tile.source.stride == tile.length ? 0 : tile.rows - tile.rows % ROWS_AT_ONCE;
+}
+
+/* From here on in memory: the same row or later ones. */
+INLINE void prefetch_ahead(abn_tile tile, ptrdiff_t row, ptrdiff_t column) {
+    prefetch_line(element_at(tile.source, row, column) + tile.prefetch);
+    if (tile.gradient.data) prefetch_line(element_at(tile.gradient, row, column) + tile.prefetch);
 }
 
 INLINE void add_to_columns(real *partial, vec sum) { v_store_real(partial, v_add(v_load_real(partial), sum)); }
@@ -44,11 +55,11 @@ INLINE void moments_step(abn_tile tile, abn_constants constants, real *sums, ptr
                          ptrdiff_t n) {
     real *squares = sums + ABN_COLUMNS_STRIDE;
     const vec centre = constant(ABN_COLUMNS, constants, ABN_CENTRE, j);
-    vec sum = v_zero(), square = v_zero();
+    vec sum = v_load_real(sums + j), square = v_load_real(squares + j);
     UNROLLED for (int r = 0; r < rows; r++)
         moments_of_vector(element_at(tile.source, row + r, j), n, centre, &sum, &square);
-    add_to_columns(sums + j, sum);
-    add_to_columns(squares + j, square);
+    v_store_real(sums + j, sum);
+    v_store_real(squares + j, square);
 }
 
 INLINE void columns_moments(abn_tile tile, abn_constants constants, void *partial) {
@@ -77,8 +88,9 @@ INLINE int columns_any_far(abn_tile tile, abn_constants constants, ptrdiff_t row
 /* Returns the same as rows_apply. */
 INLINE ptrdiff_t columns_apply(abn_activation activation, int with_residual, abn_tile tile, abn_constants constants) {
     const activation_constants k = activation_load(constants.param);
+    const ptrdiff_t grouped = grouped_rows(tile);
     ptrdiff_t row = 0;
-    for (; row + ROWS_AT_ONCE <= tile.rows; row += ROWS_AT_ONCE) {
+    for (; row < grouped; row += ROWS_AT_ONCE) {
         if (with_residual && columns_any_far(tile, constants, row, ROWS_AT_ONCE)) return row * tile.length;
         FOR_STEPS_OF_ROWS(tile, apply_step, row, ROWS_AT_ONCE, activation, with_residual, tile, constants, k);
     }
@@ -93,14 +105,14 @@ INLINE void gradient_sums_step(int from, abn_activation activation, abn_tile til
                                activation_constants k, real *sums, ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
     real *products = sums + ABN_COLUMNS_STRIDE;
     const backward_constants b = all_backward_constants(ABN_COLUMNS, from, constants, j);
-    vec sum = v_zero(), product = v_zero();
+    vec sum = v_load_real(sums + j), product = v_load_real(products + j);
     UNROLLED for (int r = 0; r < rows; r++) {
         const storage *source = element_at(tile.source, row + r, j);
         const storage *gradient = element_at(tile.gradient, row + r, j);
         gradient_sums_of_vector(from, activation, source, gradient, n, b, k, &sum, &product);
     }
-    add_to_columns(sums + j, sum);
-    add_to_columns(products + j, product);
+    v_store_real(sums + j, sum);
+    v_store_real(products + j, product);
 }
 
 INLINE void columns_gradient_sums(int from, abn_activation activation, abn_tile tile, abn_constants constants,

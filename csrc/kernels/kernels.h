@@ -32,6 +32,7 @@ typedef struct {
     abn_output residual_gradient;
     abn_output scratch; /* reals that the sums pass leaves to the apply pass: w; scratch_offset reals later, slopes */
     ptrdiff_t rows, length;
+    ptrdiff_t prefetch; /* ABN_COLUMNS: how many elements further on in memory to prefetch; 0: none */
 } abn_tile;
 
 /* Constants per channel: arrays of reals. w is what backward sums as dy * w; abn_scheme in abn.h defines it.
@@ -72,7 +73,7 @@ typedef struct {
  * ABN_COLUMNS_STRIDE reals after the first. */
 #define ABN_LANE_BYTES 64
 #define ABN_ROWS_MAX 64      /* rows of an ABN_ROWS tile */
-#define ABN_COLUMNS_MAX 1024 /* length of an ABN_COLUMNS tile */
+#define ABN_COLUMNS_MAX 4096 /* length of an ABN_COLUMNS tile */
 #define ABN_PADDING 16       /* numbers that may be read past the end of an array of constants or sums */
 #define ABN_COLUMNS_STRIDE (ABN_COLUMNS_MAX + ABN_PADDING)
 #define ABN_PARTIAL_BYTES (2 * ABN_COLUMNS_STRIDE * sizeof(double)) /* enough for either layout */
