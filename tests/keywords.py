@@ -19,3 +19,8 @@ def as_merged(values):
 def as_sums(values):
     """Return sum_dy and sum_dy_xhat, the first two results of `backward_reduce`."""
     return dict(zip(("sum_dy", "sum_dy_xhat"), values, strict=False))
+
+
+def as_inputs(*arrays):
+    """Return x and further arguments of `forward` as a mapping for `gradcheck`; x is passed by position."""
+    return dict(zip(("x", "weight", "bias", "running_mean", "running_var"), arrays, strict=False))

@@ -1,9 +1,11 @@
-"""gradcheck: refused numbers, and gradients that are missing or have another shape."""
+"""gradcheck: refused targets and numbers, and gradients that are missing or have another shape."""
 
 import numpy as np
 import pytest
+from keywords import as_inputs
+from networks import normal
 
-from inplace_abn import gradcheck
+from inplace_abn import functional, gradcheck
 from inplace_abn.layers import ABN
 
 
@@ -61,3 +63,45 @@ def test_a_missing_or_misshapen_gradient(change, problem):
     assert not report
     assert str(report).startswith(f"PROBLEM: {problem}\n")
     assert problem in report._repr_html_()
+
+
+def test_invalid_targets_are_refused():
+    for target in (3, (1, 2), (np.sin,), "conv2d"):
+        with pytest.raises(TypeError, match="target must be a Layer, a pair of functions"):
+            gradcheck(target, normal(3))
+    with pytest.raises(TypeError, match=r"target must return \(result, backward\), got array"):
+        gradcheck(np.sin, normal(3))
+    with pytest.raises(TypeError, match=r"forward must return \(result, ctx\), or take ctx first"):
+        gradcheck((np.sin, lambda ctx, dz: dz), normal(3))
+    with pytest.raises(ValueError, match="modes must be of 'train' and 'eval', got 'test'"):
+        gradcheck(ABN(3), normal((4, 3)), modes=["test"])
+
+
+def test_results_that_cannot_be_compared_are_refused():
+    with pytest.raises(ValueError, match="the result of target must be finite"):
+        gradcheck(lambda x: (x / 0, lambda dz: dz) if np.seterr(divide="ignore") else None, np.ones(3))
+    with pytest.raises(
+        TypeError, match="the result of target must be float64, as its inputs are, got float32"
+    ):
+        gradcheck(lambda x: (x.astype(np.float32), lambda dz: dz), normal(3))
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="target must give the same result for the same inputs"):
+        gradcheck(lambda x: (x + rng.normal(), lambda dz: dz), normal(3))
+
+
+def test_ambiguous_gradients_need_wrt():
+    inputs = as_inputs(normal((4, 3)), np.ones(3), None, np.zeros(3), np.ones(3))
+    pair = functional.forward, functional.backward
+    with pytest.raises(
+        ValueError, match="wrt must say which inputs the gradients belong to: the backward returned 3"
+    ):
+        gradcheck(pair, inputs)
+    for wrt in ([2], [9], [0.5]):
+        with pytest.raises(ValueError, match="wrt must be indices of inputs that are floating arrays"):
+            gradcheck(pair, inputs, wrt=wrt)
+
+
+def test_nothing_to_check():
+    report = gradcheck(lambda x: (x * 1.0, lambda dz: dz), np.arange(3))
+    assert not report
+    assert "nothing to check" in str(report)
