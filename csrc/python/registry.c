@@ -145,7 +145,8 @@ int registry_refuse(const binding_state *state, const footprint *written, const 
     if (registry_describe(entry, &owner, &role) == 0) {
         PyErr_Format(PyExc_ValueError,
                      "%s%s%s%s, but %U keeps that memory as %R for its backward; run that backward or release() it "
-                     "first, or pass a copy",
+                     "first, or pass a copy; on a tape, where a copy has no gradient, use a layer that does not "
+                     "overwrite its input",
                      name ? name : "", name ? " is written in place by " : "", writer, name ? "" : " writes in place",
                      owner, role);
         Py_DECREF(owner);

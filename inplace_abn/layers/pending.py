@@ -38,8 +38,8 @@ def find(layer, dz, outer):
     Raises
     ------
     RuntimeError
-        If no call is pending, if another thread has called the layer since this thread has, or if a call in
-        training and a later one in evaluation may be meant.
+        If no call is pending, if another thread has called the layer since this thread has, or if it is
+        ambiguous whether a call in training or a later one in evaluation is meant.
     """
     if outer is not None:
         found = _last_inside(outer, layer)
@@ -70,9 +70,9 @@ def _last_in_training(pending):
     last = max(i for i, call in enumerate(pending) if not call.evaluation)
     if not all(call.result_is_gone for call in pending[last + 1 :]):
         raise RuntimeError(
-            "the last call was made in eval(), an earlier one in training, and the backward of either may be "
-            "meant; make calls without a backward inside layers.no_grad(), or pass call=, which is "
-            "layer.last_call right after the forward"
+            "it is ambiguous which call this backward belongs to: the last call was made in eval(), an "
+            "earlier one in training; make calls without a backward inside layers.no_grad(), or pass call=, "
+            "the value of layer.last_call right after the forward"
         )
     return pending[last]
 
@@ -90,10 +90,10 @@ def _last_inside(outer, layer):
 
 
 def drop_abandoned(layer):
-    """Drop earlier calls in evaluation whose backward cannot be meant; warn if many remain pending.
+    """Drop earlier calls in evaluation for which no backward can be expected; warn if many remain pending.
 
-    Dropped are calls whose results no longer exist, and all but the last `MANY` calls of a loss: its result
-    is a number, which has no identity.
+    Calls whose results no longer exist are dropped, and all but the last `MANY` calls of a loss, since it
+    cannot be checked whether a result that is a number still exists.
     """
     waiting = [call for call in layer._calls if call.outermost and (call.evaluation or not call._results)]
     losses = [call for call in waiting if call.evaluation and not call._results]

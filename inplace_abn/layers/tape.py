@@ -91,12 +91,13 @@ class Tape(Recorder):
         dz : ndarray, float, or sequence of them
             Gradient of the result; of each result, if `outputs` is a sequence. Default: 1, for a loss.
         outputs : ndarray, float, or sequence of them, optional
-            The results of recorded calls that dz belongs to. Default: the result that no other recorded call
-            took.
+            The results of recorded calls that dz belongs to. Default: the only result that is not an input of
+            another recorded call.
         inputs : ndarray or sequence of ndarray, optional
             Arrays from outside, or results of recorded calls, whose gradients are returned. Default: the
-            arrays passed to `record`, or else the only array from outside. If an array from outside has been
-            overwritten in place, its first content is meant; of any other array, the present content.
+            arrays passed to `record`, or else the only array from outside. The gradient of an array from
+            outside belongs to the content that it had at first, also if a layer has overwritten it; that of
+            any other array belongs to its present content.
         overwrite : bool
             True if dz may be overwritten.
 
@@ -212,7 +213,7 @@ class Tape(Recorder):
         return [(value, _checked(gradient, name, makers[value][1])) for value, gradient, name in pairs]
 
     def _only_output(self, makers):
-        """Return the value of the result that no recorded call took."""
+        """Return the value of the only result that is not an input of a recorded call."""
         taken = {value for _, _, sources, _, _ in self._calls for value in sources}
         left = [value for value in makers if value not in taken]
         if len(left) == 1:
@@ -223,8 +224,8 @@ class Tape(Recorder):
             )
         names = ", ".join(makers[value][0].label for value in left)
         raise ValueError(
-            f"outputs: {len(left)} results were taken by no other recorded call, those of {names}; name the "
-            "ones that dz belongs to: backward(dz, outputs=z), or backward([dz1, dz2], outputs=[z1, z2])"
+            f"outputs: {len(left)} results, of {names}, are not inputs of other recorded calls; pass those "
+            "that dz belongs to: backward(dz, outputs=z), or backward([dz1, dz2], outputs=[z1, z2])"
         )
 
     def _wanted(self, inputs):

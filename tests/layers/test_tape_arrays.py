@@ -34,7 +34,7 @@ def test_results_of_numpy_functions_are_refused():
         layer(np.tanh(layer(x)))
     with record() as tape:
         z = layer(np.tanh(layer(x)))
-    with pytest.raises(ValueError, match=r"outputs: 2 results were taken by no other"):
+    with pytest.raises(ValueError, match=r"outputs: 2 results, of .* are not inputs of other recorded calls"):
         tape.backward(np.ones((2, 4)))
     with pytest.raises(ValueError, match=r"inputs: 2 arrays were not made by recorded calls, and of these"):
         tape.backward(np.ones((2, 4)), outputs=z)
