@@ -1,4 +1,4 @@
-"""The compiled module: the functions that `inplace_abn.functional` documents, and a little more.
+"""The compiled module: the functions that `inplace_abn.functional` documents, `stream`, and the registry.
 
 ``isa`` forces an instruction set, one of ``info()["isa_usable"]``, for one call. ``owner`` names the context
 in messages and in the ledger; a function is called when the name is needed.

@@ -336,7 +336,7 @@ class InPlaceABN(ABN):
     Parameters
     ----------
     num_features, eps, momentum, affine, track_running_stats, activation, activation_param
-        As for `ABN`, but not the activation "relu".
+        As for `ABN`, but not the activations without an inverse: "relu", "relu6", "hardsigmoid", "hardswish".
     num_slopes, channel_axis, dtype
         As for `ABN`.
 

@@ -282,7 +282,8 @@ class Layer(LayerTree, StateMixin, Named):
     def _accumulate(self, call, dz, found, parameters):
         """Add the gradients of parameters to their ``grad``; return the gradient of the input, or a tuple.
 
-        A gradient that shares memory with another array is copied: a parameter adds to its gradient in place.
+        A gradient that shares memory with another array is copied, since later gradients are added to it in
+        place.
         """
         inputs, pairs = call.split(found, parameters)
         others = [*(dz if isinstance(dz, tuple) else (dz,)), *inputs, *call._saved.values()]

@@ -47,9 +47,9 @@ class Concat(LayerSequence):
     ...     return Sequential(Conv2d(3, 8, size, padding=size // 2), InPlaceABN(8))
     >>> net = Sequential(Concat(branch(1), branch(3)), Conv2d(16, 4, 1))
     >>> x = np.ones((2, 3, 6, 6), np.float32)
-    >>> with memory.ledger() as book:
+    >>> with memory.ledger() as ledger:
     ...     z = net(x)
-    >>> book.kept == x.nbytes + 2 * 16 * 6 * 6 * 4  # the input and the joined array
+    >>> ledger.kept == x.nbytes + 2 * 16 * 6 * 6 * 4  # the input and the joined array
     True
     """
 

@@ -42,9 +42,9 @@ class Recompute(Sequential):
     >>> from inplace_abn import memory
     >>> from inplace_abn.layers import Conv2d, InPlaceABN, MaxPool2d
     >>> stem = Recompute(Conv2d(3, 8, 3, padding=1, rng=0), InPlaceABN(8), MaxPool2d(2))
-    >>> with memory.ledger() as book:
+    >>> with memory.ledger() as ledger:
     ...     z = stem(np.ones((2, 3, 8, 8), np.float32))
-    >>> book.kept == 2 * 3 * 8 * 8 * 4  # the input
+    >>> ledger.kept == 2 * 3 * 8 * 8 * 4  # the input
     True
     >>> dx = stem.backward(np.ones_like(z))
     """

@@ -1,7 +1,7 @@
 """The arrays that a tape knows: the value that each contains, the layer that wrote it, and the lock.
 
 A layer that works in place returns its input array with new content. So an array object does not identify a
-result. Each content of an array has a number instead, called its value.
+result. Instead, each content that an array has in succession gets a number, called a value.
 """
 
 import weakref

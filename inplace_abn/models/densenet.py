@@ -7,8 +7,9 @@ from .blocks import Style
 class DenseBlock(Graph):
     """Units that each take all features before them (Huang et al. 2017, https://arxiv.org/abs/1608.06993).
 
-    All features are slices of one array, which the units keep instead of concatenated copies. Normalizations
-    must not overwrite them: theirs is the strategy "checkpoint", or "standard" if all others have that.
+    All features are slices of one array, which the units keep instead of concatenated copies. The
+    normalizations of features must not overwrite them. Their strategy is "standard" if `style` has that
+    strategy, else "checkpoint".
 
     Parameters
     ----------
@@ -19,7 +20,7 @@ class DenseBlock(Graph):
     growth : int
         Channels that each unit adds.
     bottleneck : int
-        Channels between the convolutions of a unit / growth.
+        Channels between the two convolutions of a unit, divided by `growth`.
     style : Style
     """
 

@@ -105,7 +105,8 @@ def resnet_features(
 def strides_of_stages(count, output_stride):
     """Return (stride, (dilation of the first block, dilation of the others)) for each stage.
 
-    A stage whose stride would exceed the output stride has stride 1. Later blocks dilate by what is missing.
+    A stage whose stride would exceed the output stride has stride 1. Its stride multiplies the dilation of
+    all later blocks instead.
 
     >>> strides_of_stages(4, 8)
     [(1, (1, 1)), (2, (1, 1)), (1, (1, 2)), (1, (2, 4))]

@@ -29,9 +29,9 @@ class UNet(Graph):
     >>> from inplace_abn import memory, models
     >>> def kept(strategy):
     ...     net = models.UNet(1, 2, widths=(16, 32, 64), strategy=strategy, rng=0)
-    ...     with memory.ledger() as book:
+    ...     with memory.ledger() as ledger:
     ...         z = net(np.zeros((1, 1, 32, 32), np.float32))
-    ...     return book.kept
+    ...     return ledger.kept
     >>> round(kept("inplace") / kept("standard"), 2)
     0.57
     """

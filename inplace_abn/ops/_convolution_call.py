@@ -31,7 +31,10 @@ def run_forward(
 
 
 def run_backward(ctx, compute, dz):
-    """Return dx, dweight and dbias; `compute` is the function that `run_forward` was not called with."""
+    """Return dx, dweight and dbias.
+
+    `compute` is the transpose of that of `run_forward`: `convolve_transposed` for `convolve` and vice versa.
+    """
     arguments.gradient("dz", dz, ctx.output_shape, ctx.dtype)
     dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
     x = _images(ctx, ctx.saved["input"]) if ctx.weight_gradient else None

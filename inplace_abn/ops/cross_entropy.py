@@ -94,8 +94,8 @@ def backward(ctx, dz=1.0, *, overwrite=False):
     Returns
     -------
     tuple of ndarray
-        (dx,): a fresh array in the memory layout and dtype of x. It is 0 where the label
-        equals `ignore_index`.
+        (dx,): a fresh array in the memory layout and dtype of x. It is 0 where the label equals
+        `ignore_index`.
 
     Raises
     ------

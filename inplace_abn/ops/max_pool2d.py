@@ -31,8 +31,8 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_
     Returns
     -------
     z : ndarray of shape (N, C, Ho, Wo), or (N, Ho, Wo, C)
-        A fresh array in the memory layout of x. NaN propagates. The gradient of
-        equal maxima goes to the first one.
+        A fresh array in the memory layout of x. NaN propagates. If several elements of a window are its
+        maximum, the gradient goes to the first one.
 
     Raises
     ------

@@ -351,7 +351,7 @@ def test_one_of_many_threads_gets_the_gradient():
 def test_a_call_while_another_one_works_on_the_context_is_refused():
     x = np.ones((16, 8, 256, 256), np.float32)
     dz, said = np.ones_like(x), []
-    for _ in range(50):  # at the first try, unless the other thread has to wait for its turn
+    for _ in range(50):  # the first attempt may fail if the other thread does not run at once
         _, ctx = functional.forward(x, strategy="standard")
         worker = threading.Thread(target=functional.backward_reduce, args=(ctx, dz))
         worker.start()
@@ -361,7 +361,7 @@ def test_a_call_while_another_one_works_on_the_context_is_refused():
             except RuntimeError as error:
                 said.append(str(error))
             except ValueError:
-                pass  # not yet, or no more: then dz is looked at
+                pass  # dz has another shape; the other call has not begun or has ended
         worker.join()
         if said:
             break

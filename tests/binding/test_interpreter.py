@@ -134,12 +134,12 @@ for _ in range(20):
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.001)
         functional.forward(z, threads={threads})
-        signal.pause()  # the call was faster
+        signal.pause()  # the call ended before the signal
     except KeyboardInterrupt:
         pass
     assert z.flags.writeable
     whole = np.array_equal(z, want)
-    assert whole or np.array_equal(z, x)  # it had not begun
+    assert whole or np.array_equal(z, x)  # the signal came before the call
     done += whole
 print(done > 0)
 """
@@ -158,7 +158,7 @@ import threading
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes ignore SIGINT
 want, started = step(2), threading.Event()
 threading.Thread(target=lambda: (started.wait(), interrupt())).start()
 try:

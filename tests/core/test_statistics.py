@@ -23,7 +23,7 @@ def ordinary(rng, mean=1):
     return rng.normal(mean, 1, (N, 3, S))
 
 
-# One pass around a wrong centre, or sums in float32 alone, fail on these.
+# A variance in one pass around a bad centre, or from sums in float32 alone, is wrong for these.
 HARD = {
     "mean far above the spread": lambda rng: ordinary(rng, 1e4),
     "tiny": lambda rng: ordinary(rng, 10) * 1e-20,
@@ -72,7 +72,7 @@ def test_hard_data(isa, layout, dtype, data):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("isa", ISAS)
 def test_images_of_few_positions(isa, layout, dtype, positions):
-    """The first image, 2 std off, is a bad centre; short rows must not form one chain of sums."""
+    """The first image, 2 std off, is a bad centre. Short rows must not be added up one after the other."""
     for seed in range(5):
         x = np.random.default_rng(seed).normal(size=(256, 8, *positions)).astype(dtype)
         x[0] = 1.9

@@ -69,9 +69,9 @@ def test_gradients_are_those_of_float32_to_the_precision_of_the_type(name, strat
     assert abs(loss - want_loss) <= eps
     norms = [np.linalg.norm(gradient) for gradient in want]
     pairs = zip(gradients, want, norms, strict=True)
-    # A gradient that is zero but for rounding, of a bias before a normalization, is compared with the others.
+    # The gradient of a bias before a normalization is zero except for rounding: compare it with the others.
     errors = [np.linalg.norm(one - two) / max(norm, 1e-3 * max(norms)) for one, two, norm in pairs]
-    # A few roundings for most; sums that cancel lose more of them.
+    # Most gradients have the error of a few roundings; sums whose terms cancel have a larger one.
     assert np.median(errors) <= 8 * eps
     assert max(errors) <= 128 * eps
 

@@ -1,4 +1,4 @@
-"""The accuracy stated in README.md, for the shapes of benchmarks.accuracy with fewer samples."""
+"""The accuracy stated in docs/functions.md, for the shapes of benchmarks.accuracy with fewer samples."""
 
 import numpy as np
 import pytest

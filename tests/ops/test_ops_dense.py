@@ -200,7 +200,8 @@ def test_class_weights_and_smoothing_against_torch(shape, weighted, smoothing, c
         cross_entropy, laid_out(x, channel_axis), target, dz=3.0, weight=weight, label_smoothing=smoothing,
         channel_axis=channel_axis,
     )  # fmt: skip
-    # As without them, and a loss is a sum over all classes, each with a weight of up to 2.
+    # Twice the bound without class weights, relative to a loss above 1: it sums all classes, with weights of
+    # up to 2.
     assert abs(loss - result.item()) <= 160 * EPS[dtype] * max(1, result.item())
     total = float((np.ones(shape[1]) if weight is None else weight)[target[target != -100]].sum())
     error = np.abs(np.moveaxis(dx, channel_axis, 1) - tensor.grad.numpy())

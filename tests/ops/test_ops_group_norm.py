@@ -39,8 +39,8 @@ def test_against_torch(shape, groups, channel_axis, dtype):
     want = [result.detach().numpy(), *(tensor.grad.numpy() for tensor in tensors)]
     for one, other in zip(got, want, strict=True):
         assert one.dtype == dtype
-        # About 8 roundings of elements below 8, twice for the sums of products. Sums of m terms of about 1
-        # are in float64, term by term, with an error of sqrt(m) units of their size of sqrt(m).
+        # About 8 roundings of elements below 8, and twice as many for the sums of products. Sums of
+        # m terms of about 1 are computed in float64, with an error of m * 2**-52.
         sums = 0 if one.ndim > 1 else dz.size / 6 * 2.0**-52
         assert np.abs(one - other).max() <= 16 * EPS[dtype] * max(1, np.abs(other).max()) + sums
 

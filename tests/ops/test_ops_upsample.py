@@ -50,8 +50,8 @@ def test_against_torch(mode, target, channel_axis, dtype):
         operation, laid_out(x, channel_axis), dz=laid_out(dz, channel_axis), channel_axis=channel_axis,
         **options, **target,
     )  # fmt: skip
-    # Nothing cancels. An output sums 2 x 2 products, a gradient up to 7 x 7; a weight may have come out of a
-    # difference, so that it is off by some units of 1.
+    # All terms are positive, so no digits cancel. An output sums 2 x 2 products, a gradient up to 7 x 7. A
+    # weight is a difference of positions: its error is some units in the last place of 1.
     assert np.abs(np.moveaxis(z, channel_axis, 1) - result.detach().numpy()).max() <= 8 * EPS[dtype] * x.max()
     most = tensor.grad.numpy().max()
     assert np.abs(np.moveaxis(dx, channel_axis, 1) - tensor.grad.numpy()).max() <= 20 * EPS[dtype] * most
