@@ -64,3 +64,69 @@ def test_same_results(name):
     assert states(converted) == expected
     found = zoo.errors(model, converted, images(size))
     assert all(found[key] <= bound for key, bound in BOUNDS.items()), found
+
+
+def replaced(model, make):
+    """Replace each ReLU and ReLU6 of a model."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, (torch.nn.ReLU, torch.nn.ReLU6)):
+                setattr(parent, name, make())
+    return model
+
+
+def resnet50_silu():
+    return replaced(zoo.vision("resnet50"), lambda: torch.nn.SiLU(inplace=True))
+
+
+RUN_AGAIN = {"recompute_stem": True, "recompute_projections": True}
+
+# name: (model, options of convert, most bytes relative to the original's)
+KEPT = {
+    "resnet50": (MODELS["resnet50"][0], {}, 0.54),
+    "resnet50, leaky ReLU": (MODELS["resnet50"][0], {"activation": "leaky_relu"}, 0.54),
+    "resnet50, SiLU": (resnet50_silu, {}, 0.39),
+    "resnet50, run again": (MODELS["resnet50"][0], RUN_AGAIN, 0.44),
+    "mobilenet_v2": (MODELS["mobilenet_v2"][0], {}, 0.36),
+    "regnet_y_400mf": (MODELS["regnet_y_400mf"][0], {}, 0.49),
+    "efficientnet_b0": (MODELS["efficientnet_b0"][0], {}, 0.34),
+    "mobilenet_v3_large": (MODELS["mobilenet_v3_large"][0], {}, 0.42),
+    "densenet121": (MODELS["densenet121"][0], {}, 0.52),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_bytes(name):
+    make, options, most = KEPT[name]
+    torch.manual_seed(0)
+    model = make()
+    converted = convert(copy.deepcopy(model), **options)
+    assert zoo.kept_ratio(model, converted, images(224, torch.float32, 2)) <= most
+
+
+def test_running_again_gives_the_same_results():
+    torch.manual_seed(0)
+    model = zoo.prepare(zoo.vision("resnet50"))
+    converted = convert(copy.deepcopy(model), **RUN_AGAIN)
+    again = [row.path for row in report(converted).rows if "runs again" in row.why]
+    assert again == ["bn1", *(f"layer{number}.0.downsample.1" for number in range(1, 5))]
+    found = zoo.errors(model, converted, images(64))
+    assert all(found[key] <= bound for key, bound in BOUNDS.items()), found
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "efficientnet_b0"])
+def test_float32_is_as_exact_as_stock(name):
+    torch.manual_seed(0)
+    exact = zoo.prepare(MODELS[name][0]())
+    stock = copy.deepcopy(exact).float()
+    converted = convert(copy.deepcopy(stock))
+    outputs, gradients, _ = zoo.step(exact, images(64))
+    found = {}
+    for each in (stock, converted):
+        got = zoo.step(each, images(64).float())
+        difference = sum(
+            (got[1][key].double() - gradient).square().sum() for key, gradient in gradients.items()
+        )
+        found[each] = zoo.error(got[0][0], outputs[0]), difference.sqrt().item()
+    assert found[converted][0] <= 1.5 * found[stock][0]
+    assert found[converted][1] <= 1.5 * found[stock][1]

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 
+from inplace_abn import _core
+
 torch = pytest.importorskip("torch", minversion="2.4")
 
 
@@ -28,6 +30,7 @@ def _import_torchvision():
 
 
 torchvision = _import_torchvision()
+torch.set_num_threads(1)  # tests run in parallel
 
 
 def vision(name, **options):
@@ -139,3 +142,62 @@ def errors(model, converted, x):
 def copies(model):
     """Return a model and a deep copy of it."""
     return model, copy.deepcopy(model)
+
+
+class kept_bytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts what the forwards inside the block keep for their backward, each memory once.
+
+    These are the tensors that autograd saves, and what the contexts of the core keep beside them (bits of
+    SiLU, guarded channels). Parameters and buffers of the model are not counted.
+    """
+
+    def __init__(self, model):
+        self._known = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+        self._kept = {}
+        super().__init__(self._pack, lambda tensor: tensor)
+
+    def __enter__(self):
+        super().__enter__()
+        _core.set_recorder(self)
+        return self
+
+    def __exit__(self, *exception):
+        _core.set_recorder(None)
+        super().__exit__(*exception)
+
+    def _pack(self, tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._kept[storage.data_ptr()] = (
+                storage.nbytes(),
+                tensor,
+            )  # the tensor: no address is used twice
+        return tensor
+
+    def saved(self, context, layer, role, array, activation=None):
+        """Record an array that a context of the core keeps beside tensors, which z and the residual are."""
+        if role in ("z", "residual"):
+            return
+        self._kept.setdefault(array.ctypes.data, (array.nbytes, array))
+
+    def freed(self, context):
+        """Ignore it: only forwards run."""
+
+    def temporary(self, layer, nbytes):
+        """Ignore it: it is not kept."""
+
+    @property
+    def total(self):
+        """Return the number of bytes."""
+        return sum(nbytes for nbytes, _ in self._kept.values())
+
+
+def kept_ratio(model, converted, x):
+    """Return the bytes that a converted model keeps in training, relative to the original's."""
+    totals = []
+    for each in (converted, model):
+        with kept_bytes(each) as kept:
+            each.train()(x)
+        totals.append(kept.total)
+        del kept
+    return totals[0] / totals[1]

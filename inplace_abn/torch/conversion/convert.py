@@ -16,9 +16,10 @@ from .record import Conversion, attach, rows
 from .replacing import check, replace_functions, replace_modules
 from .revert import revert
 from .rewriting import rewrite, separate, separate_modules
+from .running_again import mark_images
 
 
-def convert(model, *, activation=None):
+def convert(model, *, activation=None, recompute_stem=False, recompute_projections=False):
     """Fuse the batch norms of a model with what follows them: training keeps about half of the activations.
 
     Batch norm, an optional sum with a residual and the activation become one operation. It writes over its
@@ -39,6 +40,10 @@ def convert(model, *, activation=None):
         What replaces each ReLU and ReLU6 that follows a batch norm, such as "leaky_relu", the paper's
         choice. This changes the function of the model. One of "leaky_relu", "elu", "celu", "selu",
         "softplus", "silu", "gelu", "mish". None: every activation stays.
+    recompute_stem : bool
+        Run the first convolution again in the backward, instead of keeping its normalized result.
+    recompute_projections : bool
+        The same for convolutions on the shortcuts of residual blocks.
 
     Returns
     -------
@@ -82,7 +87,8 @@ def convert(model, *, activation=None):
         analysis = Analysis(model)
         traces = analysis.reached()
     separate(traces)
-    found, rewritten = _rewrite_all(traces, activation)
+    mark_images(model, traces)
+    found, rewritten = _rewrite_all(traces, activation, recompute_stem, recompute_projections)
     attach(model, Conversion(rows(model, found, analysis.refusals), separate_modules(traces)))
     names = {module: name for name, module in model.named_modules()}
     for (owner, form), modes in rewritten.items():
@@ -94,7 +100,7 @@ def convert(model, *, activation=None):
     return model
 
 
-def _rewrite_all(traces, activation):
+def _rewrite_all(traces, activation, *recompute):
     """Rewrite the graphs.
 
     Returns
@@ -107,7 +113,7 @@ def _rewrite_all(traces, activation):
     for one in traces:
         replaced = activation is not None and replace_functions(one.graph, activation)
         stock = GraphCode(one.graph, type(one.owner).__name__) if replaced else None
-        calls, watched = rewrite(one)
+        calls, watched = rewrite(one, *recompute)
         for module, results in calls.items():
             found.setdefault(module, {}).setdefault(one.training, []).extend(results)
         if one.changed:

@@ -65,6 +65,16 @@ def callee(node):
     return node.meta.get("callee") if node.op == "call_module" else None
 
 
+def is_convolution_module(node):
+    """Return True if the node calls a convolution or linear layer of `torch.nn` with its input alone."""
+    return type(callee(node)) in _CONVOLUTIONS and len(node.args) == 1 and not node.kwargs
+
+
+def is_fused_call(node):
+    """Return True if the node is a fused call of a batch norm."""
+    return node.op == "call_module" and "pattern" in node.meta
+
+
 def only_user(node):
     """Return the user of a node that has one, otherwise None."""
     return next(iter(node.users)) if len(node.users) == 1 else None

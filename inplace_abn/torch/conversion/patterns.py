@@ -1,13 +1,13 @@
 """Find batch norm, [sum,] activation in a graph, and say why a batch norm is left or its input copied."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import fx, nn
 
 from ..batch_norm import has_inverse
 from . import activations, nodes
 from .activations import IDENTITY, Activation
-from .analysis import escapes
+from .analysis import escapes, is_bare
 from .batch_norms import is_batch_norm, with_activation
 
 
@@ -27,8 +27,12 @@ class Pattern:
         The other value of the sum, or None.
     activation
         `Activation`; "identity" for a batch norm without one.
+    activation_node
+        The node of the activation behind the batch norm, or None.
     copy
         Why the input must not be overwritten, or None.
+    runs_again
+        True if the convolution runs again in the backward.
     """
 
     chain: list
@@ -36,7 +40,7 @@ class Pattern:
     activation: Activation = IDENTITY
     copy: str | None = None
     activation_node: fx.Node | None = None
-    modules: list = field(default_factory=list)
+    runs_again: bool = False
 
 
 def find(node, escaping):
@@ -115,11 +119,18 @@ def _with_sum(pattern):
     if residual is None or nodes.overwriters(residual):
         return None
     first = pattern.chain[0]
+    if _is_projection(first) and is_bare(residual) and not _is_projection(nodes.before_identities(residual)):
+        return None  # the sum belongs to the other branch
     if _comes_after(residual, first) and (_is_shared(first) or nodes.overwriters(first.args[0])):
         return None  # the call would move behind another of the same batch norm, or a change of its input
     longer = Pattern([*pattern.chain, total], residual)
     _skip_identities(longer)
     return longer
+
+
+def _is_projection(node):
+    """Return True for the batch norm of a convolution whose input is used elsewhere too."""
+    return nodes.is_convolution_module(node.args[0]) and nodes.only_user(node.args[0].args[0]) is None
 
 
 def _with_activation(pattern):

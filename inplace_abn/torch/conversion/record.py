@@ -27,7 +27,7 @@ class Row:
     activation : str
         The activation that is part of it, "identity" if none is; empty if it is left.
     why : str
-        Why it is left, or why its input is copied.
+        Why it is left, or why its input is copied; or that its convolution runs again in the backward.
     """
 
     path: str
@@ -93,7 +93,7 @@ def _row(name, module, results, reason):
         return Row(name, kind, "left", "", left[0])
     first = next((pattern for pattern in patterns if pattern.copy), patterns[0])
     state = "copied" if first.copy else "with residual" if first.residual is not None else "fused"
-    why = first.copy or ""
+    why = first.copy or ("its convolution runs again in the backward" if first.runs_again else "")
     if left:
         why = f"{len(left)} of {len(calls)} calls are left: {left[0]}" + (f"; {why}" if why else "")
     return Row(name, kind, state, first.activation.name, why)

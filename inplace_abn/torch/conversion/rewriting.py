@@ -5,6 +5,7 @@ from torch import fx, nn
 from .. import recipes
 from . import nodes
 from .patterns import Left, batch_norm_nodes, find
+from .running_again import is_stem, projection_of, run_again
 
 
 def separate(traces):
@@ -38,8 +39,14 @@ def separate_modules(traces):
     return list(marked)
 
 
-def rewrite(one):
+def rewrite(one, recompute_stem=False, recompute_projections=False):
     """Rewrite the graph of a trace.
+
+    Parameters
+    ----------
+    one : Trace
+    recompute_stem, recompute_projections : bool
+        As for `convert`.
 
     Returns
     -------
@@ -61,6 +68,11 @@ def rewrite(one):
         _replace(one.graph, pattern)
         one.changed = True
         found.setdefault(module, []).append(pattern)
+    for node in filter(nodes.is_fused_call, list(one.graph.nodes)):
+        projection = projection_of(node) if recompute_projections else None
+        for call in (node if recompute_stem and is_stem(node) else None, projection):
+            if call is not None and run_again(one.graph, call):
+                call.meta["pattern"].runs_again = True
     for node in list(one.graph.nodes):
         if (
             nodes.is_product(node)
@@ -106,7 +118,7 @@ def _replace(graph, pattern):
         if slope is not None:
             kwargs["slope"] = slope
         call = graph.call_module(first.target, first.args, kwargs)
-    call.meta.update(callee=nodes.callee(first), fused=True)
+    call.meta.update(callee=nodes.callee(first), fused=True, pattern=pattern)
     last.replace_all_uses_with(call)
     for node in reversed(pattern.chain):
         graph.erase_node(node)
