@@ -9,6 +9,7 @@ INPLACE_ABN_CFLAGS (appended for the compiler and the linker: sanitizers, debugg
 import hashlib
 import os
 import platform
+import re
 import shlex
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from setuptools.errors import CompileError, LinkError, SetupError
 
 KERNELS, ACTIVATION_KERNELS = "csrc/kernels/kernels.c", "csrc/kernels/activation_kernels.c"
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
+CPU_HEADERS = [name for name in HEADERS if "cuda" not in name]  # all that the kernels for CPUs may include
+GPU_PRELUDE, GPU_KERNELS = Path("csrc/cuda/standard.h"), Path("csrc/cuda/kernels.cu")
 
 # Instruction sets: machines that may have them, flags for gcc and clang, flags for MSVC. The kernels are
 # compiled for each set whose csrc/probes/<name>.c compiles here; csrc/dispatch.c chooses one at run time.
@@ -69,7 +72,7 @@ class BuildCore(build_ext):
             for source, dtypes in ((KERNELS, DTYPES), (ACTIVATION_KERNELS, REALS))
             for name in built
             for dtype in dtypes
-        ] + [(source, macros, core + openmp) for source in ext.sources]
+        ] + [(source, macros, core + openmp) for source in [*ext.sources, self.gpu_source()]]
         with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
             ext.extra_objects = list(pool.map(self.compile_one, *zip(*jobs, strict=True)))
 
@@ -100,11 +103,31 @@ class BuildCore(build_ext):
         extra = shlex.split(os.environ.get("INPLACE_ABN_CFLAGS", ""))
         of_core = shlex.split(os.environ.get("INPLACE_ABN_CORE_CFLAGS", ""))
         core = [*common, "-ffp-contract=off", *extra, *of_core]
-        return core, [*common, "-ffp-contract=fast", *extra], [*extra, *of_core, "-lm"]
+        libraries = ["-lm", "-ldl"] if sys.platform == "linux" else ["-lm"]
+        return core, [*common, "-ffp-contract=fast", *extra], [*extra, *of_core, *libraries]
 
     def isa_flags(self, name):
         _, unix, msvc = INSTRUCTION_SETS[name]
         return (msvc if self.msvc else unix).split()
+
+    def gpu_source(self):
+        """Write the kernels for GPUs as an array of lines in C, for csrc/cuda/driver.c; return its path."""
+        lines = [line for path in (GPU_PRELUDE, GPU_KERNELS) for line in included_lines(path, set())]
+        quoted = (line.replace("\\", "\\\\").replace('"', '\\"') for line in lines)
+        text = "\n".join(
+            [
+                "#include <stddef.h>",
+                "extern const char *const abn_cuda_source[];",
+                "const char *const abn_cuda_source[] = {",
+                *(f'"{line}\\n",' for line in quoted),
+                "NULL};\n",
+            ]
+        )
+        target = Path(self.build_temp, "cuda_source.c")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists() or target.read_text() != text:
+            target.write_text(text)
+        return str(target)
 
     @staticmethod
     def instruction_sets():
@@ -144,7 +167,8 @@ class BuildCore(build_ext):
 
     def compile_one(self, source, macros, flags):
         """Compile, unless an object of the same sources and command exists; return the object's path."""
-        texts = b"".join(Path(name).read_bytes() for name in (source, *HEADERS))
+        headers = CPU_HEADERS if source in (KERNELS, ACTIVATION_KERNELS) else HEADERS
+        texts = b"".join(Path(name).read_bytes() for name in (source, *headers))
         command = repr((getattr(self.compiler, "compiler_so", ""), macros, flags, np.__version__)).encode()
         folder = str(Path(self.build_temp, hashlib.sha256(texts + command).hexdigest()[:12]))
         target = self.compiler.object_filenames([source], output_dir=folder)[0]
@@ -153,6 +177,19 @@ class BuildCore(build_ext):
         return target
 
 
-sources = sorted(glob("csrc/*.c") + glob("csrc/python/*.c"))
+def included_lines(path, seen):
+    """Yield the lines of a source and of the files of csrc/ that it includes, each file once."""
+    if path.resolve() in seen:
+        return
+    seen.add(path.resolve())
+    for line in path.read_text().splitlines():
+        include = re.match(r'\s*#include ([<"])(.+)[>"]', line)
+        if not include:
+            yield line
+        elif include[1] == '"':
+            yield from included_lines(path.parent / include[2], seen)
+
+
+sources = sorted(glob("csrc/*.c") + glob("csrc/cuda/*.c") + glob("csrc/python/*.c"))
 core = Extension("inplace_abn._core", sources, depends=HEADERS)
 setup(ext_modules=[core], cmdclass={"build_ext": BuildCore})

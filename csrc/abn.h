@@ -62,7 +62,9 @@ typedef struct {
     abn_param param;     /* slope of leaky_relu and prelu, alpha of elu and celu */
     unsigned traits;     /* ABN_CHEAP, ABN_KINKED */
 } abn_activation_info;
+#ifndef __CUDACC_RTC__ /* kernels on a GPU are compiled for one activation */
 extern const abn_activation_info abn_activation_table[ABN_ACTIVATIONS];
+#endif
 
 /* Element (n, c, s) is at data + n*batch_stride + c*channel_stride + s*spatial_stride (in elements).
  * Channels-first: spatial_stride == 1. Channels-last: channel_stride == 1. Strides are positive. */

@@ -36,7 +36,7 @@ True
 from typing import NoReturn
 
 from . import _core
-from ._core import Context, get_num_threads, info, set_num_threads
+from ._core import Context, get_num_threads, set_num_threads
 from ._keyword_only import hides_others, too_many
 from ._results import ChannelSums, Gradients
 from ._synchronized import backward_apply, backward_reduce, merge_statistics, normalize, statistics
@@ -57,6 +57,26 @@ __all__ = [
     "set_num_threads",
     "statistics",
 ]
+
+
+def info():
+    """Return how this package was built, and what it can use on this machine.
+
+    Returns
+    -------
+    dict
+        version; isa_built, isa_usable and isa_active: instruction sets; openmp; threads: the number for
+        ``threads=None``; compiler; numpy_api; and cuda, a dict: available, and either reason, why no GPU can
+        be used, or driver, nvrtc (versions) and devices (name and compute capability of each).
+
+    Examples
+    --------
+    >>> info()["isa_usable"][-1], type(info()["cuda"]["available"])
+    ('baseline', <class 'bool'>)
+    """
+    from ._cuda.libraries import describe  # opens the driver: not at import
+
+    return _core.info() | {"cuda": describe()}
 
 
 @hides_others

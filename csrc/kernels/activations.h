@@ -14,7 +14,7 @@ typedef struct {
 } activation_constants;
 
 INLINE activation_constants activation_load(double param) {
-    return (activation_constants){v_set1((real)param), v_set1((real)(1 / param))};
+    return LITERAL(activation_constants){v_set1((real)param), v_set1((real)(1 / param))};
 }
 
 /* Clamps to [low, high]; NaN propagates. */

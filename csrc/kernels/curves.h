@@ -44,10 +44,10 @@ typedef struct {
 
 INLINE exponential exponential_of(abn_activation activation, vec param) {
     switch (activation) {
-        case ABN_CELU: return (exponential){v_set1(1), param, v_inverse(param), 1};
-        case ABN_SELU: return (exponential){v_set1(SELU_SCALE), v_set1(SELU_SCALE * SELU_ALPHA), v_set1(1), 0};
+        case ABN_CELU: return LITERAL(exponential){v_set1(1), param, v_inverse(param), 1};
+        case ABN_SELU: return LITERAL(exponential){v_set1(SELU_SCALE), v_set1(SELU_SCALE * SELU_ALPHA), v_set1(1), 0};
         case ABN_ELU:
-        default: return (exponential){v_set1(1), param, v_set1(1), 0};
+        default: return LITERAL(exponential){v_set1(1), param, v_set1(1), 0};
     }
 }
 
@@ -137,7 +137,7 @@ INLINE gate_parts sigmoid_parts(vec e) {
     const vec gate = v_inverse(v_add(e, v_set1(1)));
     const vec first = v_mul(gate, v_mul(v_min(v_set1(REAL_LARGEST), e), gate)); /* avoids 0 * infinity */
     const vec m = v_fma(gate, v_set1(-2), v_set1(1));
-    return (gate_parts){gate, first, v_mul(first, m), v_mul(first, v_fma(m, m, v_mul(first, v_set1(-2))))};
+    return LITERAL(gate_parts){gate, first, v_mul(first, m), v_mul(first, v_fma(m, m, v_mul(first, v_set1(-2))))};
 }
 
 /* sigmoid(u), u = rate * (y + cubic * y^3); its derivatives by y follow from the chain rule. */
@@ -148,8 +148,8 @@ INLINE gate_parts gelu_tanh_parts(vec y, vec e) {
     const vec u2 = v_mul(y, v_set1(6 * RATE_OF_CUBE)), square = v_mul(u1, u1);
     const gate_parts s = sigmoid_parts(e);
     const vec third = v_fma(v_mul(s.second, v_set1(3)), v_mul(u1, u2), v_mul(s.first, v_set1(6 * RATE_OF_CUBE)));
-    return (gate_parts){s.gate, v_mul(s.first, u1), v_fma(s.second, square, v_mul(s.first, u2)),
-                        v_fma(s.third, v_mul(square, u1), third)};
+    return LITERAL(gate_parts){s.gate, v_mul(s.first, u1), v_fma(s.second, square, v_mul(s.first, u2)),
+                               v_fma(s.third, v_mul(square, u1), third)};
 }
 
 /* exp(-y^2/2). y^2 is split in two, the first part exact: the relative error of exp is y^2/2 times that of y^2. */
@@ -167,8 +167,8 @@ INLINE gate_parts gelu_parts(vec y, vec e) {
     const vec x = v_mul(v_sub(size, v_set1(NORMAL_TAIL_CENTRE)), scale);
     const vec tail = v_mul(v_mul(e, scale), v_polynomial(x, normal_tail, TERMS(normal_tail)));
     const vec density = v_mul(e, v_set1((real)0.39894228040143267794));
-    return (gate_parts){v_select(v_lt(y, v_zero()), tail, v_sub(v_set1(1), tail)), density, v_mul(v_neg(y), density),
-                        v_mul(density, v_fma(y, y, v_set1(-1)))};
+    return LITERAL(gate_parts){v_select(v_lt(y, v_zero()), tail, v_sub(v_set1(1), tail)), density,
+                               v_mul(v_neg(y), density), v_mul(density, v_fma(y, y, v_set1(-1)))};
 }
 
 /* t = tanh(log(1 + e)) = n / (n + 2), n = e (e + 2), e = exp(y). With the sigmoid s = e / (1 + e), p = s (1 - s) and
@@ -180,7 +180,7 @@ INLINE gate_parts mish_parts(vec e) {
     const vec first = v_mul(v_mul(v_mul(v_set1(4), e), e1), v_mul(r, r));
     const vec m = v_sub(rest, v_mul(t2, s));
     const vec slope_of_m = v_neg(v_fma(v_add(first, first), s, v_fma(t2, p, p)));
-    return (gate_parts){t, first, v_mul(first, m), v_mul(first, v_fma(m, m, slope_of_m))};
+    return LITERAL(gate_parts){t, first, v_mul(first, m), v_mul(first, v_fma(m, m, slope_of_m))};
 }
 
 /* The exponential in an activation; gate_of computes the gate from it, as `e`. Two functions, since two loops over short
@@ -230,7 +230,7 @@ typedef struct {
 } gated_fit;
 
 #define GATED_FIT(lower, upper)                                                                        \
-    (gated_fit) {                                                                                      \
+    LITERAL(gated_fit) {                                                                               \
         lower##_near_top, lower##_near_bottom, lower##_tail_top, lower##_tail_bottom, upper##_MINIMUM, \
             upper##_LEAST_Z, upper##_TAIL_Z, upper##_LARGEST_S, GATED_IDENTITY(upper)                  \
     }

@@ -32,7 +32,9 @@ typedef int32_t real_bits;
 #define INLINE static inline __attribute__((always_inline))
 #endif
 
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined(__CUDACC_RTC__)
+#define UNROLLED _Pragma("unroll")
+#elif defined(__GNUC__) && !defined(__clang__)
 #define UNROLLED _Pragma("GCC unroll 8")
 #elif defined(__clang__)
 #define UNROLLED _Pragma("unroll")
@@ -40,11 +42,18 @@ typedef int32_t real_bits;
 #define UNROLLED
 #endif
 
+/* A compound literal: LITERAL(type){...}. C++, as which a GPU's compiler reads kernels, has another notation. */
+#ifdef __cplusplus
+#define LITERAL(type) type
+#else
+#define LITERAL(type) (type)
+#endif
+
 /* Starts to read a cache line. Any address is allowed. */
 INLINE void prefetch_line(const void *address) {
 #if defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
     _mm_prefetch((const char *)address, _MM_HINT_T0);
-#elif defined(_MSC_VER)
+#elif defined(_MSC_VER) || defined(__CUDACC_RTC__)
     (void)address;
 #else
     __builtin_prefetch(address);

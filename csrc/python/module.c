@@ -6,6 +6,7 @@
 
 #include "calls.h"
 #include "context.h"
+#include "cuda_calls.h"
 #include "registry.h"
 #include "saved_array.h"
 #include "signatures.h"
@@ -124,6 +125,10 @@ static int module_exec(PyObject *module) {
     if (!state->context_type || PyModule_AddType(module, state->context_type) < 0) return -1;
     state->saved_array_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &saved_array_spec, NULL);
     if (!state->saved_array_type || PyModule_AddType(module, state->saved_array_type) < 0) return -1;
+    PyObject *plan_type = PyType_FromModuleAndSpec(module, &cuda_plan_spec, NULL);
+    const int added = plan_type ? PyModule_AddType(module, (PyTypeObject *)plan_type) : -1;
+    Py_XDECREF(plan_type);
+    if (added < 0 || PyModule_AddFunctions(module, cuda_methods) < 0) return -1;
     return PyModule_AddStringConstant(module, "__version__", ABN_VERSION);
 }
 

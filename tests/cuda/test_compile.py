@@ -1,0 +1,82 @@
+"""Every kernel compiles for every architecture: NVRTC needs no GPU."""
+
+import re
+
+import pytest
+from batches import ACTIVATIONS
+
+from inplace_abn import _core
+from inplace_abn._cuda import kernels, libraries
+from inplace_abn._cuda.layer import INPLACE_ON_GPU
+
+try:
+    libraries.open_compiler()
+except RuntimeError as error:
+    pytest.skip(f"NVRTC is not installed: {error}", allow_module_level=True)
+
+ARCHITECTURES = ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120"]
+WIDTHS = {"float32": 4, "float64": 2, "float16": 8, "bfloat16": 8}
+# Every dtype and layout with the default activation, and every activation with a strategy that supports it.
+COMBINATIONS = [
+    (dtype, "leaky_relu", "inplace", residual, guard, WIDTHS[dtype], columns)
+    for dtype in WIDTHS
+    for columns in (False, True)
+    for residual, guard in ((False, False), (True, True))
+]
+COMBINATIONS += [
+    ("float32", activation, strategy, True, False, 4, True)
+    for activation in ACTIVATIONS
+    for strategy in ("inplace", "pre_activation", "checkpoint_xhat", "standard")
+    if strategy != "inplace" or activation in INPLACE_ON_GPU
+]
+COMBINATIONS += [
+    ("bfloat16", activation, "pre_activation", True, True, 8, True) for activation in ACTIVATIONS
+]
+COMBINATIONS += [(dtype, "prelu", "inplace", True, True, 1, False) for dtype in WIDTHS]
+
+
+def check(architecture, combination):
+    dtype, activation, strategy, residual, guard, width, columns = combination
+    options = kernels.macros(
+        dtype, activation, strategy, residual=residual, guard=guard, width=width, columns=columns
+    )
+    image, log = kernels.compile_kernels(architecture, (*options, "--ptxas-options=-v"))
+    assert image
+    assert "warning" not in log, log
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    assert len(spills) == 6, log
+    assert set(spills) == {("0", "0")}, log
+
+
+# Each combination for one architecture here, for all of them in the slow test.
+@pytest.mark.parametrize("number", range(0, len(COMBINATIONS), 4))
+def test_compiles_without_warnings_and_spills(number):
+    check(ARCHITECTURES[number // 4 % len(ARCHITECTURES)], COMBINATIONS[number])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda c: "-".join(map(str, c)))
+def test_compiles_for_every_architecture(combination, architecture):
+    check(architecture, combination)
+
+
+def test_ptx_for_a_card_newer_than_the_compiler():
+    newest = libraries.open_compiler()[1]
+    options = kernels.macros(
+        "float32", "relu", "standard", residual=False, guard=False, width=4, columns=False
+    )
+    image, _ = kernels.compile_kernels(f"compute_{newest}", options)
+    assert b".entry cuda_forward_sums" in image
+
+
+def test_an_error_of_the_compiler_is_shown():
+    with pytest.raises(RuntimeError, match="ABN_NO_SUCH"):
+        kernels.compile_kernels("sm_90", kernels.macros("float32", "no_such", "standard", residual=False,
+                                                        guard=False, width=4, columns=False))  # fmt: skip
+
+
+def test_source_has_every_file_once():
+    source = _core._cuda_source()
+    assert "#include" not in source
+    assert source.count("ABN_EACH_ACTIVATION(ROW)") == 1
