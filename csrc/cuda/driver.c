@@ -315,7 +315,7 @@ int abn_cuda_run(const abn_cuda_kernels *kernels, const abn_cuda_plan *plan, abn
     if (backward || pass->training)
         result = launch(functions[ABN_CUDA_SUMS], plan->sums_blocks, plan->threads, stream, pass, 0, error);
     else /* the sums would have done it */
-        result = check(driver.set_words((uintptr_t)pass->guarded, 0, 1, stream), "cuMemsetD32Async", error);
+        result = check(driver.set_words((uintptr_t)pass->guarded, 0, ABN_COUNTERS, stream), "cuMemsetD32Async", error);
     if (result == 0)
         result = launch(functions[ABN_CUDA_FINISH], plan->finish_blocks, plan->finish_threads, stream, pass,
                         kernels->overlaps && (backward || pass->training), error);

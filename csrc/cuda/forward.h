@@ -30,7 +30,7 @@ KERNEL(cuda_forward_sums) {
     const abn_place at = sums_place(p, BLOCK);
     abn_walk walk = walk_begin(p, at);
     moments m;
-    if (BLOCK == 0 && THREAD == 0 && p->guarded) *p->guarded = 0;
+    if (BLOCK == 0 && THREAD == 0 && p->guarded) p->guarded[ABN_WANTED] = p->guarded[ABN_LOSSES] = 0;
     UNROLLED for (int lane = 0; lane < LANES; lane++) {
         const int32_t channel = channel_of(p, at, lane);
         const int64_t first = first_offset(p, at, channel < p->channels ? channel : 0);
@@ -83,9 +83,11 @@ INLINE int needs_guard(real weight, real bias, real slope, real most_bias) {
 INLINE int32_t slot_of(const abn_cuda_pass *p, real weight, real bias, real slope, int residual_is_large) {
     const real most_bias = (real)p->most_bias;
     if (!residual_is_large && !needs_guard(weight, bias, slope, most_bias)) return ABN_UNGUARDED;
-    const int32_t slot = fetch_and_increment(p->guarded); /* results do not depend on which slot it is */
+    const int32_t slot = fetch_and_increment(p->guarded + ABN_WANTED); /* results do not depend on which slot it is */
     if (slot < p->capacity) return slot;
-    return needs_guard(weight, bias, slope, LESS_DIGITS * most_bias) ? ABN_LOST : ABN_UNGUARDED;
+    if (!needs_guard(weight, bias, slope, LESS_DIGITS * most_bias)) return ABN_UNGUARDED;
+    fetch_and_increment(p->guarded + ABN_LOSSES);
+    return ABN_LOST;
 }
 
 INLINE void save_number(const abn_cuda_pass *p, int which, int32_t channel, real number) {
@@ -123,10 +125,11 @@ INLINE void finish_forward(const abn_cuda_pass *p, int32_t channel, statistics s
     ((int32_t *)((real *)p->saved + ABN_SAVED * p->channels))[channel] = slot;
 }
 
-/* True if |residual| is above its limit in more than an eighth of some elements of the channel (guard.c). */
+/* How many of the lane's SAMPLES have a large |residual|. The rounding errors of single elements with a large residual
+ * average out in the sums, and hardly matter in dx: a channel is guarded if they are many and LESS_DIGITS larger. */
 INLINE int count_large(const abn_cuda_pass *p, int32_t channel, int lane, int lanes) {
-    const real limit =
-        (real)p->most_bias * v_abs(number_of(p->weight, channel, 1)) - v_abs(number_of(p->bias, channel, 0));
+    const real limit = LESS_DIGITS * (real)p->most_bias * v_abs(number_of(p->weight, channel, 1)) -
+                       v_abs(number_of(p->bias, channel, 0));
     const int64_t all = p->images * p->positions;
     int large = 0;
     for (int i = lane; i < SAMPLES; i += lanes) {
@@ -244,7 +247,8 @@ KERNEL(cuda_forward_apply) {
     abn_walk walk = walk_begin(p, at);
     forward_constants k[LANES];
     if (walk.count == 0) return;
-    if (p->report && BLOCK == 0 && THREAD == 0) *p->report = *p->guarded;
+    if (p->report && BLOCK == 0 && THREAD == 0)
+        for (int i = 0; i < ABN_COUNTERS; i++) p->report[i] = p->guarded[i];
     forward_constants_of(p, at, k);
     while (walk.count > 0) {
         vector x[AT_ONCE], residual[AT_ONCE];

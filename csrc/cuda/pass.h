@@ -31,6 +31,7 @@ enum {
     ABN_SAVED
 };
 enum { ABN_UNGUARDED = -1, ABN_LOST = -2 };
+enum { ABN_WANTED, ABN_LOSSES, ABN_COUNTERS }; /* channels that want a slot, channels with slot ABN_LOST */
 
 /* Constants of a pass over the batch, arrays of `channels` reals. Forward: y = (x - centre) * scale + shift + residual,
  * xhat = (x - centre) * xhat_scale + xhat_shift. Backward: dx = dy * of_dy + v * of_v + offset. */
@@ -76,8 +77,8 @@ typedef struct {
     void *constants;  /* ABN_APPLY arrays */
     void *partial;    /* ABN_PARTIALS x parts x channels reals */
     void *xhat;       /* the side buffer: `capacity` channels of images * positions elements */
-    int32_t *guarded; /* how many channels want a slot; 0 before the finish of a forward */
-    int32_t *report;  /* the same number after the forward, in memory that the host can read; may be NULL */
+    int32_t *guarded; /* ABN_COUNTERS; 0 before the finish of a forward */
+    int32_t *report;  /* the same after the forward, in memory that the host can read; may be NULL */
     int32_t capacity;
     /* ---- numbers */
     int32_t training; /* 0: statistics are given */

@@ -92,7 +92,7 @@ static void set_memory(abn_cuda_plan *plan, abn_dtype dtype) {
     const size_t real = abn_real_size(dtype), channels = (size_t)plan->geometry.channels;
     plan->saved_bytes = channels * (ABN_SAVED * real + sizeof(int32_t));
     plan->guarded_at = 0;
-    plan->constants_at = aligned(sizeof(int32_t));
+    plan->constants_at = aligned(ABN_COUNTERS * sizeof(int32_t));
     plan->partial_at = plan->constants_at + aligned(ABN_APPLY * channels * real);
     plan->scratch_bytes = plan->partial_at + ABN_PARTIALS * (size_t)plan->geometry.parts * channels * real;
 }

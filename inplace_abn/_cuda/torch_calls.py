@@ -55,22 +55,22 @@ class Guard:
                     "record; call the layer once before the capture"
                 )
             if self._report is None:
-                memory, self._address = _core._cuda_host_memory(device, 4)
+                memory, self._address = _core._cuda_host_memory(device, 8)
                 self._report = memory.cast("i")
             arrays = (None if t is None else t.detach().cpu().numpy() for t in (weight, bias, slope))
             self.known = self._report[0] = self.capacity = guarded_channels(*arrays, dtype, strategy)
-        wanted = self._report[0]
-        if wanted != self.capacity:
-            if wanted > self.capacity:
-                _warn(wanted, self.capacity)
-            self.capacity = wanted
+            self._report[1] = 0
+        self.capacity, losses = self._report
+        if losses:
+            _warn(losses)
+            self._report[1] = 0
         return self.capacity, self._address
 
 
-def _warn(wanted, capacity):
+def _warn(losses):
     warnings.warn(
-        f"{wanted} channels had a weight too small to recover xhat from the layer's output, {capacity} were "
-        "expected: the gradient of the weight of some may have been 0 in that step",
+        f"the weight of {losses} channels became zero or tiny at once: its gradient was 0 in an earlier "
+        "step; call Guard.forget() after changing weights by hand",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -122,7 +122,7 @@ void host_run(int backward, int dtype, const int64_t *shape, int channels_last, 
     pass.eps = numbers[1];
     pass.param = numbers[2];
     pass.most_bias = numbers[3];
-    if (!backward && !training) *pass.guarded = 0;
+    if (!backward && !training) memset(pass.guarded, 0, ABN_COUNTERS * sizeof *pass.guarded);
     if (backward || training)
         launch(backward ? cuda_backward_sums : cuda_forward_sums, &pass, plan.sums_blocks, plan.threads, reverse);
     launch(backward ? cuda_backward_finish : cuda_forward_finish, &pass, plan.finish_blocks, plan.finish_threads,

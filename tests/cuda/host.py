@@ -85,7 +85,7 @@ class Layer:
         self.saved = np.full(plan[0], 0xFF, np.uint8)
         self.layout = wanted
         self.xhat = np.full((guard, shape[0] * shape[2]), np.nan, dtype_of(dtype))
-        self.report = np.full(1, -1, np.int32)
+        self.report = np.full(2, -1, np.int32)  # channels that want a slot, channels without x̂
 
     def run(self, backward, **arrays):
         pointers = (ctypes.c_void_p * len(ARRAYS))()

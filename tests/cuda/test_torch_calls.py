@@ -197,7 +197,7 @@ def test_a_weight_that_becomes_zero_is_reported_and_exact_in_the_next_step():
     case.run()
     torch.cuda.synchronize()
     assert case.got[1][3] == 0
-    with pytest.warns(RuntimeWarning, match="1 channels had a weight too small"):
+    with pytest.warns(RuntimeWarning, match="weight of 1 channels became zero"):
         case.run()
     case.check()
 
