@@ -58,7 +58,7 @@ size_t abn_dtype_size(abn_dtype dtype);
 
 typedef struct {
     const char *name;
-    abn_inverse inverse; /* ABN_NO_INVERSE: only with ABN_KEEP_X and ABN_KEEP_XHAT */
+    abn_inverse inverse; /* ABN_NO_INVERSE: not with ABN_KEEP_Z */
     abn_param param;     /* slope of leaky_relu and prelu, alpha of elu and celu */
     unsigned traits;     /* ABN_CHEAP, ABN_KINKED */
 } abn_activation_info;
@@ -112,7 +112,7 @@ typedef struct {
     double *mean, *var, *inv_std; /* var is biased; inv_std = 1 / sqrt(var + eps) */
 } abn_norm;
 
-/* Guarded channels: their xhat cannot be recovered accurately from z and is saved. slot[c] is the channel's index in
+/* Guarded channels: their xhat cannot be recovered accurately from y or z and is saved. slot[c] is the channel's index in
  * xhat, or -1. xhat has `count` channels in the layout of the batch, contiguous, in its dtype: (count, N, S)
  * channels-first, (N, S, count) channels-last; with a mask N*S is mask.valid. count == 0: slot and xhat may be NULL. */
 typedef struct {
@@ -138,13 +138,13 @@ typedef struct {
 void abn_escapes_free(abn_escapes *escapes);
 
 /* What the kept buffer holds. */
-typedef enum { ABN_KEEP_Z, ABN_KEEP_X, ABN_KEEP_XHAT } abn_keep;
+typedef enum { ABN_KEEP_Z, ABN_KEEP_X, ABN_KEEP_XHAT, ABN_KEEP_Y } abn_keep;
 
-/* How backward recovers xhat from z (paper, section 3.2): ABN_SCHEME_I divides, w = (y - bias) / weight = xhat;
+/* How backward recovers xhat from y or z (paper, section 3.2): ABN_SCHEME_I divides, w = (y - bias) / weight = xhat;
  * ABN_SCHEME_II does not, w = y - bias = weight * xhat. Equal results up to rounding, different constants. */
 typedef enum { ABN_SCHEME_I, ABN_SCHEME_II } abn_scheme;
 
-/* Everything that backward needs. `kept` is the full-size buffer: x, z or xhat. */
+/* Everything that backward needs. `kept` is the full-size buffer: x, xhat, y or z. */
 typedef struct {
     abn_keep keep;
     abn_scheme scheme;
@@ -156,7 +156,7 @@ typedef struct {
     abn_batch residual;          /* y = weight * xhat + bias + residual; read only. data == NULL: none */
     abn_mask mask;
     abn_norm norm;
-    abn_guard guard;     /* ABN_KEEP_Z only */
+    abn_guard guard;     /* ABN_KEEP_Y and ABN_KEEP_Z only */
     abn_escapes escapes; /* none with ABN_KEEP_X */
     /* ABN_KEEP_Z with ABN_FROM_Z_AND_SIDE: bit index % 8 of byte index / 8 is set if y is left of the minimum.
      * abn_branch_mask_bytes(context) bytes, zeroed before the forward. */
@@ -180,6 +180,7 @@ abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, const 
  *   ABN_KEEP_Z     z is x itself (same data): x is overwritten with z
  *   ABN_KEEP_X     z is another buffer; x is unchanged
  *   ABN_KEEP_XHAT  z is another buffer; x is overwritten with xhat
+ *   ABN_KEEP_Y     z is another buffer; x is overwritten with y. z is computed from the stored, rounded y.
  * Inputs of context: keep, scheme, activation, its param, residual, mask, branch_mask, norm.{eps,weight,bias}, guard;
  * without `training` also norm.{mean,var}. Outputs: norm.inv_std, statistics_given, kept, escapes; with `training` also
  * norm.{mean,var}, of the batch itself.
@@ -187,7 +188,7 @@ abn_status abn_statistics(const abn_machine *machine, const abn_batch *x, const 
 abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn_batch *z, abn_context *context,
                        int training);
 
-/* Recomputes z, bit for bit, from a context that keeps x or xhat. */
+/* Recomputes z, bit for bit, from a context that keeps x, xhat or y. */
 abn_status abn_recompute(const abn_machine *machine, const abn_context *context, const abn_batch *z);
 
 /* Arrays of `channels` doubles. dy = dz*activation'(y). */

@@ -21,7 +21,7 @@
 /* True if w = weight * xhat, not xhat: with ABN_SCHEME_II, for weights that keep dy * w within the range of float. */
 static int is_scaled(const abn_backward_operation *b, ptrdiff_t channel) {
     const double size = fabs(b->context->norm.weight[channel]);
-    return b->context->keep == ABN_KEEP_Z && b->context->scheme == ABN_SCHEME_II && !abn_is_guarded(b, channel) &&
+    return abn_recovers_xhat(b->context) && b->context->scheme == ABN_SCHEME_II && !abn_is_guarded(b, channel) &&
            size >= 1 && size <= 0x1p20;
 }
 
@@ -33,7 +33,7 @@ static void set_source_constants(abn_backward_operation *b, ptrdiff_t c) {
         centre = abn_round_to_real(b->op.source.dtype, norm->mean[c]);
         scale = norm->inv_std[c];
         shift = isfinite(centre) ? (centre - norm->mean[c]) * scale : 0;
-    } else if (b->context->keep == ABN_KEEP_Z && !abn_is_guarded(b, c)) {
+    } else if (abn_recovers_xhat(b->context) && !abn_is_guarded(b, c)) {
         scale = is_scaled(b, c) ? 1 : 1 / weight;
         shift = is_scaled(b, c) ? -bias : -bias / weight;
     }
@@ -87,7 +87,7 @@ typedef struct {
 
 enum { SLOPE_BY_Y, SLOPE_BY_PARAM }; /* derivative with respect to y, or to the parameter */
 
-/* Recomputes w and slopes of escaped elements from their saved xhat. */
+/* Recomputes w and slopes of escaped elements from their saved xhat. A kept y has the slope of every element. */
 static void put_escapes(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment,
                         int slope, recovered to) {
     const abn_context *context = b->context;
@@ -99,6 +99,7 @@ static void put_escapes(const abn_backward_operation *b, const abn_channel_run *
         const double normal = context->norm.weight[c] * escapes->xhat[e];
         const double y = normal + context->norm.bias[c] + abn_element_from(&b->op, segment->tile.residual, i);
         abn_set_real(b->op.source.dtype, to.w, i, is_scaled(b, c) ? normal : escapes->xhat[e]);
+        if (context->keep == ABN_KEEP_Y) continue;
         abn_set_real(b->op.source.dtype, to.slopes, i,
                      slope == SLOPE_BY_PARAM
                          ? abn_below_zero(y)
@@ -140,6 +141,25 @@ static void from_x(const abn_backward_operation *b, const abn_channel_run *run, 
     if (b->context->escapes.count > 0) put_escapes(b, run, segment, slope, to);
 }
 
+/* w and slopes from y. `slopes` first holds y, then the slopes. */
+static void from_y(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment, int slope,
+                   abn_workspace *workspace, recovered to) {
+    const abn_context *context = b->context;
+    const abn_segment_kernels *kernels = &b->op.kernels->segment;
+    const abn_activation_kernels *activations = b->op.set->activations;
+    const void *y = segment->tile.source.data;
+    const ptrdiff_t n = segment->tile.length;
+    kernels->widen(run->flags & ABN_GUARDED ? segment->xhat.data : y, n, to.w);
+    if (!(run->flags & ABN_GUARDED)) kernels->recover(segment->tile.residual.data, n, &segment->constants, to.w);
+    kernels->widen(y, n, to.slopes);
+    if (slope == SLOPE_BY_PARAM)
+        activations->below_zero(to.slopes, to.slopes, n);
+    else
+        activations->of[context->activation].slope(to.slopes, to.slopes, n,
+                                                   abn_segment_param(&b->op, context, segment, workspace));
+    if (context->escapes.count > 0) put_escapes(b, run, segment, slope, to);
+}
+
 static recovered in_scratch(const abn_operation *op, abn_output scratch) {
     return (recovered){scratch.data,
                        (char *)scratch.data + op->scratch_offset * (ptrdiff_t)abn_real_size(op->source.dtype)};
@@ -156,6 +176,8 @@ static void for_each_segment(const abn_backward_operation *b, const abn_channel_
         const recovered at = has_scratch ? in_scratch(op, tile->scratch) : (recovered){workspace.y, workspace.slope};
         if (!partial && has_scratch)
             ; /* the step sums left w and slopes in scratch */
+        else if (b->context->keep == ABN_KEEP_Y)
+            from_y(b, run, &segment, slope, &workspace, at);
         else if (run->flags & ABN_GUARDED || b->from == ABN_FROM_X)
             from_x(b, run, &segment, slope, &workspace, at);
         else
@@ -258,12 +280,13 @@ static abn_status run(const abn_machine *machine, abn_backward_operation *b, con
     op->begin = begin;
     op->sums_constants = 1 << ABN_CENTRE | 1 << ABN_SCALE | 1 << ABN_SHIFT;
     if (context->channel_param) op->sums_constants |= 1 << ABN_PARAM;
-    if (context->keep != ABN_KEEP_Z || context->guard.count > 0) op->sums_constants |= 1 << ABN_WEIGHT | 1 << ABN_BIAS;
+    if (!abn_recovers_xhat(context) || context->guard.count > 0) op->sums_constants |= 1 << ABN_WEIGHT | 1 << ABN_BIAS;
     op->apply_constants = op->sums_constants | 1 << ABN_W_FACTOR | 1 << ABN_OFFSET | 1 << ABN_DX_FACTOR;
     b->from = context->keep == ABN_KEEP_Z ? ABN_FROM_Z : ABN_FROM_X;
     abn_status status = abn_walk_open(op, machine, &context->guard);
     if (status != ABN_OK) return status;
-    if (op->kernels->of[context->activation].apply && !context->residual.data && context->escapes.count == 0)
+    const int has_kernels = context->keep != ABN_KEEP_Y && op->kernels->of[context->activation].apply;
+    if (has_kernels && !context->residual.data && context->escapes.count == 0)
         b->kernels = &op->kernels->of[context->activation];
     status = abn_walk(op);
     abn_walk_close(op);

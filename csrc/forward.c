@@ -51,9 +51,10 @@ static void set_fixed_constants(abn_forward_operation *f) {
     if (context->residual.data) f->op.apply_constants |= 1 << ABN_RESIDUAL_LIMIT;
     if (context->channel_param) f->op.apply_constants |= 1 << ABN_PARAM;
     for (ptrdiff_t c = 0; c < f->op.source.channels; c++) {
-        const int from_z = context->keep == ABN_KEEP_Z && !(f->op.channel_flags[c] & ABN_GUARDED);
+        const int recovers = abn_recovers_xhat(context) && !(f->op.channel_flags[c] & ABN_GUARDED);
         const double limit =
-            from_z ? abn_residual_limit(f->op.source.dtype, context->norm.weight[c], context->norm.bias[c]) : INFINITY;
+            recovers ? abn_residual_limit(f->op.source.dtype, context->norm.weight[c], context->norm.bias[c])
+                     : INFINITY;
         if (context->residual.data) abn_set_constant(&f->op, ABN_RESIDUAL_LIMIT, c, limit);
         if (context->channel_param) abn_set_constant(&f->op, ABN_PARAM, c, context->channel_param[c]);
     }
@@ -107,9 +108,9 @@ static void push_escapes(const abn_forward_operation *f, const abn_channel_run *
     }
 }
 
-/* True if backward recovers xhat of this run from z, and some of its elements may have to be escaped. */
-static int is_recovered_from_z(const abn_forward_operation *f, const abn_channel_run *run) {
-    return f->escape_lists && f->context->keep == ABN_KEEP_Z && !(run->flags & ABN_GUARDED);
+/* True if backward recovers xhat of this run from y or z, and some of its elements may have to be escaped. */
+static int may_escape(const abn_forward_operation *f, const abn_channel_run *run) {
+    return f->escape_lists && abn_recovers_xhat(f->context) && !(run->flags & ABN_GUARDED);
 }
 
 static int settles_signs(const abn_forward_operation *f, const abn_channel_run *run) {
@@ -168,15 +169,23 @@ static void compute_y(const abn_forward_operation *f, const abn_channel_run *run
     const void *x = segment->tile.source.data, *residual = segment->tile.residual.data;
     const ptrdiff_t n = segment->tile.length;
     uint64_t *bits = workspace->branch_mask;
-    if (is_recovered_from_z(f, run)) {
+    if (may_escape(f, run)) {
         if (kernels->scan(x, residual, n, &constants, &f->rule, workspace->y, bits, workspace->escaped))
             push_escapes(f, run, segment, workspace->escaped, list);
         if (f->context->branch_mask) abn_branch_mask_put(f->context->branch_mask, segment->index, bits, n);
         return;
     }
     kernels->normalize(x, n, &constants, workspace->y);
-    if (f->context->keep != ABN_KEEP_Z) put_escapes(f, run, segment, list, first, workspace);
+    if (f->context->keep == ABN_KEEP_XHAT) put_escapes(f, run, segment, list, first, workspace);
     if (residual) kernels->add(residual, n, workspace->y);
+}
+
+/* Stores y over x, and replaces it by the stored, rounded y. */
+static void store_y(const abn_forward_operation *f, const abn_tile *tile, abn_workspace *workspace) {
+    const abn_segment_kernels *kernels = &f->op.kernels->segment;
+    kernels->narrow(workspace->y, tile->length, (void *)(uintptr_t)tile->source.data);
+    if (abn_dtype_size(f->op.source.dtype) != abn_real_size(f->op.source.dtype))
+        kernels->widen(tile->source.data, tile->length, workspace->y);
 }
 
 /* Computes z of a channel run, except for its first `done` elements. saves_xhat: stores xhat as well. */
@@ -192,6 +201,7 @@ static void apply_to_segments(const abn_forward_operation *f, const abn_channel_
         if (saves_xhat) save_xhat(f, run, &segment, list, &workspace);
         compute_y(f, run, &segment, list, first, &workspace);
         if (settles_signs(f, run)) settle_signs(f, run, &segment, &workspace);
+        if (f->context->keep == ABN_KEEP_Y && !f->recomputing) store_y(f, tile, &workspace);
         /* Without conversion or padding, z is written directly, else by way of the workspace. */
         void *z = is_real && n % ABN_PADDING == 0 ? tile->destination.data : workspace.y;
         op->set->activations->of[f->context->activation].value(workspace.y, z, n,
@@ -250,10 +260,11 @@ enum {
 static void choose_kernels(abn_forward_operation *f) {
     const abn_tile_kernels *of = f->op.kernels->of;
     const abn_tile_kernels *whole = &of[f->context->activation];
-    const int may_escape = f->context->keep == ABN_KEEP_Z && abn_can_escape(f->rule);
+    const int by_segment =
+        f->context->keep == ABN_KEEP_Y || (f->context->keep == ABN_KEEP_Z && abn_can_escape(f->rule));
     f->identity = &of[ABN_IDENTITY];
     /* Escaped elements of a recompute are replaced segment by segment. */
-    f->tile_kernels = may_escape || f->context->escapes.count > 0 || !whole->apply ? NULL : whole;
+    f->tile_kernels = by_segment || f->context->escapes.count > 0 || !whole->apply ? NULL : whole;
     set_fixed_constants(f);
 }
 
@@ -265,9 +276,10 @@ static double largest_xhat(const abn_context *context) {
 static abn_status walk_with_escapes(abn_forward_operation *f, int threads) {
     abn_context *context = f->context;
     const abn_batch *kept = &context->kept;
-    const int keeps_z = context->keep == ABN_KEEP_Z, has_xhat = context->keep == ABN_KEEP_XHAT || context->guard.count;
-    const int may_escape = keeps_z && (!f->tile_kernels || context->residual.data);
-    if (!may_escape && !(has_xhat && f->largest_xhat < INFINITY)) return abn_walk(&f->op);
+    const int has_xhat = context->keep == ABN_KEEP_XHAT || context->guard.count;
+    const int recovers = abn_recovers_xhat(context);
+    const int escapes = recovers && (context->residual.data || abn_can_escape(f->rule));
+    if (!escapes && !(has_xhat && f->largest_xhat < INFINITY)) return abn_walk(&f->op);
     f->escape_lists = calloc((size_t)threads, sizeof *f->escape_lists);
     if (f->escape_lists == NULL) return ABN_NO_MEMORY;
     const abn_status status = abn_walk(&f->op);
@@ -286,7 +298,7 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
         .op = {.source = *x,
                .destination = *z,
                .residual = context->residual,
-               .rewrites_source = context->keep == ABN_KEEP_XHAT,
+               .rewrites_source = context->keep == ABN_KEEP_XHAT || context->keep == ABN_KEEP_Y,
                .mask = context->mask,
                .arrays = (context->keep == ABN_KEEP_Z ? 1 : 2) + (context->residual.data != NULL),
                .apply = apply,
@@ -311,20 +323,32 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
     return status;
 }
 
+/* y = (x - 0) * 1 + shift with the kept y as x; a shift of -0.0 keeps a y of -0.0. */
+static void set_constants_of_y(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
+    for (ptrdiff_t c = channel; c < channel + channels; c++) {
+        abn_set_constant(op, ABN_CENTRE, c, 0);
+        abn_set_constant(op, ABN_SCALE, c, 1);
+        abn_set_constant(op, ABN_SHIFT, c, -0.0);
+    }
+}
+
 static void begin_recompute(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
-    set_constants((abn_forward_operation *)op, channel, channels);
+    abn_forward_operation *f = (abn_forward_operation *)op;
+    set_constants(f, channel, channels);
+    if (f->context->keep == ABN_KEEP_Y) set_constants_of_y(op, channel, channels);
 }
 
 /* Uses the same kernels for every element as abn_forward: if two NaN are added, the compiler chooses per kernel which
  * of them is the result. Several threads may recompute from one context: it is read only. */
 abn_status abn_recompute(const abn_machine *machine, const abn_context *context, const abn_batch *z) {
     abn_context same = *context;
+    if (context->keep == ABN_KEEP_Y) same.residual.data = NULL; /* y includes it */
     abn_forward_operation f = {
         .op = {.source = context->kept,
                .destination = *z,
-               .residual = context->residual,
+               .residual = same.residual,
                .mask = context->mask,
-               .arrays = 2 + (context->residual.data != NULL),
+               .arrays = 2 + (same.residual.data != NULL),
                .apply = apply,
                .begin = begin_recompute,
                .apply_constants = AFFINE | OF_XHAT},

@@ -23,9 +23,9 @@ static inline double abn_xhat_of(const abn_forward_operation *f, ptrdiff_t chann
     return (x - f->context->norm.mean[channel]) * f->context->norm.inv_std[channel];
 }
 
-/* True if rounding xhat to the storage type may move y to the other side of a kink at zero. */
+/* True if rounding xhat to the storage type may move y, computed from it, to the other side of a kink at zero. */
 static inline int abn_needs_settled_sign(const abn_forward_operation *f) {
-    return abn_activation_table[f->context->activation].traits & ABN_KINKED &&
+    return f->context->keep == ABN_KEEP_Z && abn_activation_table[f->context->activation].traits & ABN_KINKED &&
            abn_dtype_size(f->op.source.dtype) == sizeof(uint16_t);
 }
 

@@ -1,4 +1,4 @@
-/* z stores y = weight * xhat + bias + residual with the rounding error u of the storage type. Recovering
+/* The kept y, or z, stores y = weight * xhat + bias + residual with the rounding error u of the storage type. Recovering
  *
  *     xhat = (y - bias - residual) / weight
  *
@@ -36,16 +36,20 @@ double abn_param_at(const abn_context *context, ptrdiff_t channel) {
     return context->channel_param ? context->channel_param[channel] : context->activation_param;
 }
 
-abn_slopes abn_slopes_left_of_zero(const abn_context *context) {
+static abn_slopes slopes_left_of_zero(const abn_context *context, abn_activation activation) {
     abn_slopes slopes = {INFINITY, -INFINITY};
     for (ptrdiff_t c = 0; c < (context->channel_param ? context->kept.channels : 1); c++) {
         const double param = abn_param_at(context, c);
-        const double near_zero = abn_activation_derivative(context->activation, param, -DBL_MIN);
-        const double far_left = abn_activation_derivative(context->activation, param, -INFINITY);
+        const double near_zero = abn_activation_derivative(activation, param, -DBL_MIN);
+        const double far_left = abn_activation_derivative(activation, param, -INFINITY);
         slopes.lowest = fmin(slopes.lowest, fmin(near_zero, far_left));
         slopes.highest = fmax(slopes.highest, fmax(near_zero, far_left));
     }
     return slopes;
+}
+
+abn_slopes abn_slopes_left_of_zero(const abn_context *context) {
+    return slopes_left_of_zero(context, context->activation);
 }
 
 double abn_residual_limit(abn_dtype dtype, double weight, double bias) {
@@ -53,11 +57,12 @@ double abn_residual_limit(abn_dtype dtype, double weight, double bias) {
 }
 
 abn_escape_rule abn_escape_rule_for(const abn_context *context, int training) {
+    const abn_activation activation = abn_inverted_activation(context);
     const abn_dtype dtype = context->kept.dtype;
     const double most_y = 0.9 * abn_largest_of(dtype); /* selu: z = 1.05 * y for y > 0 */
-    abn_escape_rule rule = abn_escape_rule_of(context->activation, context->activation_param, dtype);
+    abn_escape_rule rule = abn_escape_rule_of(activation, context->activation_param, dtype);
     if (training && !context->residual.data) return rule;
-    const double steepest = fmax(1, abn_slopes_left_of_zero(context).highest);
+    const double steepest = fmax(1, slopes_left_of_zero(context, activation).highest);
     if (dtype != ABN_FLOAT16 && steepest <= 1) return rule; /* y overflows before z does */
     rule.above = fmin(rule.above, most_y);
     rule.below = fmax(rule.below, -most_y / steepest);
@@ -66,7 +71,7 @@ abn_escape_rule abn_escape_rule_for(const abn_context *context, int training) {
 
 static int is_recoverable(const abn_context *context, ptrdiff_t channel, abn_escape_rule rule, double largest_xhat) {
     const abn_dtype dtype = context->kept.dtype;
-    const abn_activation activation = context->activation;
+    const abn_activation activation = abn_inverted_activation(context);
     const limits limit = limits_of[dtype];
     const double weight = context->norm.weight[channel], bias = context->norm.bias[channel];
     const double param = abn_param_at(context, channel), largest_real = dtype == ABN_FLOAT64 ? DBL_MAX : FLT_MAX;
@@ -105,7 +110,8 @@ static int residual_dominates(const abn_context *context, ptrdiff_t channel) {
 ptrdiff_t abn_guard_channels(const abn_context *context, ptrdiff_t *slot) {
     const abn_batch *kept = &context->kept;
     const double largest_xhat = sqrt((double)abn_valid_positions(kept, &context->mask));
-    const abn_escape_rule rule = abn_escape_rule_of(context->activation, context->activation_param, kept->dtype);
+    const abn_escape_rule rule =
+        abn_escape_rule_of(abn_inverted_activation(context), context->activation_param, kept->dtype);
     ptrdiff_t count = 0;
     for (ptrdiff_t c = 0; c < kept->channels; c++) {
         const int recoverable = is_recoverable(context, c, rule, largest_xhat) &&

@@ -1,10 +1,20 @@
-/* Which channels must be guarded and which elements escaped, because z does not determine xhat accurately (abn.h). */
+/* Which channels must be guarded and which elements escaped, because y or z does not determine xhat accurately (abn.h). */
 #ifndef ABN_GUARD_H
 #define ABN_GUARD_H
 
 #include <math.h>
 
 #include "activations.h"
+
+/* True if backward recovers xhat from the kept y or z. */
+static inline int abn_recovers_xhat(const abn_context *context) {
+    return context->keep == ABN_KEEP_Z || context->keep == ABN_KEEP_Y;
+}
+
+/* The activation that backward inverts: the kept y is its own inverse. */
+static inline abn_activation abn_inverted_activation(const abn_context *context) {
+    return context->keep == ABN_KEEP_Y ? ABN_IDENTITY : context->activation;
+}
 
 /* Elements with a greater |residual| are escaped. */
 double abn_residual_limit(abn_dtype dtype, double weight, double bias);

@@ -70,11 +70,12 @@ ACTIVATIONS = {
     "hardswish": Activation(invertible=False, slope_from_z=False),
 }
 
-#: strategy -> the array that it keeps for the backward (Fig. 2 of the paper)
+#: strategy -> the array that it keeps for the backward (Fig. 2 of the paper; `pre_activation` is not in it)
 KEEPS = {
     "standard": "x",
     "checkpoint": "x",
     "checkpoint_xhat": "xhat",
+    "pre_activation": "y",
     "inplace_1": "z",
     "inplace_2": "z",
     "inplace": "z",  # another name of inplace_2

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ._types import Activation, Batch, ChannelAxis, Mask, Number, Strategy, Sums, Threads, Vector
 
 _Saved: TypeAlias = Literal[
-    "x", "xhat", "z", "residual", "mask", "branch_mask", "guarded_xhat", "escape_index", "escape_xhat"
+    "x", "xhat", "y", "z", "residual", "mask", "branch_mask", "guarded_xhat", "escape_index", "escape_xhat"
 ]
 
 _Owner: TypeAlias = str | Callable[[], str]

@@ -23,7 +23,7 @@ Activation: TypeAlias = Literal[
     "gelu_tanh", "mish", "relu", "relu6", "hardsigmoid", "hardswish",
 ]  # fmt: skip
 Strategy: TypeAlias = Literal[
-    "standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2", "inplace"
+    "standard", "checkpoint", "checkpoint_xhat", "pre_activation", "inplace_1", "inplace_2", "inplace"
 ]
 ChannelAxis: TypeAlias = Literal[1, -1]
 Number: TypeAlias = SupportsFloat

@@ -138,9 +138,11 @@ def forward(
     activation_param : float
         Slope of leaky_relu below zero, alpha of elu and celu (not 0). Any finite number; positive with the
         in-place strategies, which invert the activation.
-    strategy : {"inplace", "inplace_1", "inplace_2", "checkpoint_xhat", "checkpoint", "standard"}
+    strategy : str
         Which array is kept for the backward (Fig. 2 of the paper), in addition to what the consumer of z
-        keeps. "inplace" is another name of "inplace_2".
+        keeps. "inplace" is another name of "inplace_2". "pre_activation" is not in the paper: it keeps the
+        input of the activation, y = weight * xhat + bias + residual. z is computed
+        from the stored, rounded y.
 
         =================  ===================  =================================  ======
         strategy           x                    kept                               Fig. 2
@@ -148,6 +150,7 @@ def forward(
         "standard"         unchanged            x                                  (a)
         "checkpoint"       unchanged            x; `ctx.recompute` returns z       (b)
         "checkpoint_xhat"  overwritten by xhat  xhat; `ctx.recompute` returns z    (c)
+        "pre_activation"   overwritten by y     y; `ctx.recompute` returns z       --
         "inplace_1"        overwritten by z     z; xhat = (y - bias) / weight      (d)
         "inplace_2"        overwritten by z     z; formulas in y, no division      (e)
         =================  ===================  =================================  ======
@@ -172,9 +175,9 @@ def forward(
     ctx : Context
         For `backward`. The arrays that it keeps are read-only (``flags.writeable`` is False) until the
         backward has run, the context is deleted or ``ctx.release()`` is called. ``ctx.saved`` lists the kept
-        arrays by role: x, xhat or z, the residual and, with the in-place strategies,
+        arrays by role: x, xhat, y or z, the residual and, with the in-place strategies,
 
-        - xhat of the channels whose weight is zero or tiny compared to the bias,
+        - xhat of the channels whose weight is zero or tiny compared to the bias, also with "pre_activation",
         - xhat of single elements that cannot be recovered from z because the activation is too flat,
         - for silu, gelu, gelu_tanh and mish a branch mask, one bit per element: True if y is left of the
           activation's minimum.

@@ -22,7 +22,8 @@ except ImportError:
 ISAS = list(functional.info()["isa_usable"])
 without_ml_dtypes = pytest.mark.skipif(ml_dtypes is None, reason="ml_dtypes is not installed")
 DTYPES = ["float32", "float64", "float16", pytest.param("bfloat16", marks=without_ml_dtypes)]
-STRATEGIES = ["standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"]
+STRATEGIES = ["standard", "checkpoint", "checkpoint_xhat", "pre_activation", "inplace_1", "inplace_2"]
+CHECKPOINTS = ["checkpoint", "checkpoint_xhat", "pre_activation"]  # with ctx.recompute
 ACTIVATIONS = list(reference.ACTIVATIONS)
 INVERTIBLE = [name for name, activation in reference.ACTIVATIONS.items() if activation.inverse]
 # Parameter of each activation in the tests.

@@ -111,7 +111,7 @@ class Terms:
         self.xhat_error = np.abs(self.xhat) * (4 * self.u + self.summing) + self.summing + self.tiny
         # mean and centre are rounded to double: an error relative to |mean|.
         self.xhat_error = self.xhat_error + 2 * EPS["float64"] * np.abs(mean) * self.inv_std
-        # Rounding of a stored xhat; with keeps == "z" that is in guarded channels and escaped elements.
+        # Rounding of a stored xhat; with keeps == "y" or "z" in guarded channels and escaped elements.
         self.storing_xhat = (self.stored * np.abs(self.xhat) + self.smallest) * (keeps != "x")
         if keeps == "xhat":  # forward and recompute may compute z from the stored xhat
             self.xhat_error = self.xhat_error + self.storing_xhat
@@ -121,6 +121,9 @@ class Terms:
         self.y_error = self.y_error + self.tiny * (1 + np.abs(x - mean))
         if batch.residual is not None:
             self.y_error = np.where(np.isinf(self.y), 0, self.y_error + self.u * np.abs(self.y))
+        if keeps == "y":  # z is computed from the stored y
+            self.y_error = self.y_error + np.where(np.isinf(self.y), 0, self.stored * np.abs(self.y))
+            self.y_error = self.y_error + self.smallest
         # The argument of a curved activation is the rounded y: 2 u.
         curved = 0 if self.linear else 1
         by_y = self.moved(self.phi, self.y_error + curved * 2 * self.u * np.abs(self.y))
@@ -206,8 +209,10 @@ class Terms:
         """Return the errors of xhat, y and activation'(y) in the backward, recovered from kept arrays."""
         gamma = np.abs(self.gamma)
         direct = self.xhat_error, self.y_error, self.slope_error(self.y_error)
-        if self.keeps != "z":
+        if self.keeps in ("x", "xhat"):
             return direct
+        if self.keeps == "y":
+            return self.of_kept_y()
         y_stored = self.y_error + gamma * self.storing_xhat
         from_xhat = self.xhat_error + self.storing_xhat, y_stored, self.slope_error(y_stored)
         z_error = self.z_error + (2 if self.linear else 8) * self.u * np.abs(self.z)
@@ -232,12 +237,25 @@ class Terms:
             np.maximum(one, np.where(lost, 0, other)) for one, other in zip(from_xhat, from_z, strict=True)
         ]
 
+    def of_kept_y(self):
+        """Return the errors of xhat, y and activation'(y): xhat is recovered from y, and kept where lost."""
+        kept, y = self.xhat_error + self.storing_xhat, np.abs(self.y)
+        error = self.y_error + 4 * self.u * (np.abs(self.residual) + np.abs(self.beta) + y)
+        lost = self.lost_from_y() | (np.abs(self.beta) > 1.01 * MOST_BESIDE[self.dtype] * np.abs(self.gamma))
+        recovered = np.where(lost, 0, error / np.abs(self.gamma))
+        return np.maximum(kept, recovered), self.y_error, self.slope_error(self.y_error)
+
+    def lost_from_y(self):
+        """Return True where the residual is too large to recover xhat from y, or the weight is 0."""
+        most = MOST_BESIDE[self.dtype] * np.abs(self.gamma)
+        beside = np.abs(self.beta) + np.abs(self.residual)
+        return (self.gamma == 0) | ((self.residual != 0) & (beside > 1.01 * most))
+
     def lost(self, y_error):
         """Return True where y cannot be recovered from z, or xhat from y, so that xhat is kept."""
         most = LOST[self.dtype] * np.maximum(1, np.abs(self.y))  # absolute for |y| < 1, else relative
-        gone = (self.gamma == 0) | (np.asarray(self.param) <= 0) | ~(y_error <= most)
+        gone = self.lost_from_y() | (np.asarray(self.param) <= 0) | ~(y_error <= most)
         most = MOST_BESIDE[self.dtype] * np.abs(self.gamma)
-        gone = gone | ((self.residual != 0) & (np.abs(self.beta) + np.abs(self.residual) > 1.01 * most))
         # Without a residual the criterion is |z / slope|, which for curves may be far less than |bias|.
         by_bias = np.abs(self.beta)
         if not self.linear:

@@ -5,8 +5,8 @@ import numpy as np
 from inplace_abn import reference
 from inplace_abn.layers import ABN, Activation, Conv2d, Layer, Parameter, Residual, Sequential
 
-STRATEGIES = ["standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"]
-CHECKPOINTS = ["checkpoint", "checkpoint_xhat"]
+STRATEGIES = ["standard", "checkpoint", "checkpoint_xhat", "pre_activation", "inplace_1", "inplace_2"]
+CHECKPOINTS = ["checkpoint", "checkpoint_xhat", "pre_activation"]
 #: Those that overwrite their input.
 OVERWRITING = [name for name in STRATEGIES if reference.KEEPS[name] != "x"]
 

@@ -38,7 +38,7 @@ typedef struct {
     abn_scheme scheme;
 } strategy_info;
 
-enum { STRATEGIES = 6 };
+enum { STRATEGIES = 7 };
 extern const strategy_info strategy_table[STRATEGIES];
 
 struct binding_state;

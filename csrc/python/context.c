@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "../guard.h"
+
 /* ---- making ------------------------------------------------------------------------------------------- */
 
 context *context_new(PyObject *module, const char *function, PyObject *owner) {
@@ -121,7 +123,7 @@ static int guard_open(context *ctx) {
 }
 
 int context_open_sides(context *ctx) {
-    if (ctx->core.keep != ABN_KEEP_Z || batch_elements(&ctx->kept[KEPT_MAIN].batch) == 0) return 0;
+    if (!abn_recovers_xhat(&ctx->core) || batch_elements(&ctx->kept[KEPT_MAIN].batch) == 0) return 0;
     if (context_per_channel(ctx) == 0) return 0;
     return branch_mask_open(ctx) < 0 || guard_open(ctx) < 0 ? -1 : 0;
 }

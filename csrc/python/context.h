@@ -89,7 +89,7 @@ void context_parts(const context *ctx, kept_part *parts);
 /* "float32 (2, 3), strategy='inplace', activation='elu', keeps z and residual": a new string. */
 PyObject *context_text(const context *ctx);
 
-/* The role of one of KEPT_ARRAYS: "x", "xhat", "z" or "residual". */
+/* The role of one of KEPT_ARRAYS: "x", "xhat", "y", "z" or "residual". */
 const char *context_role(const context *ctx, int which);
 
 /* The name of the context's owner: a new string. */

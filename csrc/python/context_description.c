@@ -1,8 +1,11 @@
 /* Describes a context: roles of its arrays, owner, text for messages, and reports to the ledger. */
 #include "context.h"
+
+#include "../guard.h"
 #include "saved_array.h"
 
-static const char *const kept_names[] = {[ABN_KEEP_Z] = "z", [ABN_KEEP_X] = "x", [ABN_KEEP_XHAT] = "xhat"};
+static const char *const kept_names[] = {
+    [ABN_KEEP_Z] = "z", [ABN_KEEP_X] = "x", [ABN_KEEP_XHAT] = "xhat", [ABN_KEEP_Y] = "y"};
 static const char *const side_names[SIDE_ARRAYS] = {[SIDE_MASK] = "mask",
                                                     [SIDE_BRANCH_MASK] = "branch_mask",
                                                     [SIDE_GUARDED] = "guarded_xhat",
@@ -61,7 +64,8 @@ void context_record(context *ctx) {
     for (int i = 0; owner && i < KEPT_PARTS; i++)
         if (parts[i].array)
             report(PyObject_CallMethod(recorder, "saved", "nOsOO", (Py_ssize_t)ctx, owner, parts[i].name,
-                                       (PyObject *)parts[i].array, ctx->state->activations[ctx->core.activation]));
+                                       (PyObject *)parts[i].array,
+                                       ctx->state->activations[abn_inverted_activation(&ctx->core)]));
     Py_XDECREF(owner);
 }
 

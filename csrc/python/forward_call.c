@@ -8,11 +8,15 @@
 #include <math.h>
 
 const strategy_info strategy_table[STRATEGIES] = {
-    {"standard", ABN_KEEP_X, ABN_SCHEME_II},           {"checkpoint", ABN_KEEP_X, ABN_SCHEME_II},
-    {"checkpoint_xhat", ABN_KEEP_XHAT, ABN_SCHEME_II}, {"inplace_1", ABN_KEEP_Z, ABN_SCHEME_I},
-    {"inplace_2", ABN_KEEP_Z, ABN_SCHEME_II},          {"inplace", ABN_KEEP_Z, ABN_SCHEME_II},
+    {"standard", ABN_KEEP_X, ABN_SCHEME_II},
+    {"checkpoint", ABN_KEEP_X, ABN_SCHEME_II},
+    {"checkpoint_xhat", ABN_KEEP_XHAT, ABN_SCHEME_II},
+    {"pre_activation", ABN_KEEP_Y, ABN_SCHEME_II},
+    {"inplace_1", ABN_KEEP_Z, ABN_SCHEME_I},
+    {"inplace_2", ABN_KEEP_Z, ABN_SCHEME_II},
+    {"inplace", ABN_KEEP_Z, ABN_SCHEME_II},
 };
-enum { STRATEGY_INPLACE = 5 };
+enum { STRATEGY_INPLACE = 6 };
 
 /* Indices in forward_call.vectors. */
 enum { WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, SLOPE, MEAN, VAR, VECTORS };
@@ -65,7 +69,7 @@ static int refuse_param_in_place(const forward_call *call) {
     if (number)
         PyErr_Format(PyExc_ValueError,
                      "activation_param must be positive and finite with strategy '%s', got %R; strategies 'standard', "
-                     "'checkpoint' and 'checkpoint_xhat' take any finite number",
+                     "'checkpoint', 'checkpoint_xhat' and 'pre_activation' take any finite number",
                      strategy_table[call->strategy].name, number);
     Py_XDECREF(number);
     return -1;
@@ -89,7 +93,7 @@ static int activation_check(const forward_call *call, abn_dtype dtype) {
     if (info->inverse == ABN_NO_INVERSE && strategy_table[call->strategy].keep == ABN_KEEP_Z) {
         PyErr_Format(PyExc_ValueError,
                      "activation '%s' has no inverse, which strategy '%s' needs; use leaky_relu, silu or another one "
-                     "that has an inverse, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'",
+                     "that has an inverse, or strategy 'standard', 'checkpoint', 'checkpoint_xhat' or 'pre_activation'",
                      info->name, strategy_table[call->strategy].name);
         return -1;
     }

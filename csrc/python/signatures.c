@@ -69,7 +69,7 @@ const char info_doc[] = "info($module, /)\n--\n\n"
 
 SIGNATURE(recompute, 0, 0, NAME_OUT, MACHINE_NAMES);
 const char recompute_doc[] = "recompute($self, /, *, out=None, " MACHINE_TEXT ")\n--\n\n"
-                             "Recomputes z into out or a new array; for strategies that keep x or xhat.";
+                             "Recomputes z into out or a new array; for strategies that keep x, xhat or y.";
 
 const char release_doc[] =
     "release($self, /)\n--\n\n"

@@ -56,7 +56,8 @@ class ABN(Layer):
     activation_param : float
         Slope of leaky_relu below zero, alpha of elu and celu (not 0), initial slope of prelu. Any finite
         number; above 0 for leaky_relu, elu and celu with an in-place strategy.
-    strategy : {"standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2", "inplace"}
+    strategy : str
+        "standard", "checkpoint", "checkpoint_xhat", "pre_activation", "inplace_1", "inplace_2" or "inplace".
         "standard" and "checkpoint" do not change the input, the others overwrite it.
     num_slopes : int
         For prelu: 1, or num_features for one slope per channel.
@@ -154,7 +155,7 @@ class ABN(Layer):
 
     @property
     def overwrites_input(self):
-        """True for the strategies that keep z or xhat, written over x."""
+        """True for the strategies that keep z, y or xhat, written over x."""
         return KEEPS[self.strategy] != "x"
 
     @property
@@ -214,7 +215,7 @@ class ABN(Layer):
             self.num_batches_tracked[...] += 1
         if ctx.recording:
             ctx.slope = chosen.slope
-            if self.strategy in ("checkpoint", "checkpoint_xhat"):
+            if self.strategy in ("checkpoint", "checkpoint_xhat", "pre_activation"):
                 ctx.offer(z, ctx.normalization.recompute)
         return z
 

@@ -51,12 +51,14 @@ def refuse_in_place(name, param, strategy):
     if not ACTIVATIONS[name].invertible:
         raise ValueError(
             f"activation {name!r} has no inverse, which strategy {strategy!r} needs; use leaky_relu, silu or "
-            "another one that has an inverse, or strategy 'standard', 'checkpoint' or 'checkpoint_xhat'"
+            "another one that has an inverse, or strategy 'standard', 'checkpoint', "
+            "'checkpoint_xhat' or 'pre_activation'"
         )
     if not ACTIVATIONS[name].is_invertible(param):
         raise ValueError(
             f"activation_param must be positive and finite with strategy {strategy!r}, got {param!r}; "
-            "strategies 'standard', 'checkpoint' and 'checkpoint_xhat' take any finite number"
+            "strategies 'standard', 'checkpoint', 'checkpoint_xhat' and 'pre_activation' take any finite "
+            "number"
         )
 
 

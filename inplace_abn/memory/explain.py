@@ -8,10 +8,11 @@ from .tables import escape, human, plural
 _ROLES = {
     "x": ("the input of a normalization", None),
     "xhat": ("the normalized input, written over it", None),
+    "y": ("the sum before the activation of a normalization, written over its input", None),
     "z": ("the result of a normalization, written over its input", None),
     "input": ("the input, needed for the gradients", None),
     "residual": (
-        "the residual that a normalization adds before the activation, needed to recover x-hat from z",
+        "the residual that a normalization adds before the activation, needed to recover x-hat from y or z",
         "a shortcut that is kept anyway: the input of a convolution, or z of an in-place normalization",
     ),
     "branch_mask": (
@@ -19,13 +20,13 @@ _ROLES = {
         "an activation without a minimum, such as leaky_relu, elu or softplus",
     ),
     "guarded_xhat": (
-        "channels whose x-hat cannot be recovered from z, because the weight is small compared to bias or "
-        "residual, or the activation is flat",
+        "channels whose x-hat cannot be recovered from y or z, because the weight is small compared to bias "
+        "or residual, or the activation is flat",
         "another weight or strategy 'checkpoint_xhat'",
     ),
     "escape_index": ("the positions of the elements in escape_xhat", "a smaller weight or bias"),
     "escape_xhat": (
-        "elements that cannot be recovered from z: in a flat tail, or at the minimum, of the activation",
+        "elements that cannot be recovered from y or z: in a flat tail, or at the minimum, of the activation",
         "a smaller weight or bias",
     ),
     "mask": ("the valid positions, or the elements that dropout kept", None),
@@ -35,7 +36,8 @@ _ROLES = {
     "inv_std": ("1 / standard deviation of each group of channels", None),
     "indices": ("the position of the largest element of each window", None),
 }
-#: Roles of data that cannot be recovered from z. With a piecewise linear activation the cause is the weight.
+#: Roles of data that cannot be recovered from y or z. With a piecewise linear activation the cause is
+#: the weight.
 _UNRECOVERABLE, _PIECEWISE_LINEAR = (
     ("guarded_xhat", "escape_index", "escape_xhat"),
     ("identity", "leaky_relu"),

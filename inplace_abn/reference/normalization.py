@@ -25,6 +25,7 @@ KEEPS = {
     "standard": "x",  # Fig. 2(a): x here and z in the consumer, two buffers
     "checkpoint": "x",  # (b): x alone; z is recomputed from x
     "checkpoint_xhat": "xhat",  # (c): xhat, in the memory of x; z is recomputed from xhat
+    "pre_activation": "y",  # not in the paper: y, in the memory of x; xhat = (y - residual - bias) / weight
     "inplace_1": "z",  # (d): z, in the memory of x; xhat = (phi^-1(z) - bias) / weight
     "inplace_2": "z",  # (e): z, in the memory of x; gradients in terms of y = phi^-1(z)
     "inplace": "z",  # another name of inplace_2, the default
@@ -37,8 +38,8 @@ class Context:
 
     Attributes
     ----------
-    x, xhat, z : ndarray of the shape of x, or None
-        The one that the strategy keeps; the other two are None. 0 where the mask is False.
+    x, xhat, y, z : ndarray of the shape of x, or None
+        The one that the strategy keeps; the other three are None. 0 where the mask is False.
     residual : ndarray of the shape of x, or None
         Kept by every strategy.
     mask : ndarray of bool and shape (N, *spatial), or None
@@ -46,7 +47,7 @@ class Context:
     branch_mask : ndarray of bool and the shape of x, or None
         True if y is left of the activation's minimum. None if z is not kept or there is no minimum.
     unrecoverable : ndarray of bool, with the channels last, or None
-        True if xhat cannot be recovered from z: see `_unrecoverable`. None if z is not kept.
+        True if xhat cannot be recovered from y or z: see `_unrecoverable`. None if neither is kept.
     kept_xhat : ndarray or None
         xhat of the elements where `unrecoverable` is True.
     weight, bias : ndarray of shape (C,) or None
@@ -70,6 +71,7 @@ class Context:
     mask: np.ndarray | None = None
     x: np.ndarray | None = None
     xhat: np.ndarray | None = None
+    y: np.ndarray | None = None
     z: np.ndarray | None = None
     branch_mask: np.ndarray | None = None
     unrecoverable: np.ndarray | None = None
@@ -199,12 +201,13 @@ def _normalize(
     z = ACTIVATIONS[activation].phi(y, param)
 
     keeps = KEEPS[strategy]
-    ctx = replace(ctx, **{keeps: ctx.restore_axes({"x": x, "xhat": xhat, "z": z}[keeps]).copy()})
+    ctx = replace(ctx, **{keeps: ctx.restore_axes({"x": x, "xhat": xhat, "y": y, "z": z}[keeps]).copy()})
     if keeps == "z":
         minimum = ACTIVATIONS[activation].minimum
         branch_mask = None if minimum is None else ctx.restore_axes(y < minimum)
         ctx = replace(ctx, branch_mask=branch_mask)
-        unrecoverable = _unrecoverable(xhat, _xhat_from_z(ctx))
+    if keeps in ("y", "z"):
+        unrecoverable = _unrecoverable(xhat, _recovered_xhat(ctx))
         ctx = replace(ctx, unrecoverable=unrecoverable, kept_xhat=xhat[unrecoverable])
     return ctx.restore_axes(z), ctx
 
@@ -228,13 +231,13 @@ def _parameter(activation, activation_param, slope, strategy, dtype):
 
 
 def _unrecoverable(xhat, recovered):
-    """Return an array of bool: True if xhat cannot be recovered from z to working precision.
+    """Return an array of bool: True if xhat cannot be recovered from y or z to working precision.
 
     This happens where the weight of a channel is 0 or much smaller than bias and residual, where an
     activation such as elu is flat, close to the minimum of silu, and where a slope of prelu of 0 or below
-    makes two y have the same z. The paper does not treat these cases. Here xhat is kept for them, so that
-    every strategy has the gradients of the standard one. The C core decides from weight, bias, residual and
-    z, without the recovered xhat.
+    makes two y have the same z; if y is kept, only in the first case. The paper does not treat these cases.
+    Here xhat is kept for them, so that every strategy has the gradients of the standard one. The C core
+    decides from weight, bias, residual and z, without the recovered xhat.
     """
     tolerance = 1024 * np.finfo(xhat.dtype).eps
     return np.isfinite(xhat) & ~(np.abs(recovered - xhat) <= tolerance * np.maximum(1, np.abs(xhat)))
@@ -242,7 +245,7 @@ def _unrecoverable(xhat, recovered):
 
 @quiet
 def recompute(ctx):
-    """Recompute z from x or xhat, for the checkpointing strategies: Fig. 2(b), and (c), which the paper adds.
+    """Recompute z from x, xhat or y, for Fig. 2(b), for (c), which the paper adds, and for "pre_activation".
 
     >>> z, ctx = forward([[1.0], [3.0]], strategy="checkpoint_xhat")
     >>> bool((recompute(ctx) == z).all())
@@ -261,14 +264,16 @@ def _from_z(ctx, function):
     return function(z, ctx.param, *left)
 
 
-def _y_from_z(ctx):
-    """Return weight * xhat + bias = phi^-1(z) - residual."""
+def _normal(ctx):
+    """Return weight * xhat + bias = y - residual, with the kept y, or y = phi^-1(z)."""
+    if ctx.y is not None:
+        return ctx.channels_last(ctx.y) - ctx.added
     return _from_z(ctx, ACTIVATIONS[ctx.activation].inverse) - ctx.added
 
 
-def _xhat_from_z(ctx):
-    """Return (phi^-1(z) - residual - bias) / weight."""
-    return (_y_from_z(ctx) - ctx.beta) / ctx.gamma
+def _recovered_xhat(ctx):
+    """Return (y - residual - bias) / weight."""
+    return (_normal(ctx) - ctx.beta) / ctx.gamma
 
 
 def _xhat(ctx):
@@ -276,12 +281,14 @@ def _xhat(ctx):
         return (ctx.channels_last(ctx.x) - ctx.mean) * ctx.inv_std
     if ctx.xhat is not None:
         return ctx.channels_last(ctx.xhat)
-    xhat = _xhat_from_z(ctx)
+    xhat = _recovered_xhat(ctx)
     xhat[ctx.unrecoverable] = ctx.kept_xhat
     return xhat
 
 
 def _y(ctx):
+    if ctx.y is not None:
+        return ctx.channels_last(ctx.y)
     return ctx.gamma * _xhat(ctx) + ctx.beta + ctx.added
 
 
@@ -364,7 +371,7 @@ def backward_inplace_1(ctx, dz):
     """InPlace-ABN I (section 3.2, Fig. 2(d)): recover y and xhat from z, then apply the standard formulas."""
     dy = _dy(ctx, dz)
     m = values_per_channel(dy)
-    xhat = _xhat_from_z(ctx)  # (phi^-1(z) - beta) / gamma
+    xhat = _recovered_xhat(ctx)  # (phi^-1(z) - beta) / gamma
     dbias = sum_per_channel(dy)
     dweight = sum_per_channel(dy * xhat)
     dx = (dy - dbias / m - xhat * dweight / m) * ctx.gamma * ctx.inv_std
@@ -376,7 +383,7 @@ def backward_inplace_2(ctx, dz):
     """InPlace-ABN II (section 3.2, Fig. 2(e)): the same gradients in terms of y, without xhat."""
     dy = _dy(ctx, dz)
     m = values_per_channel(dy)
-    y, gamma, beta = _y_from_z(ctx), ctx.gamma, ctx.beta
+    y, gamma, beta = _normal(ctx), ctx.gamma, ctx.beta
     dbias = sum_per_channel(dy)
     dweight = (sum_per_channel(dy * y) - beta * dbias) / gamma
     dx = (dy - y * dweight / (gamma * m) - (dbias - dweight * beta / gamma) / m) * gamma * ctx.inv_std

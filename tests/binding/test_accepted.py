@@ -72,7 +72,7 @@ def test_strides_of_dimensions_of_size_one_do_not_matter():
         assert np.array_equal(functional.backward(ctx, dz).dx, functional.backward(want_ctx, dz).dx)
 
 
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "pre_activation"])
 @pytest.mark.parametrize("shape", [(4, 3, 5, 2), (4, 3, 5), (4, 3), (2, 3, 2, 3, 2)], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_new_arrays_have_the_layout_of_x(layout, shape, strategy):

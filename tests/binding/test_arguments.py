@@ -21,7 +21,7 @@ from inplace_abn import _core, functional, reference
 
 pytestmark = pytest.mark.essential
 
-IN_PLACE = ["inplace", "inplace_1", "inplace_2", "checkpoint_xhat"]
+IN_PLACE = ["inplace", "inplace_1", "inplace_2", "checkpoint_xhat", "pre_activation"]
 ACTIVATIONS = [f"'{name}'" for name in reference.ACTIVATIONS]
 
 # ---- forward: arrays ---------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ OPTIONS = {
         (None, TypeError, "got None"),
     ],
     "strategy": [
-        ("in-place", ValueError, "'checkpoint_xhat', 'inplace_1', 'inplace_2' or 'inplace', got 'in-place'"),
+        ("in-place", ValueError, "'pre_activation', 'inplace_1', 'inplace_2' or 'inplace', got 'in-place'"),
         (1, TypeError, "got 1"),
     ],
     "channel_axis": [

@@ -117,7 +117,7 @@ def test_overwrite_needs_a_writeable_dz():
     functional.backward(ctx, frozen)
 
 
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "pre_activation", "inplace"])
 def test_overwrite_refuses_dz_that_shares_memory_with_the_context(strategy):
     x = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
     view = x[...]

@@ -16,6 +16,7 @@ STRATEGIES = {
     "standard": "x",
     "checkpoint": "x",
     "checkpoint_xhat": "xhat",
+    "pre_activation": "y",
     "inplace_1": "z",
     "inplace_2": "z",
     "inplace": "z",
@@ -242,7 +243,7 @@ def test_recompute_with_strategies_that_keep_z():
             ctx.recompute()
 
 
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat", "pre_activation"])
 def test_recompute_checks_the_argument_out(strategy):
     x = new_x()
     view = x[...]

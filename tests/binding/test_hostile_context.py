@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from inplace_abn import _core, functional
+from inplace_abn._activations import KEEPS
 
 SHAPE = (4, 6, 5)
 
@@ -154,14 +155,16 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("keeper", ["standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace"])
+@pytest.mark.parametrize(
+    "keeper", ["standard", "checkpoint", "checkpoint_xhat", "pre_activation", "inplace_1", "inplace"]
+)
 def test_forward_does_not_overwrite_kept_arrays(keeper, view):
     base = batch()
     kept = base[:, :3]
     writes = VIEWS[view](base)
     z, ctx = functional.forward(kept, strategy=keeper)
     before = base.copy()
-    role = {"standard": "x", "checkpoint": "x", "checkpoint_xhat": "xhat"}.get(keeper, "z")
+    role = KEEPS[keeper]
     for strategy in ("inplace", "inplace_1", "checkpoint_xhat"):
         with pytest.raises(ValueError, match=KEPT.format("x", role)) as caught:
             functional.forward(writes, strategy=strategy)

@@ -58,7 +58,9 @@ def attempts(make):
             return
 
 
-@pytest.mark.parametrize("strategy", ["inplace", "inplace_1", "checkpoint_xhat", "checkpoint", "standard"])
+@pytest.mark.parametrize(
+    "strategy", ["inplace", "inplace_1", "checkpoint_xhat", "pre_activation", "checkpoint", "standard"]
+)
 def test_forward(strategy):
     """x is unchanged, or the call is complete: x is never locked without a context."""
     want = forward(batch(), strategy=strategy)[0]

@@ -168,7 +168,7 @@ CHANGES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat", "inplace"])
+@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat", "pre_activation", "inplace"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_residual_that_was_changed(change, strategy):
     residual, sums, dz = batch(2), np.zeros(C), batch(1)

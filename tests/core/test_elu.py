@@ -162,7 +162,7 @@ def test_no_element_escapes_in_ordinary_data(strategy, layout, dtype):
     assert list(ctx.saved) == ["z"]
 
 
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat", "pre_activation"])
 def test_no_element_escapes_if_x_or_xhat_is_kept(strategy):
     batch = saturating("float32")
     _, ctx = functional.forward(

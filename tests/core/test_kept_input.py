@@ -1,4 +1,4 @@
-"""Strategies that keep x or xhat: activations without an inverse, activation parameters of any sign."""
+"""Strategies that keep x, xhat or y: activations without an inverse, activation parameters of any sign."""
 
 import itertools
 
@@ -49,7 +49,7 @@ def test_results_equal_the_reference(activation, param, residual, dtype):
     """Strategies, layouts and instruction sets are cycled, so that every pair of them occurs."""
     batch = random_batch((3, 19, 5, 7), dtype)
     batch = with_residual(batch) if residual else batch
-    for keeps in ("x", "xhat"):
+    for keeps in ("x", "xhat", "y"):
         given = without_kinks(batch, dtype, keeps, activation, param)
         want = expected(given, dtype, keeps, activation, param)
         strategies = [name for name in KEEPING if reference.KEEPS[name] == keeps]

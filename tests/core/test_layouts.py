@@ -61,7 +61,7 @@ def test_a_channels_first_view_of_channels_last_memory_runs_the_same_kernels(dty
     assert seen.dx.strides[1] == batch.x.itemsize
 
 
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat", "pre_activation"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fresh_arrays_have_the_layout_of_x(layout, strategy):
     batch = random_batch((4, 17, 5, 3), "float32")

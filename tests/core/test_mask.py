@@ -183,7 +183,7 @@ def test_running_statistics_take_the_count_of_valid_positions():
 
 
 @pytest.mark.parametrize("layout", ["first", "last"])
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "pre_activation", "inplace"])
 def test_evaluation(strategy, layout):
     batch, mask = random_batch((3, 5, 70), "float32"), draw_mask("scattered", (3, 5, 70))
     alone = compact(batch, mask)
@@ -198,7 +198,7 @@ def test_evaluation(strategy, layout):
 
 
 @pytest.mark.parametrize("layout", ["first", "last"])
-@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
+@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat", "pre_activation"])
 def test_recompute_returns_z(strategy, layout):
     for kind in MASKS:
         batch, mask, _ = masked_case((5, 3, 17), kind, "float32", "gelu", KEEPS[strategy])
@@ -272,7 +272,7 @@ def test_sums_beyond_float():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "pre_activation", "inplace"])
 def test_no_valid_positions_are_an_empty_batch(strategy, layout):
     x, axis = LAYOUTS[layout](np.full((3, 4, 50), np.nan, np.float32))
     mask, running = np.zeros((3, 50), bool), (np.zeros(4, np.float32), np.ones(4, np.float32))

@@ -76,7 +76,7 @@ def test_statistics_and_the_two_steps_of_backward_allocate_nothing_full_size(lay
     assert peak < SMALL_SHARE * x.nbytes
 
 
-@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
+@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat", "pre_activation"])
 def test_recompute_allocates_z_or_nothing(strategy):
     batch = random_batch(SHAPE, "float32")
     x = batch.x.copy()

@@ -114,7 +114,7 @@ def test_channels_whose_slope_has_no_inverse_are_guarded(strategy, layout, dtype
     )
 
 
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat", "pre_activation"])
 def test_nothing_is_guarded_where_x_or_xhat_is_kept(strategy):
     _, ctx = forward(batch_of((4, 9, 5, 7), "float32"), strategy=strategy, activation="prelu")
     assert list(ctx.saved) == [reference.KEEPS[strategy]]

@@ -93,7 +93,7 @@ def test_a_y_that_overflows_gives_no_nan(activation, isa):
 @pytest.mark.parametrize("channel_axis", [1, -1])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu", "gelu"])
-@pytest.mark.parametrize("strategy", ["checkpoint_xhat", "inplace_1", "inplace_2"])
+@pytest.mark.parametrize("strategy", ["checkpoint_xhat", "pre_activation", "inplace_1", "inplace_2"])
 def test_an_xhat_that_overflows_the_storage_type(strategy, activation, dtype, channel_axis, isa):
     """Given statistics far from the batch: xhat = infinity was kept, and infinity * weight 0 is NaN."""
     size = 1e4 if dtype == "float16" else 1e30
@@ -155,7 +155,7 @@ def test_backward_apply_of_an_xhat_that_overflows_float(weight, activation):
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "silu", "tanh"])
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "pre_activation", "inplace"])
 def test_backward_apply_in_evaluation_of_an_xhat_that_overflows_float(strategy, activation):
     """With weight 0 it gave NaN, which only the sums of dy reveal."""
     x, dz = np.array([[3e38], [1]], np.float32), np.full((2, 1), 0.1, np.float32)
@@ -171,7 +171,7 @@ def test_backward_apply_in_evaluation_of_an_xhat_that_overflows_float(strategy, 
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "pre_activation", "inplace"])
 @pytest.mark.parametrize(
     ("options", "size"),
     [
@@ -232,7 +232,9 @@ def test_a_z_that_overflows_by_the_slope_of_its_activation(activation, dtype, le
 
 @pytest.mark.parametrize("isa", _core.info()["isa_usable"])
 @pytest.mark.parametrize(("alpha", "weight"), [(1e9, 1e-36), (1e20, 1e-24), (1e36, 1e-10)])
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace_1", "inplace_2"])
+@pytest.mark.parametrize(
+    "strategy", ["standard", "checkpoint_xhat", "pre_activation", "inplace_1", "inplace_2"]
+)
 def test_celu_where_y_over_alpha_is_too_small_for_a_float(strategy, alpha, weight, isa):
     x, dz = np.array([[-1], [2], [-0.5], [0.7]], np.float32), np.arange(1, 5, dtype=np.float32)[:, None]
     given, options = (np.full(1, weight, np.float32), None), {"activation": "celu", "activation_param": alpha}
@@ -262,7 +264,7 @@ def test_tiny_gradients_beside_tiny_weights(strategy):
 
 @pytest.mark.parametrize("least", [1e20, -3e20], ids=["sum beyond float", "sum of zero"])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "pre_activation", "inplace"])
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=batches.without_ml_dtypes)])
 def test_backward_apply_of_a_dy_that_overflows_float(dtype, strategy, training, least):
     """dz * a steep slope overflows float; a small inv_std brings dx back into range."""
@@ -277,7 +279,9 @@ def test_backward_apply_of_a_dy_that_overflows_float(dtype, strategy, training, 
     assert batches.relative_l2(dx.astype(float), want) < (1e-5 if dtype == "float32" else 1e-2)
 
 
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace_1", "inplace_2"])
+@pytest.mark.parametrize(
+    "strategy", ["standard", "checkpoint_xhat", "pre_activation", "inplace_1", "inplace_2"]
+)
 @pytest.mark.parametrize(("slope", "isa"), [(s, isa) for s in (2e3, 1) for isa in _core.info()["isa_usable"]])
 def test_overflowing_terms_of_dx_that_cancel(slope, isa, strategy):
     """A weight of 1e25 times dy overflows float; dy equals xhat except in one element, so dx is in range."""

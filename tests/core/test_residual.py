@@ -286,7 +286,7 @@ def test_a_residual_of_zeros_changes_nothing(strategy, layout):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
+@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat", "pre_activation"])
 @sampled(activation=ACTIVATIONS, dtype=DTYPES, layout=LAYOUTS)
 def test_recompute_returns_z(activation, dtype, layout, strategy):
     batch = with_residual(random_batch((4, 17, 5), dtype), 3.0)

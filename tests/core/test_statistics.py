@@ -179,7 +179,9 @@ def test_merging_one_part_changes_nothing():
 # ---- synchronised batch norm over three simulated ranks ----------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace_1", "inplace_2"])
+@pytest.mark.parametrize(
+    "strategy", ["standard", "checkpoint_xhat", "pre_activation", "inplace_1", "inplace_2"]
+)
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from batches import (
     ACTIVATIONS,
+    CHECKPOINTS,
     DTYPES,
     INVERTIBLE,
     LAYOUTS,
@@ -28,7 +29,7 @@ from inplace_abn import functional, reference
 def test_results_equal_those_of_standard_within_rounding(strategy, activation, layout, dtype):
     """Within the errors that both may have: half types keep 3 or 2 digits of z or xhat."""
     batch = random_batch((4, 17, 5, 7), dtype)
-    for keeps in ("x", "xhat", "z"):
+    for keeps in ("x", "xhat", "y", "z"):
         batch = without_kinks(batch, dtype, keeps, activation)
     options = {"activation": activation, "activation_param": PARAM[activation]}
     standard = run(batch, layout, strategy="standard", **options)
@@ -70,9 +71,14 @@ def test_what_is_kept(dtype, strategy):
 
 
 @pytest.mark.parametrize("out", [False, True])
-@sampled(dtype=DTYPES, layout=LAYOUTS, activation=ACTIVATIONS, strategy=["checkpoint", "checkpoint_xhat"])
+@sampled(
+    dtype=DTYPES,
+    layout=LAYOUTS,
+    activation=ACTIVATIONS,
+    strategy=CHECKPOINTS,
+)
 def test_recompute_returns_z(strategy, activation, layout, dtype, out):
-    """Bitwise equal from x; equal to rounding from xhat, which was rounded to the storage type."""
+    """Bitwise equal from x and y; equal to rounding from xhat, which was rounded to the storage type."""
     batch = random_batch((4, 17, 5), dtype)
     options = {"activation": activation, "activation_param": PARAM[activation]}
     z, ctx = forward(batch, layout, strategy=strategy, **options)
@@ -82,7 +88,7 @@ def test_recompute_returns_z(strategy, activation, layout, dtype, out):
     assert again.shape == z.shape
     assert again.dtype == z.dtype
     assert not np.shares_memory(again, ctx.saved[reference.KEEPS[strategy]])
-    if strategy == "checkpoint":
+    if strategy != "checkpoint_xhat":
         assert np.array_equal(again, z)
     want = expected(batch, dtype, reference.KEEPS[strategy], activation)
     assert_within(np.moveaxis(again, ctx.channel_axis, 1), want.z, want.z_error, "z")
@@ -117,7 +123,7 @@ def test_a_chain_of_layers_has_the_same_gradients_for_every_strategy(dtype):
         first, ctx_1 = functional.forward(x.copy(), weight=weight[0], bias=bias[0], strategy=strategy)
         second, ctx_2 = functional.forward(first @ matrix, weight=weight[1], bias=bias[1], strategy=strategy)
         back = functional.backward(ctx_2, second**2, overwrite=True)
-        z = ctx_1.recompute() if strategy.startswith("checkpoint") else first
+        z = ctx_1.recompute() if strategy in CHECKPOINTS else first
         dmatrix = z.T @ back.dx
         gradients = functional.backward(ctx_1, back.dx @ matrix.T)
         results[strategy] = [gradients.dx, gradients.dweight, dmatrix, back.dweight]

@@ -62,7 +62,7 @@ def test_statistics_and_the_two_steps_of_backward_are_bitwise_equal(layout):
     assert results[0] == results[1] == results[2]
 
 
-@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
+@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat", "pre_activation"])
 def test_recompute_is_bitwise_equal(strategy):
     batch = random_batch((3, 37, 61, 67), "float32")
     _, ctx = functional.forward(batch.x.copy(), weight=batch.weight, bias=batch.bias, strategy=strategy)

@@ -120,7 +120,9 @@ def test_the_slope_is_a_parameter(num_slopes):
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("num_slopes", [1, 4])
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat", "inplace_1", "inplace_2"])
+@pytest.mark.parametrize(
+    "strategy", ["standard", "checkpoint", "checkpoint_xhat", "pre_activation", "inplace_1", "inplace_2"]
+)
 def test_gradients_of_slopes_accumulate(strategy, num_slopes, affine):
     options = {"num_features": 4, "affine": affine, "dtype": np.float64}
     layer = ABN(strategy=strategy, activation="prelu", activation_param=0.5, num_slopes=num_slopes, **options)

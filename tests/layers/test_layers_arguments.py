@@ -8,6 +8,7 @@ from batches import without_ml_dtypes
 from networks import abn, conv, normal
 
 from inplace_abn import functional, memory, models, reference
+from inplace_abn._activations import KEEPS
 from inplace_abn.layers import (
     ABN,
     Activation,
@@ -119,7 +120,7 @@ def test_the_message_for_another_dtype_than_bfloat16_names_bfloat16():
 
 
 def test_unknown_names_list_the_valid_ones():
-    strategies = "'standard', 'checkpoint', 'checkpoint_xhat', 'inplace_1', 'inplace_2', 'inplace'"
+    strategies = ", ".join(map(repr, KEEPS))
     with pytest.raises(ValueError, match=f"strategy must be one of {strategies}, got 'in_place'"):
         ABN(3, strategy="in_place")
     activations = ", ".join(f"'{name}'" for name in reference.ACTIVATIONS)

@@ -89,7 +89,9 @@ def norm(strategy="inplace", activation="leaky_relu"):
     return ABN(4, strategy=strategy, activation=activation, channel_axis=-1, dtype=np.float64)
 
 
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat", "inplace"])
+@pytest.mark.parametrize(
+    "strategy", ["standard", "checkpoint", "checkpoint_xhat", "pre_activation", "inplace"]
+)
 @pytest.mark.parametrize(
     "make",
     [

@@ -67,7 +67,7 @@ def test_the_process_keeps_no_more_than_the_ledger_counts():
     assert book.kept < current < book.kept + z.nbytes + 150_000  # with z, and objects
 
 
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "pre_activation", "inplace"])
 def test_gradients_against_finite_differences(strategy):
     net = models.UNet(2, 3, widths=(2, 3), strategy=strategy, dtype=np.float64, rng=0)
     report = gradcheck(net, normal((2, 2, 4, 4)), samples=1, modes="train")

@@ -56,7 +56,7 @@ def test_float32(shape, layout):
         assert relative_l2(*pair) <= MOST[name], name
 
 
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "inplace_1"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint_xhat", "pre_activation", "inplace_1"])
 @pytest.mark.parametrize(("shape", "layout"), BOTH[4:8], ids=str)
 def test_float32_with_other_strategies(shape, layout, strategy):
     for name, pair in both(normal_batch(shape), layout, strategy).items():

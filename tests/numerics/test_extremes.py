@@ -290,7 +290,11 @@ def test_constant_channels_with_a_tiny_eps(strategy):
 
 
 @sampled(
-    strategy=["checkpoint", "checkpoint_xhat"], activation=ACTIVATIONS, dtype=DTYPES, layout=LAYOUTS, isa=ISAS
+    strategy=["checkpoint", "checkpoint_xhat", "pre_activation"],
+    activation=ACTIVATIONS,
+    dtype=DTYPES,
+    layout=LAYOUTS,
+    isa=ISAS,
 )
 def test_recompute_gives_the_same_bits(strategy, activation, dtype, layout, isa):
     """Also from xhat in a half type: the forward computes z from the rounded xhat that it stores."""

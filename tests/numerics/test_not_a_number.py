@@ -101,7 +101,7 @@ def test_backward_apply_has_nan_where_backward_has(activation, strategy, dtype, 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat"])
+@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat", "pre_activation"])
 def test_recompute_restores_nan_and_its_sign(strategy, dtype, training):
     """A sum of two NaN may be either of them: forward and recompute must give the same one."""
     rng = np.random.default_rng(0)

@@ -187,7 +187,7 @@ def test_the_gradient_of_one_slope_is_the_sum_over_channels():
     close(got, reference.backward(each[1], dz).dslope.sum())
 
 
-@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat"])
+@pytest.mark.parametrize("strategy", ["standard", "checkpoint", "checkpoint_xhat", "pre_activation"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_recompute_returns_z(strategy, activation):
     x, _, weight, bias = batch((4, 5, 7), 4)

@@ -20,7 +20,7 @@ static const layout layouts[] = {
 };
 enum { LAYOUTS = sizeof layouts / sizeof *layouts };
 
-static const char *const keep_names[] = {"z", "x", "xhat"};
+static const char *const keep_names[] = {"z", "x", "xhat", "y"};
 static const char *const residual_names[] = {"no residual", "residual", "swamping residual"};
 
 typedef struct {
@@ -34,7 +34,7 @@ static void test_layouts(sweep *s, const problem *of, int heavy) {
     for (int l = 0; l < LAYOUTS; l++) {
         const int other = (int)(s->count % 3); /* same order of channels, other gaps or none */
         setting in = {s->kernels, layouts[l], layouts[l / 3 * 3 + other], FLUSH_END, ABN_SCHEME_II};
-        const int schemes = of->keep == ABN_KEEP_Z ? 2 : 1;
+        const int schemes = recovers_xhat(of) ? 2 : 1;
         for (int variant = 0; variant < 2 * schemes; variant++) {
             in.side = variant & 1 ? FLUSH_START : FLUSH_END;
             in.scheme = variant & 2 ? ABN_SCHEME_I : ABN_SCHEME_II;
@@ -66,14 +66,14 @@ static int is_next(sweep *s, const problem *p) {
 
 static void test_problem(sweep *s, const problem *p, int heavy) {
     if (p->keep == ABN_KEEP_Z && abn_activation_table[p->activation].inverse == ABN_NO_INVERSE) return;
-    if (p->drawn == DRAW_LOST && p->keep != ABN_KEEP_Z) return;
+    if (p->drawn == DRAW_LOST && !recovers_xhat(p)) return;
     if (is_next(s, p)) test_layouts(s, p, heavy);
 }
 
 static void test_problems(sweep *s, shape of, abn_dtype dtype, int heavy) {
     for (abn_activation activation = 0; activation < ABN_ACTIVATIONS; activation++)
         for (residual_draw residual = NO_RESIDUAL; residual < RESIDUALS; residual++)
-            for (abn_keep keep = ABN_KEEP_Z; keep <= ABN_KEEP_XHAT; keep++)
+            for (abn_keep keep = ABN_KEEP_Z; keep <= ABN_KEEP_Y; keep++)
                 for (int variant = 0; variant < 4; variant++)
                     test_problem(s,
                                  &(problem){of, dtype, activation, keep, variant < 2,

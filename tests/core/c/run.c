@@ -10,11 +10,11 @@ static void open_side_data(run *r) {
     const flush_side side = r->in->side;
     const ptrdiff_t channels = of->of.channels, per_channel = of->of.batch * of->of.spatial;
     ptrdiff_t guarded = 0, *slot = r->slot.data;
-    if (of->keep == ABN_KEEP_Z) guarded = abn_guard_channels(&r->context, slot);
+    if (recovers_xhat(of)) guarded = abn_guard_channels(&r->context, slot);
     for (ptrdiff_t c = 0; of->keep == ABN_KEEP_Z && of->activation == ABN_PRELU && c < channels; c++)
         check(r->expected->param[c] > 0 || slot[c] >= 0, "slope %g of channel %td is not guarded",
               r->expected->param[c], c);
-    if (of->keep == ABN_KEEP_Z && per_channel > 0)
+    if (recovers_xhat(of) && per_channel > 0)
         check(memcmp(slot, r->expected->slot, r->slot.bytes) == 0, "guarded channels depend on the layout");
     r->guarded_xhat = array_open((size_t)(guarded * per_channel) * abn_dtype_size(of->dtype), side);
     r->context.guard = (abn_guard){guarded, guarded ? slot : NULL, guarded ? r->guarded_xhat.data : NULL};

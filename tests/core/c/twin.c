@@ -101,9 +101,14 @@ static term term_of(const channel *c, ptrdiff_t i) {
     if (c->of->keep == ABN_KEEP_XHAT) t.xhat_error += t.storing_xhat;
     t.y_error = fabs(c->weight) * t.xhat_error + p.u * (fabs(normal) + 2 * fabs(c->bias));
     if (c->of->residual) t.y_error += p.u * fabs(t.y);
+    if (c->of->keep == ABN_KEEP_Y) t.y_error += p.stored * fabs(t.y) + p.smallest; /* z is computed from the stored y */
     const double least_slope = c->param > 0 ? fmin(1, c->param) : 1;
     const double near = t.y_error + fabs(c->weight) * t.storing_xhat + p.smallest / least_slope;
-    t.undecided = (c->weight != 0 || c->of->residual) && curve_distance_to_kink(c->of->activation, t.y) <= 4 * near;
+    const int is_rounded = c->of->keep == ABN_KEEP_Y && rounded(c->of->dtype, t.y) != t.y;
+    t.undecided =
+        (c->weight != 0 || c->of->residual || is_rounded) && curve_distance_to_kink(c->of->activation, t.y) <= 4 * near;
+    const int may_overflow = fabs(t.y) + t.y_error >= formats[c->of->dtype].largest;
+    if (c->of->keep == ABN_KEEP_Y && isfinite(t.y) && may_overflow) t.y_error = NAN;
     /* A curve is evaluated at the rounded y: 2 u. */
     const int curved = !curve_is_piecewise_linear(c->of->activation);
     t.z_error =
@@ -157,20 +162,27 @@ static errors errors_from_z(const channel *c, const term *t) {
     return e;
 }
 
+/* xhat from the kept y, and the slope at it. */
+static errors errors_from_y(const channel *c, const term *t) {
+    const double beside = fabs(t->residual) + fabs(c->bias) + fabs(t->y);
+    return (errors){(t->y_error + 4 * c->p.u * beside) / fabs(c->weight), t->y_error, slope_error(c, t, t->y_error)};
+}
+
 static double larger(double a, double b) { return a > b ? a : b; }
 
 /* Errors of values recovered from the kept buffer. */
 static errors errors_of_kept(const channel *c, const term *t, ptrdiff_t i) {
-    const double storing = c->of->keep == ABN_KEEP_Z && c->twin->slot[c->index] >= 0 ? t->storing_xhat : 0;
+    const int recovers = recovers_xhat(c->of), guarded = recovers && c->twin->slot[c->index] >= 0;
+    const double storing = guarded ? t->storing_xhat : 0;
     const double y_error = t->y_error + fabs(c->weight) * storing;
     const errors directly = {t->xhat_error + storing, y_error, slope_error(c, t, y_error)};
-    if (c->of->keep != ABN_KEEP_Z || c->twin->slot[c->index] >= 0) return directly;
+    if (!recovers || guarded) return directly;
     const recovery found = twin_recovery(c->twin, c->of, c->index, i);
     if (found == ESCAPED) return directly;
-    const errors from_z = errors_from_z(c, t);
-    if (found == RECOVERED) return from_z;
-    return (errors){larger(directly.xhat, from_z.xhat), larger(directly.y, from_z.y),
-                    larger(directly.slope, from_z.slope)};
+    const errors indirectly = c->of->keep == ABN_KEEP_Y ? errors_from_y(c, t) : errors_from_z(c, t);
+    if (found == RECOVERED) return indirectly;
+    return (errors){larger(directly.xhat, indirectly.xhat), larger(directly.y, indirectly.y),
+                    larger(directly.slope, indirectly.slope)};
 }
 
 recovery twin_recovery(const twin *t, const problem *of, ptrdiff_t channel, ptrdiff_t element) {
@@ -235,7 +247,7 @@ static sizes solve_sums(twin *t, const channel *k, ptrdiff_t c) {
         s.xhat_dy += fabs(dy * e.xhat);
         s.xhat_dy_error += fabs(dy) * kept.xhat + fabs(e.xhat) * dy_error;
         s.param += size * fabs(fmin(e.y, 0));
-        if (e.y < kept.y) s.param_error += size * kept.y + k->p.tiny;
+        if (!(e.y >= kept.y)) s.param_error += size * kept.y + k->p.tiny; /* NaN: y overflows */
     }
     t->sum_dy[c] = of_total(dy_sum);
     t->sum_dy_xhat[c] = of_total(product_sum);
@@ -280,7 +292,7 @@ static void ask_for_guards(twin *t, const problem *of) {
 
 void twin_solve(twin *t, const problem *of) {
     if (of->of.batch * of->of.spatial == 0) return;
-    if (of->keep == ABN_KEEP_Z) ask_for_guards(t, of);
+    if (recovers_xhat(of)) ask_for_guards(t, of);
     for (ptrdiff_t c = 0; c < of->of.channels; c++) {
         if (of->training) solve_moments(t, of, c);
         const channel k = {of,         t,           precision_of(of->dtype),

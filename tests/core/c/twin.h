@@ -35,7 +35,7 @@ typedef struct {
     double *xhat, *y, *z, *dx, *dy; /* dy: the gradient of the residual */
     double *xhat_error, *y_error, *z_error, *dx_error, *dy_error;
     double *memory;
-    ptrdiff_t *slot; /* if z is kept: guarded channels, as the library returns them */
+    ptrdiff_t *slot; /* if y or z is kept: guarded channels, as the library returns them */
 } twin;
 
 double param_of(abn_activation activation);
@@ -51,9 +51,12 @@ twin twin_draw(const problem *of, unsigned seed);
 void twin_solve(twin *t, const problem *of);
 void twin_free(twin *t);
 
-/* How backward obtains an element: RECOVERED from z, or ESCAPED. UNDECIDED: within the rounding error of a limit. */
+/* How backward obtains an element: RECOVERED from y or z, or ESCAPED. UNDECIDED: within the rounding error of a limit. */
 typedef enum { RECOVERED, UNDECIDED, ESCAPED } recovery;
 recovery twin_recovery(const twin *t, const problem *of, ptrdiff_t channel, ptrdiff_t element);
+
+/* True if y or z is kept, from which backward recovers xhat. */
+static inline int recovers_xhat(const problem *of) { return of->keep == ABN_KEEP_Y || of->keep == ABN_KEEP_Z; }
 
 /* The channel of an element. */
 static inline ptrdiff_t channel_of(shape s, ptrdiff_t element) { return element / s.spatial % s.channels; }
