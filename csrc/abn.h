@@ -154,6 +154,10 @@ typedef struct {
     double activation_param;     /* ABN_ONE_PARAM, ABN_NONZERO_PARAM */
     const double *channel_param; /* ABN_CHANNEL_PARAM: `channels` doubles, of any sign; else NULL */
     abn_batch residual;          /* y = weight * xhat + bias + residual; read only. data == NULL: none */
+    /* Backward with ABN_KEEP_Y: `residual` holds another layer's y, and the residual is this activation of it, without a
+     * channel_param. ABN_IDENTITY, the value 0, otherwise. */
+    abn_activation residual_activation;
+    double residual_param;
     abn_mask mask;
     abn_norm norm;
     abn_guard guard;     /* ABN_KEEP_Y and ABN_KEEP_Z only */

@@ -141,6 +141,21 @@ static void from_x(const abn_backward_operation *b, const abn_channel_run *run, 
     if (b->context->escapes.count > 0) put_escapes(b, run, segment, slope, to);
 }
 
+/* The residual of a segment, in the storage type: as it is given, or its activation in the workspace. */
+static const void *residual_of(const abn_backward_operation *b, const abn_segment *segment, abn_workspace *workspace) {
+    const abn_context *context = b->context;
+    const abn_segment_kernels *kernels = &b->op.kernels->segment;
+    const void *residual = segment->tile.residual.data;
+    const ptrdiff_t n = segment->tile.length;
+    if (!residual || context->residual_activation == ABN_IDENTITY) return residual;
+    abn_set_real(b->op.source.dtype, workspace->param, 0, context->residual_param);
+    kernels->widen(residual, n, workspace->residual);
+    b->op.set->activations->of[context->residual_activation].value(workspace->residual, workspace->residual, n,
+                                                                   workspace->param);
+    kernels->narrow(workspace->residual, n, workspace->residual);
+    return workspace->residual;
+}
+
 /* w and slopes from y. `slopes` first holds y, then the slopes. */
 static void from_y(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment, int slope,
                    abn_workspace *workspace, recovered to) {
@@ -150,7 +165,7 @@ static void from_y(const abn_backward_operation *b, const abn_channel_run *run, 
     const void *y = segment->tile.source.data;
     const ptrdiff_t n = segment->tile.length;
     kernels->widen(run->flags & ABN_GUARDED ? segment->xhat.data : y, n, to.w);
-    if (!(run->flags & ABN_GUARDED)) kernels->recover(segment->tile.residual.data, n, &segment->constants, to.w);
+    if (!(run->flags & ABN_GUARDED)) kernels->recover(residual_of(b, segment, workspace), n, &segment->constants, to.w);
     kernels->widen(y, n, to.slopes);
     if (slope == SLOPE_BY_PARAM)
         activations->below_zero(to.slopes, to.slopes, n);
@@ -176,7 +191,7 @@ static void for_each_segment(const abn_backward_operation *b, const abn_channel_
         const recovered at = has_scratch ? in_scratch(op, tile->scratch) : (recovered){workspace.y, workspace.slope};
         if (!partial && has_scratch)
             ; /* the step sums left w and slopes in scratch */
-        else if (b->context->keep == ABN_KEEP_Y)
+        else if (b->from == ABN_FROM_Y)
             from_y(b, run, &segment, slope, &workspace, at);
         else if (run->flags & ABN_GUARDED || b->from == ABN_FROM_X)
             from_x(b, run, &segment, slope, &workspace, at);
@@ -223,14 +238,17 @@ static void for_each_run(const abn_backward_operation *b, const abn_tile *tile, 
                          const abn_constants *constants, void *partial, int slope) {
     const abn_operation *op = &b->op;
     for (abn_channel_run run = {0}; abn_next_channel_run(op, &b->context->guard, tile, span, constants, &run);) {
-        const int guarded = run.flags & ABN_GUARDED, from = guarded ? ABN_FROM_X : b->from;
+        const int guarded = run.flags & ABN_GUARDED, from = guarded && b->from == ABN_FROM_Z ? ABN_FROM_X : b->from;
         run.constants.param = b->context->activation_param;
         run.constants.training = b->count > 0;
+        run.constants.residual_low = b->context->residual_activation == ABN_IDENTITY ? -INFINITY : 0;
+        run.constants.residual_high = b->context->residual_activation == ABN_RELU6 ? 6 : INFINITY;
+        run.constants.add_to_residual = op->add_to_residual;
         if (!partial && run.flags & ABN_EXACT) {
             abn_backward_exact_apply(b, &run);
             continue;
         }
-        if (!b->kernels) {
+        if (!b->kernels || (guarded && b->from == ABN_FROM_Y)) {
             for_each_segment(b, &run, partial, slope);
             continue;
         }
@@ -268,6 +286,16 @@ static int count_arrays(const abn_backward_operation *b) {
            (op->residual_gradient.data != NULL) + 2 * op->wants_scratch;
 }
 
+/* True if kernels of whole tiles can compute the backward. */
+static int has_tile_kernels(const abn_backward_operation *b) {
+    const abn_context *context = b->context;
+    const abn_activation of_residual = context->residual_activation;
+    const int clamps = of_residual == ABN_IDENTITY || of_residual == ABN_RELU || of_residual == ABN_RELU6;
+    const int takes_residual = b->from == ABN_FROM_Y && clamps;
+    if (context->escapes.count > 0 || (context->residual.data && !takes_residual)) return 0;
+    return b->op.kernels->of[context->activation].gradient_sums[b->from] != NULL;
+}
+
 static abn_status run(const abn_machine *machine, abn_backward_operation *b, const abn_batch *dz) {
     const abn_context *context = b->context;
     abn_operation *op = &b->op;
@@ -282,12 +310,10 @@ static abn_status run(const abn_machine *machine, abn_backward_operation *b, con
     if (context->channel_param) op->sums_constants |= 1 << ABN_PARAM;
     if (!abn_recovers_xhat(context) || context->guard.count > 0) op->sums_constants |= 1 << ABN_WEIGHT | 1 << ABN_BIAS;
     op->apply_constants = op->sums_constants | 1 << ABN_W_FACTOR | 1 << ABN_OFFSET | 1 << ABN_DX_FACTOR;
-    b->from = context->keep == ABN_KEEP_Z ? ABN_FROM_Z : ABN_FROM_X;
+    b->from = context->keep == ABN_KEEP_Z ? ABN_FROM_Z : context->keep == ABN_KEEP_Y ? ABN_FROM_Y : ABN_FROM_X;
     abn_status status = abn_walk_open(op, machine, &context->guard);
     if (status != ABN_OK) return status;
-    const int has_kernels = context->keep != ABN_KEEP_Y && op->kernels->of[context->activation].apply;
-    if (has_kernels && !context->residual.data && context->escapes.count == 0)
-        b->kernels = &op->kernels->of[context->activation];
+    if (has_tile_kernels(b)) b->kernels = &op->kernels->of[context->activation];
     status = abn_walk(op);
     abn_walk_close(op);
     return status;

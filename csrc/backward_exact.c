@@ -54,6 +54,17 @@ static exact_values exact_element(const abn_backward_operation *b, ptrdiff_t cha
     return values;
 }
 
+/* The residual from what is given for it. */
+static double residual_of(const abn_backward_operation *b, double given) {
+    const abn_context *context = b->context;
+    const abn_dtype dtype = b->op.source.dtype;
+    double rounded;
+    if (context->residual_activation == ABN_IDENTITY) return given;
+    abn_store_element(dtype, &rounded,
+                      abn_activation_value(context->residual_activation, context->residual_param, given));
+    return abn_load_element(dtype, &rounded);
+}
+
 static double load_at(const abn_batch *batch, ptrdiff_t channel, abn_place place) {
     if (!batch->data) return 0;
     return abn_load_element(batch->dtype, abn_address(batch, place.image, channel, place.position));
@@ -68,7 +79,7 @@ abn_exact_sums abn_backward_exact_sums(const abn_backward_operation *b, ptrdiff_
         const exact_inputs in = {.kept = load_at(&op->source, channel, place),
                                  .xhat = xhat ? abn_load_element(op->source.dtype, xhat) : 0,
                                  .dz = load_at(&op->gradient, channel, place),
-                                 .residual = load_at(&op->residual, channel, place)};
+                                 .residual = residual_of(b, load_at(&op->residual, channel, place))};
         const exact_values values = exact_element(b, channel, abn_index_of(op, channel, place.valid), in);
         sums.dy += values.dy;
         sums.dy_xhat += values.dy * values.xhat;
@@ -86,7 +97,7 @@ void abn_backward_exact_apply(const abn_backward_operation *b, const abn_channel
             const exact_inputs in = {.kept = abn_element_from(op, segment.tile.source, i),
                                      .xhat = abn_element_from(op, segment.xhat, i),
                                      .dz = abn_element_from(op, segment.tile.gradient, i),
-                                     .residual = abn_element_from(op, segment.tile.residual, i)};
+                                     .residual = residual_of(b, abn_element_from(op, segment.tile.residual, i))};
             const exact_values values = exact_element(b, c, segment.index + i, in);
             abn_store_element(dtype, abn_at(op, segment.tile.destination.data, 0, 0, i), exact_result(b, c, values));
             if (!segment.tile.residual_gradient.data) continue;

@@ -180,6 +180,8 @@ static void compute_y(const abn_forward_operation *f, const abn_channel_run *run
     if (residual) kernels->add(residual, n, workspace->y);
 }
 
+static int writes_y(const abn_forward_operation *f) { return f->context->keep == ABN_KEEP_Y && !f->recomputing; }
+
 /* Stores y over x, and replaces it by the stored, rounded y. */
 static void store_y(const abn_forward_operation *f, const abn_tile *tile, abn_workspace *workspace) {
     const abn_segment_kernels *kernels = &f->op.kernels->segment;
@@ -201,7 +203,7 @@ static void apply_to_segments(const abn_forward_operation *f, const abn_channel_
         if (saves_xhat) save_xhat(f, run, &segment, list, &workspace);
         compute_y(f, run, &segment, list, first, &workspace);
         if (settles_signs(f, run)) settle_signs(f, run, &segment, &workspace);
-        if (f->context->keep == ABN_KEEP_Y && !f->recomputing) store_y(f, tile, &workspace);
+        if (writes_y(f)) store_y(f, tile, &workspace);
         /* Without conversion or padding, z is written directly, else by way of the workspace. */
         void *z = is_real && n % ABN_PADDING == 0 ? tile->destination.data : workspace.y;
         op->set->activations->of[f->context->activation].value(workspace.y, z, n,
@@ -224,6 +226,7 @@ static void write_xhat(const abn_forward_operation *f, const abn_channel_run *ru
 /* Returns how many elements were computed: all, or some of those before the first |residual| above its limit. */
 static ptrdiff_t apply_whole_tile(const abn_forward_operation *f, const abn_tile *tile,
                                   const abn_constants *constants) {
+    if (writes_y(f)) return f->tile_kernels->keep_y(tile, constants);
     if (f->op.residual.data) return f->tile_kernels->apply_residual(tile, constants);
     f->tile_kernels->apply(tile, constants);
     return tile->rows * tile->length;
@@ -260,11 +263,12 @@ enum {
 static void choose_kernels(abn_forward_operation *f) {
     const abn_tile_kernels *of = f->op.kernels->of;
     const abn_tile_kernels *whole = &of[f->context->activation];
-    const int by_segment =
-        f->context->keep == ABN_KEEP_Y || (f->context->keep == ABN_KEEP_Z && abn_can_escape(f->rule));
+    const int may_escape = abn_recovers_xhat(f->context) && !f->recomputing && abn_can_escape(f->rule);
+    /* Elements of a recompute whose stored xhat overflowed are replaced segment by segment. */
+    const int replaces_y = f->context->keep == ABN_KEEP_XHAT && f->context->escapes.count > 0;
+    const int has_kernels = writes_y(f) ? whole->keep_y != NULL : whole->apply != NULL;
     f->identity = &of[ABN_IDENTITY];
-    /* Escaped elements of a recompute are replaced segment by segment. */
-    f->tile_kernels = by_segment || f->context->escapes.count > 0 || !whole->apply ? NULL : whole;
+    f->tile_kernels = may_escape || replaces_y || !has_kernels ? NULL : whole;
     set_fixed_constants(f);
 }
 

@@ -1,6 +1,7 @@
 /* The kernels of one instruction set (ABN_ISA) for one storage type (ABN_DTYPE), as a table. Compiled once for each
  * pair; these two names, and ABN_ISA_<NAME> and ABN_DTYPE_<NAME> as macros, come from the build. */
 #include "columns.h"
+#include "pre_activation.h"
 #include "segments.h"
 #include "rows.h"
 
@@ -49,22 +50,28 @@ EACH_INVERTIBLE(DEFINE_FROM_X, columns)
 EACH_INVERTIBLE(DEFINE_FROM_Z, columns)
 EACH_OTHER(DEFINE_FROM_X, columns)
 
+#define DEFINE_FROM_Y_ROWS(layout, name, activation) DEFINE_FROM_Y(rows, ABN_ROWS, name, activation)
+#define DEFINE_FROM_Y_COLUMNS(layout, name, activation) DEFINE_FROM_Y(columns, ABN_COLUMNS, name, activation)
+EACH_OTHER(DEFINE_FROM_Y_ROWS, )
+EACH_OTHER(DEFINE_FROM_Y_COLUMNS, )
+
 #define ENTRY(layout, name, activation)                               \
     [activation] = {layout##_apply_##name,                            \
                     layout##_apply_residual_##name,                   \
                     {layout##_sums_z_##name, layout##_sums_x_##name}, \
                     {layout##_gradient_z_##name, layout##_gradient_x_##name}},
-#define ENTRY_FROM_X(layout, name, activation)      \
-    [activation] = {layout##_apply_##name,          \
-                    layout##_apply_residual_##name, \
-                    {NULL, layout##_sums_x_##name}, \
-                    {NULL, layout##_gradient_x_##name}},
-#define LAYOUT_KERNELS(layout)                                                   \
-    {                                                                            \
-        .moments = layout##_moments_,                                            \
-        .fold = layout##_fold,                                                   \
-        .of = {EACH_INVERTIBLE(ENTRY, layout) EACH_OTHER(ENTRY_FROM_X, layout)}, \
-        .segment = SEGMENT_KERNELS(layout),                                      \
+#define ENTRY_WITHOUT_INVERSE(layout, name, activation)                             \
+    [activation] = {layout##_apply_##name,                                          \
+                    layout##_apply_residual_##name,                                 \
+                    {NULL, layout##_sums_x_##name, layout##_sums_y_##name},         \
+                    {NULL, layout##_gradient_x_##name, layout##_gradient_y_##name}, \
+                    layout##_keep_y_##name},
+#define LAYOUT_KERNELS(layout)                                                            \
+    {                                                                                     \
+        .moments = layout##_moments_,                                                     \
+        .fold = layout##_fold,                                                            \
+        .of = {EACH_INVERTIBLE(ENTRY, layout) EACH_OTHER(ENTRY_WITHOUT_INVERSE, layout)}, \
+        .segment = SEGMENT_KERNELS(layout),                                               \
     }
 
 INLINE void stream_loop(storage *a, storage *b, ptrdiff_t count, vec c, vec d, ptrdiff_t prefetch) {

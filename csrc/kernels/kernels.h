@@ -38,6 +38,7 @@ typedef struct {
 /* Constants per channel: arrays of reals. w is what backward sums as dy * w; abn_scheme in abn.h defines it.
  *   from x:  w = (x - centre) * scale + shift
  *   from z:  w = activation^-1(z) * scale + shift
+ *   from y:  w = (y - residual) * scale + shift
  *   kept x:  y = w * weight + bias
  *   result:  dx = (dy + w * w_factor + offset) * dx_factor */
 enum {
@@ -66,6 +67,9 @@ typedef struct {
     const void *of[ABN_CONSTANTS];
     double param; /* of the activation, if all channels share it */
     int training; /* 0: dx is computed without w, which may be infinite or NaN */
+    /* ABN_FROM_Y: the residual is clamped to [low, high], and its gradient is added to if add_to_residual. */
+    double residual_low, residual_high;
+    int add_to_residual;
 } abn_constants;
 
 /* Partial sums of the channels of a tile, two per channel. An update costs one load and one store.
@@ -84,7 +88,7 @@ typedef struct {
     ptrdiff_t channels, positions_per_channel, positions_per_row;
 } abn_columns;
 
-enum { ABN_FROM_Z, ABN_FROM_X }; /* what the source of a backward kernel holds */
+enum { ABN_FROM_Z, ABN_FROM_X, ABN_FROM_Y, ABN_SOURCES }; /* what the source of a backward kernel holds */
 
 typedef struct {
     /* destination = z = activation(w), w from x */
@@ -92,10 +96,13 @@ typedef struct {
     /* destination = activation(w + residual), row by row. Stops at or shortly before a |residual| above the limit.
      * Returns how many elements were computed. */
     ptrdiff_t (*apply_residual)(const abn_tile *tile, const abn_constants *constants);
-    /* sums += dy, dy * w. Here and below, index ABN_FROM_Z or ABN_FROM_X; [ABN_FROM_Z] is NULL without an inverse. */
-    void (*gradient_sums[2])(const abn_tile *tile, const abn_constants *constants, void *partial);
-    /* destination = dx */
-    void (*gradient_apply[2])(const abn_tile *tile, const abn_constants *constants);
+    /* sums += dy, dy * w. Here and below, index ABN_FROM_Z, ABN_FROM_X or ABN_FROM_Y. [ABN_FROM_Z] is NULL without an
+     * inverse, [ABN_FROM_Y] and keep_y with one. */
+    void (*gradient_sums[ABN_SOURCES])(const abn_tile *tile, const abn_constants *constants, void *partial);
+    /* destination = dx; from y also residual_gradient, if there is a residual */
+    void (*gradient_apply[ABN_SOURCES])(const abn_tile *tile, const abn_constants *constants);
+    /* source = y = w + residual, destination = activation(y). residual.data may be NULL. Returns as apply_residual. */
+    ptrdiff_t (*keep_y)(const abn_tile *tile, const abn_constants *constants);
 } abn_tile_kernels;
 
 /* A segment is a run of elements of one row. These kernels pass it on in arrays of reals, aligned to a cache line, with
