@@ -11,7 +11,7 @@ double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel) {
 }
 
 abn_constants abn_constants_from(const abn_operation *op, ptrdiff_t channel) {
-    abn_constants constants = {{0}, 0, 0};
+    abn_constants constants = {.training = 0};
     for (int which = 0; which < ABN_CONSTANTS; which++)
         constants.of[which] = (const char *)op->constants[which] + (size_t)channel * abn_real_size(op->source.dtype);
     return constants;

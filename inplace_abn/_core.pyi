@@ -3,6 +3,11 @@
 ``isa`` forces an instruction set, one of ``info()["isa_usable"]``, for one call. ``owner`` names the context
 in messages and in the ledger; a function is called when the name is needed.
 
+Every array of the functions from `forward` to `statistics`, and of `Context.recompute`, may be given by its
+address, as memory of another library: ``(address, shape, strides, dtype)``, with strides in elements. Nothing
+keeps or locks such memory; `forward` needs ``hold=False`` then. bfloat16 needs no ml_dtypes; new arrays like
+it have the dtype uint16. A result that is written to such memory is returned as the tuple that was given.
+
 The registry of saved memory knows the exact bytes of every array that a live `Context` or `SavedArray` keeps.
 `saved_by` and `refuse_if_saved` ask it, and so does every function here before it writes in place.
 """
@@ -21,6 +26,16 @@ _Saved: TypeAlias = Literal[
 ]
 
 _Owner: TypeAlias = str | Callable[[], str]
+# (address, shape, strides in elements, dtype) of memory that the caller owns
+_Addressed: TypeAlias = tuple[
+    int,
+    tuple[int, ...],
+    tuple[int, ...],
+    Literal["float32", "float64", "float16", "bfloat16", "bool"],
+]
+_Batch: TypeAlias = Batch | _Addressed
+_Vector: TypeAlias = Vector | _Addressed
+_Mask: TypeAlias = Mask | _Addressed
 _Memory: TypeAlias = NDArray[Any] | tuple[int, int]
 
 class _Info(TypedDict):
@@ -60,7 +75,13 @@ class Context:
     @property
     def freed(self) -> bool: ...
     def recompute(
-        self, *, out: Batch | None = None, threads: Threads = None, isa: str | None = None
+        self,
+        *,
+        out: _Batch | None = None,
+        kept: _Batch | None = None,
+        residual: _Batch | None = None,
+        threads: Threads = None,
+        isa: str | None = None,
     ) -> Batch: ...
     def release(self) -> None: ...
 
@@ -75,12 +96,12 @@ class SavedArray:
     def release(self) -> None: ...
 
 def forward(
-    x: Batch,
+    x: _Batch,
     *,
-    weight: Vector | None = None,
-    bias: Vector | None = None,
-    running_mean: Vector | None = None,
-    running_var: Vector | None = None,
+    weight: _Vector | None = None,
+    bias: _Vector | None = None,
+    running_mean: _Vector | None = None,
+    running_var: _Vector | None = None,
     training: bool = True,
     momentum: Number = 0.1,
     eps: Number = 1e-05,
@@ -88,65 +109,91 @@ def forward(
     activation_param: Number = 0.01,
     strategy: Strategy = "inplace",
     channel_axis: ChannelAxis = 1,
-    residual: Batch | None = None,
-    slope: Vector | None = None,
-    mask: Mask | None = None,
+    residual: _Batch | None = None,
+    slope: _Vector | None = None,
+    mask: _Mask | None = None,
+    out: _Batch | None = None,
+    hold: bool = True,
     threads: Threads = None,
     isa: str | None = None,
     owner: _Owner | None = None,
 ) -> tuple[Batch, Context]: ...
 def normalize(
-    x: Batch,
+    x: _Batch,
     *,
-    mean: Sums,
-    var: Sums,
+    mean: Sums | _Addressed,
+    var: Sums | _Addressed,
     count: int,
-    weight: Vector | None = None,
-    bias: Vector | None = None,
-    running_mean: Vector | None = None,
-    running_var: Vector | None = None,
+    weight: _Vector | None = None,
+    bias: _Vector | None = None,
+    running_mean: _Vector | None = None,
+    running_var: _Vector | None = None,
     momentum: Number = 0.1,
     eps: Number = 1e-05,
     activation: Activation = "leaky_relu",
     activation_param: Number = 0.01,
     strategy: Strategy = "inplace",
     channel_axis: ChannelAxis = 1,
-    residual: Batch | None = None,
-    slope: Vector | None = None,
-    mask: Mask | None = None,
+    residual: _Batch | None = None,
+    slope: _Vector | None = None,
+    mask: _Mask | None = None,
+    out: _Batch | None = None,
+    hold: bool = True,
     threads: Threads = None,
     isa: str | None = None,
     owner: _Owner | None = None,
 ) -> tuple[Batch, Context]: ...
 def backward(
     ctx: Context,
-    dz: Batch,
+    dz: _Batch,
     *,
     overwrite: bool = False,
-    residual_grad: Batch | None = None,
+    out: _Batch | None = None,
+    residual_grad: _Batch | None = None,
+    residual_out: _Batch | None = None,
+    keep: bool = False,
+    kept: _Batch | None = None,
+    residual: _Batch | None = None,
+    residual_activation: Activation = "identity",
+    residual_activation_param: Number = 0.01,
     threads: Threads = None,
     isa: str | None = None,
 ) -> tuple[Batch, Vector | None, Vector | None, Vector | None, Batch | None]: ...
 def backward_reduce(
-    ctx: Context, dz: Batch, *, threads: Threads = None, isa: str | None = None
+    ctx: Context,
+    dz: _Batch,
+    *,
+    kept: _Batch | None = None,
+    residual: _Batch | None = None,
+    residual_activation: Activation = "identity",
+    residual_activation_param: Number = 0.01,
+    threads: Threads = None,
+    isa: str | None = None,
 ) -> tuple[Sums, Sums, Sums | None]: ...
 def backward_apply(
     ctx: Context,
-    dz: Batch,
+    dz: _Batch,
     *,
-    sum_dy: Sums,
-    sum_dy_xhat: Sums,
+    sum_dy: Sums | _Addressed,
+    sum_dy_xhat: Sums | _Addressed,
     count: int,
     overwrite: bool = False,
-    residual_grad: Batch | None = None,
+    out: _Batch | None = None,
+    residual_grad: _Batch | None = None,
+    residual_out: _Batch | None = None,
+    keep: bool = False,
+    kept: _Batch | None = None,
+    residual: _Batch | None = None,
+    residual_activation: Activation = "identity",
+    residual_activation_param: Number = 0.01,
     threads: Threads = None,
     isa: str | None = None,
 ) -> Batch: ...
 def statistics(
-    x: Batch,
+    x: _Batch,
     *,
     channel_axis: ChannelAxis = 1,
-    mask: Mask | None = None,
+    mask: _Mask | None = None,
     threads: Threads = None,
     isa: str | None = None,
 ) -> tuple[Sums, Sums, int]: ...

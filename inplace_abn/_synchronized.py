@@ -115,7 +115,7 @@ def normalize(
     momentum: Number = 0.1, eps: Number = 1e-05, activation: Activation = "leaky_relu",
     activation_param: Number = 0.01, strategy: Strategy = "inplace", channel_axis: ChannelAxis = 1,
     residual: Batch | None = None, slope: Vector | None = None, mask: Mask | None = None,
-    threads: Threads = None,
+    out: Batch | None = None, hold: bool = True, threads: Threads = None,
 ) -> tuple[Batch, Context]:  # fmt: skip
     """`functional.forward` in training with given statistics of several batches (section 4 of the paper).
 
@@ -129,7 +129,7 @@ def normalize(
         Elements per channel of all batches; more than 1.
     weight, bias, running_mean, running_var, momentum, eps
         As for `forward`. The batch statistics of the update are `mean` and ``var * count / (count - 1)``.
-    activation, activation_param, strategy, channel_axis, residual, slope, mask, threads
+    activation, activation_param, strategy, channel_axis, residual, slope, mask, out, hold, threads
         As for `forward`.
 
     Returns
@@ -171,12 +171,17 @@ def normalize(
         x, mean=mean, var=var, count=count, weight=weight, bias=bias, running_mean=running_mean,
         running_var=running_var, momentum=momentum, eps=eps, activation=activation,
         activation_param=activation_param, strategy=strategy,
-        channel_axis=channel_axis, residual=residual, slope=slope, mask=mask, threads=threads,
+        channel_axis=channel_axis, residual=residual, slope=slope, mask=mask, out=out, hold=hold,
+        threads=threads,
     )  # fmt: skip
 
 
 @hides_others
-def backward_reduce(ctx: Context, dz: Batch, *others: NoReturn, threads: Threads = None) -> ChannelSums:
+def backward_reduce(
+    ctx: Context, dz: Batch, *others: NoReturn, kept: Batch | None = None, residual: Batch | None = None,
+    residual_activation: Activation = "identity", residual_activation_param: Number = 0.01,
+    threads: Threads = None,
+) -> ChannelSums:  # fmt: skip
     """First step of a synchronized backward: the sums over each channel of this batch.
 
     ``sum_dy = sum(dy)`` and ``sum_dy_xhat = sum(dy * xhat)`` with ``dy = dz * activation'(y)`` (section 3.2
@@ -189,6 +194,8 @@ def backward_reduce(ctx: Context, dz: Batch, *others: NoReturn, threads: Threads
         From `normalize`; not changed.
     dz : ndarray
         Shape, dtype and memory layout of x; read only.
+    kept, residual, residual_activation, residual_activation_param
+        As for `backward`.
     threads : int, optional
         Number of threads, as for `forward`.
 
@@ -215,13 +222,22 @@ def backward_reduce(ctx: Context, dz: Batch, *others: NoReturn, threads: Threads
     """
     if others:
         raise too_many(backward_reduce, others)
-    return ChannelSums(*_core.backward_reduce(ctx, dz, threads=threads))
+    return ChannelSums(
+        *_core.backward_reduce(
+            ctx, dz, kept=kept, residual=residual, residual_activation=residual_activation,
+            residual_activation_param=residual_activation_param, threads=threads,
+        )
+    )  # fmt: skip
 
 
 @hides_others
 def backward_apply(
     ctx: Context, dz: Batch, *others: NoReturn, sum_dy: Sums, sum_dy_xhat: Sums, count: int,
-    overwrite: bool = False, residual_grad: Batch | None = None, threads: Threads = None,
+    overwrite: bool = False, out: Batch | None = None, residual_grad: Batch | None = None,
+    residual_out: Batch | None = None, keep: bool = False,
+    kept: Batch | None = None, residual: Batch | None = None,
+    residual_activation: Activation = "identity", residual_activation_param: Number = 0.01,
+    threads: Threads = None,
 ) -> Batch:  # fmt: skip
     """Second step of a synchronized backward: dx of this batch from the sums over all batches.
 
@@ -241,7 +257,10 @@ def backward_apply(
     overwrite : bool
         True writes dx over dz.
     residual_grad : ndarray, optional
-        Required after a forward with residual: the gradient of the residual is added to it.
+        Required after a forward with residual, unless `residual_out` is given: the gradient of the residual
+        is added to it.
+    out, residual_out, keep, kept, residual, residual_activation, residual_activation_param
+        As for `backward`.
     threads : int, optional
         Number of threads, as for `forward`.
 
@@ -269,6 +288,8 @@ def backward_apply(
     if others:
         raise too_many(backward_apply, others)
     return _core.backward_apply(
-        ctx, dz, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=count, overwrite=overwrite,
-        residual_grad=residual_grad, threads=threads,
+        ctx, dz, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=count, overwrite=overwrite, out=out,
+        residual_grad=residual_grad, residual_out=residual_out, keep=keep, kept=kept, residual=residual,
+        residual_activation=residual_activation, residual_activation_param=residual_activation_param,
+        threads=threads,
     )  # fmt: skip

@@ -86,7 +86,8 @@ def forward(
     training: bool = True, momentum: Number = 0.1, eps: Number = 1e-05,
     activation: Activation = "leaky_relu", activation_param: Number = 0.01,
     strategy: Strategy = "inplace", channel_axis: ChannelAxis = 1, residual: Batch | None = None,
-    slope: Vector | None = None, mask: Mask | None = None, threads: Threads = None,
+    slope: Vector | None = None, mask: Mask | None = None, out: Batch | None = None, hold: bool = True,
+    threads: Threads = None,
 ) -> tuple[Batch, Context]:  # fmt: skip
     """Batch normalization and activation: ``z = activation(weight * xhat + bias + residual)``.
 
@@ -165,13 +166,20 @@ def forward(
         True for valid positions, False for padding. Statistics, z and gradients are those of a batch of the
         valid positions alone. At all other positions z and the gradients of x and residual are 0, and x,
         residual and dz are not read: they may be NaN. Any strides; a copy is kept, one bit per position.
+    out : ndarray, optional
+        z is written to it. Shape, dtype and memory layout of x. Refused by the in-place strategies, which
+        write z over x.
+    hold : bool
+        False: `ctx` neither keeps nor locks x, or what is written over it, and the residual. They must not
+        change until the backward, which gets them again, so that they can be stored elsewhere meanwhile.
     threads : int, optional
         Number of threads; see the top of this page.
 
     Returns
     -------
     z : ndarray
-        x itself for the in-place strategies, else a fresh array of x's shape, dtype and memory layout.
+        x itself for the in-place strategies, else `out` or a fresh array of x's shape, dtype and memory
+        layout.
     ctx : Context
         For `backward`. The arrays that it keeps are read-only (``flags.writeable`` is False) until the
         backward has run, the context is deleted or ``ctx.release()`` is called. ``ctx.saved`` lists the kept
@@ -228,14 +236,17 @@ def forward(
         x, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var, training=training,
         momentum=momentum, eps=eps, activation=activation, activation_param=activation_param,
         strategy=strategy,
-        channel_axis=channel_axis, residual=residual, slope=slope, mask=mask, threads=threads,
+        channel_axis=channel_axis, residual=residual, slope=slope, mask=mask, out=out, hold=hold,
+        threads=threads,
     )  # fmt: skip
 
 
 @hides_others
 def backward(
-    ctx: Context, dz: Batch, *others: NoReturn, overwrite: bool = False, residual_grad: Batch | None = None,
-    threads: Threads = None,
+    ctx: Context, dz: Batch, *others: NoReturn, overwrite: bool = False, out: Batch | None = None,
+    residual_grad: Batch | None = None, residual_out: Batch | None = None, keep: bool = False,
+    kept: Batch | None = None, residual: Batch | None = None, residual_activation: Activation = "identity",
+    residual_activation_param: Number = 0.01, threads: Threads = None,
 ) -> Gradients:  # fmt: skip
     """Gradients of x, weight, bias, slope and residual from dz, the gradient of z (section 3.2 of the paper).
 
@@ -246,14 +257,26 @@ def backward(
     Parameters
     ----------
     ctx : Context
-        From `forward`. It is freed, and the arrays that it keeps become writeable again.
+        From `forward`. It is freed, and the arrays that it keeps become writeable again, unless `keep`.
     dz : ndarray
         Shape, dtype and memory layout of x.
     overwrite : bool
         True writes dx over dz and allocates no array of that size.
+    out : ndarray, optional
+        dx is written to it. Shape, dtype and memory layout of x. It may be `kept` itself.
     residual_grad : ndarray, optional
         Shape, dtype and memory layout of x. The gradient of the residual is added to it instead of written to
         a fresh array. Refused for a forward without residual.
+    residual_out : ndarray, optional
+        The gradient of the residual is written to it; it may be dz itself if dx goes elsewhere.
+    keep : bool
+        True: `ctx` can be used for another backward.
+    kept, residual : ndarray, optional
+        Required after ``forward(..., hold=False)``, and refused otherwise: the array that was x, with what
+        forward wrote over it, and the residual; or copies of them.
+    residual_activation, residual_activation_param : str, float
+        For strategy "pre_activation" with `residual`: that holds the y of another layer, and the residual is
+        this activation of it, such as "relu". Any activation but "prelu".
     threads : int, optional
         Number of threads; see the top of this page.
 
@@ -291,9 +314,23 @@ def backward(
     >>> gradients.dresidual is shortcut_grad, shortcut_grad.ravel()
     (True, array([1.5, 2.5]))
     >>> dx, dweight, dbias = gradients
+
+    With arrays that the caller stores meanwhile:
+
+    >>> x = np.array([[1.0], [3.0]])
+    >>> z, ctx = forward(x, activation="relu", strategy="pre_activation", hold=False)
+    >>> z.round(3).ravel(), x.round(3).ravel(), ctx.nbytes
+    (array([0., 1.]), array([-1.,  1.]), 0)
+    >>> dx, dweight, dbias = backward(ctx, np.ones((2, 1)), kept=x.copy())
+    >>> ctx.freed
+    True
     """
     if others:
         raise too_many(backward, others)
     return Gradients(
-        *_core.backward(ctx, dz, overwrite=overwrite, residual_grad=residual_grad, threads=threads)
-    )
+        *_core.backward(
+            ctx, dz, overwrite=overwrite, out=out, residual_grad=residual_grad, residual_out=residual_out,
+            keep=keep, kept=kept, residual=residual, residual_activation=residual_activation,
+            residual_activation_param=residual_activation_param, threads=threads,
+        )
+    )  # fmt: skip

@@ -76,7 +76,7 @@ static int check_dtype(binding_state *state, PyArrayObject *array, const char *n
         case NPY_HALF: *dtype = ABN_FLOAT16; return 0;
         default: break;
     }
-    if (is_bfloat16(state, array)) {
+    if (PyArray_DESCR(array) == state->raw_bfloat16 || is_bfloat16(state, array)) {
         *dtype = ABN_BFLOAT16;
         return 0;
     }
@@ -245,6 +245,7 @@ int batch_open(binding_state *state, PyObject *got, name_id name, int channel_ax
                      strchr(wanted, '.') + 1, (PyObject *)PyArray_DESCR(b->array), b->name, wanted);
         return -1;
     }
+    b->dtype = PyArray_DESCR(b->array);
     if (check_shape(b, like) < 0) return -1;
     if (check_memory(state, b->array, b->name, writer) < 0) return -1;
     if (collapse(b, PyArray_ITEMSIZE(b->array)) < 0) return -1;
@@ -260,7 +261,7 @@ int batch_open(binding_state *state, PyObject *got, name_id name, int channel_ax
 }
 
 PyArrayObject *batch_like(const batch *b, batch *fresh) {
-    PyArray_Descr *dtype = PyArray_DESCR(b->array);
+    PyArray_Descr *dtype = b->dtype;
     const int ndim = b->ndim, channel = b->channel_axis == 1 ? 1 : ndim - 1;
     const int natural = (b->layout == CHANNELS_FIRST) == (b->channel_axis == 1);
     const npy_intp *dims = b->shape;
@@ -268,7 +269,7 @@ PyArrayObject *batch_like(const batch *b, batch *fresh) {
     *fresh = *b;
     contiguous_strides(&fresh->core, b->layout);
     if (!natural) {
-        const npy_intp item = PyArray_ITEMSIZE(b->array);
+        const npy_intp item = PyDataType_ELSIZE(dtype);
         npy_intp step = fresh->core.spatial_stride * item;
         for (int i = ndim - 1; i > 0; i--) {
             if (i == channel) continue;

@@ -6,9 +6,10 @@
 
 typedef enum { CHANNELS_FIRST, CHANNELS_LAST } layout;
 
-/* An array viewed as (N, C, S), as channel_axis says. `array` is borrowed. */
+/* An array viewed as (N, C, S), as channel_axis says. `array` and `dtype` are borrowed. */
 typedef struct {
     PyArrayObject *array;
+    PyArray_Descr *dtype;
     const char *name;
     const char *remedy; /* for messages: what to pass instead of a layout that no kernel takes */
     int channel_axis;   /* 1 or -1 */

@@ -39,6 +39,7 @@ typedef struct binding_state {
     PyTypeObject *context_type, *saved_array_type;
     PyObject *memmap;                           /* numpy.memmap: the one subclass that batches may have */
     PyObject *ml_dtypes;                        /* the str "ml_dtypes", to find it in sys.modules */
+    PyArray_Descr *raw_bfloat16;                /* uint16: the dtype of bfloat16 memory given by its address */
     int bfloat16;                               /* type number of bfloat16; -1 until the first such array */
     int threads;                                /* what threads=None means for large batches */
     const abn_kernels *usable[ABN_MAX_KERNELS]; /* best first, NULL past the end */

@@ -34,7 +34,8 @@ int context_open(context *ctx, const batch *x, const batch *residual, int strate
     ctx->kept[KEPT_MAIN].batch = *x;
     ctx->kept[KEPT_RESIDUAL].batch = *residual;
     for (int i = 0; i < KEPT_ARRAYS; i++) ctx->kept[i].batch.array = NULL; /* not owned yet */
-    ctx->dtype = (PyArray_Descr *)Py_NewRef(PyArray_DESCR(x->array));
+    ctx->dtype = (PyArray_Descr *)Py_NewRef(x->dtype);
+    ctx->has_residual = residual->array != NULL;
     ctx->core = (abn_context){
         .keep = strategy_table[strategy].keep,
         .scheme = strategy_table[strategy].scheme,
@@ -179,7 +180,7 @@ static int keep(context *ctx, int which, PyArrayObject *array) {
 
 int context_keep(context *ctx, PyArrayObject *array, PyArrayObject *residual) {
     ctx->freed_by = NULL;
-    if (keep(ctx, KEPT_MAIN, array) < 0 || (residual && keep(ctx, KEPT_RESIDUAL, residual) < 0)) {
+    if (ctx->holds && (keep(ctx, KEPT_MAIN, array) < 0 || (residual && keep(ctx, KEPT_RESIDUAL, residual) < 0))) {
         context_free(ctx, "an error in forward");
         return -1;
     }
@@ -273,11 +274,39 @@ void context_leave(context *ctx) {
     if (ctx) ctx->busy = 0;
 }
 
+/* Refuses kept= and residual= of a context that holds its arrays; requires them of another one. */
+static int given_check(const context *ctx, PyObject *got, name_id name, int needed) {
+    if (is_provided(got) == (needed && !ctx->holds)) return 0;
+    if (is_provided(got))
+        PyErr_Format(PyExc_ValueError, "%s goes with a ctx of forward(..., hold=False)%s; leave it out",
+                     name_texts[name], ctx->holds ? "" : " that was given one");
+    else
+        PyErr_Format(PyExc_ValueError,
+                     "%s is needed by a ctx of forward(..., hold=False), got None; pass the array that "
+                     "forward %s",
+                     name_texts[name], name == NAME_KEPT ? "read or wrote as x" : "was given as residual");
+    return -1;
+}
+
+int context_arrays(context *ctx, PyObject *const *got, int needs_residual, abn_context *core, batch *given) {
+    static const name_id names[KEPT_ARRAYS] = {NAME_KEPT, NAME_RESIDUAL};
+    const int needed[KEPT_ARRAYS] = {1, needs_residual};
+    *core = ctx->core;
+    for (int i = 0; i < KEPT_ARRAYS; i++) {
+        given[i] = (batch){0};
+        if (given_check(ctx, got[names[i]], names[i], needed[i]) < 0) return -1;
+        if (ctx->holds || !needed[i]) continue;
+        if (context_batch(ctx, got[names[i]], names[i], NULL, &given[i]) < 0) return -1;
+        *(i == KEPT_MAIN ? &core->kept : &core->residual) = given[i].core;
+    }
+    return 0;
+}
+
 int context_batch(context *ctx, PyObject *got, name_id name, const char *writer, batch *b) {
     const batch *like = &ctx->kept[KEPT_MAIN].batch;
     if (batch_open(ctx->state, got, name, like->channel_axis, like, writer, b) < 0) return -1;
     if (!writer) return 0;
-    for (int i = 0; i < KEPT_ARRAYS; i++)
+    for (int i = 0; i < KEPT_ARRAYS && ctx->holds; i++)
         if (refuse_overlap(&b->bytes, b->name, &ctx->kept[i].batch.bytes, "what ctx keeps") < 0) return -1;
     return registry_refuse(ctx->state, &b->bytes, b->name, writer);
 }

@@ -13,7 +13,7 @@ typedef struct {
     saved_entry entry;
 } kept_array;
 
-/* KEPT_MAIN: x, xhat or z. */
+/* KEPT_MAIN: x, xhat, y or z. */
 enum { KEPT_MAIN, KEPT_RESIDUAL, KEPT_ARRAYS };
 
 /* An array that the context allocates. Users see `array`, which is read-only and does not own its memory, so that it
@@ -39,7 +39,8 @@ typedef struct context {
     int busy;             /* True while a call uses it */
 
     int strategy; /* index in strategy_table */
-    int training, has_weight, has_bias;
+    int training, has_weight, has_bias, has_residual;
+    int holds;       /* 0: the arrays of the batch's size are neither kept nor locked; backward gets them again */
     npy_intp slopes; /* elements of slope= */
     double count;    /* elements per channel behind the statistics: more than the batch's after normalize */
     PyArray_Descr *dtype;
@@ -68,8 +69,8 @@ npy_intp context_per_channel(const context *ctx);
 /* Allocates the side arrays that are kept with z. Needs the constants; call it before the first write. */
 int context_open_sides(context *ctx);
 
-/* Registers x (or z, the same array) and the residual, if that is not NULL, and marks the context busy, before the
- * first write. 0, or -1 with MemoryError. */
+/* Registers x (or what is written over it) and the residual, if that is not NULL, unless ctx->holds is 0; marks the
+ * context busy. Call it before the first write. 0, or -1 with MemoryError. */
 int context_keep(context *ctx, PyArrayObject *array, PyArrayObject *residual);
 
 /* Moves the escapes of abn_forward into arrays of the context. */
@@ -103,6 +104,10 @@ void context_record_freed(context *ctx);
 /* The context in an argument, marked as busy; NULL with TypeError, or with RuntimeError if it cannot be used now. */
 context *context_acquire(const binding_state *state, PyObject *got);
 void context_leave(context *ctx);
+
+/* What a backward or recompute reads besides ctx: the arrays that ctx holds, or those in kept= and residual=. Sets the
+ * batches in `core`, a copy of ctx->core, and in given[KEPT_ARRAYS]; array is NULL where none is given. */
+int context_arrays(context *ctx, PyObject *const *got, int needs_residual, abn_context *core, batch *given);
 
 /* A batch of ctx's shape, dtype and layout. `writer` is the function that writes it, or NULL if it is only read. */
 int context_batch(context *ctx, PyObject *got, name_id name, const char *writer, batch *b);

@@ -30,7 +30,9 @@ PyObject *context_text(const context *ctx) {
     text = PyUnicode_FromFormat("%S %S, strategy=%R, activation=%R, %s%s%s", (PyObject *)ctx->dtype, shape,
                                 ctx->state->strategies[ctx->strategy], ctx->state->activations[ctx->core.activation],
                                 ctx->freed_by ? "freed by " : "keeps ",
-                                ctx->freed_by ? ctx->freed_by : context_role(ctx, KEPT_MAIN),
+                                ctx->freed_by ? ctx->freed_by
+                                : ctx->holds  ? context_role(ctx, KEPT_MAIN)
+                                              : "no array of the size of x",
                                 ctx->kept[KEPT_RESIDUAL].batch.array ? " and residual" : "");
     Py_DECREF(shape);
     return text;

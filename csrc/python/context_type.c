@@ -1,4 +1,5 @@
 /* The Python type of contexts: attributes, recompute and release; it cannot be pickled. */
+#include "addressed.h"
 #include "context.h"
 #include "signatures.h"
 
@@ -89,6 +90,9 @@ static PyObject *context_repr(PyObject *self) {
 static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     binding_state *state = ((context *)self)->state;
     PyObject *got[NAMES] = {NULL}, *result = NULL;
+    batch given[KEPT_ARRAYS];
+    addressed arrays;
+    abn_context core;
     PyArrayObject *fresh = NULL;
     PyThreadState *unlocked;
     abn_machine machine;
@@ -99,6 +103,7 @@ static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssi
 
     if (bind_args(state, &recompute_signature, args, positionals, kwnames, got) < 0) return NULL;
     if (machine_args(state, got, &machine) < 0) return NULL;
+    if (addressed_open(state, got, &arrays) < 0) goto done;
     if (!(ctx = context_acquire(state, self))) goto done;
     like = &ctx->kept[KEPT_MAIN].batch;
     machine_settle(state, batch_elements(like), &machine);
@@ -107,18 +112,23 @@ static PyObject *context_recompute(PyObject *self, PyObject *const *args, Py_ssi
                      state->strategies[ctx->strategy]);
         goto done;
     }
+    /* y includes the residual */
+    if (context_arrays(ctx, got, ctx->has_residual && ctx->core.keep != ABN_KEEP_Y, &core, given) < 0) goto done;
     if (is_provided(got[NAME_OUT])) {
         if (context_batch(ctx, got[NAME_OUT], NAME_OUT, "recompute", &z) < 0) goto done;
+        for (int i = 0; i < KEPT_ARRAYS; i++)
+            if (refuse_overlap(&z.bytes, z.name, &given[i].bytes, given[i].name) < 0) goto done;
     } else if (!(fresh = batch_like(like, &z))) {
         goto done;
     }
     if (batch_elements(&z) > 0) {
         unlocked = unlock_interpreter(batch_elements(&z));
-        status = abn_recompute(&machine, &ctx->core, &z.core);
+        status = abn_recompute(&machine, &core, &z.core);
         lock_interpreter(unlocked);
     }
-    if (status_check(status) == 0) result = Py_NewRef((PyObject *)z.array);
+    if (status_check(status) == 0) result = Py_NewRef(addressed_given(&arrays, z.array));
 done:
+    addressed_close(&arrays);
     Py_XDECREF(fresh);
     context_leave(ctx);
     return result;

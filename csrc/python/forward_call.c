@@ -1,4 +1,5 @@
 /* forward and normalize: one function, with the statistics of the batch, the running ones, or the caller's. */
+#include "addressed.h"
 #include "calls.h"
 #include "context.h"
 #include "saved_array.h"
@@ -25,11 +26,12 @@ typedef struct {
     PyObject *module;
     binding_state *state;
     PyObject *got[NAMES];
-    int is_normalize;
+    addressed arrays;
+    int is_normalize, hold;
     int training, strategy, activation, channel_axis;
     double momentum, eps, activation_param, count;
     abn_machine machine;
-    batch x, z, residual;
+    batch x, z, residual, out;
     mask mask;
     vector vectors[VECTORS];
 } forward_call;
@@ -103,7 +105,7 @@ static int activation_check(const forward_call *call, abn_dtype dtype) {
 
 static int options_read(forward_call *call) {
     PyObject *const *got = call->got;
-    call->training = 1;
+    call->training = call->hold = 1;
     call->strategy = STRATEGY_INPLACE;
     call->activation = ABN_LEAKY_RELU;
     call->momentum = 0.1;
@@ -113,6 +115,7 @@ static int options_read(forward_call *call) {
     if (channel_axis_arg(got[NAME_CHANNEL_AXIS], &call->channel_axis) < 0 ||
         machine_args(call->state, got, &call->machine) < 0 ||
         bool_arg(got[NAME_TRAINING], NAME_TRAINING, &call->training) < 0 ||
+        bool_arg(got[NAME_HOLD], NAME_HOLD, &call->hold) < 0 ||
         double_arg(got[NAME_MOMENTUM], NAME_MOMENTUM, &call->momentum) < 0 ||
         double_arg(got[NAME_EPS], NAME_EPS, &call->eps) < 0 ||
         double_arg(got[NAME_ACTIVATION_PARAM], NAME_ACTIVATION_PARAM, &call->activation_param) < 0 ||
@@ -194,8 +197,30 @@ static int written_check(const forward_call *call, const footprint *written, con
         if (written != &v[i].bytes && refuse_overlap(written, name, &v[i].bytes, v[i].name) < 0) return -1;
     if (written != &call->x.bytes && refuse_overlap(written, name, &call->x.bytes, "x") < 0) return -1;
     if (refuse_overlap(written, name, &call->residual.bytes, "residual") < 0) return -1;
+    if (written != &call->out.bytes && refuse_overlap(written, name, &call->out.bytes, "out") < 0) return -1;
     if (refuse_overlap(written, name, &call->mask.bytes, "mask") < 0) return -1;
     return registry_refuse(call->state, written, name, writer_of(call));
+}
+
+/* out=: the array that z is written to. */
+static int out_open(forward_call *call) {
+    PyObject *out = call->got[NAME_OUT];
+    if (!is_provided(out)) return 0;
+    if (strategy_table[call->strategy].keep == ABN_KEEP_Z) {
+        PyErr_Format(PyExc_ValueError,
+                     "out goes with the strategies that do not write z over x; strategy '%s' does, leave it out",
+                     strategy_table[call->strategy].name);
+        return -1;
+    }
+    return batch_open(call->state, out, NAME_OUT, call->channel_axis, &call->x, writer_of(call), &call->out);
+}
+
+/* A context cannot hold memory that it does not own. */
+static int hold_check(const forward_call *call) {
+    if (!call->hold || !(call->arrays.made[NAME_X] || call->arrays.made[NAME_RESIDUAL])) return 0;
+    PyErr_Format(PyExc_ValueError, "hold must be False if %s is given by its address",
+                 call->arrays.made[NAME_X] ? "x" : "residual");
+    return -1;
 }
 
 static int arrays_open(forward_call *call) {
@@ -203,12 +228,15 @@ static int arrays_open(forward_call *call) {
     PyObject *residual = call->got[NAME_RESIDUAL];
     if (batch_open(call->state, call->got[NAME_X], NAME_X, call->channel_axis, NULL, x_writer, &call->x) < 0 ||
         activation_check(call, call->x.core.dtype) < 0 ||
-        mask_open(call->state, call->got[NAME_MASK], &call->x, &call->mask) < 0 || count_check(call) < 0)
+        mask_open(call->state, call->got[NAME_MASK], &call->x, &call->mask) < 0 || count_check(call) < 0 ||
+        hold_check(call) < 0)
         return -1;
     if (is_provided(residual) &&
         batch_open(call->state, residual, NAME_RESIDUAL, call->channel_axis, &call->x, NULL, &call->residual) < 0)
         return -1;
-    if (vectors_open(call) < 0 || (x_writer && written_check(call, &call->x.bytes, "x") < 0)) return -1;
+    if (out_open(call) < 0 || vectors_open(call) < 0) return -1;
+    if (call->out.array && written_check(call, &call->out.bytes, "out") < 0) return -1;
+    if (x_writer && written_check(call, &call->x.bytes, "x") < 0) return -1;
     for (int i = RUNNING_MEAN; call->training && i <= RUNNING_VAR; i++)
         if (written_check(call, &call->vectors[i].bytes, call->vectors[i].name) < 0) return -1;
     machine_settle(call->state, batch_elements(&call->x), &call->machine);
@@ -250,6 +278,7 @@ static int context_prepare(const forward_call *call, context *ctx) {
     if (context_open(ctx, &call->x, &call->residual, call->strategy) < 0) return -1;
     if (context_open_mask(ctx, &call->mask) < 0) return -1;
     ctx->training = call->training;
+    ctx->holds = call->hold;
     ctx->has_weight = call->vectors[WEIGHT].array != NULL;
     ctx->has_bias = call->vectors[BIAS].array != NULL;
     ctx->count = call->count;
@@ -284,8 +313,8 @@ static PyObject *run(forward_call *call, context *ctx) {
     abn_status status = ABN_OK;
 
     if (context_prepare(call, ctx) < 0) return NULL;
-    call->z = call->x;
-    if (ctx->core.keep != ABN_KEEP_Z && !(fresh = batch_like(&call->x, &call->z))) return NULL;
+    call->z = call->out.array ? call->out : call->x;
+    if (ctx->core.keep != ABN_KEEP_Z && !call->out.array && !(fresh = batch_like(&call->x, &call->z))) return NULL;
     if (context_keep(ctx, call->x.array, call->residual.array) < 0) {
         Py_XDECREF(fresh);
         return NULL;
@@ -301,7 +330,7 @@ static PyObject *run(forward_call *call, context *ctx) {
         context_free(ctx, "an error in forward");
     } else {
         running_update(call, &ctx->core.norm);
-        result = PyTuple_Pack(2, (PyObject *)call->z.array, (PyObject *)ctx);
+        result = PyTuple_Pack(2, addressed_given(&call->arrays, call->z.array), (PyObject *)ctx);
     }
     Py_XDECREF(fresh);
     return result;
@@ -317,10 +346,15 @@ static PyObject *forward_or_normalize(PyObject *module, PyObject *const *args, P
     PyObject *result = NULL;
     context *ctx;
     if (bind_args(call.state, sig, args, positionals, kwnames, call.got) < 0 || options_read(&call) < 0) return NULL;
-    if (!(ctx = context_new(module, sig->function, call.got[NAME_OWNER]))) return NULL;
+    if (addressed_open(call.state, call.got, &call.arrays) < 0 ||
+        !(ctx = context_new(module, sig->function, call.got[NAME_OWNER]))) {
+        addressed_close(&call.arrays);
+        return NULL;
+    }
     if (arrays_open(&call) == 0) result = run(&call, ctx);
     if (result) context_record(ctx);
     Py_DECREF(ctx);
+    addressed_close(&call.arrays);
     return result;
 }
 

@@ -117,6 +117,7 @@ static int module_exec(PyObject *module) {
     state->bfloat16 = -1;
     abn_initialize();
     if (PyArray_ImportNumPyAPI() < 0) return -1;
+    if (!(state->raw_bfloat16 = PyArray_DescrNewFromType(NPY_USHORT))) return -1;
     if (intern_texts(state) < 0 || find_numpy(state) < 0 || choose_kernels(state) < 0) return -1;
     state->threads = abn_default_threads();
     if (state->threads < 1) state->threads = 1;
@@ -158,6 +159,7 @@ static void module_free(void *module) {
     for (int i = 0; i < ABN_ACTIVATIONS; i++) Py_CLEAR(state->activations[i]);
     for (int i = 0; i < STRATEGIES; i++) Py_CLEAR(state->strategies[i]);
     Py_CLEAR(state->ml_dtypes);
+    Py_CLEAR(state->raw_bfloat16);
 }
 
 /* ---- the module ------------------------------------------------------------------------------------------------ */

@@ -2,8 +2,12 @@
 
 #define NORM_NAMES NAME_MOMENTUM, NAME_EPS, NAME_ACTIVATION, NAME_ACTIVATION_PARAM, NAME_STRATEGY
 #define NORM_TEXT "momentum=0.1, eps=1e-05, activation='leaky_relu', activation_param=0.01, strategy='inplace'"
-#define MORE_NAMES NAME_CHANNEL_AXIS, NAME_RESIDUAL, NAME_SLOPE, NAME_MASK
-#define MORE_TEXT "channel_axis=1, residual=None, slope=None, mask=None"
+#define MORE_NAMES NAME_CHANNEL_AXIS, NAME_RESIDUAL, NAME_SLOPE, NAME_MASK, NAME_OUT, NAME_HOLD
+#define MORE_TEXT "channel_axis=1, residual=None, slope=None, mask=None, out=None, hold=True"
+#define GIVEN_NAMES NAME_KEPT, NAME_RESIDUAL, NAME_RESIDUAL_ACTIVATION, NAME_RESIDUAL_ACTIVATION_PARAM
+#define GIVEN_TEXT "kept=None, residual=None, residual_activation='identity', residual_activation_param=0.01"
+#define TO_NAMES NAME_OVERWRITE, NAME_OUT, NAME_RESIDUAL_GRAD, NAME_RESIDUAL_OUT, NAME_KEEP
+#define TO_TEXT "overwrite=False, out=None, residual_grad=None, residual_out=None, keep=False"
 #define MACHINE_NAMES NAME_THREADS, NAME_ISA
 #define MACHINE_TEXT "threads=None, isa=None"
 
@@ -28,24 +32,24 @@ const char normalize_doc[] =
     "running_var=None, " NORM_TEXT ", " MORE_TEXT ", " MACHINE_TEXT ", owner=None)\n--\n\n"
     "Returns (z, ctx): forward in training mode with given statistics, over count elements per channel.";
 
-SIGNATURE(backward, 2, 2, NAME_CTX, NAME_DZ, NAME_OVERWRITE, NAME_RESIDUAL_GRAD, MACHINE_NAMES);
+SIGNATURE(backward, 2, 2, NAME_CTX, NAME_DZ, TO_NAMES, GIVEN_NAMES, MACHINE_NAMES);
 const char backward_doc[] =
-    "backward($module, /, ctx, dz, *, overwrite=False, residual_grad=None, " MACHINE_TEXT ")\n--\n\n"
-    "Returns (dx, dweight, dbias, dslope, dresidual) from dz, the gradient of z; frees ctx.\n\n"
-    "overwrite=True writes dx over dz; dresidual is added to residual_grad, if that is given.";
+    "backward($module, /, ctx, dz, *, " TO_TEXT ", " GIVEN_TEXT ", " MACHINE_TEXT ")\n--\n\n"
+    "Returns (dx, dweight, dbias, dslope, dresidual) from dz, the gradient of z; frees ctx\n"
+    "unless keep is True.\n\noverwrite=True writes dx over dz; dresidual is added to residual_grad, if that is given.";
 
-SIGNATURE(backward_reduce, 2, 2, NAME_CTX, NAME_DZ, MACHINE_NAMES);
+SIGNATURE(backward_reduce, 2, 2, NAME_CTX, NAME_DZ, GIVEN_NAMES, MACHINE_NAMES);
 const char backward_reduce_doc[] =
-    "backward_reduce($module, /, ctx, dz, *, " MACHINE_TEXT ")\n--\n\n"
+    "backward_reduce($module, /, ctx, dz, *, " GIVEN_TEXT ", " MACHINE_TEXT ")\n--\n\n"
     "The first half of backward: returns (sum_dy, sum_dy_xhat, dslope), float64 per channel. ctx stays usable.";
 
-SIGNATURE(backward_apply, 5, 2, NAME_CTX, NAME_DZ, NAME_SUM_DY, NAME_SUM_DY_XHAT, NAME_COUNT, NAME_OVERWRITE,
-          NAME_RESIDUAL_GRAD, MACHINE_NAMES);
-const char backward_apply_doc[] =
-    "backward_apply($module, /, ctx, dz, *, sum_dy, sum_dy_xhat, count, overwrite=False, "
-    "residual_grad=None, " MACHINE_TEXT ")\n--\n\n"
-    "The second half of backward: returns dx, from sums over count elements per channel; frees ctx.\n\n"
-    "The gradient of the residual is added to residual_grad.";
+SIGNATURE(backward_apply, 5, 2, NAME_CTX, NAME_DZ, NAME_SUM_DY, NAME_SUM_DY_XHAT, NAME_COUNT, TO_NAMES, GIVEN_NAMES,
+          MACHINE_NAMES);
+const char backward_apply_doc[] = "backward_apply($module, /, ctx, dz, *, sum_dy, sum_dy_xhat, count, " TO_TEXT
+                                  ", " GIVEN_TEXT ", " MACHINE_TEXT ")\n--\n\n"
+                                  "The second half of backward: returns dx, from sums over count elements per channel; "
+                                  "frees ctx unless keep is True.\n\n"
+                                  "The gradient of the residual is added to residual_grad.";
 
 SIGNATURE(statistics, 1, 1, NAME_X, NAME_CHANNEL_AXIS, NAME_MASK, MACHINE_NAMES);
 const char statistics_doc[] = "statistics($module, /, x, *, channel_axis=1, mask=None, " MACHINE_TEXT ")\n--\n\n"
@@ -67,8 +71,8 @@ const char get_num_threads_doc[] = "get_num_threads($module, /)\n--\n\n"
 const char info_doc[] = "info($module, /)\n--\n\n"
                         "Returns a dict: how this module was built and which settings are active.";
 
-SIGNATURE(recompute, 0, 0, NAME_OUT, MACHINE_NAMES);
-const char recompute_doc[] = "recompute($self, /, *, out=None, " MACHINE_TEXT ")\n--\n\n"
+SIGNATURE(recompute, 0, 0, NAME_OUT, NAME_KEPT, NAME_RESIDUAL, MACHINE_NAMES);
+const char recompute_doc[] = "recompute($self, /, *, out=None, kept=None, residual=None, " MACHINE_TEXT ")\n--\n\n"
                              "Recomputes z into out or a new array; for strategies that keep x, xhat or y.";
 
 const char release_doc[] =

@@ -1,4 +1,5 @@
 /* statistics, and stream, the baseline of the benchmarks. */
+#include "addressed.h"
 #include "calls.h"
 #include "context.h"
 #include "signatures.h"
@@ -19,15 +20,20 @@ PyObject *call_statistics(PyObject *module, PyObject *const *args, Py_ssize_t po
     int channel_axis;
     batch x;
     mask valid;
+    addressed arrays;
     abn_mask bits = {NULL, 0};
 
     if (bind_args(state, &statistics_signature, args, positionals, kwnames, got) < 0) return NULL;
     if (channel_axis_arg(got[NAME_CHANNEL_AXIS], &channel_axis) < 0 || machine_args(state, got, &machine) < 0)
         return NULL;
-    if (batch_open(state, got[NAME_X], NAME_X, channel_axis, NULL, NULL, &x) < 0) return NULL;
-    if (mask_open(state, got[NAME_MASK], &x, &valid) < 0) return NULL;
+    if (addressed_open(state, got, &arrays) < 0) goto done;
+    if (batch_open(state, got[NAME_X], NAME_X, channel_axis, NULL, NULL, &x) < 0) goto done;
+    if (mask_open(state, got[NAME_MASK], &x, &valid) < 0) goto done;
     machine_settle(state, batch_elements(&x), &machine);
-    if (valid.array && !(bits = mask_bits(&valid, &x)).words) return PyErr_NoMemory();
+    if (valid.array && !(bits = mask_bits(&valid, &x)).words) {
+        PyErr_NoMemory();
+        goto done;
+    }
     if (!(mean = vector_new(NPY_DOUBLE, x.core.channels))) goto done;
     if (!(var = vector_new(NPY_DOUBLE, x.core.channels))) goto done;
     PyArray_FILLWBYTE((PyArrayObject *)mean, 0);
@@ -40,6 +46,7 @@ PyObject *call_statistics(PyObject *module, PyObject *const *args, Py_ssize_t po
     }
     if (status_check(status) == 0) result = Py_BuildValue("(OOn)", mean, var, (Py_ssize_t)valid.valid);
 done:
+    addressed_close(&arrays);
     PyMem_Free((void *)bits.words);
     Py_XDECREF(mean);
     Py_XDECREF(var);
