@@ -82,7 +82,7 @@ INLINE __m128i bfloat16_narrow(vec v) {
 #ifdef HALF_LOAD
 #define v_load(p) HALF_WIDEN(HALF_LOAD(p))
 #define v_store(p, v) HALF_STORE(p, HALF_NARROW(v))
-#else /* element by element */
+#else /* element by element; not inlined, because hundreds of copies would take minutes to compile */
 #include "../half.h"
 #ifdef ABN_DTYPE_FLOAT16
 #define half_to_real(h) abn_float16_to_float(h)
@@ -91,12 +91,12 @@ INLINE __m128i bfloat16_narrow(vec v) {
 #define half_to_real(h) abn_bfloat16_to_float(h)
 #define real_to_half(f) abn_float_to_bfloat16(f)
 #endif
-INLINE vec v_load(const storage *p) {
+NOT_INLINE vec v_load(const storage *p) {
     real lanes[W];
     for (int i = 0; i < W; i++) lanes[i] = half_to_real(p[i]);
     return v_load_real(lanes);
 }
-INLINE void v_store(storage *p, vec v) {
+NOT_INLINE void v_store(storage *p, vec v) {
     real lanes[W];
     v_store_real(lanes, v);
     for (int i = 0; i < W; i++) p[i] = real_to_half(lanes[i]);

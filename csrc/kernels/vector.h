@@ -28,8 +28,10 @@ typedef int32_t real_bits;
 
 #if defined(_MSC_VER)
 #define INLINE static __forceinline
+#define NOT_INLINE static __declspec(noinline)
 #else
 #define INLINE static inline __attribute__((always_inline))
+#define NOT_INLINE static __attribute__((noinline, unused))
 #endif
 
 #if defined(__CUDACC_RTC__)
