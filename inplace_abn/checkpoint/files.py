@@ -83,7 +83,7 @@ def _suffix(path):
         raise ValueError(
             f"path must end in .npz or .safetensors, got {str(path)!r}; convert a file of PyTorch with: "
             'numpy.savez("file.npz", **{name: value.float().numpy() for name, value in '
-            'torch.load("file.pth").items()})'
+            'torch.load("file.pth", weights_only=True).items()})'
         )
     return suffix
 

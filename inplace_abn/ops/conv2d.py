@@ -132,9 +132,12 @@ def _check_arguments(x, weight, bias, groups, channel_axis):
     channels = x.shape[channel_axis]
     wanted = weight.shape[1] * groups
     if wanted != channels or len(weight) % groups or 0 in weight.shape:
+        grouped, outputs = "", ""
+        if groups > 1:
+            grouped, outputs = f" with {groups=}", f", and outputs that are a multiple of {groups}"
         raise ValueError(
-            f"weight of shape {weight.shape} with {groups=} requires C = {wanted}, and outputs that are "
-            f"a multiple of {groups}; x of shape {x.shape} with {channel_axis=} has C = {channels}"
+            f"weight of shape {weight.shape}{grouped} requires C = {wanted}{outputs}; x of shape {x.shape} "
+            f"with {channel_axis=} has C = {channels}"
             f"{arguments.channel_axis_hint(x.shape, wanted, channel_axis)}"
         )
     if bias is not None:

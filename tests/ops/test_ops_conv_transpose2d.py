@@ -154,7 +154,7 @@ X, W = (2, 4, 5, 5), (4, 6, 3, 3)
         ({"channel_axis": -1}, ValueError, ["weight of shape (4, 6, 3, 3)", "channel_axis=1"]),
         ({"channel_axis": 2}, ValueError, ["channel_axis must be 1", "2"]),
         ({"weight": np.zeros(W, "f4")}, TypeError, ["x is float64", "pass weight.astype(numpy.float64)"]),
-        ({"groups": 3}, ValueError, ["groups=3", "4 channels", "multiple of 3"]),
+        ({"groups": 3}, ValueError, ["groups=3 requires C = 4", "multiple of 3"]),
         ({"bias": np.zeros(5)}, ValueError, ["bias must be of shape (6,)", "groups=1", "(5,)"]),
         ({"stride": 0}, ValueError, ["stride must be at least 1, got 0"]),
         ({"padding": "same"}, TypeError, ["padding must be an integer, got 'same'"]),
