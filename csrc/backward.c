@@ -141,22 +141,22 @@ static void from_x(const abn_backward_operation *b, const abn_channel_run *run, 
     if (b->context->escapes.count > 0) put_escapes(b, run, segment, slope, to);
 }
 
-/* The residual of a segment, in the storage type: as it is given, or its activation in the workspace. */
-static const void *residual_of(const abn_backward_operation *b, const abn_segment *segment, abn_workspace *workspace) {
+/* The residual of a segment, in the storage type: as it is given, or its activation, written to `space`. */
+static const void *residual_of(const abn_backward_operation *b, const abn_segment *segment, abn_workspace *workspace,
+                               void *space) {
     const abn_context *context = b->context;
     const abn_segment_kernels *kernels = &b->op.kernels->segment;
     const void *residual = segment->tile.residual.data;
     const ptrdiff_t n = segment->tile.length;
     if (!residual || context->residual_activation == ABN_IDENTITY) return residual;
     abn_set_real(b->op.source.dtype, workspace->param, 0, context->residual_param);
-    kernels->widen(residual, n, workspace->residual);
-    b->op.set->activations->of[context->residual_activation].value(workspace->residual, workspace->residual, n,
-                                                                   workspace->param);
-    kernels->narrow(workspace->residual, n, workspace->residual);
-    return workspace->residual;
+    kernels->widen(residual, n, space);
+    b->op.set->activations->of[context->residual_activation].value(space, space, n, workspace->param);
+    kernels->narrow(space, n, space);
+    return space;
 }
 
-/* w and slopes from y. `slopes` first holds y, then the slopes. */
+/* w and slopes from y. `slopes` first holds the residual, then y, then the slopes. */
 static void from_y(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment, int slope,
                    abn_workspace *workspace, recovered to) {
     const abn_context *context = b->context;
@@ -165,7 +165,8 @@ static void from_y(const abn_backward_operation *b, const abn_channel_run *run, 
     const void *y = segment->tile.source.data;
     const ptrdiff_t n = segment->tile.length;
     kernels->widen(run->flags & ABN_GUARDED ? segment->xhat.data : y, n, to.w);
-    if (!(run->flags & ABN_GUARDED)) kernels->recover(residual_of(b, segment, workspace), n, &segment->constants, to.w);
+    if (!(run->flags & ABN_GUARDED))
+        kernels->recover(residual_of(b, segment, workspace, to.slopes), n, &segment->constants, to.w);
     kernels->widen(y, n, to.slopes);
     if (slope == SLOPE_BY_PARAM)
         activations->below_zero(to.slopes, to.slopes, n);

@@ -36,7 +36,6 @@ typedef struct {
     _Alignas(64) double y[ABN_SEGMENT + ABN_PADDING];
     _Alignas(64) double slope[ABN_SEGMENT + ABN_PADDING];
     _Alignas(64) double param[ABN_SEGMENT + ABN_PADDING];
-    _Alignas(64) double residual[ABN_SEGMENT + ABN_PADDING];
     uint64_t branch_mask[ABN_SEGMENT_WORDS], escaped[ABN_SEGMENT_WORDS];
 } abn_workspace;
 
