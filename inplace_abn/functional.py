@@ -33,7 +33,7 @@ array([[-0.5, -0.5],
 True
 """
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import _core
 from ._core import Context, get_num_threads, set_num_threads
@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 
-def info():
+def info() -> dict[str, Any]:
     """Return how this package was built, and what it can use on this machine.
 
     Returns
