@@ -14,6 +14,13 @@ static double softplus(double y) { return fmax(y, 0) + log1p(exp(-fabs(y))); }
 /* NaN propagates. */
 static double clamp(double low, double high, double y) { return y < low ? low : y > high ? high : y; }
 
+/* 1 - tanh(a)^2 without cancellation, for a >= 0 */
+static double one_minus_tanh_squared(double a) {
+    const double decay = exp(-a);
+    const double sum = 1 + decay * decay;
+    return 4 * decay * decay / (sum * sum);
+}
+
 /* The gate of an activation with a minimum, z = y * gate(y); it rises from 0 to 1. */
 static double gate_of(abn_activation activation, double y) {
     switch (activation) {
@@ -31,7 +38,7 @@ static double slope_of_gate(abn_activation activation, double y) {
         case ABN_SILU: return gate * sigmoid(-y);
         case ABN_GELU: return exp(-y * y / 2) / sqrt(2 * M_PI);
         case ABN_GELU_TANH: return gate * gate_of(activation, -y) * 2 * sqrt(M_2_PI) * (1 + 3 * 0.044715 * y * y);
-        case ABN_MISH: return sigmoid(y) * (1 - gate * gate);
+        case ABN_MISH: return sigmoid(y) * one_minus_tanh_squared(softplus(y));
         default: return 0;
     }
 }
