@@ -149,17 +149,17 @@ static void contiguous_strides(abn_batch *core, layout kind) {
 
 static int choose_layout(batch *b, const batch *like) {
     abn_batch *core = &b->core, dense;
-    const int first = core->spatial == 1 || core->spatial_stride == 1;
-    const int last = core->channels == 1 || core->channel_stride == 1;
+    const int fits_first = core->spatial == 1 || core->spatial_stride == 1;
+    const int fits_last = core->channels == 1 || core->channel_stride == 1;
     if (like)
         b->layout = like->layout;
     else if (core->spatial == 1)
         b->layout = core->channel_stride == 1 ? CHANNELS_LAST : CHANNELS_FIRST;
     else
-        b->layout = first ? CHANNELS_FIRST : CHANNELS_LAST;
+        b->layout = fits_first ? CHANNELS_FIRST : CHANNELS_LAST;
     /* One channel, or one position, can be read in either layout whatever its strides. */
     const int plain = core->channels == 1 || core->spatial == 1;
-    if (!(like && plain) && (b->layout == CHANNELS_FIRST ? !first : !last))
+    if (!(like && plain) && (b->layout == CHANNELS_FIRST ? !fits_first : !fits_last))
         return refuse_layout(b, !like
                                     ? "is neither (N, C, *spatial) with contiguous spatial dimensions nor channels-last"
                                 : b->layout == CHANNELS_FIRST ? "must be channels-first in memory, as x was"

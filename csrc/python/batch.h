@@ -64,7 +64,7 @@ int batch_open(binding_state *state, PyObject *got, name_id name, int channel_ax
 int vector_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int type, const char *writer,
                 vector *v);
 
-/* The same, of `channels` elements or of one for all channels: then v->stride is 0. */
+/* Like vector_open, for slope=: a vector of `channels` elements or of one for all channels: then v->stride is 0. */
 int slope_open(binding_state *state, PyObject *got, npy_intp channels, int type, vector *v);
 
 /* mask= for x: a bool array of shape (N, *spatial), with any strides. None: all positions are valid. */
@@ -73,7 +73,8 @@ int mask_open(binding_state *state, PyObject *got, const batch *x, mask *m);
 /* The number of words that hold one bit for each position of x. */
 npy_intp mask_words(const batch *x);
 
-/* Sets the bits of valid positions in `words`, zeroed by the caller. Returns their number; words == NULL: only that. */
+/* Sets the bits of valid positions in `words`, zeroed by the caller. Returns their number; words == NULL:
+ * only counts. */
 npy_intp mask_pack(const mask *m, uint64_t *words);
 
 /* A contiguous one-dimensional float32 array, of `count` elements unless that is -1. */

@@ -40,7 +40,7 @@ npy_intp mask_words(const batch *x) { return (batch_per_channel(x) + 63) / 64; }
 npy_intp mask_pack(const mask *m, uint64_t *words) {
     const int ndim = PyArray_NDIM(m->array);
     const npy_intp *dims = PyArray_DIMS(m->array), *strides = PyArray_STRIDES(m->array), inner = dims[ndim - 1];
-    npy_intp at[ABN_MAX_DIMS] = {0}, valid = 0, position = 0;
+    npy_intp index[ABN_MAX_DIMS] = {0}, valid = 0, position = 0;
     const npy_intp all = PyArray_SIZE(m->array), step = strides[ndim - 1];
     const char *row = PyArray_BYTES(m->array);
     while (position < all) {
@@ -51,9 +51,9 @@ npy_intp mask_pack(const mask *m, uint64_t *words) {
         }
         for (int i = ndim - 2; i >= 0; i--) {
             row += strides[i];
-            if (++at[i] < dims[i]) break;
+            if (++index[i] < dims[i]) break;
             row -= dims[i] * strides[i];
-            at[i] = 0;
+            index[i] = 0;
         }
     }
     return valid;

@@ -63,9 +63,9 @@ static footprint inside(const footprint *f) {
 
 static npy_intp floor_divide(npy_intp a, npy_intp b) { return a / b - (a % b < 0); }
 
-/* True if the footprints share a byte, or after *left comparisons. Compares the other footprint with each step of the
- * wider stride whose range overlaps it. If both have the same stride, only the difference i of their step indices
- * matters, and ranges overlap for at most two values of i. */
+/* True if the footprints share a byte, or if *left comparisons are too few to decide. Compares the other footprint with
+ * each step of the wider stride whose range overlaps it. If both have the same stride, only the difference i of
+ * their step indices matters, and ranges overlap for at most two values of i. */
 static int meet(const footprint *a, const footprint *b, int *left) {
     const footprint *wide = a, *other = b;
     if (a->low >= b->high || b->low >= a->high) return 0;

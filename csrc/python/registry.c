@@ -43,21 +43,22 @@ static int make_room(registry *index) {
 }
 
 static void insert(registry *index, saved_entry *entry) {
-    const npy_intp at = entries_before(index, entry->bytes->low);
-    registry_place *place = &index->places[at];
-    memmove(place + 1, place, (size_t)(index->count - at) * sizeof *place);
+    const npy_intp position = entries_before(index, entry->bytes->low);
+    registry_place *place = &index->places[position];
+    memmove(place + 1, place, (size_t)(index->count - position) * sizeof *place);
     *place = (registry_place){.low = entry->bytes->low, .entry = entry};
     index->count++;
     entry->reach = 0;
-    update_reach(index, at);
+    update_reach(index, position);
 }
 
 static void take_out(registry *index, const saved_entry *entry) {
-    npy_intp at = entries_before(index, entry->bytes->low);
-    while (index->places[at].entry != entry) at++; /* several entries may begin at the same byte */
+    npy_intp position = entries_before(index, entry->bytes->low);
+    while (index->places[position].entry != entry) position++; /* several entries may begin at the same byte */
     index->count--;
-    memmove(&index->places[at], &index->places[at + 1], (size_t)(index->count - at) * sizeof *index->places);
-    update_reach(index, at);
+    memmove(&index->places[position], &index->places[position + 1],
+            (size_t)(index->count - position) * sizeof *index->places);
+    update_reach(index, position);
 }
 
 const saved_entry *registry_find(const binding_state *state, const footprint *bytes) {

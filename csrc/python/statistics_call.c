@@ -1,4 +1,4 @@
-/* statistics, and stream, the baseline of the benchmarks. */
+/* The functions statistics and stream. stream measures memory bandwidth for the benchmarks. */
 #include "addressed.h"
 #include "calls.h"
 #include "context.h"
