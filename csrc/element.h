@@ -6,10 +6,10 @@
 
 #include "abn.h"
 
-double abn_load_element(abn_dtype dtype, const void *at);
+double abn_load_element(abn_dtype dtype, const void *element);
 
 /* Rounds to nearest even; overflows to infinity; NaN stays NaN. */
-void abn_store_element(abn_dtype dtype, void *at, double value);
+void abn_store_element(abn_dtype dtype, void *element, double value);
 
 void *abn_address(const abn_batch *batch, ptrdiff_t image, ptrdiff_t channel, ptrdiff_t position);
 

@@ -17,7 +17,7 @@
 #include "valid.h"
 
 typedef struct {
-    double most_bias;       /* greatest |bias / weight| with which the error of xhat is a small multiple of u */
+    double most_bias;       /* greatest |bias / weight| for which the error of xhat is a small multiple of u */
     double smallest_normal; /* smaller |z| are subnormal */
     double largest;         /* |z| up to which neither z nor 1 / weight overflows */
     double inverse_error;   /* absolute error of y from kernels/gated.h and curves.h, in units of u */
@@ -30,7 +30,7 @@ static const limits limits_of[ABN_DTYPES] = {
     [ABN_BFLOAT16] = {4, 0x1p-126, 0x1p100, 0x1p-13},
 };
 
-enum { SPOTS = 4, SPOT = 16 }; /* the residual is sampled at SPOTS places, SPOT neighbours each */
+enum { SPOTS = 4, SPOT = 16 }; /* the residual is sampled at SPOTS places, SPOT neighbouring positions each */
 
 double abn_param_at(const abn_context *context, ptrdiff_t channel) {
     return context->channel_param ? context->channel_param[channel] : context->activation_param;
@@ -85,7 +85,7 @@ static int is_recoverable(const abn_context *context, ptrdiff_t channel, abn_esc
     if (!(error <= limit.most_bias * size)) return 0;
     /* Escaping a sixth of its elements takes as much memory as guarding the channel. */
     if (rule.near > size / 6 && fabs(bias - rule.minimum) < rule.near + size) return 0;
-    return bias - size >= rule.below && bias + size <= rule.above; /* |xhat| <= 1: not escaped */
+    return bias - size >= rule.below && bias + size <= rule.above; /* no element with |xhat| <= 1 is escaped */
 }
 
 /* True if |residual| is above its limit in more than an eighth of the elements sampled, in few cache lines. */
@@ -100,8 +100,9 @@ static int residual_dominates(const abn_context *context, ptrdiff_t channel) {
         for (int i = 0; i < SPOT; i++, position++, sampled++) {
             position = abn_next_valid(&context->mask, position, count);
             if (position >= count) break;
-            const void *at = abn_address(residual, position / residual->spatial, channel, position % residual->spatial);
-            above += fabs(abn_load_element(residual->dtype, at)) > limit;
+            const void *element =
+                abn_address(residual, position / residual->spatial, channel, position % residual->spatial);
+            above += fabs(abn_load_element(residual->dtype, element)) > limit;
         }
     }
     return above * 8 > sampled;

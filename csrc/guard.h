@@ -26,7 +26,7 @@ static inline int abn_is_escaped(abn_escape_rule rule, double y) {
     return y < rule.below || y > rule.above || (y > rule.minimum - rule.near && y < rule.minimum + rule.near);
 }
 
-/* True if the rule applies to any y. */
+/* True if there are y that the rule escapes. */
 static inline int abn_can_escape(abn_escape_rule rule) {
     return rule.below > -INFINITY || rule.above < INFINITY || rule.near > 0;
 }

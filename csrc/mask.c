@@ -126,7 +126,7 @@ static void compute_in_place(const step *s, const valid_range *r) {
 /* The valid elements of a range in one row (ABN_ROWS) or in all rows, as offsets from its first element. Offsets fit
  * into 16 bits: a tile has fewer than 2^16 elements in a row. */
 typedef struct {
-    uint16_t at[GATHERED];
+    uint16_t offsets[GATHERED];
     ptrdiff_t count, extent;
 } gathered_line;
 
@@ -141,7 +141,7 @@ static void list_elements(const step *s, const valid_range *r, gathered_line *li
         if (end - word * 64 < 64) bits &= ~(~(uint64_t)0 << (end - word * 64));
         for (; bits; bits &= bits - 1) {
             const ptrdiff_t offset = (word * 64 + abn_lowest_bit(bits) - first) * width;
-            for (ptrdiff_t c = 0; c < width; c++) line->at[count++] = (uint16_t)(offset + c);
+            for (ptrdiff_t c = 0; c < width; c++) line->offsets[count++] = (uint16_t)(offset + c);
         }
     }
     line->count = count;
@@ -153,17 +153,17 @@ static void list_elements(const step *s, const valid_range *r, gathered_line *li
 
 static void gather(const gathered_line *line, size_t size, void *to, const void *from) {
     switch (size) {
-        case 2: MOVE_ELEMENTS(uint16_t, i, line->at[i]); return;
-        case 4: MOVE_ELEMENTS(uint32_t, i, line->at[i]); return;
-        default: MOVE_ELEMENTS(uint64_t, i, line->at[i]); return;
+        case 2: MOVE_ELEMENTS(uint16_t, i, line->offsets[i]); return;
+        case 4: MOVE_ELEMENTS(uint32_t, i, line->offsets[i]); return;
+        default: MOVE_ELEMENTS(uint64_t, i, line->offsets[i]); return;
     }
 }
 
 static void scatter(const gathered_line *line, size_t size, void *to, const void *from) {
     switch (size) {
-        case 2: MOVE_ELEMENTS(uint16_t, line->at[i], i); return;
-        case 4: MOVE_ELEMENTS(uint32_t, line->at[i], i); return;
-        default: MOVE_ELEMENTS(uint64_t, line->at[i], i); return;
+        case 2: MOVE_ELEMENTS(uint16_t, line->offsets[i], i); return;
+        case 4: MOVE_ELEMENTS(uint32_t, line->offsets[i], i); return;
+        default: MOVE_ELEMENTS(uint64_t, line->offsets[i], i); return;
     }
 }
 
@@ -186,10 +186,10 @@ static abn_tile gather_tile(const step *s, const gathered_line *line, abn_tile t
     gather_input(s, line, &tile.gradient, to->gradient);
     gather_input(s, line, &tile.residual, to->residual);
     if (from.destination.data) {
-        void *at = from.destination.data == from.source.data     ? to->source
-                   : from.destination.data == from.gradient.data ? to->gradient
-                                                                 : to->destination;
-        tile.destination = (abn_output){at, stride};
+        void *destination = from.destination.data == from.source.data     ? to->source
+                            : from.destination.data == from.gradient.data ? to->gradient
+                                                                          : to->destination;
+        tile.destination = (abn_output){destination, stride};
     }
     if (from.residual_gradient.data) {
         if (s->op->add_to_residual)
@@ -216,17 +216,17 @@ static void compute_gathered(const step *s, const valid_range *r) {
     for (ptrdiff_t row = 0; row < (rows ? s->tile->rows : 1); row++) {
         const abn_constants constants = abn_constants_moved(op, s->constants, row);
         const abn_tile tile = abn_tile_moved(op, s->tile, rows ? row : row_at(op, r->first), column_at(s, r->first));
-        const abn_tile at = gather_tile(s, &line, tile, &arrays);
+        const abn_tile compact = gather_tile(s, &line, tile, &arrays);
         abn_span span = span_of(s, r);
         if (rows) {
             span.channel += row;
             span.channels = 1;
         }
-        compute(s, at, span, &constants, s->partial ? abn_partial_at(op, s->partial, row) : NULL);
+        compute(s, compact, span, &constants, s->partial ? abn_partial_at(op, s->partial, row) : NULL);
         if (!s->writable) continue;
-        if (op->rewrites_source) scatter_output(s, &line, 0, (void *)(uintptr_t)tile.source.data, at.source.data);
-        scatter_output(s, &line, 0, tile.destination.data, at.destination.data);
-        scatter_output(s, &line, op->add_to_residual, tile.residual_gradient.data, at.residual_gradient.data);
+        if (op->rewrites_source) scatter_output(s, &line, 0, (void *)(uintptr_t)tile.source.data, compact.source.data);
+        scatter_output(s, &line, 0, tile.destination.data, compact.destination.data);
+        scatter_output(s, &line, op->add_to_residual, tile.residual_gradient.data, compact.residual_gradient.data);
     }
 }
 
@@ -244,9 +244,9 @@ static void zero_output(const step *s, abn_output to, ptrdiff_t first, ptrdiff_t
         length *= lines;
         lines = 1;
     }
-    char *at = abn_at(op, to.data, to.stride, row_at(op, first), column_at(s, first));
-    for (ptrdiff_t line = 0; line < lines; line++, at += to.stride * (ptrdiff_t)size)
-        memset(at, 0, (size_t)length * size);
+    char *row = abn_at(op, to.data, to.stride, row_at(op, first), column_at(s, first));
+    for (ptrdiff_t line = 0; line < lines; line++, row += to.stride * (ptrdiff_t)size)
+        memset(row, 0, (size_t)length * size);
 }
 
 /* Writes 0 to positions [first, end) of the tile. */

@@ -27,14 +27,14 @@ static void sample_means(const abn_operation *op, ptrdiff_t channel, ptrdiff_t c
     const abn_batch *x = &op->source;
     const ptrdiff_t wanted = x->spatial < SAMPLE ? (SAMPLE + x->spatial - 1) / x->spatial * x->spatial : SAMPLE;
     const ptrdiff_t bytes = x->channel_stride * (ptrdiff_t)abn_dtype_size(x->dtype);
-    abn_place at = abn_before_first;
+    abn_place place = abn_before_first;
     for (ptrdiff_t c = 0; c < channels; c++) means[c] = 0;
-    while (at.valid + 1 < wanted && abn_next_place(x, &op->mask, &at)) {
-        const char *element = abn_address(x, at.image, channel, at.position);
+    while (place.valid + 1 < wanted && abn_next_place(x, &op->mask, &place)) {
+        const char *element = abn_address(x, place.image, channel, place.position);
         for (ptrdiff_t c = 0; c < channels; c++, element += bytes) means[c] += abn_load_element(x->dtype, element);
     }
     for (ptrdiff_t c = 0; c < channels; c++) {
-        means[c] /= (double)(at.valid + 1);
+        means[c] /= (double)(place.valid + 1);
         if (!isfinite(means[c])) means[c] = 0;
     }
 }
@@ -60,13 +60,13 @@ void abn_moments_sums(const abn_operation *op, const abn_tile *tile, const abn_s
 static void exact_moments(const abn_operation *op, ptrdiff_t channel, double *mean, double *var) {
     const abn_batch *x = &op->source;
     double sum = 0, squares = 0;
-    for (abn_place at = abn_before_first; abn_next_place(x, &op->mask, &at);)
-        sum += abn_load_element(x->dtype, abn_address(x, at.image, channel, at.position));
+    for (abn_place place = abn_before_first; abn_next_place(x, &op->mask, &place);)
+        sum += abn_load_element(x->dtype, abn_address(x, place.image, channel, place.position));
     *mean = sum / (double)op->per_channel;
     *var = NAN;
     if (!isfinite(sum)) return; /* an element is infinite or NaN */
-    for (abn_place at = abn_before_first; abn_next_place(x, &op->mask, &at);) {
-        const double d = abn_load_element(x->dtype, abn_address(x, at.image, channel, at.position)) - *mean;
+    for (abn_place place = abn_before_first; abn_next_place(x, &op->mask, &place);) {
+        const double d = abn_load_element(x->dtype, abn_address(x, place.image, channel, place.position)) - *mean;
         squares += d * d;
     }
     *var = squares / (double)op->per_channel;

@@ -4,7 +4,8 @@
 
 #include "operation.h"
 
-/* Results: arrays over all channels. eps: the caller adds it to var. */
+/* mean and var: results, one entry per channel. eps: the caller adds it to var later, so squares of d that underflow
+ * do not matter if eps is large (float_range.h). */
 typedef struct {
     double *mean, *var;
     double eps;

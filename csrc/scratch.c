@@ -22,7 +22,7 @@ void abn_scratch_close(abn_scratch *scratch) { free(scratch->memory); }
 
 abn_output abn_scratch_row(const abn_operation *op, const abn_scratch *scratch, int thread, ptrdiff_t row,
                            ptrdiff_t column) {
-    const ptrdiff_t at = thread * 2 * op->scratch_offset + row * scratch->stride + column;
+    const ptrdiff_t offset = thread * 2 * op->scratch_offset + row * scratch->stride + column;
     if (scratch->memory == NULL) return (abn_output){NULL, 0};
-    return (abn_output){scratch->first + at * (ptrdiff_t)abn_real_size(op->source.dtype), scratch->stride};
+    return (abn_output){scratch->first + offset * (ptrdiff_t)abn_real_size(op->source.dtype), scratch->stride};
 }

@@ -15,7 +15,8 @@ typedef struct {
 abn_scratch abn_scratch_open(abn_operation *op, int threads, ptrdiff_t rows, ptrdiff_t length);
 void abn_scratch_close(abn_scratch *scratch);
 
-/* The first numbers of a thread's row, from `column` on. The second ones are op->scratch_offset reals later. */
+/* The first number of the element at (row, column) of a thread's scratch. Its second number is op->scratch_offset reals
+ * later. data == NULL: no scratch. */
 abn_output abn_scratch_row(const abn_operation *op, const abn_scratch *scratch, int thread, ptrdiff_t row,
                            ptrdiff_t column);
 
