@@ -10,8 +10,8 @@ static ptrdiff_t run_length(const abn_operation *op, const abn_span *span, ptrdi
     const unsigned char *flags = op->channel_flags + span->channel + channel;
     const ptrdiff_t left = span->channels - channel;
     ptrdiff_t count = 1;
-    if (*flags & ABN_GUARDED && op->positions_per_channel > 1) return 1; /* xhat is not stored by image */
-    if (memcmp(flags, flags + 1, (size_t)(left - 1)) == 0) return left;  /* all are equal */
+    if (*flags & ABN_GUARDED && op->positions_per_channel > 1) return 1; /* saved xhat is (count, N, S) */
+    if (memcmp(flags, flags + 1, (size_t)(left - 1)) == 0) return left;  /* all flags are equal */
     while (count < left && flags[count] == *flags) count++;
     return count;
 }

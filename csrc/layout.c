@@ -1,9 +1,9 @@
 #include "layout.h"
 
 enum {
-    MIN_ROW = 256,   /* channels-last: positions are joined into rows of up to this many columns */
-    SHORT_ROW = 512, /* channels-first: up to this S, a tile has images as rows and channels as columns ... */
-    MIN_IMAGES = 4,  /* ... if there are at least this many images */
+    MAX_JOINED_ROW = 256, /* channels-last: positions are joined into rows of up to this many columns */
+    SHORT_ROW = 512,      /* channels-first: up to this S, a tile has images as rows and channels as columns ... */
+    MIN_IMAGES = 4,       /* ... if there are at least this many images */
 };
 
 /* Channels-last: True if one stride reaches the positions of all images. */
@@ -53,6 +53,6 @@ void abn_choose_layout(abn_operation *op) {
     join_images(&op->destination);
     join_images(&op->residual);
     join_images(&op->residual_gradient);
-    if (all_of(op, positions_are_contiguous) && channels > 0 && channels <= MIN_ROW / 2)
-        op->positions_per_row = MIN_ROW / channels;
+    if (all_of(op, positions_are_contiguous) && channels > 0 && channels <= MAX_JOINED_ROW / 2)
+        op->positions_per_row = MAX_JOINED_ROW / channels;
 }

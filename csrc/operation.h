@@ -60,7 +60,7 @@ struct abn_operation {
     int rewrites_source; /* apply writes xhat over source */
     int add_to_residual; /* residual_gradient += dy rather than = dy */
     abn_mask mask;
-    unsigned sums_constants, apply_constants; /* bit 1 << ABN_...: the constants that a step reads */
+    unsigned sums_constants, apply_constants; /* bit 1 << which: the step reads constants[which] */
 
     /* Steps; NULL: nothing to do. finish returns nonzero if the sums must be computed a second time, with other
      * constants or of other terms; it does so at most once (resumming is 0 the first time and 1 the second). */
@@ -73,7 +73,7 @@ struct abn_operation {
     /* True if sums should store two numbers per element for apply to reuse. The walk then sets tile.scratch (scratch.h)
      * if the same thread visits the tile again while it is in cache. Only for storage types equal to real. */
     int wants_scratch;
-    ptrdiff_t scratch_offset; /* from the first number of an element to its second; set by abn_scratch_open */
+    ptrdiff_t scratch_offset; /* reals from the first number of an element to its second; abn_scratch_open sets it */
 
     /* Set by abn_walk_open. */
     const abn_kernel_set *set;
@@ -90,7 +90,8 @@ struct abn_operation {
     void *constants[ABN_CONSTANTS]; /* a real per channel, padded */
     unsigned char *channel_flags;   /* ABN_GUARDED, ABN_EXACT */
 
-    /* With a mask: the steps that abn_mask_open replaced, and how many valid positions precede each block (mask.c). */
+    /* With a mask: the steps that abn_mask_open replaced, and how many valid positions precede each
+     * multiple of COUNT_STEP (mask.c). */
     struct {
         abn_sums_step *sums;
         abn_apply_step *apply;

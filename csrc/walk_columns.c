@@ -5,7 +5,7 @@
  *
  * Channels-last: rows are read in the order of memory, each over all its channels, once for the sums and once to apply
  * them. Strips that stay in cache from sums to apply would save the second read from memory, but they are short pieces
- * of rows that lie far apart, which halves the speed of memory. The second pass takes pieces of PIECE_BYTES in reverse
+ * of rows that lie far apart, which halves the memory bandwidth. The second pass takes pieces of PIECE_BYTES in reverse
  * order, so that it starts with what is still in cache.
  *
  * Channels-first: pieces of rows are longer, and if strips stay in cache, each thread runs both passes on whole
@@ -25,10 +25,10 @@ enum {
     MOST_CHUNKS = 128,
     CHUNK_ROWS = 96,          /* a chunk has at least this many rows: its sums cost 16 bytes per channel */
     SUM_ROWS = 64,            /* rows summed in real before they are added in double */
-    PIECE_BYTES = 128 << 10,  /* of each array */
+    PIECE_BYTES = 128 << 10,  /* bytes of a tile in apply, of each array */
     REPEATED_MAX = 1024,      /* columns of a tile if constants are repeated for each column: they stay in L1 */
     LINE = 64,                /* bytes of a cache line */
-    LEAST_BYTES = 256,        /* of a row of a strip, if threads share chunks */
+    LEAST_BYTES = 256,        /* least bytes in a row of a strip, if several threads share a chunk */
     PREFETCH_BYTES = 8 << 10, /* how far ahead to prefetch ... */
     PREFETCHED_ROW = 1 << 10, /* ... rows of at least this many bytes */
 };
@@ -36,13 +36,13 @@ enum {
 typedef struct {
     abn_operation *op;
     ptrdiff_t rows;           /* positions of all images; or images, if a row is an image */
-    ptrdiff_t rows_per_image; /* a tile does not cross images; all rows if they are equally spaced */
+    ptrdiff_t rows_per_image; /* a tile does not cross images. Equally spaced images count as one */
     ptrdiff_t chunks;
     ptrdiff_t strip, strips;      /* strip: channels of a strip; strips: how many */
     ptrdiff_t piece;              /* rows of a tile in apply */
     ptrdiff_t prefetch;           /* elements */
     int whole_strips;             /* each thread runs both passes on whole strips */
-    abn_scratch scratch;          /* with whole_strips, of a strip, per thread; otherwise of the batch */
+    abn_scratch scratch;          /* with whole_strips: one strip per thread; otherwise the whole batch */
     double *chunk_sums;           /* per chunk: the first sums of all channels, then the second ones */
     int *resum;                   /* per thread: nonzero if finish returned nonzero for any of its channels */
     struct thread_arrays *arrays; /* per thread */
@@ -75,14 +75,14 @@ typedef struct {
     ptrdiff_t first, last;
 } row_range;
 
-/* Chunks begin at whole joined rows and are of equal length, give or take one. */
+/* A chunk begins at a joined row. The lengths of two chunks differ by at most one joined row. */
 static row_range rows_of_chunk(const walk *w, ptrdiff_t chunk) {
     const ptrdiff_t joined = w->op->positions_per_row, all = (w->rows + joined - 1) / joined;
     const ptrdiff_t first = all * chunk / w->chunks * joined, last = all * (chunk + 1) / w->chunks * joined;
     return (row_range){first, last < w->rows ? last : w->rows};
 }
 
-/* The number of rows of the tile at the begin of the range, at most `most` joined ones. Positions that do not fill
+/* The number of rows of the tile at the beginning of the range, at most `most` joined rows. Positions that do not fill
  * a joined row are a tile of their own. */
 static ptrdiff_t rows_of_first_tile(const walk *w, row_range range, ptrdiff_t most) {
     const ptrdiff_t joined = w->op->positions_per_row, of_image = w->rows_per_image - range.first % w->rows_per_image;
@@ -91,7 +91,7 @@ static ptrdiff_t rows_of_first_tile(const walk *w, row_range range, ptrdiff_t mo
     return rows > joined ? rows - rows % joined : rows;
 }
 
-/* The same for the tile at its end. */
+/* The number of rows of the tile at the end of the range, at most `most` joined rows. */
 static ptrdiff_t rows_of_last_tile(const walk *w, row_range range, ptrdiff_t most) {
     const ptrdiff_t joined = w->op->positions_per_row, of_image = (range.last - 1) % w->rows_per_image + 1;
     const ptrdiff_t left = range.last - range.first, rows = left < of_image ? left : of_image;
@@ -224,7 +224,7 @@ static void walk_chunks(void *argument, int thread, int threads) {
 
 /* ---- dividing a batch ------------------------------------------------------------------------------------------- */
 
-/* By shape alone, because chunks determine how sums are rounded. */
+/* Uses the shape alone, not the number of threads: the chunks determine how sums are rounded. */
 static void divide_rows(walk *w) {
     const abn_operation *op = w->op;
     const abn_batch *b = &op->source;
@@ -234,7 +234,7 @@ static void divide_rows(walk *w) {
     while (w->chunks > 1 && w->rows < w->chunks * CHUNK_ROWS * op->positions_per_row) w->chunks /= 2;
 }
 
-/* `channels`, or fewer if their rows then begin at cache lines. */
+/* Rounds `channels` down so that the rows of every strip begin at a cache line, if a strip has enough channels. */
 static ptrdiff_t whole_lines(const walk *w, ptrdiff_t channels) {
     const size_t bytes = (size_t)w->op->positions_per_channel * abn_dtype_size(w->op->source.dtype);
     ptrdiff_t grain = 1;
@@ -252,12 +252,13 @@ static ptrdiff_t channels_in_cache(const walk *w, ptrdiff_t most) {
     return op->positions_per_channel > 1 && channels * (op->threads - 1) < op->source.channels ? channels : 0;
 }
 
-/* All, unless their rows do not fit into a tile, or there are fewer chunks than threads. */
+/* Strips if all threads share the chunks: all channels in one, unless their row does not fit into a tile, or there are
+ * fewer chunks than threads. */
 static ptrdiff_t channels_of_chunks(const walk *w, ptrdiff_t most) {
     const abn_operation *op = w->op;
     const ptrdiff_t least = LEAST_BYTES / (ptrdiff_t)abn_dtype_size(op->source.dtype);
-    const ptrdiff_t sharing = (op->threads + w->chunks - 1) / w->chunks;
-    const ptrdiff_t channels = (op->source.channels + sharing - 1) / sharing;
+    const ptrdiff_t threads_per_chunk = (op->threads + w->chunks - 1) / w->chunks;
+    const ptrdiff_t channels = (op->source.channels + threads_per_chunk - 1) / threads_per_chunk;
     const ptrdiff_t rounded = (channels + least - 1) / least * least;
     if (op->positions_per_row > 1) return op->source.channels; /* a joined row has all channels */
     return rounded < most ? rounded : most;
