@@ -66,6 +66,11 @@ def relative(found, expected):
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
+def gradient_bound(activation):
+    """Return the bound of gradients' errors; PyTorch rounds the slope of hardsigmoid, 1/6, to float32."""
+    return 1e-7 if activation == "hardsigmoid" else GRADIENT
+
+
 def step(net, x, call=None):
     """Return the output and the gradients of x and of all parameters, of one forward and backward."""
     net.zero_grad()
@@ -80,6 +85,6 @@ def assert_equal_steps(net, fused, x, call=None):
     z, gradients = step(net, x)
     found, found_gradients = step(fused, x, call)
     assert relative(found, z) < OUTPUT
-    assert max(map(relative, found_gradients, gradients)) < GRADIENT
+    assert max(map(relative, found_gradients, gradients)) < gradient_bound(net.activation)
     for buffer, expected in zip(fused.buffers(), net.buffers(), strict=True):
         assert relative(buffer.double(), expected.double()) < OUTPUT

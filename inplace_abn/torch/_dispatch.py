@@ -8,7 +8,7 @@ from torch.nn import Parameter
 
 from ._activations import activate, check_activation, has_inverse
 from ._hooks import hooks_outside
-from ._in_place import apply_in_place, apply_keep_sum, evaluate
+from ._in_place import apply_in_place, apply_keep_pre_activation, evaluate
 from ._tensors import VECTOR_DTYPES, is_dense
 
 
@@ -39,7 +39,9 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
     if not torch.is_grad_enabled():
         return evaluate(*arguments)
     return (
-        apply_in_place(*arguments) if has_inverse(norm.activation, norm.param) else apply_keep_sum(*arguments)
+        apply_in_place(*arguments)
+        if has_inverse(norm.activation, norm.param)
+        else apply_keep_pre_activation(*arguments)
     )
 
 

@@ -42,50 +42,54 @@ class InPlace(torch.autograd.Function):
     @first_order
     def backward(ctx, dz):
         overwrite = may_overwrite(dz)
-        z, _ = ctx.saved_tensors  # raises if one of them was modified
+        z, residual = ctx.saved_tensors  # raises if one of them was modified
         dense = laid_out_as(dz, z)
         overwrite = overwrite or dense.data_ptr() != dz.data_ptr()
-        return *_kernels.backward(_take_context(ctx), dense, overwrite), None, None
+        return *_kernels.backward(ctx.context, dense, z, residual, overwrite), None, None
 
 
-class KeepSum(torch.autograd.Function):
-    """s = batch norm of x + residual over x, and z = activation(s) in a new tensor: for every activation.
+class KeepPreActivation(torch.autograd.Function):
+    """y = batch norm of x + residual over x, z = activation(y) in a new tensor: for every activation.
 
     Scheme (c) of Fig. 2 of the paper, with one affine step more in the stored tensor. Nobody keeps z where
-    `recipes` are in use: what saves z gets a recipe with s. With ``overwrite=False``, s is a new tensor and x
+    `recipes` are in use: what saves z gets a recipe with y. With ``overwrite=False``, y is a new tensor and x
     is not kept.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, residual, slope, norm, overwrite):
-        s = x if overwrite else copy_dense(x)
+        y = x if overwrite else copy_dense(x)
         if residual is not None:
-            residual = laid_out_as(residual, s)
-        z, ctx.context = _kernels.forward_sum(s, weight, bias, residual, slope, norm)
+            residual = laid_out_as(residual, y)
+        z, ctx.context = _kernels.forward_keeping_y(y, weight, bias, residual, slope, norm)
         if overwrite:
             if hooks_active():
                 note_overwritten(x, norm.name)
             torch.autograd.graph.increment_version(x)
-        ctx.norm = norm._replace(again=None)
+        ctx.norm = norm
         if norm.again is not None:
-            sum_alone = norm._replace(activation="identity", param=1.0)
-            register(s, _recipe_again(s, weight, bias, residual, None, sum_alone))
-        ctx.save_for_backward(s, residual)
+            ctx.norm = norm._replace(again=None)
+            alone = norm._replace(activation="identity", param=1.0)
+            register(y, _recipe_again(y, weight, bias, residual, None, alone))
+        ctx.save_for_backward(y, residual)
         if hooks_active():
-            register(z, Recipe(partial(activate, norm.activation, param=norm.param), s))
+            register(z, Recipe(partial(activate, norm.activation, param=norm.param), y))
         return z
 
     @staticmethod
     @first_order
     def backward(ctx, dz):
-        s, residual = ctx.saved_tensors
-        gradients = _kernels.backward_sum(_take_context(ctx), residual, laid_out_as(dz, s), ctx.norm)
+        overwrite = may_overwrite(dz)
+        y, residual = ctx.saved_tensors
+        dense = laid_out_as(dz, y)
+        overwrite = overwrite or dense.data_ptr() != dz.data_ptr()
+        gradients = _kernels.backward_keeping_y(ctx.context, dense, y, residual, ctx.norm, overwrite)
         return *gradients, None, None
 
 
 # `Function.apply` would look for the transformations of torch.func, which `_dispatch` has excluded.
 apply_in_place = super(torch.autograd.Function, InPlace).apply
-apply_keep_sum = super(torch.autograd.Function, KeepSum).apply
+apply_keep_pre_activation = super(torch.autograd.Function, KeepPreActivation).apply
 
 
 def evaluate(x, weight, bias, residual, slope, norm, overwrite):
@@ -98,7 +102,7 @@ def evaluate(x, weight, bias, residual, slope, norm, overwrite):
     if has_inverse(norm.activation, norm.param):
         _kernels.forward(z, weight, bias, residual, slope, norm)
         return z
-    return _kernels.forward_sum(z, weight, bias, residual, slope, norm)[0]
+    return _kernels.forward_keeping_y(z, weight, bias, residual, slope, norm)[0]
 
 
 def _recipe_again(written, weight, bias, residual, slope, norm):
@@ -125,12 +129,3 @@ def _recipe_again(written, weight, bias, residual, slope, norm):
         *producer.parameters(),
     )  # the last ones for their version
     return Recipe(run, *tensors, is_costly=True)
-
-
-def _take_context(ctx):
-    context, ctx.context = ctx.context, None
-    if context is None:
-        raise RuntimeError(
-            "inplace_abn.torch: this graph was differentiated before, and what its backward needs is freed"
-        )
-    return context

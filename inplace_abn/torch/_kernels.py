@@ -1,60 +1,82 @@
-"""Calls of the core on tensors. x is dense and on the CPU."""
+"""Calls of the core on tensors. x is dense and on the CPU.
 
-from .. import functional
+A context holds no tensor: autograd saves them, and the backward passes them again. It can be used for several
+backwards.
+"""
+
+import torch
+
+from .. import _core
+from .._activations import ACTIVATIONS
 from . import _synchronized
 from ._activations import activate, gradient
-from ._tensors import VECTOR_DTYPES, to_array, to_tensor
+from ._tensors import VECTOR_DTYPES, described, described_vector, like, to_array, to_tensor, vector
 
 
-def forward(x, weight, bias, residual, slope, norm):
-    """Write ``z = activation(batch norm of x + residual)`` over x and return the context for `backward`."""
-    dtype = VECTOR_DTYPES[x.dtype]
-    arrays = {"weight": weight, "bias": bias, "slope": slope}
-    running = {"running_mean": norm.running_mean, "running_var": norm.running_var}
-    converted = {name: _converted(tensor, dtype) for name, tensor in (arrays | running).items()}
-    vectors = {name: to_array(tensor) for name, tensor in converted.items()}
+def forward(x, weight, bias, residual, slope, norm, z=None):
+    """Write over x and return the context.
+
+    Without z, x becomes ``activation(y)``, where ``y = batch norm of x + residual``. With z, a tensor like
+    x, x becomes y, and z becomes ``activation(y)``; every activation can do that.
+    """
+    dtype, channels = VECTOR_DTYPES[x.dtype], x.size(1)
+    weight, bias = vector("weight", weight, dtype, channels), vector("bias", bias, dtype, channels)
+    running_mean = vector("running_mean", norm.running_mean, dtype, channels)
+    running_var = vector("running_var", norm.running_var, dtype, channels)
     if norm.group is not None:
-        context = _synchronized.forward(to_array(x), vectors, to_array(residual), norm)
+        context = _synchronized.forward(x, weight, bias, slope, running_mean, running_var, residual, norm)
     else:
-        _, context = functional.forward(
-            to_array(x), residual=to_array(residual), training=norm.training, momentum=norm.momentum,
-            eps=norm.eps, activation=norm.activation, activation_param=norm.param, **vectors,
+        main = described(x)
+        _, context = _core.forward(
+            main, weight=described_vector(weight), bias=described_vector(bias),
+            running_mean=described_vector(running_mean), running_var=described_vector(running_var),
+            training=norm.training, momentum=norm.momentum, eps=norm.eps, activation=norm.activation,
+            activation_param=norm.param, strategy="inplace" if z is None else "pre_activation",
+            residual=like(main, residual), slope=described_vector(vector("slope", slope, dtype, None)),
+            out=like(main, z), hold=False,
         )  # fmt: skip
     if norm.training:
-        for name, tensor in running.items():
-            if tensor is not converted[name]:
-                tensor.copy_(converted[name])
+        for given, updated in ((norm.running_mean, running_mean), (norm.running_var, running_var)):
+            if updated is not given:
+                given.copy_(updated)
     return context
 
 
-def forward_sum(x, weight, bias, residual, slope, norm):
-    """Write ``s = batch norm of x + residual`` over x; return ``z = activation(s)`` and the context."""
-    context = forward(x, weight, bias, None, None, norm._replace(activation="identity", param=1.0))
-    if residual is not None:
-        x.add_(residual)
-    return activate(norm.activation, x, norm.param, slope), (context, x.detach())
+def forward_keeping_y(x, weight, bias, residual, slope, norm):
+    """Write ``y = batch norm of x + residual`` over x; return ``z = activation(y)`` and the context."""
+    if _is_fused(norm):
+        z = torch.empty_like(x)
+        return z, forward(x, weight, bias, residual, slope, norm, z)
+    context = forward(x, weight, bias, residual, None, norm._replace(activation="identity", param=1.0))
+    return activate(norm.activation, x, norm.param, slope), context
 
 
-def backward(context, dz, overwrite):
-    """Return the gradients of x, weight, bias, slope and residual; overwrite: dx goes over dz."""
+def backward(context, dz, kept, residual, overwrite):
+    """Return the gradients of x, weight, bias, residual and slope.
+
+    `kept` is what the forward has written over x. overwrite: a gradient goes over dz.
+    """
     if isinstance(context, _synchronized.SynchronizedContext):
         return _synchronized.backward(context, to_array(dz), overwrite)
-    found = functional.backward(context, to_array(dz), overwrite=overwrite)
-    gradients = (*found, found.dresidual, found.dslope)
-    return tuple(to_tensor(g) for g in gradients)
-
-
-def backward_sum(context, residual, dz, norm):
-    """Return the gradients as `backward` does, for `forward_sum`. s is overwritten."""
-    context, s = context
-    dy = gradient(norm.activation, dz, s, norm.param)
+    main = described(kept)
+    dx = dz if overwrite and residual is None else torch.empty_like(kept)
+    dresidual = None
     if residual is not None:
-        s.sub_(residual)
-    dx, dweight, dbias, _, _ = backward(context, dy, overwrite=residual is None)
-    return dx, dweight, dbias, None if residual is None else dy, None
+        dresidual = dz if overwrite else torch.empty_like(kept)
+    _, dweight, dbias, dslope, _ = _core.backward(
+        context, like(main, dz), overwrite=dx is dz, out=None if dx is dz else like(main, dx), keep=True,
+        kept=main, residual=like(main, residual), residual_out=like(main, dresidual),
+    )  # fmt: skip
+    return dx, to_tensor(dweight), to_tensor(dbias), dresidual, to_tensor(dslope)
 
 
-def _converted(tensor, dtype):
-    if tensor is None or tensor.dtype is dtype:
-        return tensor
-    return tensor.detach().to(dtype)
+def backward_keeping_y(context, dz, y, residual, norm, overwrite):
+    """Return the gradients as `backward` does, for `forward_keeping_y`."""
+    if _is_fused(norm):
+        return backward(context, dz, y, residual, overwrite)
+    return backward(context, gradient(norm.activation, dz, y, norm.param), y, residual, True)
+
+
+def _is_fused(norm):
+    """Return True if the core computes the activation in the same pass as y."""
+    return norm.group is None and norm.activation in ACTIVATIONS

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from .. import functional
-from ._tensors import to_tensor
+from ._tensors import to_array, to_tensor
 
 
 class SynchronizedContext(NamedTuple):
@@ -37,16 +37,14 @@ def group_of_several(group):
     return group if distributed.get_world_size(group) > 1 else None
 
 
-def forward(x, vectors, residual, norm):
-    """Write z over x, normalized by the statistics of all processes, and return the context.
-
-    Parameters
-    ----------
-    x, residual : ndarray
-    vectors : dict of str to ndarray
-        weight, bias, slope, running_mean and running_var.
-    norm : Normalization
-    """
+def forward(x, weight, bias, slope, running_mean, running_var, residual, norm):
+    """Write z over the tensor x, normalized by the statistics of all processes, and return the context."""
+    tensors = {
+        "weight": weight, "bias": bias, "slope": slope, "running_mean": running_mean,
+        "running_var": running_var, "residual": residual,
+    }  # fmt: skip
+    arrays = {name: to_array(tensor) for name, tensor in tensors.items()}
+    x = to_array(x)
     mean, var, count = functional.statistics(x)
     means, variances, counts = zip(*_gather(mean, var, count, norm.group), strict=True)
     mean, var, count = functional.merge_statistics(means, variances, [int(n) for n in counts])
@@ -55,10 +53,10 @@ def forward(x, vectors, residual, norm):
             f"x must have more than 1 value per channel in all processes together, got shape {x.shape} here"
         )
     _, context = functional.normalize(
-        x, mean=mean, var=var, count=count, residual=residual, momentum=norm.momentum, eps=norm.eps,
-        activation=norm.activation, activation_param=norm.param, **vectors,
+        x, mean=mean, var=var, count=count, momentum=norm.momentum, eps=norm.eps,
+        activation=norm.activation, activation_param=norm.param, **arrays,
     )  # fmt: skip
-    given = {name for name, array in (vectors | {"residual": residual}).items() if array is not None}
+    given = {name for name, array in arrays.items() if array is not None}
     return SynchronizedContext(context, norm.group, count, given)
 
 

@@ -22,6 +22,42 @@ _TYPES = {
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
+_NAMES = {
+    torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16"
+}  # fmt: skip
+
+
+def vector(name, tensor, dtype, channels):
+    """Return a tensor of one number per channel, contiguous and in the dtype of the core; None for None.
+
+    Raises ValueError unless it has `channels` elements; None: any number of them.
+    """
+    if tensor is None:
+        return None
+    if channels is not None and tensor.numel() != channels:
+        raise ValueError(
+            f"{name} must have shape ({channels},), one number per channel, got {tuple(tensor.shape)}"
+        )
+    if tensor.dtype is dtype and tensor.is_contiguous():
+        return tensor
+    return tensor.detach().to(dtype).contiguous()
+
+
+def described(tensor):
+    """Return a tensor as an array argument of the core: its address, shape, strides and dtype."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), _NAMES[tensor.dtype]
+
+
+def described_vector(tensor):
+    """Return a contiguous tensor of one dimension as an argument of the core; None for None."""
+    return None if tensor is None else (tensor.data_ptr(), (tensor.numel(),), (1,), _NAMES[tensor.dtype])
+
+
+def like(description, tensor):
+    """Return a tensor described with the shape, strides and dtype of another; None for None."""
+    return None if tensor is None else (tensor.data_ptr(), *description[1:])
+
+
 class _Memory:
     """The memory of a tensor for NumPy. `Tensor.numpy` would forbid to resize the storage, as FSDP does."""
 

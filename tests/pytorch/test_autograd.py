@@ -10,7 +10,7 @@ nn, F = torch.nn, torch.nn.functional
 
 from fused_nets import GRADIENT, OUTPUT, relative  # noqa: E402
 
-from inplace_abn.torch import InPlaceABN, ownership  # noqa: E402
+from inplace_abn.torch import InPlaceABN, _kernels, ownership  # noqa: E402
 
 ACTIVATIONS = ["leaky_relu", "relu"]  # z over x; bn(x) over x
 LAYOUTS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -224,6 +224,33 @@ def test_a_second_backward_without_retain_graph_is_an_error(activation):
     loss.backward()
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
+
+
+def test_retain_graph(activation):
+    gradients = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        conv, x, residual = nn.Conv2d(8, 4, 3, dtype=torch.float64), batch().requires_grad_(), batch().flip(0)
+        layer = module(activation, in_place)
+        z = layer(x * 1, residual) if in_place else layer[1](layer[0](x) + residual)
+        loss = conv(z).pow(2).sum()
+        for _ in range(2):
+            loss.backward(retain_graph=True)
+        loss.backward()
+        gradients.append([x.grad, *(p.grad for p in layer.parameters())])
+    assert max(map(relative, *gradients)) < GRADIENT
+
+
+def test_a_gradient_that_nobody_holds_is_overwritten(activation, monkeypatch):
+    overwritten, backward = [], _kernels.backward
+    monkeypatch.setattr(_kernels, "backward", lambda *a: overwritten.append(a[-1]) or backward(*a))
+    for hook in (False, True):
+        z = module(activation)(batch().requires_grad_() * 1)
+        if hook:
+            kept = []
+            z.register_hook(kept.append)
+        nn.Conv2d(8, 4, 3, dtype=torch.float64)(z).pow(2).sum().backward()
+    assert overwritten == [True, False]
 
 
 def test_anomaly_mode(activation):

@@ -10,12 +10,13 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", minversion="2.4")
 nn, F = torch.nn, torch.nn.functional
 
+from fused_nets import GRADIENT, gradient_bound  # noqa: E402
 from zoo import errors, prepare  # noqa: E402
 
 from inplace_abn.torch import convert, report, revert  # noqa: E402
 from inplace_abn.torch.batch_norm import is_fused  # noqa: E402
 
-BOUNDS = {"outputs": 1e-11, "gradients": 1e-8, "buffers": 1e-12, "eval": 1e-12}
+BOUNDS = {"outputs": 1e-11, "gradients": GRADIENT, "buffers": 1e-12, "eval": 1e-12}
 
 
 def images(channels=4, size=6):
@@ -23,12 +24,13 @@ def images(channels=4, size=6):
     return torch.randn(3, channels, size, size, dtype=torch.float64, generator=generator)
 
 
-def check(model, x=None, **options):
+def check(model, x=None, gradients=GRADIENT, **options):
     """Compare a model with its conversion; return the conversion's rows by path."""
     prepare(model)
     converted = convert(copy.deepcopy(model), **options)
     found = errors(model, converted, images() if x is None else x)
-    assert all(found[name] <= bound for name, bound in BOUNDS.items()), found
+    bounds = BOUNDS | {"gradients": gradients}
+    assert all(found[name] <= bound for name, bound in bounds.items()), found
     return {row.path: row for row in report(converted).rows}
 
 
@@ -75,7 +77,8 @@ ACTIVATIONS = [
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 def test_modules_of_activations(activation):
-    row = check(chain(activation))["1"]
+    bound = gradient_bound(type(activation).__name__.lower())
+    row = check(chain(activation), gradients=bound)["1"]
     assert (row.state, row.why) == ("fused", "")
     assert row.activation != "identity"
 

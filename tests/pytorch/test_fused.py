@@ -9,14 +9,10 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 nn = torch.nn
 
+from fused_nets import OUTPUT, gradient_bound, relative  # noqa: E402
+
 from inplace_abn.torch import batch_norm  # noqa: E402
 from inplace_abn.torch._activations import activate, default_param  # noqa: E402
-
-OUTPUT, GRADIENT = 1e-11, 1e-8  # relative to the largest value
-
-
-def relative(found, expected):
-    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def inputs(layout, residual, seed=0):
@@ -67,7 +63,7 @@ def test_the_values_and_gradients_are_those_of_pytorch(activation, layout, resid
     z, gradients, statistics = step(stock, module(training), layout, residual, slope)
     found, found_gradients, found_statistics = step(fused, module(training), layout, residual, slope)
     assert relative(found, z) < OUTPUT
-    assert max(map(relative, found_gradients, gradients)) < GRADIENT
+    assert max(map(relative, found_gradients, gradients)) < gradient_bound(activation)
     assert max(map(relative, found_statistics, statistics)) < OUTPUT
 
 

@@ -324,6 +324,19 @@ def test_a_producer_runs_again(activation, residual):
     assert max(map(relative, *results)) < GRADIENT
 
 
+@COUNTED_BY_HOOKS
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_what_runs_again_is_not_kept(activation):
+    def forward(model, x):
+        return model.last(recipes.run_again(model.conv, model.bn, x, activation=activation))
+
+    model = Model(forward, bn=bn(), conv=conv(), last=conv())
+    x = batch().requires_grad_()
+    with kept_bytes() as kept:
+        model(x)
+    assert kept.total(x.nbytes) == x.nbytes
+
+
 def test_weights_that_changed_before_a_producer_runs_again_are_an_error():
     model = Model(lambda m, x: m.last(recipes.run_again(m.conv, m.bn, x)), bn=bn(), conv=conv(), last=conv())
     loss = model(batch().requires_grad_() * 1).sum()
