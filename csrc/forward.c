@@ -342,8 +342,9 @@ static void begin_recompute(abn_operation *op, ptrdiff_t channel, ptrdiff_t chan
     if (f->context->keep == ABN_KEEP_Y) set_constants_of_y(op, channel, channels);
 }
 
-/* Uses the same kernels for every element as abn_forward: if two NaN are added, the compiler chooses per kernel which
- * of them is the result. Several threads may recompute from one context: it is read only. */
+/* Computes every element in the same kernel as abn_forward did, in the same place of a segment: from two NaN, one of
+ * them negative, the compiled copies of an expression may return different ones. The guard is passed for that alone: it
+ * divides tiles into the same channel runs. Several threads may recompute from one context: it is read only. */
 abn_status abn_recompute(const abn_machine *machine, const abn_context *context, const abn_batch *z) {
     abn_context same = *context;
     if (context->keep == ABN_KEEP_Y) same.residual.data = NULL; /* y includes it */
@@ -360,7 +361,7 @@ abn_status abn_recompute(const abn_machine *machine, const abn_context *context,
         .largest_xhat = largest_xhat(context),
         .recomputing = 1,
     };
-    abn_status status = abn_walk_open(&f.op, machine, NULL);
+    abn_status status = abn_walk_open(&f.op, machine, &context->guard);
     if (status != ABN_OK) return status;
     choose_kernels(&f);
     status = abn_walk(&f.op);

@@ -116,8 +116,4 @@ def test_recompute_restores_nan_and_its_sign(strategy, dtype, training):
             array[rng.random(array.shape) < 0.3] = np.nan
             np.negative(array, out=array, where=rng.random(array.shape) < 0.5)
         z, ctx = forward(batch, layout, isa=isa, activation=activation, **options)
-        recomputed = ctx.recompute(isa=isa)
-        if strategy == "pre_activation":  # its sign of NaN is that of either term
-            recomputed, z = (np.where(np.isnan(array.astype(float)), 0, array) for array in (recomputed, z))
-            assert np.isnan(ctx.recompute(isa=isa).astype(float)).any()
-        assert recomputed.tobytes() == z.tobytes(), (activation, layout, isa, size)
+        assert ctx.recompute(isa=isa).tobytes() == z.tobytes(), (activation, layout, isa, size)
