@@ -55,11 +55,12 @@ EACH_OTHER(DEFINE_FROM_X, columns)
 EACH_OTHER(DEFINE_FROM_Y_ROWS, )
 EACH_OTHER(DEFINE_FROM_Y_COLUMNS, )
 
-#define ENTRY(layout, name, activation)                               \
-    [activation] = {layout##_apply_##name,                            \
-                    layout##_apply_residual_##name,                   \
-                    {layout##_sums_z_##name, layout##_sums_x_##name}, \
-                    {layout##_gradient_z_##name, layout##_gradient_x_##name}},
+#define ENTRY(layout, name, activation)                                       \
+    [activation] = {layout##_apply_##name,                                    \
+                    layout##_apply_residual_##name,                           \
+                    {layout##_sums_z_##name, layout##_sums_x_##name},         \
+                    {layout##_gradient_z_##name, layout##_gradient_x_##name}, \
+                    NULL},
 #define ENTRY_WITHOUT_INVERSE(layout, name, activation)                             \
     [activation] = {layout##_apply_##name,                                          \
                     layout##_apply_residual_##name,                                 \
