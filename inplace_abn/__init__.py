@@ -8,10 +8,11 @@
 >>> dx = layer.backward(np.ones_like(z))
 
 `inplace_abn.layers` has the layers, `inplace_abn.models` networks of them, `inplace_abn.optim` optimizers,
-`inplace_abn.checkpoint` saves and loads, `inplace_abn.memory` is the ledger of the memory that layers keep,
-`inplace_abn.gradcheck` checks gradients. Beneath are `inplace_abn.functional`, functions on arrays, and
-`inplace_abn.reference`, the same in plain NumPy, as a specification to read. ``python -m inplace_abn demo``
-trains networks with all strategies and compares.
+`inplace_abn.checkpoint` saves and loads, `inplace_abn.export` prepares networks for inference,
+`inplace_abn.memory` is the ledger of the memory that layers keep, `inplace_abn.gradcheck` checks gradients.
+Beneath are `inplace_abn.functional`, functions on arrays, and `inplace_abn.reference`, the same in plain
+NumPy, as a specification to read. ``python -m inplace_abn demo`` trains networks with all strategies and
+compares.
 """
 
 import importlib
@@ -22,16 +23,20 @@ from ._core import __version__
 from .functional import Context, Gradients, get_num_threads, info, set_num_threads
 
 if TYPE_CHECKING:
-    from . import checkpoint, layers, memory, models, ops, optim, reference
+    from . import checkpoint, export, layers, memory, models, ops, optim, reference
     from ._gradcheck import gradcheck
     from .layers import ABN, InPlaceABN
 
+_MODULES = ("checkpoint", "export", "layers", "memory", "models", "ops", "optim", "reference")
 #: Name -> module, imported on first access, which keeps the import of the package fast.
 _LAZY = {
     "ABN": "layers",
     "InPlaceABN": "layers",
     "gradcheck": "_gradcheck",
-    **{name: name for name in ("checkpoint", "layers", "memory", "models", "ops", "optim", "reference")},
+    **{
+        name: name
+        for name in ("checkpoint", "export", "layers", "memory", "models", "ops", "optim", "reference")
+    },
 }
 
 __all__ = [
@@ -41,6 +46,7 @@ __all__ = [
     "InPlaceABN",
     "__version__",
     "checkpoint",
+    "export",
     "functional",
     "get_num_threads",
     "gradcheck",

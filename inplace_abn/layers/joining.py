@@ -126,11 +126,11 @@ class _Concat(Operation):
     function = "concat"
 
     def __init__(self, channel_axis, joined=None):
-        self._axis, self._joined = channel_axis, joined
+        self.channel_axis, self._joined = channel_axis, joined
 
     def forward(self, ctx, *arrays):
-        ctx.slices = channel_slices(arrays, self._axis)
-        return np.concatenate(arrays, self._axis) if self._joined is None else self._joined
+        ctx.slices = channel_slices(arrays, self.channel_axis)
+        return np.concatenate(arrays, self.channel_axis) if self._joined is None else self._joined
 
     def gradients(self, ctx, dz, *, overwrite=False):
         return tuple(dz[index] for index in ctx.slices)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = "inplace_abn"
-MODULES = ("checkpoint", "functional", "layers", "memory", "models", "ops", "optim", "reference")
+MODULES = ("checkpoint", "export", "functional", "layers", "memory", "models", "ops", "optim", "reference")
 
 
 def public():

@@ -1,0 +1,98 @@
+"""The calls that `compute` of a `inplace_abn.layers.Graph` makes, found by running it on zeros."""
+
+import numpy as np
+
+from ..layers.recorder import active
+from .steps import Value
+
+
+class CallsInGraph:
+    """Takes the place of a tape while ``compute`` runs: `Layer.__call__` passes calls to `call`.
+
+    Arrays are known by their identity. They are read-only, so that NumPy functions that write to them raise
+    an error instead of being lost.
+
+    Parameters
+    ----------
+    tracer : Tracer
+    graph : inplace_abn.layers.Graph
+    """
+
+    def __init__(self, tracer, graph):
+        self._tracer, self._graph = tracer, graph
+        self._known = {}  # id of an array -> (the array, its Value)
+        for path, parameter in graph.named_parameters():
+            start = tracer.path(graph)
+            name = f"{start}.{path}" if start else path
+            self._enter(parameter.data, Value(parameter.data, parameter.data, name))
+        self._given = set()
+
+    def results(self, inputs, options):
+        """Run ``compute``; return the Value of its result, or a tuple of them."""
+        arrays = [self._array_of(value) for value in inputs]
+        named = {key: self._array_of(one) if isinstance(one, Value) else one for key, one in options.items()}
+        self._given = {id(array) for array in (*arrays, *named.values())}
+        before, active.tape = active.tape, self
+        outer, self._tracer.graph_path = self._tracer.graph_path, self._tracer.path(self._graph)
+        try:
+            found = self._graph.compute(*arrays, **named)
+        finally:
+            active.tape, self._tracer.graph_path = before, outer
+        if isinstance(found, tuple):
+            return tuple(self._value_of(f"result {i}", one) for i, one in enumerate(found))
+        return self._value_of("result", found)
+
+    def call(self, layer, inputs, options):
+        """Add the steps of a call of a layer; return arrays for its results."""
+        values = [self._known_or_constant(f"input {i}", layer, one) for i, one in enumerate(inputs)]
+        out = options.get("out")
+        named = {
+            key: self._known_or_constant(f"{key}=", layer, one)
+            for key, one in options.items()
+            if key != "out"
+        }
+        result = self._tracer.run(layer, *values, **named)
+        overwritten = self._overwritten(layer, inputs)
+        if overwritten is not None:
+            del self._known[id(overwritten)]
+            if layer.works_in_place and out is None:
+                out = overwritten
+        if isinstance(result, tuple):
+            return tuple(self._array_of(value) for value in result)
+        return self._array_of(result, out)
+
+    def _overwritten(self, layer, inputs):
+        """Return the array that a call overwrites, or None. Containers copy an input of the graph."""
+        if not inputs or not layer.overwrites_input or id(inputs[0]) not in self._known:
+            return None
+        return None if layer.copies_input and id(inputs[0]) in self._given else inputs[0]
+
+    def _known_or_constant(self, name, layer, one):
+        return self._value_of(f"{layer.label}: {name}", one) if isinstance(one, np.ndarray) else one
+
+    def _value_of(self, name, array):
+        found = self._known.get(id(array))
+        if found is None or found[0] is not array:
+            raise ValueError(
+                f"{self._graph.label}: {name}, {_described(array)}, is not the result of a layer, or was "
+                "overwritten by one, so that the export does not know how it is computed; use layers, "
+                "layers.add, mul and concat instead of NumPy"
+            )
+        return found[1]
+
+    def _array_of(self, value, array=None):
+        """Return an array that stands for a Value: `array`, or zeros."""
+        if array is None:
+            array = value.zeros()
+            array.flags.writeable = False
+        self._enter(array, value)
+        return array
+
+    def _enter(self, array, value):
+        self._known[id(array)] = array, value
+
+
+def _described(array):
+    if isinstance(array, np.ndarray):
+        return f"an array of shape {array.shape}"
+    return f"of type {type(array).__name__}"

@@ -1,0 +1,111 @@
+"""The steps of a network: which layers it calls in evaluation, and on which arrays.
+
+The layers of `inplace_abn.layers` that contain layers are replaced by the steps that they make, as `handlers`
+describes. Every other layer runs once, on zeros, for the shape of its result.
+"""
+
+import copy
+
+import numpy as np
+
+from .._arguments import integer
+from ..layers import Layer, no_grad
+from ..layers.recorder import active
+from .handlers import handler_of
+from .steps import Step, Trace, Value
+
+#: Size of the first axis, that of the samples.
+SAMPLES = 2
+
+
+def trace(network, input_shape, dtype=np.float32):
+    """Return the steps of a copy of a network, in evaluation.
+
+    Parameters
+    ----------
+    network : Layer
+        Is not changed.
+    input_shape : tuple of int, or list of tuples
+        Shape of one sample, without the axis of the samples; of each input, if there are several.
+    dtype : dtype
+        Of the inputs.
+
+    Returns
+    -------
+    Trace
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the network does not take such an input.
+    """
+    if not isinstance(network, Layer):
+        raise TypeError(f"network must be a Layer, got {type(network).__name__}")
+    inputs = tuple(Value(np.empty((SAMPLES, *shape), dtype)) for shape in _shapes(input_shape))
+    network = copy.deepcopy(network).eval()
+    tracer = Tracer(network)
+    with no_grad(), np.errstate(all="ignore"):
+        found = tracer.run(network, *inputs)
+    outputs = found if isinstance(found, tuple) else (found,)
+    return Trace(network, tracer.steps, inputs, outputs)
+
+
+def _shapes(input_shape):
+    """Return the shape of each input."""
+    single = isinstance(input_shape, tuple)
+    shapes = [input_shape] if single else input_shape
+    if (
+        not isinstance(shapes, list)
+        or not shapes
+        or not all(isinstance(shape, tuple) and shape for shape in shapes)
+    ):
+        raise TypeError(
+            "input_shape must be the shape of one sample, such as (3, 224, 224), or a list of such tuples "
+            f"for several inputs, got {input_shape!r}"
+        )
+    return [tuple(integer("input_shape", size, least=1) for size in shape) for shape in shapes]
+
+
+class Tracer:
+    """Collects the steps while `run` takes a network apart."""
+
+    def __init__(self, network):
+        self.steps = []
+        self.graph_path = ""  # of the innermost `inplace_abn.layers.Graph` whose calls are collected
+        self._paths = {id(layer): path for path, layer in network.named_layers()}
+
+    def run(self, layer, *inputs, **options):
+        """Add the steps of a call of a layer; return the Value of its result, or a tuple of them."""
+        return handler_of(layer)(self, layer, *inputs, **options)
+
+    def step(self, op, layer, inputs, results, has_options=False):
+        """Add a step; return its Value, or a tuple of them.
+
+        Parameters
+        ----------
+        op : str
+        layer : Layer
+        inputs : tuple of Value
+        results : ndarray, or tuple of ndarray
+            Of the shapes and dtypes of the results.
+        has_options : bool
+        """
+        several = isinstance(results, tuple)
+        outputs = tuple(Value(array) for array in (results if several else (results,)))
+        self.steps.append(Step(op, layer, self.path(layer), tuple(inputs), outputs, has_options))
+        return outputs if several else outputs[0]
+
+    def path(self, layer):
+        """Return the path of a layer in the network. Operations follow the path of their graph."""
+        if id(layer) in self._paths:
+            return self._paths[id(layer)]
+        name = getattr(layer, "function", type(layer).__name__)
+        return f"{self.graph_path}.{name}" if self.graph_path else name
+
+    def results_of(self, layer, inputs, **options):
+        """Call a layer on zeros, for the shapes and dtypes of its results."""
+        before, active.tape = active.tape, None
+        try:
+            return layer(*(one.zeros() if isinstance(one, Value) else one for one in inputs), **options)
+        finally:
+            active.tape = before
