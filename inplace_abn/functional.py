@@ -36,7 +36,7 @@ True
 from typing import Any, NoReturn
 
 from . import _core
-from ._core import Context, get_num_threads, set_num_threads
+from ._core import Context, context_from_state, get_num_threads, set_num_threads
 from ._keyword_only import hides_others, too_many
 from ._results import ChannelSums, Gradients
 from ._synchronized import backward_apply, backward_reduce, merge_statistics, normalize, statistics
@@ -49,6 +49,7 @@ __all__ = [
     "backward",
     "backward_apply",
     "backward_reduce",
+    "context_from_state",
     "forward",
     "get_num_threads",
     "info",
@@ -172,6 +173,8 @@ def forward(
     hold : bool
         False: `ctx` neither keeps nor locks x, or what is written over it, and the residual. They must not
         change until the backward, which gets them again, so that they can be stored elsewhere meanwhile.
+        `ctx` can be copied and pickled then; ``ctx.state()`` is a dict of all arrays that it needs, and
+        `context_from_state` makes a context from it.
     threads : int, optional
         Number of threads; see the top of this page.
 

@@ -1,7 +1,7 @@
 #include "addressed.h"
 
-/* The argument that `state->raw_bfloat16` stands for: bfloat16 without ml_dtypes, its elements as uint16. */
-static PyArray_Descr *dtype_of(const binding_state *state, PyObject *got) {
+/* `state->raw_bfloat16` stands for bfloat16 without ml_dtypes, its elements as uint16. */
+PyArray_Descr *addressed_dtype(const binding_state *state, PyObject *got) {
     static const struct {
         const char *name;
         int type;
@@ -52,7 +52,7 @@ static PyObject *array_of(const binding_state *state, PyObject *tuple) {
     lengths = PyTuple_GET_ITEM(tuple, 1);
     ndim = PyTuple_Check(lengths) ? PyTuple_GET_SIZE(lengths) : 0;
     if (ndim > ABN_MAX_DIMS) ndim = ABN_MAX_DIMS + 1; /* refused later, where the argument is known */
-    if (!(dtype = dtype_of(state, PyTuple_GET_ITEM(tuple, 3)))) return NULL;
+    if (!(dtype = addressed_dtype(state, PyTuple_GET_ITEM(tuple, 3)))) return NULL;
     if (read_lengths(lengths, (int)ndim, "shape", 1, shape) < 0 ||
         read_lengths(PyTuple_GET_ITEM(tuple, 2), (int)ndim, "strides", PyDataType_ELSIZE(dtype), strides) < 0) {
         Py_DECREF(dtype);

@@ -14,6 +14,9 @@ typedef struct {
 int addressed_open(binding_state *state, PyObject **got, addressed *arrays);
 void addressed_close(addressed *arrays);
 
+/* The dtype of this name: a new reference, or NULL with TypeError. */
+PyArray_Descr *addressed_dtype(const binding_state *state, PyObject *name);
+
 /* What the caller gave for this array: the tuple that it was made from, or the array itself. Borrowed. */
 PyObject *addressed_given(const addressed *arrays, PyArrayObject *array);
 

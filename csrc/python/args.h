@@ -18,7 +18,8 @@
     NAME(SUM_DY_XHAT, sum_dy_xhat) NAME(OUT, out) NAME(N, n) NAME(A, a) NAME(B, b) NAME(C, c) NAME(D, d) NAME(PREFETCH, prefetch) NAME(ARRAY, array) \
     NAME(HOLD, hold) NAME(KEPT, kept) NAME(KEEP, keep) NAME(RESIDUAL_OUT, residual_out) \
     NAME(RESIDUAL_ACTIVATION, residual_activation) NAME(RESIDUAL_ACTIVATION_PARAM, residual_activation_param) \
-    NAME(OWNER, owner) NAME(ROLE, role) NAME(WRITER, writer) NAME(RECORDER, recorder)
+    NAME(OWNER, owner) NAME(ROLE, role) NAME(WRITER, writer) NAME(RECORDER, recorder) \
+    NAME(STATE, state)
 /* clang-format on */
 
 #define NAME_ID(upper, lower) NAME_##upper,

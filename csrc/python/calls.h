@@ -16,6 +16,7 @@ PyObject *call_refuse_if_saved(PyObject *module, PyObject *const *args, Py_ssize
 PyObject *call_restore_writeable(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
 PyObject *call_saved_count(PyObject *module, PyObject *none);
 PyObject *call_set_recorder(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
+PyObject *call_context_from_state(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
 PyObject *call_stream(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
 
 #endif

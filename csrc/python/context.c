@@ -24,7 +24,7 @@ enum { CONSTANTS = 6 }; /* vectors of doubles in the block; the slots of guarded
 
 int context_open(context *ctx, const batch *x, const batch *residual, int strategy) {
     const npy_intp channels = x->core.channels;
-    double *block = PyMem_Malloc((size_t)channels * (CONSTANTS * sizeof(double) + sizeof(ptrdiff_t)));
+    double *block = PyMem_Calloc((size_t)channels, CONSTANTS * sizeof(double) + sizeof(ptrdiff_t));
     ctx->constants = block;
     if (!block) {
         PyErr_NoMemory();
@@ -53,8 +53,8 @@ int context_open(context *ctx, const batch *x, const batch *residual, int strate
 
 static void free_memory(PyObject *capsule) { PyDataMem_FREE(PyCapsule_GetPointer(capsule, NULL)); }
 
-/* Allocates a side array of zeros. Steals the reference to dtype. */
-static int side_open(side_array *side, PyArray_Descr *dtype, int ndim, const npy_intp *dims) {
+int context_side_open(context *ctx, int which, PyArray_Descr *dtype, int ndim, const npy_intp *dims) {
+    side_array *side = &ctx->sides[which];
     const npy_intp nbytes = PyArray_MultiplyList(dims, ndim) * PyDataType_ELSIZE(dtype);
     void *data = PyDataMem_NEW_ZEROED((size_t)nbytes, 1);
     if (!data) {
@@ -82,7 +82,7 @@ int context_open_mask(context *ctx, const mask *m) {
     side_array *side = &ctx->sides[SIDE_MASK];
     npy_intp words = mask_words(&ctx->kept[KEPT_MAIN].batch);
     if (!m->array) return 0;
-    if (side_open(side, PyArray_DescrFromType(NPY_UINT64), 1, &words) < 0) return -1;
+    if (context_side_open(ctx, SIDE_MASK, PyArray_DescrFromType(NPY_UINT64), 1, &words) < 0) return -1;
     mask_pack(m, PyArray_DATA(side->array));
     ctx->core.mask = (abn_mask){PyArray_DATA(side->array), m->valid};
     return 0;
@@ -96,30 +96,37 @@ static int branch_mask_open(context *ctx) {
     side_array *side = &ctx->sides[SIDE_BRANCH_MASK];
     npy_intp bytes = (npy_intp)abn_branch_mask_bytes(&ctx->core);
     if (bytes == 0) return 0;
-    if (side_open(side, PyArray_DescrFromType(NPY_UINT8), 1, &bytes) < 0) return -1;
+    if (context_side_open(ctx, SIDE_BRANCH_MASK, PyArray_DescrFromType(NPY_UINT8), 1, &bytes) < 0) return -1;
     ctx->core.branch_mask = PyArray_DATA(side->array);
     return 0;
 }
 
-static int guard_open(context *ctx) {
-    side_array *side = &ctx->sides[SIDE_GUARDED];
-    abn_guard *guard = &ctx->core.guard;
+ptrdiff_t *context_guard_slots(const context *ctx) {
+    return (ptrdiff_t *)((double *)ctx->constants + CONSTANTS * ctx->core.kept.channels);
+}
+
+void context_guarded_shape(const context *ctx, npy_intp *dims) {
     const abn_batch *x = &ctx->core.kept;
     const abn_mask *x_mask = &ctx->core.mask;
-    ptrdiff_t *slot = (ptrdiff_t *)((double *)ctx->constants + CONSTANTS * x->channels);
     const int masked = x_mask->words != NULL;
-    npy_intp dims[3] = {0, masked ? 1 : x->batch, masked ? x_mask->valid : x->spatial};
+    const npy_intp count = ctx->core.guard.count, batch = masked ? 1 : x->batch;
+    const npy_intp spatial = masked ? x_mask->valid : x->spatial;
+    const int is_last = ctx->kept[KEPT_MAIN].batch.layout == CHANNELS_LAST;
+    dims[0] = is_last ? batch : count;
+    dims[1] = is_last ? spatial : batch;
+    dims[2] = is_last ? count : spatial;
+}
+
+static int guard_open(context *ctx) {
+    abn_guard *guard = &ctx->core.guard;
+    ptrdiff_t *slot = context_guard_slots(ctx);
+    npy_intp dims[3];
     guard->count = abn_guard_channels(&ctx->core, slot);
     if (guard->count == 0) return 0;
-    dims[0] = guard->count;
-    if (ctx->kept[KEPT_MAIN].batch.layout == CHANNELS_LAST) {
-        dims[0] = dims[1];
-        dims[1] = dims[2];
-        dims[2] = guard->count;
-    }
-    if (side_open(side, (PyArray_Descr *)Py_NewRef(ctx->dtype), 3, dims) < 0) return -1;
+    context_guarded_shape(ctx, dims);
+    if (context_side_open(ctx, SIDE_GUARDED, (PyArray_Descr *)Py_NewRef(ctx->dtype), 3, dims) < 0) return -1;
     guard->slot = slot;
-    guard->xhat = PyArray_DATA(side->array);
+    guard->xhat = PyArray_DATA(ctx->sides[SIDE_GUARDED].array);
     return 0;
 }
 
@@ -139,8 +146,8 @@ int context_keep_escapes(context *ctx) {
         abn_escapes_free(escapes);
         return 0;
     }
-    if (side_open(index, PyArray_DescrFromType(NPY_INT64), 1, &count) == 0 &&
-        side_open(xhat, PyArray_DescrFromType(NPY_DOUBLE), 1, &count) == 0) {
+    if (context_side_open(ctx, SIDE_ESCAPE_INDEX, PyArray_DescrFromType(NPY_INT64), 1, &count) == 0 &&
+        context_side_open(ctx, SIDE_ESCAPE_XHAT, PyArray_DescrFromType(NPY_DOUBLE), 1, &count) == 0) {
         memcpy(PyArray_DATA(index->array), escapes->index, (size_t)count * sizeof(int64_t));
         memcpy(PyArray_DATA(xhat->array), escapes->xhat, (size_t)count * sizeof(double));
         outcome = 0;

@@ -69,6 +69,13 @@ npy_intp context_per_channel(const context *ctx);
 /* Allocates the side arrays that are kept with z. Needs the constants; call it before the first write. */
 int context_open_sides(context *ctx);
 
+/* Allocates one of SIDE_ARRAYS, zeroed. Steals the reference to dtype. */
+int context_side_open(context *ctx, int which, PyArray_Descr *dtype, int ndim, const npy_intp *dims);
+
+/* Memory for ctx->core.guard.slot, and the shape of guarded_xhat for core.guard.count channels. */
+ptrdiff_t *context_guard_slots(const context *ctx);
+void context_guarded_shape(const context *ctx, npy_intp *dims);
+
 /* Registers x (or what is written over it) and the residual, if that is not NULL, unless ctx->holds is 0; marks the
  * context busy. Call it before the first write. 0, or -1 with MemoryError. */
 int context_keep(context *ctx, PyArrayObject *array, PyArrayObject *residual);

@@ -1,6 +1,7 @@
-/* The Python type of contexts: attributes, recompute and release; it cannot be pickled. */
+/* The Python type of contexts: attributes, recompute and release; it can be pickled without arrays of x's size. */
 #include "addressed.h"
 #include "context.h"
+#include "context_state.h"
 #include "signatures.h"
 
 #include <structmember.h>
@@ -144,11 +145,20 @@ static PyObject *context_release(PyObject *self, PyObject *Py_UNUSED(none)) {
     Py_RETURN_NONE;
 }
 
-static PyObject *context_reduce(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none)) {
-    PyErr_SetString(PyExc_TypeError,
-                    "a Context cannot be pickled or copied: it holds a lock on the very array that it "
-                    "keeps for the backward; run the backward first, or forward again where it is needed");
-    return NULL;
+static PyObject *context_reduce(PyObject *self, PyObject *Py_UNUSED(none)) {
+    const context *ctx = (context *)self;
+    PyObject *state = NULL, *make = NULL, *result = NULL;
+    if (ctx->holds) {
+        PyErr_SetString(PyExc_TypeError,
+                        "a Context cannot be pickled or copied: it holds a lock on the very array that it keeps for "
+                        "the backward; run the backward first, or forward(..., hold=False)");
+        return NULL;
+    }
+    if ((state = context_state(self, NULL)) && (make = PyObject_GetAttrString(ctx->module, "context_from_state")))
+        result = Py_BuildValue("O(O)", make, state);
+    Py_XDECREF(state);
+    Py_XDECREF(make);
+    return result;
 }
 
 /* ---- life ---------------------------------------------------------------------------------------------- */
@@ -186,6 +196,7 @@ static void context_dealloc(PyObject *self) {
 static PyMethodDef methods[] = {
     {"recompute", (PyCFunction)(void (*)(void))context_recompute, METH_FASTCALL | METH_KEYWORDS, recompute_doc},
     {"release", context_release, METH_NOARGS, release_doc},
+    {"state", context_state, METH_NOARGS, state_doc},
     {"__reduce__", context_reduce, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -179,6 +179,7 @@ static PyMethodDef methods[] = {
     FAST(refuse_if_saved),
     FAST(restore_writeable),
     FAST(set_recorder),
+    FAST(context_from_state),
     {"set_num_threads", (PyCFunction)(void (*)(void))set_num_threads, METH_FASTCALL | METH_KEYWORDS,
      set_num_threads_doc},
     {"get_num_threads", get_num_threads, METH_NOARGS, get_num_threads_doc},

@@ -79,6 +79,15 @@ const char release_doc[] =
     "release($self, /)\n--\n\n"
     "Unlocks and drops everything kept, without a backward. Does nothing if it is already freed.";
 
+const char state_doc[] =
+    "state($self, /)\n--\n\n"
+    "Returns a dict of arrays and plain values, for context_from_state; only after forward(..., hold=False).\n\n"
+    "Arrays of the size of x are not among them. `saved` has those that are side arrays; they are not copied.";
+
+SIGNATURE(context_from_state, 1, 1, NAME_STATE);
+const char context_from_state_doc[] = "context_from_state($module, /, state)\n--\n\n"
+                                      "Returns a Context from what its state() returned. The arrays are copied.";
+
 SIGNATURE(save, 3, 1, NAME_ARRAY, NAME_OWNER, NAME_ROLE);
 const char save_doc[] =
     "save($module, /, array, *, owner, role)\n--\n\n"

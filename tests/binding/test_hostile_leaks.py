@@ -1,5 +1,6 @@
 """Ten thousand calls of every function, accepted and refused: references, traced memory and the process."""
 
+import copy
 import gc
 import tracemalloc
 from contextlib import suppress
@@ -77,6 +78,10 @@ def accepted(a):
         "recompute out": lambda: whole("checkpoint_xhat").recompute(out=np.empty_like(a.dz)),
         "attributes": lambda: (repr(ctx := whole("inplace")), ctx.saved, ctx.nbytes, ctx.shape),
         "release": lambda: whole("inplace").release(),
+        "state": lambda: functional.context_from_state(
+            functional.forward(a.x, activation="silu", hold=False)[1].state()
+        ),
+        "pickle": lambda: copy.copy(functional.forward(a.x, hold=False)[1]),
         "statistics": lambda: functional.statistics(a.x),
         "merge_statistics": lambda: functional.merge_statistics([sums, sums], [sums, sums], [1, 2]),
         "stream": lambda: _core.stream(a.bias),
