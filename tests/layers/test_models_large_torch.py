@@ -11,6 +11,9 @@ pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
 
 import torch  # noqa: E402
+from without_operators import import_torchvision  # noqa: E402
+
+torchvision = import_torchvision()
 
 STYLE = {"activation": "relu", "strategy": "standard"}
 #: Name in torchvision -> the same network here, its side length of images.
@@ -24,33 +27,12 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def torchvision_models():
-    """Import torchvision without its compiled operators, which not every build of PyTorch can load."""
-    register = torch.library.register_fake
-
-    def register_if_known(name, *arguments, **options):
-        def decorate(function):
-            try:
-                return register(name, *arguments, **options)(function)
-            except RuntimeError:
-                return function
-
-        return decorate
-
-    torch.library.register_fake = register_if_known
-    try:
-        return pytest.importorskip("torchvision.models", exc_type=ImportError)
-    finally:
-        torch.library.register_fake = register
-
-
 @pytest.mark.parametrize("name", NETWORKS)
-def test_outputs_equal_those_of_torchvision(torchvision_models, name):
+def test_outputs_equal_those_of_torchvision(name):
     make, side = NETWORKS[name]
     torch.manual_seed(0)
     options = {"weights_backbone": None} if name.startswith("deeplab") else {}
-    theirs = torchvision_models.get_model(name, weights=None, **options).eval()
+    theirs = torchvision.models.get_model(name, weights=None, **options).eval()
     for module in theirs.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.running_mean, std=0.1)

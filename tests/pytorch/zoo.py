@@ -8,28 +8,9 @@ from inplace_abn import _core
 
 torch = pytest.importorskip("torch", minversion="2.4")
 
+from without_operators import import_torchvision  # noqa: E402
 
-def _import_torchvision():
-    """Import torchvision without the fake forms of its compiled operators.
-
-    Its wheels are built for another build of PyTorch than that for CPUs: the operators do not load, and
-    registering their fake forms fails. The models do not need them.
-    """
-    original = torch.library.register_fake
-
-    def register_fake(name, *args, **kwargs):
-        if isinstance(name, str) and name.startswith("torchvision::"):
-            return lambda function: function
-        return original(name, *args, **kwargs)
-
-    torch.library.register_fake = register_fake
-    try:
-        return pytest.importorskip("torchvision")
-    finally:
-        torch.library.register_fake = original
-
-
-torchvision = _import_torchvision()
+torchvision = import_torchvision()
 torch.set_num_threads(1)  # tests run in parallel
 
 
