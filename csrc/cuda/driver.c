@@ -135,14 +135,15 @@ static int find_compiler_functions(void *library, const char *file, char *error)
     return 0;
 }
 
-int abn_cuda_open_driver(char *error) {
+int abn_cuda_open_driver(const char *path, char *error) {
     if (driver_is_open) return 0;
-    void *library = open_library(DRIVER_LIBRARY);
-    if (!library) return fail(error, DRIVER_LIBRARY, "not found: no NVIDIA driver is installed");
-    if (find_driver_functions(library, DRIVER_LIBRARY, error) < 0) return -1;
+    if (!path) path = DRIVER_LIBRARY;
+    void *library = open_library(path);
+    if (!library) return fail(error, path, "not found: no NVIDIA driver is installed");
+    if (find_driver_functions(library, path, error) < 0) return -1;
     if (check(driver.init(0), "cuInit", error) < 0) return -1;
     if (check(driver.device_count(&devices), "cuDeviceGetCount", error) < 0) return -1;
-    if (devices == 0) return fail(error, DRIVER_LIBRARY, "no device");
+    if (devices == 0) return fail(error, path, "no device");
     driver_is_open = 1;
     return 0;
 }

@@ -18,8 +18,9 @@ typedef struct {
     char name[128];
 } abn_cuda_device;
 
-/* Opens the driver. 0 if there is at least one device. Call it before the functions below; further calls cost nothing. */
-int abn_cuda_open_driver(char *error);
+/* Opens the driver, a file, or for NULL the system's. 0 if there is at least one device. Call it before the functions
+ * below; further calls cost nothing. */
+int abn_cuda_open_driver(const char *path, char *error);
 /* Opens NVRTC; `path` is a file, or a name that the system's loader knows. `builtins`: the file of its library of built-in
  * functions, which it does not find on its own where the loader does not search; may be NULL. */
 int abn_cuda_open_compiler(const char *path, const char *builtins, char *error);

@@ -27,7 +27,7 @@ INLINE int32_t fetch_and_increment(int32_t *counter) { return atomicAdd(counter,
 #define AWAIT_PREVIOUS() (void)0
 #endif
 
-#else /* tests/cuda/host.c defines these */
+#else /* tests/cuda/simulated_kernels.c defines these */
 #define KERNEL(name) void name(const abn_cuda_pass pass)
 #define FINISH_KERNEL(name) KERNEL(name)
 #define FOUR_AT_ONCE

@@ -13,11 +13,14 @@ static PyObject *fail(const char *error) {
 }
 
 PyDoc_STRVAR(open_driver_doc,
-             "_cuda_open_driver($module, /)\n--\n\n"
-             "Opens the driver. Returns (version, number of devices); raises RuntimeError without one.");
-static PyObject *open_driver(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
+             "_cuda_open_driver($module, path, /)\n--\n\n"
+             "Opens the driver, None: the system's. Returns (version, number of devices); raises RuntimeError\n"
+             "without one.");
+static PyObject *open_driver(PyObject *Py_UNUSED(module), PyObject *args) {
     char error[ABN_CUDA_ERROR];
-    if (abn_cuda_open_driver(error) < 0) return fail(error);
+    const char *path;
+    if (!PyArg_ParseTuple(args, "z", &path)) return NULL;
+    if (abn_cuda_open_driver(path, error) < 0) return fail(error);
     return Py_BuildValue("ii", abn_cuda_driver_version(), abn_cuda_device_count());
 }
 
@@ -173,7 +176,7 @@ static PyObject *read_memory(PyObject *Py_UNUSED(module), PyObject *args) {
 }
 
 PyMethodDef cuda_methods[] = {
-    {"_cuda_open_driver", open_driver, METH_NOARGS, open_driver_doc},
+    {"_cuda_open_driver", open_driver, METH_VARARGS, open_driver_doc},
     {"_cuda_open_compiler", open_compiler, METH_VARARGS, open_compiler_doc},
     {"_cuda_source", source, METH_NOARGS, source_doc},
     {"_cuda_device", describe, METH_VARARGS, describe_doc},

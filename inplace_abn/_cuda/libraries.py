@@ -15,14 +15,14 @@ _WINDOWS_NAMES = ("nvrtc64_130_0.dll", "nvrtc64_120_0.dll", "nvrtc64_112_0.dll")
 
 @cache
 def open_driver():
-    """Return (version, number of devices).
+    """Return (version, number of devices). INPLACE_ABN_CUDA is the path of another driver than the system's.
 
     Raises
     ------
     RuntimeError
         Without a driver or a device.
     """
-    return _core._cuda_open_driver()
+    return _core._cuda_open_driver(os.environ.get("INPLACE_ABN_CUDA"))
 
 
 @cache

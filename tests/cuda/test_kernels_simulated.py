@@ -1,14 +1,15 @@
-"""The kernels for GPUs, run on the CPU, against the reference: arithmetic, indices, guarded channels, order
-of threads."""
+"""Layers on a simulated GPU against the reference: arithmetic, indices, guarded channels, thread order."""
+
+import ctypes
 
 import numpy as np
 import pytest
 from batches import ACTIVATIONS, INVERTIBLE, PARAM, SLOPES, dtype_of, parameter_dtype, without_ml_dtypes
-from host import Layer, needs_compiler
+from simulated import Layer, needs_compiler
 
 from inplace_abn import reference
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.usefixtures("simulated")]
 
 BFLOAT16 = pytest.param("bfloat16", marks=without_ml_dtypes)
 # z, dx, dweight: the norm of the error divided by that of the result.
@@ -35,11 +36,6 @@ SHAPES = {
 PIECEWISE = ["identity", "leaky_relu", "prelu"]
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("kernels"))
-
-
 def error(got, wanted):
     got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
     assert np.isfinite(got).all()
@@ -49,8 +45,8 @@ def error(got, wanted):
 class Case:
     """Random arrays of a case, the layer's results, and those of the reference in float64."""
 
-    def __init__(self, folder, dtype, activation, strategy, shape, channels_last, *, residual=False, guard=0,
-                 training=True, reverse=False, weight=None):  # fmt: skip
+    def __init__(self, dtype, activation, strategy, shape, channels_last, *, residual=False, guard=0,
+                 training=True, weight=None):  # fmt: skip
         random = np.random.default_rng(3)
         n, c, s = shape
         self.axis = -1 if channels_last else 1
@@ -69,7 +65,6 @@ class Case:
         slopes = np.resize(SLOPES if guard else SLOPES[:1], c).astype(of)
         self.slope = slopes if activation == "prelu" else None
         self.layer = Layer(
-            folder,
             dtype,
             activation,
             strategy,
@@ -79,7 +74,6 @@ class Case:
             guard=guard,
             param=PARAM[activation],
             training=training,
-            reverse=reverse,
         )
         self.settings = {
             "weight": self.weight.astype(np.float64),
@@ -98,7 +92,7 @@ class Case:
 
     def run(self):
         kept = self.x.copy()
-        z = kept if self.layer.library and self.is_inplace else np.full_like(kept, np.nan)
+        z = kept if self.is_inplace else np.full_like(kept, np.nan)
         self.running = self.mean.copy(), self.var.copy()
         self.layer.forward(
             kept,
@@ -129,33 +123,33 @@ class Case:
             assert error(self.dr, wanted.dresidual) <= bounds[1]
 
 
-def case(folder, dtype, activation, strategy, *args, **more):
-    made = Case(folder, dtype, activation, strategy, *args, **more)
+def case(dtype, activation, strategy, *args, **more):
+    made = Case(dtype, activation, strategy, *args, **more)
     made.is_inplace = strategy == "inplace"
     return made.run()
 
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", BFLOAT16])
-def test_layer_agrees_with_the_reference(folder, dtype, name):
-    case(folder, dtype, "leaky_relu", "inplace", *SHAPES[name]).check(BOUNDS[dtype])
+def test_layer_agrees_with_the_reference(dtype, name):
+    case(dtype, "leaky_relu", "inplace", *SHAPES[name]).check(BOUNDS[dtype])
 
 
 @pytest.mark.slow  # a compilation each
 @pytest.mark.parametrize("strategy", ["inplace", "pre_activation", "checkpoint_xhat", "standard"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_activation(folder, activation, strategy):
+def test_every_activation(activation, strategy):
     if strategy == "inplace" and activation not in PIECEWISE:
         pytest.skip("on a GPU inplace serves identity, leaky_relu and prelu")
     for name in ("planes", "channels last"):
-        case(folder, "float32", activation, strategy, *SHAPES[name], residual=True).check((3e-7, 1e-6, 2e-6))
+        case("float32", activation, strategy, *SHAPES[name], residual=True).check((3e-7, 1e-6, 2e-6))
 
 
 @pytest.mark.parametrize("name", ["planes", "images of 49", "channels last"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("strategy", ["inplace", "pre_activation", "checkpoint_xhat", "standard"])
-def test_residual_and_given_statistics(folder, strategy, training, name):
-    ran = case(folder, "float32", "leaky_relu", strategy, *SHAPES[name], residual=True, training=training)
+def test_residual_and_given_statistics(strategy, training, name):
+    ran = case("float32", "leaky_relu", strategy, *SHAPES[name], residual=True, training=training)
     ran.check((2e-7, 4e-7, 1e-6))
     if not training:
         assert (ran.running[0] == ran.mean).all()
@@ -165,10 +159,10 @@ def test_residual_and_given_statistics(folder, strategy, training, name):
 @pytest.mark.parametrize("strategy", ["inplace", "pre_activation"])
 @pytest.mark.parametrize("activation", ["leaky_relu", "prelu"])
 @pytest.mark.parametrize("name", ["planes", "images of 49", "channels last"])
-def test_guarded_channels_are_exact(folder, activation, strategy, name, dtype):
+def test_guarded_channels_are_exact(activation, strategy, name, dtype):
     shape, last = SHAPES[name]
     weight = np.resize([0, 1, 1e-6, -1], shape[1])
-    ran = case(folder, dtype, activation, strategy, shape, last, residual=True, weight=weight, guard=shape[1])
+    ran = case(dtype, activation, strategy, shape, last, residual=True, weight=weight, guard=shape[1])
     ran.check(BOUNDS[dtype] if dtype == "bfloat16" else (2e-7, 6e-7, 1e-6))
     assert ran.layer.report[0] == (np.abs(weight) < 1e-3).sum() + (
         (ran.slope[np.abs(weight) > 1e-3] <= 0).sum()
@@ -177,11 +171,11 @@ def test_guarded_channels_are_exact(folder, activation, strategy, name, dtype):
     )
 
 
-def test_a_full_side_buffer_is_reported_and_loses_only_what_it_must(folder):
+def test_a_full_side_buffer_is_reported_and_loses_only_what_it_must():
     shape, last = SHAPES["channels last"]
     weight = np.ones(shape[1])
     weight[3:7] = 0
-    ran = case(folder, "float32", "leaky_relu", "inplace", shape, last, weight=weight, guard=3)
+    ran = case("float32", "leaky_relu", "inplace", shape, last, weight=weight, guard=3)
     assert ran.layer.report.tolist() == [4, 1]
     slots = ran.layer.saved[-4 * shape[1] :].view(np.int32)
     assert sorted(slots[3:7]) == [-2, 0, 1, 2]
@@ -195,19 +189,20 @@ def test_a_full_side_buffer_is_reported_and_loses_only_what_it_must(folder):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_bits_do_not_depend_on_the_order_of_threads_and_blocks(folder, name):
-    first, second = (
-        case(folder, "float32", "prelu", "inplace", *SHAPES[name], residual=True, reverse=reverse)
-        for reverse in (False, True)
-    )
+def test_bits_do_not_depend_on_the_order_of_threads_and_blocks(simulated, name):
+    reverse = ctypes.c_int.in_dll(simulated, "simulated_reverse")
+    first = case("float32", "prelu", "inplace", *SHAPES[name], residual=True)
+    reverse.value = 1
+    second = case("float32", "prelu", "inplace", *SHAPES[name], residual=True)
+    reverse.value = 0
     for a, b in zip(
         (first.z, *first.got, *first.running), (second.z, *second.got, *second.running), strict=True
     ):
         assert a.tobytes() == b.tobytes()
 
 
-def test_statistics_far_from_zero(folder):
-    ran = case(folder, "float32", "identity", "inplace", (4, 2, 4096), False)
+def test_statistics_far_from_zero():
+    ran = case("float32", "identity", "inplace", (4, 2, 4096), False)
     ran.x = (np.random.default_rng(1).normal(size=ran.x.shape) + 1e4).astype(np.float32)
     ran.run()
     ran.check((2e-7, 4e-7, 1e-6))
@@ -217,8 +212,8 @@ def test_statistics_far_from_zero(folder):
     np.testing.assert_allclose(ran.running[1], 0.9 * 9 + 0.1 * x.var((0, 2)) * count / (count - 1), rtol=2e-7)
 
 
-def test_recomputed_z_has_the_same_bits(folder):
-    ran = case(folder, "float16", "relu", "pre_activation", *SHAPES["planes"])
+def test_recomputed_z_has_the_same_bits():
+    ran = case("float16", "relu", "pre_activation", *SHAPES["planes"])
     assert (np.maximum(ran.kept, 0) == ran.z).all()
 
 
