@@ -17,6 +17,7 @@ from .. import _core
 from .layer import guarded_channels, layer
 from .libraries import open_driver
 
+_index_of = torch.Tensor.get_device
 _stream = torch._C._cuda_getCurrentRawStream if hasattr(torch._C, "_cuda_getCurrentRawStream") else None
 _DTYPES = {
     torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16",
@@ -82,7 +83,7 @@ def forward(x, z, residual, weight, bias, slope, running_mean, running_var, guar
 
     z is x for "inplace". guard is the layer's `Guard` for "inplace" and "pre_activation", else None.
     """
-    shape, index = x.shape, x.device.index
+    shape, index = x.shape, _index_of(x)
     images, channels = shape[0], shape[1]
     positions = x.numel() // (images * channels)
     channels_last = not x.is_contiguous()
@@ -115,7 +116,7 @@ def backward(state, kept, dz, residual, dx, dresidual, dweight, dbias, dslope):
     of, saved, xhat, training, param = state
     scratch = torch.empty(of.scratch_bytes, dtype=torch.uint8, device=dz.device)
     of.backward(
-        _stream(dz.device.index), kept.data_ptr(), dz.data_ptr(), _address(residual), dx.data_ptr(),
+        _stream(_index_of(dz)), kept.data_ptr(), dz.data_ptr(), _address(residual), dx.data_ptr(),
         _address(dresidual), _address(dweight), _address(dbias), _address(dslope), saved.data_ptr(),
         scratch.data_ptr(), _address(xhat), training, param,
     )  # fmt: skip

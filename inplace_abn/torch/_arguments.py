@@ -30,6 +30,9 @@ class Normalization(NamedTuple):
         How to compute x again, if the tensor that is written over x shall not be kept.
     group : torch.distributed.ProcessGroup, optional
         The processes whose batches are normalized as one.
+    owner : torch.nn.Module or Tensor, optional
+        The module, or the weight of a call without a module. Kernels for GPUs remember for it how many
+        channels have a tiny weight.
     """
 
     running_mean: torch.Tensor | None
@@ -42,3 +45,4 @@ class Normalization(NamedTuple):
     name: str
     again: Again | None = None
     group: object = None
+    owner: object = None

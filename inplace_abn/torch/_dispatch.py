@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from ._activations import activate, check_activation, has_inverse
+from . import _kernels
+from ._activations import activate, check_activation
 from ._hooks import hooks_outside
 from ._in_place import apply_in_place, apply_keep_pre_activation, evaluate
 from ._tensors import VECTOR_DTYPES, is_dense
@@ -38,11 +39,7 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
     arguments = (x, weight, bias, residual, slope, norm, overwrite)
     if not torch.is_grad_enabled():
         return evaluate(*arguments)
-    return (
-        apply_in_place(*arguments)
-        if has_inverse(norm.activation, norm.param)
-        else apply_keep_pre_activation(*arguments)
-    )
+    return apply_in_place(*arguments) if _kernels.inverts(x, norm) else apply_keep_pre_activation(*arguments)
 
 
 def with_stock_operations(x, weight, bias, residual, slope, norm):
@@ -64,9 +61,8 @@ def has_kernels(x):
     return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor
-        and x.is_cpu
-        and x.dtype in VECTOR_DTYPES
         and x.layout is torch.strided
+        and _kernels.supports(x)
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._get_tracing_state() is None
@@ -86,7 +82,7 @@ def may_overwrite(x):
 
 
 def _check_synchronized(x):
-    if not has_kernels(x):
+    if not has_kernels(x) or _kernels.on_gpu(x):
         raise NotImplementedError(
             "synchronized statistics need a plain CPU tensor, outside of transformations, tracers and modes; "
             f"got a {type(x).__name__} of {x.dtype} on {x.device}; use torch.nn.SyncBatchNorm"
@@ -100,7 +96,7 @@ def _fits(x, weight, bias, norm):
     dtypes = (x.dtype, VECTOR_DTYPES[x.dtype])
     for vector in (weight, bias, norm.running_mean, norm.running_var):
         if vector is not None and not (
-            vector.dtype in dtypes and vector.is_cpu and type(vector) in (Tensor, Parameter)
+            vector.dtype in dtypes and vector.device == x.device and type(vector) in (Tensor, Parameter)
         ):
             return False
     return True
@@ -111,4 +107,9 @@ def _share_memory(x, residual):
 
 
 def _same_kind(residual, x):
-    return residual.shape == x.shape and residual.dtype is x.dtype and has_kernels(residual)
+    return (
+        residual.shape == x.shape
+        and residual.dtype is x.dtype
+        and residual.device == x.device
+        and has_kernels(residual)
+    )

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from . import _kernels
-from ._activations import activate, has_inverse
+from ._activations import activate
 from ._first_order import first_order
 from ._hooks import hooks_active
 from ._saved import Recipe, note_overwritten, register
@@ -99,10 +99,7 @@ def evaluate(x, weight, bias, residual, slope, norm, overwrite):
         residual = laid_out_as(residual, z)
     if overwrite and not x.is_inference():
         torch.autograd.graph.increment_version(x)
-    if has_inverse(norm.activation, norm.param):
-        _kernels.forward(z, weight, bias, residual, slope, norm)
-        return z
-    return _kernels.forward_keeping_y(z, weight, bias, residual, slope, norm)[0]
+    return _kernels.evaluate(z, weight, bias, residual, slope, norm)
 
 
 def _recipe_again(written, weight, bias, residual, slope, norm):
@@ -116,9 +113,7 @@ def _recipe_again(written, weight, bias, residual, slope, norm):
     def run(source, weight, bias, residual, slope, *_):
         with autocast():
             x = producer.forward(source)
-        z = x if is_dense(x) else copy_dense(x)
-        _kernels.forward(z, weight, bias, residual, slope, norm)
-        return z
+        return _kernels.evaluate(x if is_dense(x) else copy_dense(x), weight, bias, residual, slope, norm)
 
     tensors = (
         source,

@@ -1,4 +1,4 @@
-"""Calls of the core on tensors. x is dense and on the CPU.
+"""Calls of the kernels on tensors: of the core, or for tensors of a GPU of `_gpu_kernels`. x is dense.
 
 A context holds no tensor: autograd saves them, and the backward passes them again. It can be used for several
 backwards.
@@ -8,9 +8,37 @@ import torch
 
 from .. import _core
 from .._activations import ACTIVATIONS
-from . import _synchronized
-from ._activations import activate, gradient
-from ._tensors import VECTOR_DTYPES, described, described_vector, like, to_array, to_tensor, vector
+from . import _gpu_kernels, _synchronized
+from ._activations import activate, gradient, has_inverse
+from ._tensors import (
+    CPU_DTYPES,
+    VECTOR_DTYPES,
+    described,
+    described_vector,
+    like,
+    to_array,
+    to_tensor,
+    vector,
+)
+
+
+def on_gpu(tensor):
+    """Return True for a tensor of an NVIDIA GPU."""
+    return tensor.is_cuda
+
+
+def supports(x):
+    """Return True if there are kernels for the device and dtype of x."""
+    if on_gpu(x):
+        return x.dtype in VECTOR_DTYPES and _gpu_kernels.is_usable()
+    return x.is_cpu and x.dtype in CPU_DTYPES
+
+
+def inverts(x, norm):
+    """Return True if z alone is kept for the backward, which computes y from it; else y is kept."""
+    if not has_inverse(norm.activation, norm.param):
+        return False
+    return not on_gpu(x) or _gpu_kernels.inverts(norm.activation)
 
 
 def forward(x, weight, bias, residual, slope, norm, z=None):
@@ -19,6 +47,8 @@ def forward(x, weight, bias, residual, slope, norm, z=None):
     Without z, x becomes ``activation(y)``, where ``y = batch norm of x + residual``. With z, a tensor like
     x, x becomes y, and z becomes ``activation(y)``; every activation can do that.
     """
+    if on_gpu(x):
+        return _gpu_kernels.forward(x, weight, bias, residual, slope, norm, z)
     dtype, channels = VECTOR_DTYPES[x.dtype], x.size(1)
     weight, bias = vector("weight", weight, dtype, channels), vector("bias", bias, dtype, channels)
     running_mean = vector("running_mean", norm.running_mean, dtype, channels)
@@ -51,11 +81,24 @@ def forward_keeping_y(x, weight, bias, residual, slope, norm):
     return activate(norm.activation, x, norm.param, slope), context
 
 
+def evaluate(x, weight, bias, residual, slope, norm):
+    """Return z without a context; x is overwritten."""
+    if on_gpu(x) and _is_fused(norm):
+        _gpu_kernels.evaluate(x, weight, bias, residual, slope, norm)
+        return x
+    if inverts(x, norm):
+        forward(x, weight, bias, residual, slope, norm)
+        return x
+    return forward_keeping_y(x, weight, bias, residual, slope, norm)[0]
+
+
 def backward(context, dz, kept, residual, overwrite):
     """Return the gradients of x, weight, bias, residual and slope.
 
     `kept` is what the forward has written over x. overwrite: a gradient goes over dz.
     """
+    if isinstance(context, _gpu_kernels.GpuContext):
+        return _gpu_kernels.backward(context, dz, kept, residual, overwrite)
     if isinstance(context, _synchronized.SynchronizedContext):
         return _synchronized.backward(context, to_array(dz), overwrite)
     main = described(kept)

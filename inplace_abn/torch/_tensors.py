@@ -9,9 +9,11 @@ except ImportError:  # PyTorch's own operations take bfloat16 tensors then
     bfloat16 = None
 
 #: dtype of x -> dtype of weight, bias, slope and running statistics in the core
-VECTOR_DTYPES = {torch.float32: torch.float32, torch.float64: torch.float64, torch.float16: torch.float32}
-if bfloat16 is not None:
-    VECTOR_DTYPES[torch.bfloat16] = torch.float32
+VECTOR_DTYPES = {
+    torch.float32: torch.float32, torch.float64: torch.float64, torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+}  # fmt: skip
+CPU_DTYPES = {dtype for dtype in VECTOR_DTYPES if dtype is not torch.bfloat16 or bfloat16 is not None}
 
 _TYPES = {
     torch.float32: (np.dtype(np.float32).str, 4),

@@ -8,6 +8,7 @@ from torch import nn
 from ._activations import ACTIVATIONS, default_param, has_inverse
 from ._arguments import Normalization
 from ._dispatch import batch_norm
+from ._gpu_kernels import weights_changed
 
 __all__ = ["ACTIVATIONS", "fuse", "has_inverse", "is_fused", "unfuse"]
 
@@ -86,6 +87,10 @@ class Fused:
             norm = norm._replace(again=again)
         return batch_norm(x, self.weight, self.bias, residual, slope, norm, overwrite=not copy_first)
 
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        weights_changed(self)
+
     def __reduce_ex__(self, protocol):
         if type(self) is not _fused_class(self._original):
             return super().__reduce_ex__(protocol)
@@ -108,7 +113,9 @@ def normalization(module, activation, param, name):
         training = True
     if param is None:
         param = default_param(activation)
-    return Normalization(running_mean, running_var, training, momentum, module.eps, activation, param, name)
+    return Normalization(
+        running_mean, running_var, training, momentum, module.eps, activation, param, name, owner=module
+    )
 
 
 @cache

@@ -65,10 +65,11 @@ def _inplace_abn(
     x, weight, bias, running_mean, running_var, training, momentum, eps, activation, activation_param,
     weight_mode, group,
 ):  # fmt: skip
+    owner = weight
     if weight_mode == "abs" and weight is not None:
         weight = weight.abs() + eps
     norm = Normalization(
         running_mean, running_var, training, momentum, eps, activation, activation_param, "inplace_abn",
-        group=group,
+        group=group, owner=owner,
     )  # fmt: skip
     return batch_norm(x, weight, bias, None, None, norm, overwrite=True)

@@ -9,6 +9,7 @@ from torch import nn
 
 from ._activations import check_activation
 from ._dispatch import batch_norm
+from ._gpu_kernels import weights_changed
 from ._synchronized import group_of_several
 from .batch_norm import normalization
 
@@ -96,6 +97,10 @@ class ABN(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
 
     def _normalization(self):
         return normalization(self, self.activation, self.activation_param, type(self).__name__)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        weights_changed(self)
 
     def _check_input_dim(self, x):
         if not 2 <= x.dim() <= 5:

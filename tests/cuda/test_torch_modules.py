@@ -1,0 +1,184 @@
+"""Modules of `inplace_abn.torch` on a GPU, or on a simulated one, against PyTorch's own operations."""
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+nn = torch.nn
+
+from fused_nets import Net, fuse, gradient_bound, relative  # noqa: E402
+from simulated import needs_compiler  # noqa: E402
+
+from inplace_abn.torch import InPlaceABN, _dispatch, _gpu_kernels, batch_norm, convert  # noqa: E402
+from inplace_abn.torch._activations import activate, default_param  # noqa: E402
+
+pytestmark = [pytest.mark.torch, needs_compiler, pytest.mark.usefixtures("gpu")]
+
+
+def networks(activation, device, dtype=torch.float64):
+    """Return a stock network and a fused one with the same weights."""
+    torch.manual_seed(0)
+    net = Net(activation, dtype).to(device)
+    for bn in (net.bn1, net.bn2):
+        nn.init.uniform_(bn.weight, 0.5, 1.5)
+        nn.init.normal_(bn.bias)
+    return net, fuse(net)
+
+
+def train(net, device, dtype=torch.float64):
+    """Return the loss, the gradients and the running statistics of one step."""
+    torch.manual_seed(1)
+    x = torch.randn(2, 3, 6, 6, dtype=dtype).to(device)
+    loss = net(x).pow(2).sum()
+    loss.backward()
+    return (
+        loss.detach(),
+        [p.grad for p in net.parameters()],
+        [b for b in net.buffers() if b.is_floating_point()],
+    )
+
+
+def assert_close(found, wanted, bound):
+    assert relative(found[0], wanted[0]) < bound
+    for of, as_in in zip(found[1] + found[2], wanted[1] + wanted[2], strict=True):
+        assert relative(of, as_in) < bound
+
+
+@pytest.mark.parametrize("activation", ["identity", "leaky_relu", "relu", "hardswish", "hardtanh", "silu"])
+def test_a_residual_network_has_the_same_gradients(gpu, activation):
+    stock, fused = networks(activation, gpu)
+    assert_close(train(fused, gpu), train(stock, gpu), 1e-9)
+
+
+@pytest.mark.slow  # a compilation each
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", batch_norm.ACTIVATIONS)
+def test_every_activation(gpu, activation, training):
+    torch.manual_seed(2)
+    bn = nn.BatchNorm2d(4, dtype=torch.float64).to(gpu).train(training)
+    x, residual = torch.randn(2, 3, 4, 5, 5, dtype=torch.float64).to(gpu)
+    results = []
+    for fused in (False, True):
+        bn = copy.deepcopy(bn)
+        slope = torch.full((4,), 0.3, dtype=torch.float64, device=gpu) if activation == "prelu" else None
+        leaves = [t.clone().requires_grad_() for t in (x, residual) + (() if slope is None else (slope,))]
+        if fused:
+            z = batch_norm.fuse(bn)(
+                leaves[0] * 2, activation=activation, residual=leaves[1] * 1,
+                slope=None if slope is None else leaves[2],
+            )  # fmt: skip
+        else:
+            z = activate(activation, bn(leaves[0] * 2) + leaves[1], default_param(activation), *leaves[2:])
+        z.pow(2).sum().backward()
+        results.append((z.detach(), [leaf.grad for leaf in leaves] + [bn.weight.grad, bn.bias.grad], []))
+    assert_close(results[1], results[0], gradient_bound(activation))
+
+
+def step(layer, x, *args):
+    """Return z and the gradients of x and the parameters."""
+    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    z = layer(x * 1, *args)
+    assert type(z.grad_fn).__name__ in ("InPlaceBackward", "KeepPreActivationBackward")
+    result = z.detach().clone()
+    z.backward(torch.cos(result))
+    return result, [x.grad] + [p.grad for p in layer.parameters()]
+
+
+def stock_step(layer, x):
+    """Return the same for ``leaky_relu(batch norm of x)``, in float64."""
+    bn = nn.BatchNorm2d(layer.num_features).to(x.device).double()
+    bn.load_state_dict(layer.state_dict(), strict=False)
+    x = x.double().requires_grad_()
+    z = nn.functional.leaky_relu(bn(x), 0.01)
+    z.backward(torch.cos(z.detach()))
+    return z.detach(), [x.grad, bn.weight.grad, bn.bias.grad]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["first", "last", "misaligned"])
+def test_layouts_and_types(gpu, dtype, layout):
+    torch.manual_seed(3)
+    layer = InPlaceABN(8).to(gpu)
+    x = torch.randn(3, 8, 6, 5).to(gpu, dtype)
+    if layout == "last":
+        x = x.to(memory_format=torch.channels_last)
+    z, gradients = step(layer, x)
+    if layout == "misaligned":
+        memory = torch.empty(x.numel() + 1, device=gpu, dtype=dtype)[1:].detach()
+        memory.copy_(x.reshape(-1))
+        other = torch.empty(0, device=gpu, dtype=dtype).set_(memory.untyped_storage(), 1, x.shape)
+        assert other.data_ptr() % 16
+        with torch.no_grad():
+            assert torch.equal(copy.deepcopy(layer)(other), z)
+        assert torch.equal(other, z)  # overwritten
+    wanted, wanted_gradients = stock_step(layer, x)
+    bound = 2e-6 if dtype is torch.float32 else 2e-2
+    assert_close((z, gradients, []), (wanted, wanted_gradients, []), bound)
+
+
+def test_without_a_graph_every_activation_is_written_over_x(gpu):
+    x = torch.randn(2, 4, 5, 5, device=gpu)
+    layer = InPlaceABN(4, activation="silu").to(gpu)
+    wanted = nn.functional.silu(nn.BatchNorm2d(4).to(gpu)(x))
+    with torch.no_grad():
+        z = layer(x)
+    assert z is x
+    torch.testing.assert_close(z, wanted)
+
+
+def test_one_slope_for_all_channels(gpu):
+    layer = InPlaceABN(4, activation="prelu", activation_param=0.2, num_slopes=1).to(gpu)
+    x = torch.randn(2, 4, 5, 5, device=gpu)
+    z, (*_, dslope) = step(layer, x)
+    y = torch.where(z < 0, z / 0.2, z)
+    assert dslope.shape == (1,)
+    torch.testing.assert_close(dslope, (torch.cos(z) * y.clamp(max=0)).sum().view(1), rtol=1e-4, atol=1e-5)
+
+
+def test_zero_weights_are_exact_and_loading_counts_them_again(gpu):
+    layer = InPlaceABN(8).to(gpu)
+    x = torch.randn(3, 8, 6, 5, device=gpu)
+    step(layer, x)
+    weight = layer.state_dict()["weight"].clone()
+    weight[2:5] = 0
+    bias = torch.linspace(-1, 1, 8)  # not 0, where PyTorch takes the other one-sided derivative
+    layer.load_state_dict(layer.state_dict() | {"weight": weight, "bias": bias})
+    layer.zero_grad()
+    z, gradients = step(layer, x)
+    wanted, wanted_gradients = stock_step(layer, x)
+    assert_close((z, gradients, []), (wanted, wanted_gradients, []), 2e-6)
+    assert gradients[1][2:5].abs().min() > 0
+
+
+def test_guards_end_with_their_modules(gpu):
+    before = len(_gpu_kernels._guards)
+    layer = InPlaceABN(8).to(gpu)
+    step(layer, torch.randn(3, 8, 6, 5, device=gpu))
+    assert len(_gpu_kernels._guards) == before + 1
+    del layer
+    assert len(_gpu_kernels._guards) == before
+
+
+def test_autocast_of_a_converted_model(gpu):
+    torch.manual_seed(4)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+    ).to(gpu)  # fmt: skip
+    x = torch.randn(4, 3, 9, 9, device=gpu)
+    results = []
+    for model in (copy.deepcopy(net), convert(copy.deepcopy(net))):
+        with torch.autocast(gpu.type, torch.bfloat16):
+            z = model(x)
+        z.float().pow(2).sum().backward()
+        assert z.dtype is torch.bfloat16
+        results.append((z.detach(), [p.grad for p in model.parameters()], []))
+    assert_close(results[1], results[0], 0.05)
+
+
+def test_synchronized_statistics_are_refused(gpu):
+    x = torch.randn(2, 4, 5, 5, device=gpu)
+    norm = batch_norm.normalization(InPlaceABN(4).to(gpu), "identity", None, "layer")._replace(group=object())
+    with pytest.raises(NotImplementedError, match="SyncBatchNorm"):
+        _dispatch.batch_norm(x, None, None, None, None, norm, overwrite=True)
