@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ._gradcheck import gradcheck
     from .layers import ABN, InPlaceABN
 
-_MODULES = ("checkpoint", "export", "layers", "memory", "models", "ops", "optim", "reference")
 #: Name -> module, imported on first access, which keeps the import of the package fast.
 _LAZY = {
     "ABN": "layers",

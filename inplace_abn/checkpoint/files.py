@@ -1,11 +1,11 @@
 """Flat dictionaries of arrays in .npz and .safetensors files."""
 
-import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from .._files import replacing
 from .._state import stored
 
 
@@ -57,12 +57,8 @@ def write(path, arrays):
         if array.dtype.kind not in kinds and array.dtype.name != "bfloat16":
             raise TypeError(f"{name}: an array of {array.dtype} cannot be written to a {suffix} file")
     write_into = _write_safetensors if suffix == ".safetensors" else _write_npz
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         write_into(temporary, arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_npz(path, arrays):

@@ -86,12 +86,13 @@ class Tracer:
         op : str
         layer : Layer
         inputs : tuple of Value
-        results : ndarray, or tuple of ndarray
+        results : ndarray, Value or number, or a tuple of them
             Of the shapes and dtypes of the results.
         has_options : bool
         """
         several = isinstance(results, tuple)
-        outputs = tuple(Value(array) for array in (results if several else (results,)))
+        results = results if several else (results,)
+        outputs = tuple(Value(one if hasattr(one, "shape") else np.asarray(one)) for one in results)
         self.steps.append(Step(op, layer, self.path(layer), tuple(inputs), outputs, has_options))
         return outputs if several else outputs[0]
 
