@@ -6,7 +6,7 @@ results are computed from the list. A buffer is the object that owns the memory 
 
 import time
 import weakref
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,9 @@ class Saved(NamedTuple):
     """A context starts to keep an array.
 
     ``buffer`` is the id of the object that owns the memory, ``buffer_nbytes`` its size; ``first`` and ``end``
-    are the bounds of the addresses of the array. An event keeps no array alive.
+    are the bounds of the addresses of the array. An event keeps no array alive. ``owner()`` is None once the
+    memory is freed; ``owner`` is None if that is not known. The contexts of one ``call`` are one step of a
+    history.
     """
 
     context: Hashable
@@ -29,9 +31,10 @@ class Saved(NamedTuple):
     buffer_nbytes: int
     first: int
     end: int
-    owner: weakref.ref | None
+    owner: Callable | None
     seconds: float
     activation: str | None
+    call: Hashable
 
 
 class Freed(NamedTuple):
@@ -39,6 +42,7 @@ class Freed(NamedTuple):
 
     context: Hashable
     seconds: float
+    call: Hashable
 
 
 class Temporary(NamedTuple):
@@ -66,6 +70,7 @@ def saved(context, layer, role, array, activation=None):
         context, layer, role, array.shape, array.dtype, array.nbytes, id(owner),
         getattr(owner, "nbytes", array.nbytes), first, end,
         weakref.ref(owner) if isinstance(owner, np.ndarray) else None, time.perf_counter(), activation,
+        context,
     )  # fmt: skip
 
 

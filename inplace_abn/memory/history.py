@@ -1,6 +1,7 @@
 """The bytes kept after each step, as numbers, as a line of text, and as SVG for notebooks."""
 
 import itertools
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 class History(NamedTuple):
-    """Bytes and buffers kept after each step; in a step, one context saves or frees its arrays.
+    """Bytes and buffers kept after each step; in a step, the contexts of one call save or free their arrays.
 
     For each step, ``calls`` has (layer, number of the call of this layer), and ``frees`` True if it frees.
     ``spikes`` are the temporaries: (index of the step before, bytes kept + temporary, layer, seconds).
@@ -37,27 +38,29 @@ class History(NamedTuple):
 def history(known, began):
     """Return the `History` of events; `began` is the time at which the ledger was made."""
     count, calls, numbers, last, saving = events.Count(), {}, {}, None, True
+    waiting = Counter()  # the contexts of each call that were not freed yet
     rows, spikes, forward_ends = [(0.0, 0, 0, None, False)], [], []
     for event in known:
         if isinstance(event, events.Temporary):
             count.add(event)
             spikes.append((len(rows) - 1, count.total, event.layer, event.seconds - began))
             continue
-        frees = isinstance(event, events.Freed)
-        if frees and not count.of(event.context):
+        frees, is_known = isinstance(event, events.Freed), bool(count.of(event.context))
+        if frees and not is_known:
             continue  # a context that saved nothing
         if frees and saving:
             forward_ends.append(len(rows) - 1)
         count.add(event)
-        if not frees and event.context not in calls:
+        if not frees and event.call not in calls:
             numbers[event.layer] = numbers.get(event.layer, 0) + 1
-            calls[event.context] = event.layer, numbers[event.layer]
-        if frees or event.context != last:
+            calls[event.call] = event.layer, numbers[event.layer]
+        if (event.call, frees) != last:
             rows.append(None)
-        rows[-1] = event.seconds - began, count.live, count.buffers, calls[event.context], frees
-        if frees:
-            del calls[event.context]  # the id may be reused
-        last = None if frees else event.context
+        rows[-1] = event.seconds - began, count.live, count.buffers, calls[event.call], frees
+        waiting[event.call] += -1 if frees else not is_known
+        if not waiting[event.call]:
+            del calls[event.call], waiting[event.call]  # an id may be reused
+        last = event.call, frees
         saving = not count.buffers if frees else saving
     seconds, nbytes, buffers, called, freed = zip(*rows, strict=True)
     return History(

@@ -100,7 +100,7 @@ class Table(Sequence):
             size = _in(unit, row.nbytes, digits)
             if row.shared_with is not None:
                 size = "{} of {}".format(*reversed(row.shared_with)) + (f", {size}" if row.nbytes else "")
-            body.append((row.layer, role, str(row.shape), str(row.dtype), size))
+            body.append((row.layer, role, str(row.shape), str(row.dtype).removeprefix("torch."), size))
         foot = [(f"kept for the backward, {plural(self.buffers, 'buffer')}", _in(unit, self.nbytes, digits))]
         foot += [(name, _in(unit, nbytes, digits)) for name, nbytes in self.not_kept.items()]
         return unit, body, foot
