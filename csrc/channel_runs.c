@@ -30,6 +30,14 @@ int abn_next_channel_run(const abn_operation *op, const abn_guard *guard, const 
     const ptrdiff_t end = columns_are_channels ? tile->length : span->channels, channel = run->next % span->channels;
     if (run->next == end) return 0;
     ptrdiff_t channels = run_length(op, span, channel);
+    if (run->next == 0 && channels == span->channels && !(op->channel_flags[span->channel] & ABN_GUARDED)) {
+        run->tile = *tile; /* the most common case */
+        run->span = *span;
+        run->constants = *constants;
+        run->flags = op->channel_flags[span->channel];
+        run->next = end;
+        return 1;
+    }
     run->span = *span;
     run->span.channel += channel;
     run->span.channels = channels;
@@ -39,7 +47,7 @@ int abn_next_channel_run(const abn_operation *op, const abn_guard *guard, const 
     run->offset = run->next * op->positions_per_channel;
     run->tile = entries_of_tile(op, tile, run->offset, channels * op->positions_per_channel);
     run->constants = abn_constants_moved(op, constants, run->offset);
-    run->xhat = run->flags & ABN_GUARDED ? abn_guarded_input(op, guard, &run->span) : (abn_input){NULL, 0};
+    run->xhat = run->flags & ABN_GUARDED ? abn_guarded_input(op, guard, &run->span) : (abn_input){NULL, 0, 0};
     run->next += channels;
     return 1;
 }

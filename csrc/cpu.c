@@ -1,5 +1,8 @@
 #include "cpu.h"
 
+#include <stdio.h>
+#include <stdlib.h>
+
 #include "abn.h"
 #include "threads.h"
 
@@ -67,7 +70,48 @@ static unsigned ask_features(void) { return 0; }
 #endif
 
 static unsigned features;
-static abn_caches caches = {512 << 10, 8 << 20};
+static abn_caches caches = {512 << 10, 8 << 20, 1};
+
+#if defined(__linux__)
+/* Reads one line of a file that describes a cache of processor 0. Returns 0 if there is none. */
+static int read_line(int index, const char *name, char *line, int size) {
+    char path[96];
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/%s", index, name);
+    FILE *file = fopen(path, "r");
+    if (file == NULL) return 0;
+    const int found = fgets(line, size, file) != NULL;
+    fclose(file);
+    return found;
+}
+
+/* The number of processors in a list such as "0-3,8". */
+static int count_processors(const char *list) {
+    int count = 0;
+    for (char *end; *list >= '0' && *list <= '9'; list = *end == ',' ? end + 1 : end) {
+        const long first = strtol(list, &end, 10), last = *end == '-' ? strtol(end + 1, &end, 10) : first;
+        count += (int)(last - first + 1);
+    }
+    return count > 0 ? count : 1;
+}
+
+/* sysconf adds up the last-level caches of some processors; a thread has only the one of its own core complex. */
+static void read_topology(void) {
+    char level[16], size[16], processors[256];
+    for (int index = 0; read_line(index, "level", level, sizeof level); index++) {
+        if (!read_line(index, "size", size, sizeof size)) continue;
+        char *unit;
+        size_t bytes = (size_t)strtol(size, &unit, 10) << (*unit == 'K' ? 10 : *unit == 'M' ? 20 : 0);
+        if (bytes == 0) continue;
+        if (level[0] == '2') caches.level2 = bytes;
+        if (level[0] != '3') continue;
+        caches.level3 = bytes;
+        if (read_line(index, "shared_cpu_list", processors, sizeof processors))
+            caches.sharing = count_processors(processors);
+    }
+}
+#else
+static void read_topology(void) {}
+#endif
 
 /* Queries the processor once: on a virtual machine cpuid takes microseconds, too long for every operation. */
 void abn_initialize(void) {
@@ -78,6 +122,7 @@ void abn_initialize(void) {
     if (level2 > 0) caches.level2 = (size_t)level2;
     if (level3 > 0) caches.level3 = (size_t)level3;
 #endif
+    read_topology();
 }
 
 unsigned abn_cpu_features(void) { return features; }

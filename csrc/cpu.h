@@ -13,15 +13,17 @@ enum {
 
 unsigned abn_cpu_features(void);
 
-/* Bytes of one core's second-level cache and of the last-level cache; typical sizes if the system does not say. */
+/* Bytes of one core's second-level and third-level cache, and how many processors share the latter. If the system does
+ * not say: typical sizes, and 1. */
 typedef struct {
     size_t level2, level3;
+    int sharing;
 } abn_caches;
 
 abn_caches abn_cache_sizes(void);
 
-/* The size of a strip in bytes: twice the second-level cache, the fastest size measured. The part that does not fit is
- * read from the third level; longer contiguous reads outweigh that cost. */
+/* The size of a strip of columns in bytes: twice the second-level cache, the fastest size measured. The part that does
+ * not fit is read from the third level; longer contiguous reads outweigh that cost. */
 size_t abn_strip_bytes(void);
 
 #endif

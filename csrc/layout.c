@@ -2,7 +2,7 @@
 
 enum {
     MAX_JOINED_ROW = 256, /* channels-last: positions are joined into rows of up to this many columns */
-    SHORT_ROW = 512,      /* channels-first: up to this S, a tile has images as rows and channels as columns ... */
+    SHORT_ROW = 64,       /* channels-first: up to this S, a tile has images as rows and channels as columns ... */
     MIN_IMAGES = 4,       /* ... if there are at least this many images */
 };
 

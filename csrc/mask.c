@@ -176,7 +176,7 @@ typedef struct {
 static void gather_input(const step *s, const gathered_line *line, abn_input *input, double *to) {
     if (!input->data) return;
     gather(line, abn_dtype_size(s->op->source.dtype), to, input->data);
-    *input = (abn_input){to, s->op->positions_per_row * s->span->channels};
+    *input = (abn_input){to, s->op->positions_per_row * s->span->channels, 0};
 }
 
 static abn_tile gather_tile(const step *s, const gathered_line *line, abn_tile tile, gathered *to) {

@@ -10,8 +10,8 @@ static ptrdiff_t row_stride(const abn_operation *op, const abn_batch *batch) {
 }
 
 static abn_input input_of(const abn_operation *op, const abn_batch *batch, const abn_span *span) {
-    if (!batch->data) return (abn_input){NULL, 0};
-    return (abn_input){abn_address(batch, span->image, span->channel, span->from), row_stride(op, batch)};
+    if (!batch->data) return (abn_input){NULL, 0, 0};
+    return (abn_input){abn_address(batch, span->image, span->channel, span->from), row_stride(op, batch), 0};
 }
 
 static abn_output output_of(const abn_operation *op, const abn_batch *batch, const abn_span *span) {
@@ -42,6 +42,18 @@ abn_tile abn_tile_of(const abn_operation *op, const abn_span *span) {
     };
     abn_tile_shape(op, span, &tile);
     return tile;
+}
+
+static void set_ahead(const abn_batch *batch, const abn_span *next, abn_input *input) {
+    if (!batch->data) return;
+    const char *there = abn_address(batch, next->image, next->channel, next->from);
+    input->ahead = there - (const char *)input->data;
+}
+
+void abn_tile_prefetch(const abn_operation *op, const abn_span *next, const abn_span *next_residual, abn_tile *tile) {
+    set_ahead(&op->source, next, &tile->source);
+    set_ahead(&op->gradient, next, &tile->gradient);
+    set_ahead(&op->residual, next_residual, &tile->residual);
 }
 
 void *abn_at(const abn_operation *op, const void *data, ptrdiff_t stride, ptrdiff_t row, ptrdiff_t column) {
@@ -118,7 +130,7 @@ void *abn_guarded_at(const abn_operation *op, const abn_guard *guard, abn_elemen
 
 abn_input abn_guarded_input(const abn_operation *op, const abn_guard *guard, const abn_span *span) {
     const void *first = abn_guarded_at(op, guard, abn_element_of(op, span, 0, 0));
-    if (op->layout == ABN_ROWS) return (abn_input){first, guard_is_channels_last(op) ? 1 : op->per_channel};
-    return (abn_input){first, op->positions_per_channel > 1 ? op->positions_per_channel
-                                                            : guard->count * op->positions_per_row};
+    if (op->layout == ABN_ROWS) return (abn_input){first, guard_is_channels_last(op) ? 1 : op->per_channel, 0};
+    return (abn_input){
+        first, op->positions_per_channel > 1 ? op->positions_per_channel : guard->count * op->positions_per_row, 0};
 }

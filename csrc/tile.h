@@ -6,6 +6,10 @@
 
 abn_tile abn_tile_of(const abn_operation *op, const abn_span *span);
 
+/* Lets a kernel that reads the tile of one span prefetch the tile of another, element by element: `next` for source and
+ * gradient, `next_residual` for the residual. Both have the tile's shape, or a larger one. */
+void abn_tile_prefetch(const abn_operation *op, const abn_span *next, const abn_span *next_residual, abn_tile *tile);
+
 /* Sets tile->rows and tile->length for a tile of this span. */
 void abn_tile_shape(const abn_operation *op, const abn_span *span, abn_tile *tile);
 

@@ -4,9 +4,10 @@
  * chunks' sums are added in order in double, so the error does not grow with the size of a channel and the result does
  * not depend on the number of threads.
  *
- * A strip is as many neighbouring channels as stay in cache from sums to apply: hardware prefetching works best on long
- * contiguous reads (prefetch instructions were measured to cost time). apply visits the tiles in reverse order,
- * starting with those still in first-level cache. */
+ * A strip is a few neighbouring channels that stay in cache from sums to apply. Memory is busy all the time: sums
+ * prefetches a few KB ahead in walking order, across the gap between two images, which hardware prefetchers do not
+ * cross; apply, which reads from cache, prefetches the next strip. apply visits the tiles in reverse order, starting
+ * with those still in first-level cache. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,6 +21,8 @@
 enum {
     CHUNK = 16384,           /* elements */
     CHUNK_ROWS = 64,         /* at most: very short rows use few lanes of a vector, so each lane adds many numbers */
+    STRIP_BYTES = 262144,    /* of each array, at most; measured with 512 KB and with 2 MB of second-level cache */
+    SCRATCH_CACHES = 4,      /* scratch pays if a channel is at most this many times the second-level cache */
     CHANNELS_PER_THREAD = 4, /* with fewer channels, all threads share each channel */
 };
 
@@ -28,14 +31,16 @@ typedef struct {
     ptrdiff_t tile_length, tiles_per_row;
     ptrdiff_t tiles; /* of one channel or strip */
     ptrdiff_t tiles_per_chunk, chunks;
-    ptrdiff_t strip;     /* channels of a strip */
+    ptrdiff_t strip;     /* channels of a strip; 1 if threads share channels */
+    int prefetches_next; /* two strips fit into the third-level cache: apply prefetches the next one */
     abn_scratch scratch; /* of a strip, per thread */
     double *chunk_sums;  /* if threads share channels: two per chunk */
     int resum;           /* the result of finish for a shared channel */
 } walk;
 
 static abn_span tile_span(const walk *w, ptrdiff_t channel, ptrdiff_t channels, ptrdiff_t tile) {
-    const ptrdiff_t image = tile / w->tiles_per_row, from = tile % w->tiles_per_row * w->tile_length;
+    const ptrdiff_t per_row = w->tiles_per_row, image = per_row == 1 ? tile : tile / per_row;
+    const ptrdiff_t from = (tile - image * per_row) * w->tile_length;
     const ptrdiff_t left = w->op->source.spatial - from;
     return (abn_span){channel, channels, image, 1, from, left < w->tile_length ? left : w->tile_length};
 }
@@ -59,24 +64,35 @@ static void sum_chunk(const walk *w, ptrdiff_t channel, ptrdiff_t channels, ptrd
     memset(partial, 0, 2 * (size_t)channels * ABN_LANE_BYTES);
     for (ptrdiff_t tile = first_tile_of(w, chunk); tile < first_tile_of(w, chunk + 1); tile++) {
         const abn_span span = tile_span(w, channel, channels, tile);
-        const abn_tile at = tile_at(w, &span, thread);
+        abn_tile at = tile_at(w, &span, thread);
+        if (tile + 1 < w->tiles) {
+            const abn_span next = tile_span(w, channel, channels, tile + 1);
+            abn_tile_prefetch(w->op, &next, &next, &at);
+        }
         w->op->sums(w->op, &at, &span, &constants, partial, resumming);
     }
     w->op->kernels->fold(partial, (abn_columns){channels, 1, 1}, first, second);
 }
 
+/* Applies tiles [first, last), the last one first. Meanwhile the same tiles of the strip at channel `next` are
+ * prefetched, in the order in which they will be summed; none if that is -1. The forward does not sum the residual: of
+ * that array, the tile to be applied next is prefetched. */
 static void apply_tiles(const walk *w, ptrdiff_t channel, ptrdiff_t channels, ptrdiff_t first, ptrdiff_t last,
-                        int thread) {
-    const abn_constants constants = abn_constants_from(w->op, channel);
+                        ptrdiff_t next, int thread) {
+    const abn_operation *op = w->op;
+    const abn_constants constants = abn_constants_from(op, channel);
     for (ptrdiff_t tile = last - 1; tile >= first; tile--) {
         const abn_span span = tile_span(w, channel, channels, tile);
-        const abn_tile at = tile_at(w, &span, thread);
+        const abn_span later = tile_span(w, channel, channels, tile > first ? tile - 1 : tile);
+        const abn_span ahead = next >= 0 ? tile_span(w, next, channels, first + last - 1 - tile) : span;
+        abn_tile at = tile_at(w, &span, thread);
+        if (next >= 0 || op->residual.data) abn_tile_prefetch(op, &ahead, op->gradient.data ? &ahead : &later, &at);
         w->op->apply(w->op, &at, &span, &constants, thread);
     }
 }
 
 /* Sums and apply of one strip, by one thread. */
-static void walk_strip(const walk *w, ptrdiff_t channel, ptrdiff_t channels, int thread) {
+static void walk_strip(const walk *w, ptrdiff_t channel, ptrdiff_t channels, ptrdiff_t next, int thread) {
     abn_operation *op = w->op;
     double first[ABN_ROWS_MAX], second[ABN_ROWS_MAX];
     int resumming = 0;
@@ -88,7 +104,7 @@ static void walk_strip(const walk *w, ptrdiff_t channel, ptrdiff_t channels, int
             sum_chunk(w, channel, channels, chunk, resumming, thread, first, second);
         resumming = op->finish(op, channel, channels, first, second, resumming);
     } while (resumming);
-    if (op->apply) apply_tiles(w, channel, channels, 0, w->tiles, thread);
+    if (op->apply) apply_tiles(w, channel, channels, 0, w->tiles, next, thread);
 }
 
 static void walk_strips(void *argument, int thread, int threads) {
@@ -98,7 +114,8 @@ static void walk_strips(void *argument, int thread, int threads) {
     abn_share((channels + w->strip - 1) / w->strip, thread, threads, &strip, &last);
     for (; strip < last; strip++) {
         const ptrdiff_t channel = strip * w->strip, left = channels - channel;
-        walk_strip(w, channel, left < w->strip ? left : w->strip, thread);
+        const ptrdiff_t next = w->prefetches_next && strip + 1 < last ? channel + w->strip : -1;
+        walk_strip(w, channel, left < w->strip ? left : w->strip, next, thread);
     }
 }
 
@@ -136,7 +153,9 @@ static void walk_shared_channels(void *argument, int thread, int threads) {
             }
             resumming = finish_shared_channel(w, channel, thread, threads, resumming);
         } while (resumming);
-        if (op->apply) apply_tiles(w, channel, 1, first_tile_of(w, first_chunk), first_tile_of(w, last_chunk), thread);
+        const ptrdiff_t next = w->prefetches_next && channel + 1 < op->source.channels ? channel + 1 : -1;
+        if (op->apply)
+            apply_tiles(w, channel, 1, first_tile_of(w, first_chunk), first_tile_of(w, last_chunk), next, thread);
     }
 }
 
@@ -149,31 +168,60 @@ static void divide(walk *w) {
     if (w->tile_length > b->spatial) w->tile_length = b->spatial;
     w->tiles_per_row = (b->spatial + w->tile_length - 1) / w->tile_length;
     w->tiles = b->batch * w->tiles_per_row;
-    w->tiles_per_chunk = w->tiles_per_row > 1 ? 1 : CHUNK / b->spatial;
+    w->tiles_per_chunk = CHUNK / w->tile_length;
+    if (w->tiles_per_chunk < 1) w->tiles_per_chunk = 1;
     if (w->tiles_per_chunk > CHUNK_ROWS) w->tiles_per_chunk = CHUNK_ROWS;
     w->chunks = (w->tiles + w->tiles_per_chunk - 1) / w->tiles_per_chunk;
+}
+
+/* The threads that share one third-level cache. */
+static size_t sharing_threads(const abn_operation *op) {
+    const int sharing = abn_cache_sizes().sharing;
+    return (size_t)(op->threads < sharing ? op->threads : sharing);
+}
+
+/* True if all threads should work on the same channel: if there are few channels, or if long ones, one per thread, do
+ * not stay in the third-level cache from sums to apply. */
+static int shares_channels(const walk *w, size_t channel_bytes) {
+    const abn_operation *op = w->op;
+    const size_t level3 = abn_cache_sizes().level3;
+    if (op->threads == 1 || w->chunks == 1) return 0;
+    if (op->source.channels < CHANNELS_PER_THREAD * op->threads) return 1;
+    return channel_bytes > level3 / 8 && channel_bytes * sharing_threads(op) > level3;
+}
+
+/* True if this many strips, each with the next one, fit into the third-level cache. */
+static int next_strips_fit(const walk *w, size_t channel_bytes, size_t strips) {
+    return 2 * channel_bytes * (size_t)w->strip * strips <= abn_cache_sizes().level3;
+}
+
+static ptrdiff_t channels_of_strip(const abn_operation *op) {
+    const abn_batch *b = &op->source;
+    const size_t array_bytes = (size_t)(b->batch * b->spatial) * abn_dtype_size(b->dtype);
+    const ptrdiff_t per_thread = (b->channels + op->threads - 1) / op->threads;
+    const size_t level2 = abn_cache_sizes().level2;
+    ptrdiff_t strip = (ptrdiff_t)((level2 / 2 < STRIP_BYTES ? level2 / 2 : STRIP_BYTES) / array_bytes);
+    if (strip > ABN_ROWS_MAX) strip = ABN_ROWS_MAX;
+    if (strip > per_thread) strip = per_thread;
+    return strip > 1 ? strip : 1;
 }
 
 abn_status abn_walk_rows(abn_operation *op) {
     const abn_batch *b = &op->source;
     const size_t channel_bytes = (size_t)(b->batch * b->spatial) * abn_dtype_size(b->dtype) * (size_t)op->arrays;
-    const abn_caches caches = abn_cache_sizes();
-    walk w = {.op = op};
+    walk w = {.op = op, .strip = 1};
     divide(&w);
-    if (op->threads > 1 && w.chunks > 1 &&
-        (b->channels < CHANNELS_PER_THREAD * op->threads || channel_bytes > caches.level3 / 8)) {
+    if (shares_channels(&w, channel_bytes)) {
         w.chunk_sums = malloc(2 * (size_t)w.chunks * sizeof(double));
         if (w.chunk_sums == NULL) return ABN_NO_MEMORY;
+        w.prefetches_next = next_strips_fit(&w, channel_bytes, 1);
         abn_parallel(op->threads, walk_shared_channels, &w);
         free(w.chunk_sums);
         return ABN_OK;
     }
-    const ptrdiff_t per_thread = (b->channels + op->threads - 1) / op->threads;
-    w.strip = (ptrdiff_t)(abn_strip_bytes() / channel_bytes);
-    if (w.strip > ABN_ROWS_MAX) w.strip = ABN_ROWS_MAX;
-    if (w.strip > per_thread) w.strip = per_thread;
-    if (w.strip < 1) w.strip = 1;
-    if (channel_bytes <= 2 * abn_strip_bytes())
+    w.strip = channels_of_strip(op);
+    w.prefetches_next = next_strips_fit(&w, channel_bytes, sharing_threads(op));
+    if (channel_bytes <= SCRATCH_CACHES * abn_cache_sizes().level2)
         w.scratch = abn_scratch_open(op, op->threads, b->batch * w.strip, b->spatial);
     abn_parallel(op->threads, walk_strips, &w);
     abn_scratch_close(&w.scratch);

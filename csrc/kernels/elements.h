@@ -70,17 +70,28 @@ INLINE void gradient_sums_of_vector(int from, abn_activation activation, const s
 }
 
 /* z of the first min(n, W) elements at x. residual may be NULL. */
-INLINE void apply_to_vector(abn_activation activation, const storage *x, const storage *residual, storage *z,
-                            ptrdiff_t n, affine from_x, activation_constants k) {
+INLINE vec value_of_vector(abn_activation activation, const storage *x, const storage *residual, ptrdiff_t n,
+                           affine from_x, activation_constants k) {
     vec y = affine_apply(v_load_upto(x, n), from_x);
     if (residual) y = v_add(y, v_load_upto(residual, n));
-    v_store_upto(z, cheap_value(activation, y, k.param), n);
+    return cheap_value(activation, y, k.param);
+}
+
+INLINE void apply_to_vector(abn_activation activation, const storage *x, const storage *residual, storage *z,
+                            ptrdiff_t n, affine from_x, activation_constants k) {
+    v_store_upto(z, value_of_vector(activation, x, residual, n, from_x, k), n);
+}
+
+/* dx of the first min(n, W) elements. */
+INLINE vec dx_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,
+                        ptrdiff_t n, backward_constants b, activation_constants k) {
+    const vec z = v_load_upto(source, n), dz = v_load_upto(gradient, n);
+    return backward_result(backward_element(from, activation, z, dz, b, k), b);
 }
 
 INLINE void gradient_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,
                                storage *dx, ptrdiff_t n, backward_constants b, activation_constants k) {
-    const backward_pair p = backward_element(from, activation, v_load_upto(source, n), v_load_upto(gradient, n), b, k);
-    v_store_upto(dx, backward_result(p, b), n);
+    v_store_upto(dx, dx_of_vector(from, activation, source, gradient, n, b, k), n);
 }
 
 /* The constant of channel `at` in every lane (ABN_ROWS), or those of W channels from `at` on (ABN_COLUMNS). The

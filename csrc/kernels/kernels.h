@@ -16,6 +16,7 @@ enum { ABN_ROWS, ABN_COLUMNS, ABN_LAYOUTS };
 typedef struct {
     const void *data;
     ptrdiff_t stride; /* elements from row to row */
+    ptrdiff_t ahead;  /* ABN_ROWS: bytes from an element to the one to prefetch when it is read; may leave the array */
 } abn_input;
 
 typedef struct {

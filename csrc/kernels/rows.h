@@ -2,15 +2,20 @@
  * kernels.c.
  *
  * UNROLL vectors are processed at once to hide the latency of additions; the rest of a row is processed vector by
- * vector, the last one in part. Each partial sum of a row is one vector, so that short rows need no reduction across
- * lanes. Sums start at the first element even if it is not aligned, so results do not depend on the address of the
- * batch; passes without sums start with a partial vector up to an aligned address. */
+ * vector. Each partial sum of a row is one vector, so that short rows need no reduction across lanes. Sums start at the
+ * first element even if it is not aligned, so results do not depend on the address of the batch; passes without sums
+ * start at an aligned address.
+ *
+ * The sums prefetch PREFETCH_DISTANCE ahead in the order of the walk, into the first-level cache. The other passes read
+ * from the second-level cache, and prefetch into it what input.ahead points to. */
 #ifndef ABN_KERNEL_ROWS_H
 #define ABN_KERNEL_ROWS_H
 
 #include "elements.h"
 
 #define UNROLL 4
+#define CACHE_LINE 64                                         /* bytes */
+#define PREFETCH_DISTANCE (4096 / (ptrdiff_t)sizeof(storage)) /* elements */
 #define SUM_LENGTH 1024 /* elements summed in registers before these sums are added to the partial sums */
 #define LANES (ABN_LANE_BYTES / (ptrdiff_t)sizeof(real))
 
@@ -24,62 +29,165 @@ INLINE void add_partial(real *partial, const vec *sums) {
     v_store_real(partial, v_add(v_load_real(partial), sum));
 }
 
-INLINE void moments_of_run(const storage *x, ptrdiff_t length, vec centre, real *partial) {
+/* Prefetches what is read `ahead` bytes after these vectors, into the first-level or the second-level cache. */
+INLINE void prefetch_vectors(const storage *at, int vectors, ptrdiff_t ahead, int level) {
+    if (W == 1) return; /* one instruction per few elements would cost more than it saves */
+    const uintptr_t first = (uintptr_t)at + (uintptr_t)ahead, bytes = (uintptr_t)vectors * W * sizeof(storage);
+    UNROLLED for (uintptr_t byte = 0; byte < bytes; byte += CACHE_LINE) {
+        if (level == 1)
+            prefetch_line((const void *)(first + byte));
+        else
+            prefetch_line_level2((const void *)(first + byte));
+    }
+}
+
+/* A piece of a row that the sums read at once. */
+typedef struct {
+    ptrdiff_t first, length;
+    int crosses; /* True if what is read PREFETCH_DISTANCE later is in another row */
+} row_piece;
+
+INLINE row_piece piece_at(ptrdiff_t first, ptrdiff_t row_length) {
+    const ptrdiff_t border = row_length - PREFETCH_DISTANCE, left = row_length - first;
+    row_piece piece = {first, left < SUM_LENGTH ? left : SUM_LENGTH, first >= border};
+    if (!piece.crosses && border - first < piece.length) piece.length = border - first;
+    return piece;
+}
+
+/* The rows between an element and the one that is read PREFETCH_DISTANCE later, if that is not in the same row. */
+INLINE ptrdiff_t rows_to_prefetch(abn_tile tile) {
+    const ptrdiff_t rows = tile.length < PREFETCH_DISTANCE ? PREFETCH_DISTANCE / tile.length : 1;
+    return rows < tile.rows ? rows : tile.rows;
+}
+
+/* The bytes from an element of a piece to the one that is read about PREFETCH_DISTANCE elements later: in the same row,
+ * `rows` rows later, or in the next tile, which begins input.ahead bytes after this one. */
+INLINE ptrdiff_t ahead_of_piece(abn_input input, abn_tile tile, ptrdiff_t row, ptrdiff_t rows, row_piece piece) {
+    const ptrdiff_t size = sizeof(storage), border = tile.length - PREFETCH_DISTANCE;
+    if (!piece.crosses) return PREFETCH_DISTANCE * size;
+    const ptrdiff_t column = border > 0 ? -border : 0;
+    if (row + rows < tile.rows) return (rows * input.stride + column) * size;
+    return input.ahead + ((rows - tile.rows) * input.stride + column) * size;
+}
+
+/* The last n < W elements of a run, as a whole vector if the run is long enough: partial vectors are slow to load.
+ * keep_rest zeroes the other lanes. */
+INLINE vec load_rest(const storage *run, ptrdiff_t length, ptrdiff_t n) {
+    return length >= W ? v_load(run + length - W) : v_load_first(run, n);
+}
+
+INLINE vec keep_rest(vec v, ptrdiff_t length, ptrdiff_t n) { return length >= W ? v_last(v, n) : v_first(v, n); }
+
+INLINE void moments_of_run(const storage *x, ptrdiff_t length, ptrdiff_t ahead, vec centre, real *partial) {
     vec sums[UNROLL], squares[UNROLL];
     ptrdiff_t i = 0;
     UNROLLED for (int u = 0; u < UNROLL; u++) sums[u] = squares[u] = v_zero();
-    for (; i + UNROLL * W <= length; i += UNROLL * W)
+    for (; i + UNROLL * W <= length; i += UNROLL * W) {
+        prefetch_vectors(x + i, UNROLL, ahead, 1);
         UNROLLED for (int u = 0; u < UNROLL; u++) moments_of_vector(x + i + u * W, W, centre, &sums[u], &squares[u]);
-    for (; i < length; i += W) moments_of_vector(x + i, length - i, centre, &sums[0], &squares[0]);
+    }
+    for (; i + W <= length; i += W) {
+        prefetch_vectors(x + i, 1, ahead, 1);
+        moments_of_vector(x + i, W, centre, &sums[0], &squares[0]);
+    }
+    if (i < length) {
+        const vec d = keep_rest(v_sub(load_rest(x, length, length - i), centre), length, length - i);
+        prefetch_vectors(x + i, 1, ahead, 1);
+        sums[1] = v_add(sums[1], d);
+        squares[1] = v_fma(d, d, squares[1]);
+    }
     add_partial(partial, sums);
     add_partial(partial + LANES, squares);
 }
 
 INLINE void rows_moments(abn_tile tile, abn_constants constants, void *partial) {
+    const ptrdiff_t rows = rows_to_prefetch(tile);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
         const vec centre = constant(ABN_ROWS, constants, ABN_CENTRE, row);
-        for (ptrdiff_t i = 0; i < tile.length; i += SUM_LENGTH) {
-            const ptrdiff_t left = tile.length - i;
-            moments_of_run(row_of(tile.source, row) + i, left < SUM_LENGTH ? left : SUM_LENGTH, centre,
-                           (real *)partial + 2 * row * LANES);
+        for (ptrdiff_t i = 0, length; i < tile.length; i += length) {
+            const row_piece piece = piece_at(i, tile.length);
+            length = piece.length;
+            moments_of_run(row_of(tile.source, row) + i, length, ahead_of_piece(tile.source, tile, row, rows, piece),
+                           centre, (real *)partial + 2 * row * LANES);
         }
     }
+}
+
+/* Computes z of a row. Its first and last vector are computed before any store and stored last, as they overlap others:
+ * a partial store is slow, and z may be x. The others are aligned to x, so that a recompute into another z takes the
+ * same instructions for each element (abn_recompute in forward.c). Returns how many elements were computed: all, or
+ * those before a |residual| above the limit. */
+INLINE ptrdiff_t apply_to_row(abn_activation activation, const storage *x, ptrdiff_t x_ahead, const storage *r,
+                              ptrdiff_t r_ahead, storage *z, ptrdiff_t length, affine from_x, vec limit,
+                              activation_constants k) {
+    const ptrdiff_t whole = length < W ? length : W, end = length - whole;
+    if (r && any_far(r, 1, whole, limit)) return 0;
+    const vec first = value_of_vector(activation, x, r, whole, from_x, k);
+    const vec last = value_of_vector(activation, x + end, r ? r + end : NULL, whole, from_x, k);
+    ptrdiff_t i = elements_to_whole_vector(x);
+    int far = 0;
+    for (; i + UNROLL * W <= length; i += UNROLL * W) {
+        if (r && (far = any_far(r + i, UNROLL, UNROLL * W, limit))) break;
+        prefetch_vectors(x + i, UNROLL, x_ahead, 2);
+        if (r) prefetch_vectors(r + i, UNROLL, r_ahead, 2);
+        UNROLLED for (int u = 0; u < UNROLL; u++)
+            apply_to_vector(activation, x + i + u * W, r ? r + i + u * W : NULL, z + i + u * W, W, from_x, k);
+    }
+    for (; i + W <= length && !far; i += W) {
+        if (r && (far = any_far(r + i, 1, W, limit))) break;
+        prefetch_vectors(x + i, 1, x_ahead, 2);
+        if (r) prefetch_vectors(r + i, 1, r_ahead, 2);
+        apply_to_vector(activation, x + i, r ? r + i : NULL, z + i, W, from_x, k);
+    }
+    prefetch_vectors(x + end, 1, x_ahead, 2);
+    if (r) far = far || any_far(r + end, 1, whole, limit);
+    v_store_upto(z, first, whole);
+    if (far) return i > whole ? i : whole;
+    v_store_upto(z + end, last, whole);
+    return length;
 }
 
 /* Returns how many elements were computed, row by row: all, or those before a |residual| above its limit. */
 INLINE ptrdiff_t rows_apply(abn_activation activation, int with_residual, abn_tile tile, abn_constants constants) {
     const activation_constants k = activation_load(constants.param);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
-        const storage *x = row_of(tile.source, row), *r = with_residual ? row_of(tile.residual, row) : NULL;
-        storage *z = destination_row(tile, row);
-        const affine from_x = affine_constants(ABN_ROWS, constants, row);
-        const vec limit = r ? constant(ABN_ROWS, constants, ABN_RESIDUAL_LIMIT, row) : v_zero();
-        ptrdiff_t i = elements_to_alignment(x, tile.length);
-        if (r && any_far(r, 1, i, limit)) return row * tile.length;
-        if (i > 0) apply_to_vector(activation, x, r, z, i, from_x, k);
-        for (; i + UNROLL * W <= tile.length; i += UNROLL * W) {
-            if (r && any_far(r + i, UNROLL, UNROLL * W, limit)) return row * tile.length + i;
-            UNROLLED for (int u = 0; u < UNROLL; u++)
-                apply_to_vector(activation, x + i + u * W, r ? r + i + u * W : NULL, z + i + u * W, W, from_x, k);
-        }
-        for (; i < tile.length; i += W) {
-            if (r && any_far(r + i, 1, tile.length - i, limit)) return row * tile.length + i;
-            apply_to_vector(activation, x + i, r ? r + i : NULL, z + i, tile.length - i, from_x, k);
-        }
+        const vec limit = with_residual ? constant(ABN_ROWS, constants, ABN_RESIDUAL_LIMIT, row) : v_zero();
+        const ptrdiff_t computed =
+            apply_to_row(activation, row_of(tile.source, row), tile.source.ahead,
+                         with_residual ? row_of(tile.residual, row) : NULL, tile.residual.ahead,
+                         destination_row(tile, row), tile.length, affine_constants(ABN_ROWS, constants, row), limit, k);
+        if (with_residual && computed < tile.length) return row * tile.length + computed;
     }
     return tile.rows * tile.length;
 }
 
-INLINE void gradient_sums_of_run(int from, abn_activation activation, const storage *source, const storage *gradient,
-                                 ptrdiff_t length, backward_constants b, activation_constants k, real *partial) {
+INLINE void gradient_sums_of_run(int from, abn_activation activation, abn_input z, abn_input dz, ptrdiff_t length,
+                                 backward_constants b, activation_constants k, real *partial) {
+    const storage *source = z.data, *gradient = dz.data;
     vec sums[UNROLL], products[UNROLL];
     ptrdiff_t i = 0;
     UNROLLED for (int u = 0; u < UNROLL; u++) sums[u] = products[u] = v_zero();
-    for (; i + UNROLL * W <= length; i += UNROLL * W)
+    for (; i + UNROLL * W <= length; i += UNROLL * W) {
+        prefetch_vectors(source + i, UNROLL, z.ahead, 1);
+        prefetch_vectors(gradient + i, UNROLL, dz.ahead, 1);
         UNROLLED for (int u = 0; u < UNROLL; u++) gradient_sums_of_vector(
             from, activation, source + i + u * W, gradient + i + u * W, W, b, k, &sums[u], &products[u]);
-    for (; i < length; i += W)
-        gradient_sums_of_vector(from, activation, source + i, gradient + i, length - i, b, k, &sums[0], &products[0]);
+    }
+    for (; i + W <= length; i += W) {
+        prefetch_vectors(source + i, 1, z.ahead, 1);
+        prefetch_vectors(gradient + i, 1, dz.ahead, 1);
+        gradient_sums_of_vector(from, activation, source + i, gradient + i, W, b, k, &sums[0], &products[0]);
+    }
+    if (i < length) {
+        const ptrdiff_t n = length - i;
+        const backward_pair p =
+            backward_element(from, activation, load_rest(source, length, n), load_rest(gradient, length, n), b, k);
+        const vec dy = keep_rest(p.dy, length, n), w = keep_rest(p.w, length, n);
+        prefetch_vectors(source + i, 1, z.ahead, 1);
+        prefetch_vectors(gradient + i, 1, dz.ahead, 1);
+        sums[1] = v_add(sums[1], dy);
+        products[1] = v_fma(dy, w, products[1]);
+    }
     add_partial(partial, sums);
     add_partial(partial + LANES, products);
 }
@@ -87,29 +195,52 @@ INLINE void gradient_sums_of_run(int from, abn_activation activation, const stor
 INLINE void rows_gradient_sums(int from, abn_activation activation, abn_tile tile, abn_constants constants,
                                void *partial) {
     const activation_constants k = activation_load(constants.param);
+    const ptrdiff_t rows = rows_to_prefetch(tile);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
         const backward_constants b = all_backward_constants(ABN_ROWS, from, constants, row);
-        for (ptrdiff_t i = 0; i < tile.length; i += SUM_LENGTH) {
-            const ptrdiff_t left = tile.length - i;
-            gradient_sums_of_run(from, activation, row_of(tile.source, row) + i, row_of(tile.gradient, row) + i,
-                                 left < SUM_LENGTH ? left : SUM_LENGTH, b, k, (real *)partial + 2 * row * LANES);
+        for (ptrdiff_t i = 0, length; i < tile.length; i += length) {
+            const row_piece piece = piece_at(i, tile.length);
+            const abn_input z = {row_of(tile.source, row) + i, 0, ahead_of_piece(tile.source, tile, row, rows, piece)};
+            const abn_input dz = {row_of(tile.gradient, row) + i, 0,
+                                  ahead_of_piece(tile.gradient, tile, row, rows, piece)};
+            length = piece.length;
+            gradient_sums_of_run(from, activation, z, dz, length, b, k, (real *)partial + 2 * row * LANES);
         }
     }
+}
+
+/* Computes dx of a row; its first and last vector as apply_to_row does. dx may be dz. */
+INLINE void gradient_of_row(int from, abn_activation activation, abn_input z, abn_input dz, storage *dx,
+                            ptrdiff_t length, backward_constants b, activation_constants k) {
+    const storage *source = z.data, *gradient = dz.data;
+    const ptrdiff_t whole = length < W ? length : W, end = length - whole;
+    const vec first = dx_of_vector(from, activation, source, gradient, whole, b, k);
+    const vec last = dx_of_vector(from, activation, source + end, gradient + end, whole, b, k);
+    ptrdiff_t i = elements_to_whole_vector(dx);
+    for (; i + UNROLL * W <= length; i += UNROLL * W) {
+        prefetch_vectors(source + i, UNROLL, z.ahead, 2);
+        prefetch_vectors(gradient + i, UNROLL, dz.ahead, 2);
+        UNROLLED for (int u = 0; u < UNROLL; u++)
+            gradient_of_vector(from, activation, source + i + u * W, gradient + i + u * W, dx + i + u * W, W, b, k);
+    }
+    for (; i + W <= length; i += W) {
+        prefetch_vectors(source + i, 1, z.ahead, 2);
+        prefetch_vectors(gradient + i, 1, dz.ahead, 2);
+        gradient_of_vector(from, activation, source + i, gradient + i, dx + i, W, b, k);
+    }
+    prefetch_vectors(source + end, 1, z.ahead, 2);
+    prefetch_vectors(gradient + end, 1, dz.ahead, 2);
+    v_store_upto(dx, first, whole);
+    v_store_upto(dx + end, last, whole);
 }
 
 INLINE void rows_gradient_apply(int from, abn_activation activation, abn_tile tile, abn_constants constants) {
     const activation_constants k = activation_load(constants.param);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
-        const storage *source = row_of(tile.source, row), *gradient = row_of(tile.gradient, row);
-        storage *dx = destination_row(tile, row);
-        const backward_constants b = all_backward_constants(ABN_ROWS, from, constants, row);
-        ptrdiff_t i = elements_to_alignment(source, tile.length);
-        if (i > 0) gradient_of_vector(from, activation, source, gradient, dx, i, b, k);
-        for (; i + UNROLL * W <= tile.length; i += UNROLL * W)
-            UNROLLED for (int u = 0; u < UNROLL; u++)
-                gradient_of_vector(from, activation, source + i + u * W, gradient + i + u * W, dx + i + u * W, W, b, k);
-        for (; i < tile.length; i += W)
-            gradient_of_vector(from, activation, source + i, gradient + i, dx + i, tile.length - i, b, k);
+        const abn_input z = {row_of(tile.source, row), 0, tile.source.ahead};
+        const abn_input dz = {row_of(tile.gradient, row), 0, tile.gradient.ahead};
+        gradient_of_row(from, activation, z, dz, destination_row(tile, row), tile.length,
+                        all_backward_constants(ABN_ROWS, from, constants, row), k);
     }
 }
 

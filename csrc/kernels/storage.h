@@ -110,12 +110,17 @@ INLINE void v_store_first(storage *p, vec v, ptrdiff_t n) { HALF_STORE_FIRST(p, 
 #endif
 #endif
 
-/* The number of elements before the first address aligned to a whole vector. Loads across cache lines cost twice, and
- * large NumPy arrays begin 16 bytes after a cache line. 0 where partial vectors are slow to load. */
+/* The number of elements before the first address aligned to a whole vector, less than W. Loads and stores across cache
+ * lines cost twice, and large NumPy arrays begin 16 bytes after a cache line. */
+INLINE ptrdiff_t elements_to_whole_vector(const storage *p) {
+    const uintptr_t bytes = W * sizeof(storage);
+    return (ptrdiff_t)((bytes - (uintptr_t)p % bytes) % bytes / sizeof(storage));
+}
+
+/* The same, at most `length`; 0 where partial vectors are slow to load. */
 INLINE ptrdiff_t elements_to_alignment(const storage *p, ptrdiff_t length) {
 #ifdef ABN_STORAGE_HAS_FIRST
-    const uintptr_t bytes = W * sizeof(storage);
-    const ptrdiff_t count = (ptrdiff_t)((bytes - (uintptr_t)p % bytes) % bytes / sizeof(storage));
+    const ptrdiff_t count = elements_to_whole_vector(p);
     return count < length ? count : length;
 #else
     return (void)p, (void)length, 0;

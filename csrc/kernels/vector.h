@@ -1,11 +1,11 @@
 /* One vector type, `vec`, of W lanes of `real` (float, or double for float64 storage), and the few operations that
  * the kernels use. One vector_<machine>.h per family of instruction sets; the kernels themselves are written once.
  *
- * v_first(v, n) keeps the first n lanes and zeroes the rest. Masks come from comparisons (ordered: a NaN lane compares
- * false), from bits, or from the sign bits of a vector (v_signs). v_select(mask, a, b) takes a where the mask is set.
- * v_min and v_max return their second operand if either is NaN: a NaN in the second one propagates. Integer lanes
- * (`ivec`) have the width of `real` and serve the exponent arithmetic of exp and log. v_lookup(table, i), float only,
- * is table[i % 8]. */
+ * v_first(v, n) keeps the first n lanes and zeroes the rest, v_last(v, n) the last n. Masks come from comparisons
+ * (ordered: a NaN lane compares false), from bits, or from the sign bits of a vector (v_signs). v_select(mask, a, b)
+ * takes a where the mask is set. v_min and v_max return their second operand if either is NaN: a NaN in the second one
+ * propagates. Integer lanes (`ivec`) have the width of `real` and serve the exponent arithmetic of exp and log.
+ * v_lookup(table, i), float only, is table[i % 8]. */
 #ifndef ABN_VECTOR_H
 #define ABN_VECTOR_H
 
@@ -51,16 +51,17 @@ typedef int32_t real_bits;
 #define LITERAL(type) (type)
 #endif
 
-/* Starts to read a cache line. Any address is allowed. */
-INLINE void prefetch_line(const void *address) {
+/* Start to read a cache line into the first-level or second-level cache. Any address is allowed. */
 #if defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
-    _mm_prefetch((const char *)address, _MM_HINT_T0);
+#define prefetch_line(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
+#define prefetch_line_level2(address) _mm_prefetch((const char *)(address), _MM_HINT_T1)
 #elif defined(_MSC_VER) || defined(__CUDACC_RTC__)
-    (void)address;
+#define prefetch_line(address) ((void)(address))
+#define prefetch_line_level2(address) ((void)(address))
 #else
-    __builtin_prefetch(address);
+#define prefetch_line(address) __builtin_prefetch(address)
+#define prefetch_line_level2(address) __builtin_prefetch(address, 0, 2)
 #endif
-}
 
 /* W lanes loaded from lane_window + 8 - n are the mask of the first n lanes. */
 static const real_bits lane_window[16] = {-1, -1, -1, -1, -1, -1, -1, -1};

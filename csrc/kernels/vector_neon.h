@@ -54,6 +54,7 @@ typedef uint32x4_t mask;
 #define i_or(a, b) NI(orr)(a, b)
 
 INLINE vec v_first(vec v, ptrdiff_t n) { return v_from_bits(i_and(v_bits(v), NI(ld1)(lane_window + 8 - n))); }
+INLINE vec v_last(vec v, ptrdiff_t n) { return v_from_bits(NI(bic)(v_bits(v), NI(ld1)(lane_window + 8 - (W - n)))); }
 INLINE int v_any(mask m) { return vmaxvq_u32(v_mask_words(m)) != 0; }
 INLINE mask v_bits_mask(unsigned bits) { return NI(tst)(i_set1(bits), NI(ld1)(lane_bit)); }
 INLINE unsigned v_mask_bits(mask m) {

@@ -26,6 +26,7 @@ typedef int mask;
 #define v_load_real(p) (*(p))
 #define v_store_real(p, v) (*(p) = (v))
 #define v_first(v, n) ((n) > 0 ? (v) : 0)
+#define v_last(v, n) v_first(v, n)
 #define i_set1(x) ((real_bits)(x))
 #define i_add(a, b) ((real_bits)((unsigned_bits)(a) + (unsigned_bits)(b))) /* wraps around, as vectors do */
 #define i_and(a, b) ((a) & (b))

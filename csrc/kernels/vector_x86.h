@@ -51,6 +51,7 @@ typedef __mmask16 mask;
 #define v_round(a) MM(roundscale)(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define first_lanes(n) ((mask)((1u << (n)) - 1u))
 INLINE vec v_first(vec v, ptrdiff_t n) { return MM(maskz_mov)(first_lanes(n), v); }
+INLINE vec v_last(vec v, ptrdiff_t n) { return MM(maskz_mov)((mask)~first_lanes(W - n), v); }
 INLINE int v_any(mask m) { return m != 0; }
 INLINE unsigned v_mask_bits(mask m) { return m; }
 INLINE mask v_bits_mask(unsigned bits) { return (mask)bits; }
@@ -94,6 +95,7 @@ typedef vec mask;
 #define v_round(a) MM(round)(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 INLINE ivec first_lanes(ptrdiff_t n) { return SI(loadu)((const void *)(lane_window + 8 - n)); }
 INLINE vec v_first(vec v, ptrdiff_t n) { return MM(and)(v, v_from_bits(first_lanes(n))); }
+INLINE vec v_last(vec v, ptrdiff_t n) { return MM(andnot)(v_from_bits(first_lanes(W - n)), v); }
 INLINE int v_any(mask m) { return MM(movemask)(m) != 0; }
 INLINE unsigned v_mask_bits(mask m) { return (unsigned)MM(movemask)(m); }
 INLINE mask v_bits_mask(unsigned bits) {
