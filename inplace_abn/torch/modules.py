@@ -161,8 +161,8 @@ class InPlaceABNSync(InPlaceABN):
         As for `ABN`.
     group : torch.distributed.ProcessGroup, optional
         None is the default group.
-    track_running_stats, num_slopes, weight_mode, device, dtype
-        As for `ABN`.
+    **others : object
+        As for `ABN`: track_running_stats, num_slopes, weight_mode, device, dtype.
     """
 
     def __init__(
