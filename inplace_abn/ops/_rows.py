@@ -106,7 +106,7 @@ class RowReader:
             return Rows(self.images, self.axis, block)
         top, bottom = self.axis.reach(block.begin, block.end)
         part = self.images[block.samples, :, top:bottom]
-        rows = self._scratch.images(part.shape, self.axis.extent(block.end - block.begin))
+        rows = self._scratch.images(part.shape, _most_rows(self.axis, block))
         rows[...] = part
         return _shifted(rows, self.axis, block, top)
 
@@ -148,7 +148,7 @@ class RowSums:
         samples = len(self.out[block.samples])
         height = max(bottom, self._complete) - self._top
         shape = samples, self.out.shape[1], height, self.out.shape[3]
-        rows = self._scratch.images(shape, self.axis.extent(block.end - block.begin))
+        rows = self._scratch.images(shape, _most_rows(self.axis, block))
         rows[...] = self.start
         if self._carry is not None:
             rows[:, :, : self._carry.shape[2]] = self._carry
@@ -217,6 +217,11 @@ def _window_bytes(images, axis, dtype):
     row = _row_bytes(images, dtype)
     shared = max(0, axis.extent(1) - axis.stride)
     return row * axis.stride, row * shared
+
+
+def _most_rows(axis, block):
+    """Return the most rows of images that a block of as many rows of windows covers."""
+    return min(axis.length, axis.extent(block.end - block.begin))
 
 
 def _shifted(rows, axis, block, top):
