@@ -25,6 +25,7 @@ from .functional import Context, Gradients, get_num_threads, info, set_num_threa
 if TYPE_CHECKING:
     from . import checkpoint, export, layers, memory, models, ops, optim, reference
     from ._gradcheck import gradcheck
+    from ._plan import plan
     from .layers import ABN, InPlaceABN
 
 #: Name -> module, imported on first access, which keeps the import of the package fast.
@@ -32,6 +33,7 @@ _LAZY = {
     "ABN": "layers",
     "InPlaceABN": "layers",
     "gradcheck": "_gradcheck",
+    "plan": "_plan",
     **{
         name: name
         for name in ("checkpoint", "export", "layers", "memory", "models", "ops", "optim", "reference")
@@ -55,6 +57,7 @@ __all__ = [
     "models",
     "ops",
     "optim",
+    "plan",
     "reference",
     "set_num_threads",
 ]

@@ -4,6 +4,7 @@ import numpy as np
 
 from .. import _core
 from .._dtypes import FULL, cast_code, compute_dtype, is_half, is_supported
+from .._shape_arrays import ShapeArray
 from .choices import channel_axis as check_channel_axis
 from .numbers import number
 
@@ -16,7 +17,7 @@ def plain_array(name, array):
     """
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} must be a numpy.ndarray, got {type(array).__name__}")
-    if type(array) not in (np.ndarray, np.memmap):
+    if type(array) not in (np.ndarray, np.memmap, ShapeArray):
         raise TypeError(
             f"{name} must be a plain numpy.ndarray or numpy.memmap, got '{type(array).__name__}'; pass "
             f"{name}.view(numpy.ndarray) if its data alone is meant"

@@ -6,7 +6,6 @@ from types import MappingProxyType
 import numpy as np
 
 from .. import _arguments as arguments
-from .. import functional
 from .._activations import ACTIVATIONS, KEEPS
 from .._arguments import choice, compatible_dtypes, fraction, integer, layer_dtype, positive
 from .activation import Activation, activation_of, parameter_of, refuse_in_place
@@ -221,7 +220,7 @@ class ABN(Layer):
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Return the gradients of x, of the residual if there is one, and of weight, bias and slope."""
-        found = functional.backward(ctx.normalization, dz, overwrite=overwrite)
+        found = ctx.normalization_gradients(dz, overwrite=overwrite)
         if ctx.slope is not None:
             ctx.slope.accumulate(found.dslope)
         inputs = (found.dx,) if found.dresidual is None else (found.dx, found.dresidual)

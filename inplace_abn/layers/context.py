@@ -28,8 +28,10 @@ from types import MappingProxyType
 import numpy as np
 
 from .. import _arguments as arguments
-from .. import _core, memory
+from .. import _core, functional, memory
+from .._shape_arrays import ShapeArray
 from . import saved_arrays
+from . import shape_normalization as normalization
 
 #: The ends of error messages about a backward without a context.
 AGAIN = "every backward needs a forward of its own, so run the forward again"
@@ -215,11 +217,17 @@ class LayerContext:
         -------
         ndarray of the shape and dtype of x
         """
-        z, normalization = _core.forward(x, owner=self._name if self.recording else "", **arguments)
+        forward = normalization.forward if isinstance(x, ShapeArray) else _core.forward
+        z, found = forward(x, owner=self._name if self.recording else "", **arguments)
         if self.recording:
-            self.normalization = normalization
-            self._saved.update(normalization.saved)
+            self.normalization = found
+            self._saved.update(found.saved)
         return z
+
+    def normalization_gradients(self, dz, *, overwrite=False):
+        """Return `inplace_abn.functional.backward` of the context of `normalize`."""
+        backward = normalization.backward if isinstance(dz, ShapeArray) else functional.backward
+        return backward(self.normalization, dz, overwrite=overwrite)
 
     def expect_gradient_of(self, result):
         """Store shape and dtype of the result, for `check_gradient`."""

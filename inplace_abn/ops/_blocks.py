@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from .._dtypes import is_half
+from .._shape_arrays import one_of
 
 #: Number of elements in a block.
 BLOCK = 1 << 15
@@ -19,6 +20,10 @@ def element_blocks(shape, most=BLOCK):
     >>> list(element_blocks((2, 4), 3))[:2]
     [(slice(0, 1, None), slice(0, 3, None)), (slice(0, 1, None), slice(3, 6, None))]
     """
+    return one_of(_element_blocks(shape, most))
+
+
+def _element_blocks(shape, most):
     if not shape:
         yield ()
         return
@@ -29,7 +34,7 @@ def element_blocks(shape, most=BLOCK):
             yield (slice(first, first + step),)
         return
     for first in range(shape[0]):
-        for rest in element_blocks(shape[1:], most):
+        for rest in _element_blocks(shape[1:], most):
             yield (slice(first, first + 1), *rest)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .._shape_arrays import none_of
 from . import _depthwise
 from ._rows import BlockWriter, PixelReader, RowSums, total_bytes
 from ._unfold import Columns, weight_from_matrices, weight_matrices
@@ -119,7 +120,7 @@ def _grouped(weight, groups):
 
 
 def _ungrouped(dweight, weight):
-    return np.ascontiguousarray(dweight, weight.dtype).reshape(weight.shape)
+    return dweight.astype(weight.dtype, "C", copy=False).reshape(weight.shape)
 
 
 def _by_row(images, axes, weight):
@@ -140,7 +141,7 @@ class _Product:
         self.plan, self.gradient, self.weight = plan, gradient, weight
         self.weights = weight_matrices(weight, plan.channels_last, by_row).astype(plan.dtype, copy=False)
         self.columns = Columns(images, plan.groups, plan.axes, plan.channels_last, by_row, plan.dtype)
-        self.total = np.zeros(self.weights.shape, plan.dtype) if gradient else None
+        self.total = np.zeros(self.weights.shape, plan.dtype, like=self.weights) if gradient else None
         self._term = self._empty_term() if gradient else None
         self._part = None
 
@@ -163,7 +164,9 @@ class _Product:
         samples = len(self.columns.images)
         found, most = blocks_within(budget, samples, down.windows, unfolded, total_bytes(*buffers))
         ctx.temporary(fixed + most)
-        return found
+        products = samples * down.windows * across.windows * self.weight[0].size
+        term = self._term.nbytes if self.gradient else 0
+        return none_of(found, (1 + self.gradient) * products, term + most)
 
     def multiply_into(self, images, columns, bias):
         """Write the products of weights and columns, added up, plus bias to the images of a block."""

@@ -7,6 +7,7 @@ results and products stay in the cache. The functions are those of `_convolve`.
 
 import numpy as np
 
+from .._shape_arrays import none_of
 from ._rows import BlockWriter, PixelReader, RowReader, RowSums, total_bytes
 from ._windows import blocks_within, taps
 
@@ -63,7 +64,7 @@ def _channels_last(images):
 
 def _zeros(weight, plan):
     """Return zeros for the gradient of the weight, (height, width, C)."""
-    return np.zeros((*weight.shape[2:], len(weight)), plan.dtype)
+    return np.zeros((*weight.shape[2:], len(weight)), plan.dtype, like=weight)
 
 
 def _gradient(total, weight):
@@ -93,8 +94,9 @@ class _Products:
         most = max(((b.samples.stop - b.samples.start) * (b.end - b.begin) for b in found), default=0)
         self.buffer = np.empty(most * row, self.plan.dtype)
         self.ones = np.ones(most * self.columns, self.plan.dtype)
-        ctx.temporary(scratch + self.ones.nbytes)
-        return found
+        scratch += self.ones.nbytes
+        ctx.temporary(scratch)
+        return none_of(found, self.samples * self.rows * row * len(self.tiles), scratch)
 
     def taps(self, rows):
         """Iterate over the taps: index of the tap, of its windows in the block, and of its pixels."""

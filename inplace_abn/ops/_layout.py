@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .._shape_arrays import new_array
+
 
 class Layout(NamedTuple):
     """Order of the axes of a batch in memory.
@@ -37,7 +39,7 @@ class Layout(NamedTuple):
         for axis in reversed(self.order):
             strides[axis] = step
             step *= max(1, shape[axis])
-        return np.ndarray(shape, dtype, strides=strides)
+        return new_array(shape, dtype, strides)
 
     def full(self, shape, dtype, value):
         """Return an array like that of `empty`, filled with `value`."""

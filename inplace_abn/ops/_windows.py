@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from .. import _arguments as arguments
 from .._arguments import pair
+from .._shape_arrays import one_of
 from ._layout import image_shape, spatial_shape
 
 
@@ -117,7 +118,7 @@ def blocks_within(budget, samples, rows, *buffers):
     (10, 16)
     """
     row_bytes, sample_bytes = (max(parts) for parts in zip(*buffers, strict=True))
-    found = list(blocks(samples, rows, row_bytes, budget, sample_bytes))
+    found = list(one_of(blocks(samples, rows, row_bytes, budget, sample_bytes)))
     row_bytes, sample_bytes = (sum(parts) for parts in zip(*buffers, strict=True))
     sizes = ((b.samples.stop - b.samples.start, b.end - b.begin) for b in found)
     return found, max((n * (r * row_bytes + sample_bytes) for n, r in sizes), default=0)
@@ -130,7 +131,7 @@ def sample_slices(shape, least=1 << 16):
     [slice(0, 2, None), slice(2, 4, None), slice(4, 6, None)]
     """
     step = -(-least // max(1, math.prod(shape[1:])))
-    return [slice(first, first + step) for first in range(0, shape[0], step)]
+    return one_of([slice(first, first + step) for first in range(0, shape[0], step)])
 
 
 def _parts(total, most):

@@ -63,7 +63,7 @@ def forward(ctx, x, target, *, weight=None, ignore_index=-100, label_smoothing=0
     ctx.class_weight = _class_weight(weight, scores, x.dtype)
     counted = _check_target(x, scores, target, ignore_index, channel_axis)
     ctx.channel_axis, ctx.layout = channel_axis, layout_of(x, channel_axis)
-    logs = np.empty(target.shape, compute_dtype(x.dtype))
+    logs = np.empty(target.shape, compute_dtype(x.dtype), like=x)
     total = ctx.divisor = 0.0
     for some in sample_slices(x.shape):
         here = counted[some]

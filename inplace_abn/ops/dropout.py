@@ -64,7 +64,7 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
     z = ctx.layout.empty(x.shape, x.dtype)
     source, result = ctx.layout.in_memory_order(x), ctx.layout.in_memory_order(z)
     each = math.prod(source.shape[1:])
-    mask = np.empty((len(source), -(-each // 8)), np.uint8)
+    mask = np.empty((len(source), -(-each // 8)), np.uint8, like=x)
     for some in sample_slices(source.shape):
         keep = rng.random((len(source[some]), each), np.float32) >= p
         mask[some] = np.packbits(keep, axis=1)

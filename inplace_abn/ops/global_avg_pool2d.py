@@ -51,7 +51,7 @@ def forward(ctx, x, *, keepdims=False, channel_axis=1):
     ctx.input_shape, ctx.dtype, ctx.layout, ctx.channel_axis = x.shape, x.dtype, layout, channel_axis
     ctx.keepdims = keepdims
     means = images.mean(axis=ctx.spatial, dtype=compute_dtype(x.dtype))
-    z = layout.empty(_shape(ctx), x.dtype) if keepdims else np.empty(means.shape, x.dtype)
+    z = layout.empty(_shape(ctx), x.dtype) if keepdims else np.empty(means.shape, x.dtype, like=x)
     z.reshape(means.shape)[...] = means
     return z
 

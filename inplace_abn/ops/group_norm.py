@@ -60,7 +60,7 @@ def forward(ctx, x, weight=None, bias=None, *, num_groups, eps=1e-5, channel_axi
     ctx.layout, ctx.groups, ctx.channels = layout_of(x, channel_axis), groups, channels
     ctx.weight, ctx.bias_dtype = weight, None if bias is None else bias.dtype
     z = ctx.layout.empty(x.shape, x.dtype)
-    mean, inv_std = np.empty((2, len(x), groups))
+    mean, inv_std = np.empty((2, len(x), groups), like=x)
     shape = _Grouping(ctx, x)
     scale, shift = shape.per_channel(weight), shape.per_channel(bias)
     for some in sample_slices(x.shape):

@@ -107,7 +107,7 @@ def backward(ctx, dz, *, overwrite=False):
 
 def _product(ctx, rows, matrix, bias=None):
     """Return ``rows @ matrix + bias``, rounded to the dtype of the rows."""
-    out = np.empty((len(rows), matrix.shape[1]), rows.dtype)
+    out = np.empty((len(rows), matrix.shape[1]), rows.dtype, like=rows)
     for some in _row_blocks(rows, matrix.shape[1]):
         product = np.matmul(wide(rows[some]), matrix, out=out[some] if matrix.dtype == out.dtype else None)
         if bias is not None:
@@ -123,7 +123,7 @@ def _weight_gradient(gradient, rows):
     blocks = _row_blocks(rows, gradient.shape[1])
     if len(blocks) == 1:
         return np.matmul(wide(gradient).T, wide(rows))
-    total = np.zeros((gradient.shape[1], rows.shape[1]), compute_dtype(rows.dtype))
+    total = np.zeros((gradient.shape[1], rows.shape[1]), compute_dtype(rows.dtype), like=rows)
     for some in blocks:
         total += np.matmul(wide(gradient[some]).T, wide(rows[some]))
     return total

@@ -106,7 +106,7 @@ def _apply(ctx, down, across, source, out):
     source, out = ctx.layout.in_memory_order(source), ctx.layout.in_memory_order(out)
     first = ctx.layout.memory_axis == 1
     shape = (source.shape[1], len(down), source.shape[3]) if first else (len(down), *source.shape[2:])
-    between = np.empty(shape, down.dtype)
+    between = np.empty(shape, down.dtype, like=source)
     ctx.temporary(between.nbytes)
     for image, target in zip(map(wide, source), out, strict=True):
         with rounded_into(ctx, target) as result:

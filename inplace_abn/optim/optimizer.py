@@ -198,7 +198,7 @@ class Optimizer:
     def _update_one(self, parameter, state, group):
         data = parameter.data
         target = _master(data, state) if is_half(data.dtype) else data
-        self.update(target, np.asarray(parameter.grad, target.dtype), state, group)
+        self.update(target, np.asarray(parameter.grad, target.dtype, like=target), state, group)
         if target is not data:
             np.copyto(data, target, casting="same_kind")
 

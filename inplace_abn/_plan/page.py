@@ -1,0 +1,85 @@
+"""A plan as an HTML page: the tables, and the memory over the step as SVG. It needs no other file."""
+
+from html import escape
+
+from ..memory.tables import human
+from .figure import COLORS
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem}
+table{border-collapse:collapse;margin:1rem 0}
+td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #8884}
+td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}"""
+_WIDTH, _HEIGHT = 900, 320
+#: Layers listed for each strategy.
+_LAYERS = 12
+
+
+def whole(plan):
+    """Return the page."""
+    title = escape(plan._title()[0])
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head><body>{body(plan)}</body></html>\n"
+    )
+
+
+def body(plan):
+    """Return the content of the page."""
+    parts = [f"<h1>{escape(plan._title()[0])}</h1>", _table(*plan.columns())]
+    parts += [f"<p>{escape(note)}</p>" for note in plan._notes()]
+    parts += ["<h2>Memory over the step</h2>", _picture(plan)]
+    if plan.advice:
+        rows = [
+            [human(one.saves), f"{one.time:+.1%}" if one.time > 1e-3 else "none", one.change]
+            for one in plan.advice
+        ]
+        parts += ["<h2>What to change next</h2>", _table(["saves", "additional time", "change"], rows)]
+    for one in plan.strategies:
+        if one.step is not None:
+            parts.append(_details(one))
+    return "".join(parts)
+
+
+def _table(heads, rows):
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    lines = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _details(one):
+    roles = [[role, human(nbytes)] for role, nbytes in one.step.by_role.items() if nbytes]
+    layers = [[layer, human(nbytes)] for layer, nbytes in list(one.step.by_layer.items())[:_LAYERS] if nbytes]
+    return (
+        f"<details><summary>{escape(one.strategy)}: {human(one.step.kept)} kept for the backward</summary>"
+        f"{_table(['role', 'kept'], roles)}{_table(['layer', 'kept'], layers)}</details>"
+    )
+
+
+def _picture(plan):
+    from .report import shortened
+
+    steps = [one for one in plan.strategies if one.step is not None]
+    top = max([one.step.peak for one in steps] + [plan.budget or 0], default=0) or 1
+    shapes, legend = [], []
+    for one, color in zip(steps, COLORS * 9, strict=False):
+        points = shortened(one.step)
+        last = max(1, len(points) - 1)
+        path = " ".join(f"{i / last * _WIDTH:.1f},{_y(point[1], top):.1f}" for i, point in enumerate(points))
+        shapes.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.5" points="{path}"/>')
+        legend.append(f'<b style="color:{color}">{escape(one.strategy)}</b> {human(one.step.peak)}')
+    if plan.budget is not None:
+        y = _y(plan.budget, top)
+        shapes.append(
+            f'<line x1="0" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#888" stroke-dasharray="5 4"/>'
+        )
+        shapes.append(f'<text x="4" y="{y - 4:.1f}" font-size="12">budget {human(plan.budget)}</text>')
+    return (
+        f"<p>{' · '.join(legend)}</p>"
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" fill="currentColor" '
+        'style="border-bottom:1px solid #888">'
+        f"<title>Bytes in use: forward, loss, backward, optimizer</title>{''.join(shapes)}</svg>"
+    )
+
+
+def _y(nbytes, top):
+    return _HEIGHT - nbytes / top * (_HEIGHT - 20)

@@ -1,0 +1,149 @@
+"""Arrays of address space without memory."""
+
+import math
+import mmap
+
+import numpy as np
+
+from . import functions
+from .meter import meter
+
+
+def new_array(shape, dtype, strides):
+    """Return an uninitialized array; a shape array inside `planning`."""
+    kind = np.ndarray if meter() is None else ShapeArray
+    return kind(shape, dtype, strides=strides)
+
+
+class _AddressSpace(mmap.mmap):
+    """Pages that take no memory as long as nobody writes to them."""
+
+    def __new__(cls, nbytes):
+        if hasattr(mmap, "MAP_PRIVATE"):
+            # 0x4000 is MAP_NORESERVE of Linux, which Python does not name before 3.13.
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+            self = super().__new__(cls, -1, max(1, nbytes), flags=flags)
+        else:
+            self = super().__new__(cls, -1, max(1, nbytes))
+        self.meter, self.nbytes = meter(), nbytes
+        if self.meter is not None:
+            self.meter.allocated(nbytes)
+        return self
+
+    def __del__(self):
+        if getattr(self, "meter", None) is not None:
+            self.meter.allocated(-self.nbytes)
+
+
+class ShapeArray(np.ndarray):
+    """An array without memory. See the top of this file.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    dtype : dtype
+    strides : tuple of int, optional
+    """
+
+    def __new__(cls, shape, dtype=np.float64, strides=None):
+        dtype = np.dtype(dtype)
+        space = _AddressSpace(math.prod(shape) * dtype.itemsize)
+        self = super().__new__(cls, shape, dtype, buffer=space, strides=strides)
+        self._root = None
+        return self
+
+    def __array_finalize__(self, source):
+        if isinstance(source, ShapeArray):
+            self._root = source if source._root is None else source._root
+        else:
+            self._root = None
+
+    @property
+    def base(self):
+        """The array that this one is a view of, or None, as for arrays with memory."""
+        return self._root
+
+    # ---- functions -----------------------------------------------------------------------------------------
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        if meter() is not None:
+            meter().passed(*inputs, *(out or ()))
+        return functions.ufunc_result(ufunc, method, inputs, out, options)
+
+    def __array_function__(self, function, types, arguments, options):
+        if function in functions.RULES:
+            return functions.RULES[function](*arguments, **options)
+        if function.__name__ in functions.OF_SHAPES:
+            return super().__array_function__(function, types, arguments, options)
+        raise TypeError(
+            f"a plan does not know {function.__name__} of NumPy; it follows ufuncs, sums, matmul and views"
+        )
+
+    # ---- methods that allocate, read or write --------------------------------------------------------------
+
+    def copy(self, order="C"):
+        """Return a new array."""
+        return functions.like(self, keep_order=order == "K")
+
+    def __copy__(self):
+        return self.copy("K")
+
+    def __deepcopy__(self, memo):
+        return self.copy("K")
+
+    def astype(self, dtype, order="K", casting="unsafe", subok=True, copy=True):
+        """Return a new array of another dtype, or this one if it has the dtype and `copy` is False."""
+        ordered = order == "K" or (order == "C" and self.flags.c_contiguous)
+        if not copy and self.dtype == dtype and ordered:
+            return self
+        return functions.like(self, dtype, keep_order=order == "K")
+
+    def reshape(self, *shape, order="C"):
+        """Return a view if the strides permit it, else a new array."""
+        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+        shape = functions.completed(shape, self.size)
+        if math.prod(shape) != self.size:
+            raise ValueError(f"cannot reshape array of size {self.size} into shape {shape}")
+        try:
+            return super().reshape(shape, copy=False)
+        except ValueError:
+            return ShapeArray(shape, self.dtype)
+        except TypeError:  # NumPy 2.0 has no argument copy
+            view = self.view()
+            try:
+                view.shape = shape
+            except AttributeError:
+                return ShapeArray(shape, self.dtype)
+            return view
+
+    def ravel(self, order="C"):
+        """Return the elements as a vector."""
+        return self.reshape(-1)
+
+    def flatten(self, order="C"):
+        """Return a copy as a vector."""
+        return ShapeArray((self.size,), self.dtype)
+
+    def fill(self, value):
+        """Do nothing."""
+
+    def take(self, indices, axis=None, out=None, mode="raise"):
+        """Return the array of the elements at some positions."""
+        return functions.take(self, indices, axis, out)
+
+    def __getitem__(self, index):
+        if functions.is_advanced(index):
+            return functions.advanced(self, index)
+        found = super().__getitem__(index)
+        if not isinstance(found, np.ndarray):
+            raise TypeError("a plan has shapes alone, and a value of an array is read")
+        return found
+
+    def __setitem__(self, index, value):
+        if meter() is not None:
+            meter().passed(self if index is Ellipsis else super().__getitem__(index), value)
+
+    def __repr__(self):
+        return f"ShapeArray({self.shape}, {self.dtype})"
+
+    __str__ = __repr__

@@ -1,0 +1,229 @@
+"""Results of NumPy's functions on shape arrays: their shapes, dtypes and orders of memory."""
+
+import math
+
+import numpy as np
+
+from . import array as array_module
+from .meter import meter
+
+
+def like(array, dtype=None, shape=None, keep_order=True):
+    """Return a new array with the shape, dtype and order of axes of another one."""
+    dtype, shape = np.dtype(dtype or array.dtype), array.shape if shape is None else tuple(shape)
+    if not keep_order or len(shape) != array.ndim or array.flags.c_contiguous:
+        return array_module.ShapeArray(shape, dtype)
+    strides, step = [0] * len(shape), dtype.itemsize
+    for axis in sorted(range(len(shape)), key=lambda axis: (abs(array.strides[axis]), -axis)):
+        strides[axis] = step
+        step *= max(1, shape[axis])
+    return array_module.ShapeArray(shape, dtype, tuple(strides))
+
+
+def completed(shape, size):
+    """Return a shape with -1 replaced by the number that is left."""
+    known = math.prod(length for length in shape if length != -1)
+    return tuple(size // max(1, known) if length == -1 else length for length in shape)
+
+
+# ---- ufuncs ------------------------------------------------------------------------------------------------
+
+
+def _small(value):
+    """Return an array of one element for an array, and other values unchanged."""
+    return np.zeros((1,) * value.ndim, value.dtype) if isinstance(value, np.ndarray) else value
+
+
+def ufunc_result(ufunc, method, inputs, out, options):
+    """Return the result of a method of a ufunc: `out`, or new arrays."""
+    if method not in _METHODS:
+        raise TypeError(f"a plan does not know {ufunc.__name__}.{method} of NumPy")
+    if out is not None and all(one is not None for one in out):
+        if ufunc is np.matmul:
+            _count_product(*inputs)
+        return out[0] if len(out) == 1 else out
+    return _METHODS[method](ufunc, inputs, options)
+
+
+def _called(ufunc, inputs, options):
+    if ufunc is np.matmul:
+        return _matmul(*inputs)
+    if ufunc.signature is not None:
+        raise TypeError(f"a plan does not know {ufunc.__name__} of NumPy")
+    options.pop("where", None)
+    with np.errstate(all="ignore"):
+        found = ufunc(*map(_small, inputs), **options)
+    several = isinstance(found, tuple)
+    results = tuple(_elementwise(inputs, one.dtype) for one in (found if several else (found,)))
+    return results if several else results[0]
+
+
+def _elementwise(inputs, dtype):
+    """Return a new array of the broadcast shape, in the memory order of the largest input."""
+    shape = np.broadcast_shapes(*(np.shape(value) for value in inputs))
+    candidates = [value for value in inputs if isinstance(value, np.ndarray) and value.ndim == len(shape)]
+    if not candidates:
+        return array_module.ShapeArray(shape, dtype)
+    return like(max(candidates, key=lambda value: (0 not in value.strides, value.size)), dtype, shape)
+
+
+def _reduced(ufunc, inputs, options):
+    (array, *_), axis, keep = inputs, options.get("axis", 0), bool(options.get("keepdims"))
+    options.pop("where", None)
+    with np.errstate(all="ignore"):
+        dtype = ufunc.reduce(_small(array), **options).dtype
+    axes = range(array.ndim) if axis is None else np.atleast_1d(axis) % array.ndim
+    shape = tuple(1 if i in axes else n for i, n in enumerate(array.shape) if keep or i not in axes)
+    # The sum of all elements is a number, which may decide what the caller does: zero, and no error found.
+    return array_module.ShapeArray(shape, dtype) if shape else dtype.type(ufunc is np.logical_and)
+
+
+def _reduced_at(ufunc, inputs, options):
+    array, indices = inputs
+    shape = list(array.shape)
+    shape[options.get("axis", 0)] = len(indices)
+    return like(array, options.get("dtype"), shape)
+
+
+_METHODS = {"__call__": _called, "accumulate": _called, "reduce": _reduced, "reduceat": _reduced_at}
+
+
+def _count_product(a, b):
+    if meter() is not None:
+        meter().multiplied(math.prod(a.shape) * (b.shape[-1] if b.ndim > 1 else 1))
+
+
+def _matmul(a, b):
+    _count_product(a, b)
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    rows, columns = a.shape[-2:-1], b.shape[-1:] if b.ndim > 1 else ()
+    return array_module.ShapeArray((*batch, *rows, *columns), np.result_type(a, b))
+
+
+# ---- functions ---------------------------------------------------------------------------------------------
+
+#: Functions that make views, compare memory or shapes, or are implemented by ufuncs.
+OF_SHAPES = {
+    "all", "amax", "amin", "any", "array_split", "atleast_1d", "atleast_2d", "broadcast_arrays",
+    "broadcast_to", "can_cast", "clip", "expand_dims", "flip", "hsplit", "iscomplexobj", "max",
+    "may_share_memory", "mean", "min", "moveaxis", "ndim", "prod", "ravel", "reshape", "result_type",
+    "rollaxis", "round", "shape", "shares_memory", "size", "split", "squeeze", "std", "sum", "swapaxes",
+    "transpose", "var", "vsplit",
+}  # fmt: skip
+
+
+def _concatenate(arrays, axis=0, out=None, **options):
+    if out is not None:
+        return out
+    first, shape = arrays[0], list(arrays[0].shape)
+    shape[axis] = sum(array.shape[axis] for array in arrays)
+    if meter() is not None:
+        meter().passed(*arrays, *arrays)
+    return like(first, np.result_type(*arrays), shape)
+
+
+def _where(condition, a, b):
+    return _elementwise((condition, a, b), np.result_type(_small(a), _small(b)))
+
+
+def take(array, indices, axis=None, out=None, mode="raise"):
+    if out is not None:
+        return out
+    before = () if axis is None else array.shape[: axis % array.ndim]
+    after = () if axis is None else array.shape[axis % array.ndim + 1 :]
+    return array_module.ShapeArray((*before, *np.shape(indices), *after), array.dtype)
+
+
+def _take_along_axis(array, indices, axis):
+    shape = list(np.broadcast_shapes(*(_without(one.shape, axis) for one in (array, indices))))
+    shape[axis] = indices.shape[axis]
+    return array_module.ShapeArray(tuple(shape), array.dtype)
+
+
+def _without(shape, axis):
+    return (*shape[:axis], 1, *shape[axis % len(shape) + 1 :])
+
+
+def _packed(array, axis=None, **_):
+    shape = [array.size] if axis is None else list(array.shape)
+    shape[axis or 0] = -(-shape[axis or 0] // 8)
+    return array_module.ShapeArray(tuple(shape), np.uint8)
+
+
+def _unpacked(array, axis=None, count=None, **_):
+    shape = [array.size] if axis is None else list(array.shape)
+    shape[axis or 0] = 8 * shape[axis or 0] if count is None else count
+    return array_module.ShapeArray(tuple(shape), np.uint8)
+
+
+def _repeat(array, repeats, axis):
+    shape = list(array.shape)
+    shape[axis] *= repeats
+    return array_module.ShapeArray(tuple(shape), array.dtype)
+
+
+def _stack(arrays, axis=0, **_):
+    return _concatenate([np.expand_dims(array, axis) for array in arrays], axis)
+
+
+def _new(shape, dtype=np.float64, *_, **__):
+    return array_module.ShapeArray((shape,) if isinstance(shape, int) else shape, dtype)
+
+
+def _full(shape, value, dtype=None, **_):
+    return _new(shape, np.result_type(value) if dtype is None else dtype)
+
+
+def _new_like(array, dtype=None, order="K", subok=True, shape=None, **_):
+    return like(array, dtype, shape)
+
+
+def _full_like(array, value, dtype=None, **_):
+    return like(array, dtype)
+
+
+def _nothing(*_, **__):
+    pass
+
+
+def _as_array(array, dtype=None, **_):
+    return array.astype(dtype or array.dtype, copy=False)
+
+
+RULES = {
+    np.asarray: _as_array,
+    np.concatenate: _concatenate,
+    np.copy: lambda array, order="K", subok=False: array.copy(order),
+    np.copyto: _nothing,
+    np.empty: _new,
+    np.empty_like: _new_like,
+    np.full: _full,
+    np.full_like: _full_like,
+    np.ones: _new,
+    np.ones_like: _new_like,
+    np.packbits: _packed,
+    np.put_along_axis: _nothing,
+    np.repeat: _repeat,
+    np.stack: _stack,
+    np.take: take,
+    np.take_along_axis: _take_along_axis,
+    np.unpackbits: _unpacked,
+    np.where: _where,
+    np.zeros: _new,
+    np.zeros_like: _new_like,
+}
+
+
+def is_advanced(index):
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, (np.ndarray, list)) for part in parts)
+
+
+def advanced(array, index):
+    """Return the array that an index of integer arrays selects."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(np.asarray(part).dtype == bool for part in parts if isinstance(part, (np.ndarray, list))):
+        raise TypeError("a plan has shapes alone, and the size of a result depends on a mask of bools")
+    # The index is applied to an array of one byte per element, whose result alone takes memory.
+    shape = np.broadcast_to(np.zeros((), np.int8), array.shape)[index].shape
+    return array_module.ShapeArray(shape, array.dtype)
