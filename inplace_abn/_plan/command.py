@@ -1,0 +1,67 @@
+"""Say what a training step of a network needs, and what fits into a budget, without running it."""
+
+import sys
+
+from .._activations import KEEPS
+from . import plan
+from .network import names
+from .step import OPTIMIZERS
+
+DTYPES = ("float32", "float64", "float16")
+
+
+def add_arguments(parser):
+    """Add the arguments of the command to a parser."""
+    add = parser.add_argument
+    add("network", help=f"a network of inplace_abn.models: {', '.join(names())}")
+    add("--input", required=True, metavar="CxHxW", help="one image, such as 3x224x224")
+    add("--batch", type=int, default=32, metavar="N", help="images in a batch (default: 32)")
+    add("--budget", metavar="SIZE", help="the memory, with a unit: 16GiB, 500MB")
+    add("--strategy", action="append", choices=KEEPS, help="plan this one; may be repeated")
+    add("--classes", type=int, metavar="N", help="number of classes (default: that of the network)")
+    add("--dtype", choices=DTYPES, default="float32", help="of the images")
+    add("--optimizer", choices=[*OPTIMIZERS, "none"], default="sgd", help="sgd has momentum")
+    add("--no-advice", action="store_true", help="do not look for changes, which takes most of the time")
+    add("--plot", metavar="FILE", help="write a figure of the memory over the step: .png, .svg or .pdf")
+    add("--html", metavar="FILE", help="write an HTML page")
+    add("--json", metavar="FILE", help="write JSON")
+
+
+def main(options):
+    """Print the plan and write the files; return the exit status."""
+    try:
+        found = plan(
+            options.network, (options.batch, *_sizes(options.input)), dtype=options.dtype,
+            optimizer=None if options.optimizer == "none" else options.optimizer, budget=options.budget,
+            strategies=options.strategy, classes=options.classes, advice=not options.no_advice,
+        )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        print(f"plan: {error}", file=sys.stderr)
+        return 2
+    print(found)
+    if options.json:
+        found.to_json(options.json)
+    if options.html:
+        found.to_html(options.html)
+    if options.plot:
+        _save_figure(found, options.plot)
+    return 0
+
+
+def _sizes(text):
+    """Return the sizes of one image.
+
+    >>> _sizes("3x224x224")
+    (3, 224, 224)
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"--input: expected channels, height and width, such as 3x224x224, got {text!r}")
+    return tuple(map(int, parts))
+
+
+def _save_figure(found, path):
+    import matplotlib
+
+    matplotlib.use("agg")
+    found.plot().figure.savefig(path, dpi=150)
