@@ -9,7 +9,8 @@
 
 `inplace_abn.layers` has the layers, `inplace_abn.models` networks of them, `inplace_abn.optim` optimizers,
 `inplace_abn.checkpoint` saves and loads, `inplace_abn.export` prepares networks for inference,
-`inplace_abn.memory` is the ledger of the memory that layers keep, `inplace_abn.gradcheck` checks gradients.
+`inplace_abn.memory` is the ledger of the memory that layers keep, `inplace_abn.gradcheck` checks gradients,
+`inplace_abn.distributed` has groups of processes for layers with synchronized statistics.
 Beneath are `inplace_abn.functional`, functions on arrays, and `inplace_abn.reference`, the same in plain
 NumPy, as a specification to read. ``python -m inplace_abn demo`` trains networks with all strategies and
 compares.
@@ -23,10 +24,12 @@ from ._core import __version__
 from .functional import Context, Gradients, get_num_threads, info, set_num_threads
 
 if TYPE_CHECKING:
-    from . import checkpoint, export, layers, memory, models, ops, optim, reference
+    from . import checkpoint, distributed, export, layers, memory, models, ops, optim, reference
     from ._gradcheck import gradcheck
     from ._plan import plan
     from .layers import ABN, InPlaceABN
+
+_MODULES = ("checkpoint", "distributed", "export", "layers", "memory", "models", "ops", "optim", "reference")
 
 #: Name -> module, imported on first access, which keeps the import of the package fast.
 _LAZY = {
@@ -34,10 +37,7 @@ _LAZY = {
     "InPlaceABN": "layers",
     "gradcheck": "_gradcheck",
     "plan": "_plan",
-    **{
-        name: name
-        for name in ("checkpoint", "export", "layers", "memory", "models", "ops", "optim", "reference")
-    },
+    **{name: name for name in _MODULES},
 }
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "InPlaceABN",
     "__version__",
     "checkpoint",
+    "distributed",
     "export",
     "functional",
     "get_num_threads",

@@ -34,6 +34,7 @@ from .modules import ModuleDict, ModuleList
 from .nonfinite import watch_nonfinite
 from .pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d, Upsample
 from .recompute import Recompute
+from .sync_abn import InPlaceABNSync, SyncABN, convert_sync, set_active_group
 from .tape import Tape, record
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "GroupNorm",
     "Identity",
     "InPlaceABN",
+    "InPlaceABNSync",
     "Layer",
     "LayerContext",
     "Linear",
@@ -63,14 +65,17 @@ __all__ = [
     "Recompute",
     "Residual",
     "Sequential",
+    "SyncABN",
     "Tape",
     "Upsample",
     "add",
     "concat",
+    "convert_sync",
     "is_grad_enabled",
     "joined_array",
     "mul",
     "no_grad",
     "record",
+    "set_active_group",
     "watch_nonfinite",
 ]

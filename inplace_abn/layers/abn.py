@@ -204,8 +204,8 @@ class ABN(Layer):
         compatible_dtypes(x, *self._arrays().values(), arrays["slope"])
         if self.overwrites_input:
             refuse_if_saved(x, f"strategy {self.strategy!r}")
-        z = ctx.normalize(
-            x, **self._arrays(), training=self._normalizes_by_batch,
+        z = self._normalize(
+            ctx, x, **self._arrays(), training=self._normalizes_by_batch,
             momentum=self._momentum(), eps=self.eps, activation=chosen.activation,
             activation_param=chosen.activation_param, strategy=self.strategy, channel_axis=self.channel_axis,
             mask=mask, **arrays,
@@ -220,13 +220,19 @@ class ABN(Layer):
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Return the gradients of x, of the residual if there is one, and of weight, bias and slope."""
-        found = ctx.normalization_gradients(dz, overwrite=overwrite)
+        found = self._normalization_gradients(ctx, dz, overwrite)
         if ctx.slope is not None:
             ctx.slope.accumulate(found.dslope)
         inputs = (found.dx,) if found.dresidual is None else (found.dx, found.dresidual)
         others = (found.dweight, found.dbias) if self.weight is not None else ()
         # None for the slope: ctx.slope, which may be that of another layer, has accumulated its gradient.
         return (*inputs, *others) if self.slope is None else (*inputs, *others, None)
+
+    def _normalize(self, ctx, x, **arguments):
+        return ctx.normalize(x, **arguments)
+
+    def _normalization_gradients(self, ctx, dz, overwrite):
+        return ctx.normalization_gradients(dz, overwrite=overwrite)
 
     def reset_running_stats(self):
         """Set the running mean to 0, the running variance to 1 and the number of batches to 0."""
@@ -247,6 +253,9 @@ class ABN(Layer):
     @property
     def _normalizes_by_batch(self):
         return self.training or (self.running_mean is None and self.running_var is None)
+
+    def _needs_two_values(self, x):
+        return self._normalizes_by_batch
 
     @property
     def _updates(self):
@@ -279,7 +288,7 @@ class ABN(Layer):
                 f"num_features={features} takes x of shape {shape}, got {x.shape} with "
                 f"{x.shape[self.channel_axis]} channels{hint}"
             )
-        if self._normalizes_by_batch and _values_per_channel(x, self.num_features, mask) == 1:
+        if self._needs_two_values(x) and _values_per_channel(x, self.num_features, mask) == 1:
             raise ValueError(self._too_few_values(x, mask))
 
     def _too_few_values(self, x, mask):

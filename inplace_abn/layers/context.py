@@ -204,6 +204,8 @@ class LayerContext:
     def normalize(self, x, **arguments):
         """Return z of `inplace_abn.functional.forward`, and keep its context as `normalization`.
 
+        With ``mean=``, ``var=`` and ``count=`` it is z of `inplace_abn.functional.normalize`.
+
         The arrays of that context are saved in the name of this layer, and released with this context.
 
         Parameters
@@ -211,13 +213,16 @@ class LayerContext:
         x : ndarray of shape (N, C, ...), or (N, ..., C) with ``channel_axis=-1``
             Overwritten by the in-place strategies.
         **arguments
-            As for `inplace_abn.functional.forward`.
+            As for `inplace_abn.functional.forward` or `normalize`.
 
         Returns
         -------
         ndarray of the shape and dtype of x
         """
-        forward = normalization.forward if isinstance(x, ShapeArray) else _core.forward
+        if isinstance(x, ShapeArray):
+            forward = normalization.forward
+        else:
+            forward = _core.normalize if "mean" in arguments else _core.forward
         z, found = forward(x, owner=self._name if self.recording else "", **arguments)
         if self.recording:
             self.normalization = found

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 PACKAGE = "inplace_abn"
-MODULES = ("checkpoint", "export", "functional", "layers", "memory", "models", "ops", "optim", "reference")
+MODULES = (
+    "checkpoint", "distributed", "export", "functional", "layers", "memory", "models", "ops", "optim",
+    "reference",
+)  # fmt: skip
 
 
 def public():
