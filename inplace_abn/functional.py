@@ -17,6 +17,9 @@ All functions here follow these rules:
   memory by ``resize(refcheck=False)`` crashes the process.
 - A write to an array that a live context keeps, through any view, is refused with a ValueError.
 
+`forward` and `backward` also take arrays of NVIDIA GPUs, such as those of PyTorch and CuPy: docs/gpu.md
+has what differs there.
+
 A training step of one layer takes two calls:
 
 >>> import numpy as np
@@ -34,6 +37,8 @@ True
 """
 
 from typing import Any, NoReturn
+
+import numpy as np
 
 from . import _core
 from ._core import Context, context_from_state, get_num_threads, set_num_threads
@@ -78,6 +83,19 @@ def info() -> dict[str, Any]:
     from ._cuda.libraries import describe  # opens the driver: not at import
 
     return _core.info() | {"cuda": describe()}
+
+
+def _forward_for(x):
+    """Return the forward for the device of an x that is no ndarray; the core refuses what is on none."""
+    from ._cuda import arrays  # loaded for arrays of a GPU alone
+
+    return arrays.forward if arrays.on_gpu(x) else _core.forward
+
+
+def _backward_for(ctx):
+    from ._cuda import arrays
+
+    return arrays.backward if isinstance(ctx, arrays.DeviceContext) else _core.backward
 
 
 @hides_others
@@ -235,7 +253,8 @@ def forward(
     """
     if others:
         raise too_many(forward, others)
-    return _core.forward(
+    run = _core.forward if isinstance(x, np.ndarray) else _forward_for(x)
+    return run(
         x, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var, training=training,
         momentum=momentum, eps=eps, activation=activation, activation_param=activation_param,
         strategy=strategy,
@@ -330,8 +349,9 @@ def backward(
     """
     if others:
         raise too_many(backward, others)
+    run = _core.backward if isinstance(ctx, Context) else _backward_for(ctx)
     return Gradients(
-        *_core.backward(
+        *run(
             ctx, dz, overwrite=overwrite, out=out, residual_grad=residual_grad, residual_out=residual_out,
             keep=keep, kept=kept, residual=residual, residual_activation=residual_activation,
             residual_activation_param=residual_activation_param, threads=threads,

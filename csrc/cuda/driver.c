@@ -40,6 +40,7 @@ typedef int status; /* CUresult, nvrtcResult: 0 is success */
          unsigned block_z, unsigned shared_bytes, void *stream, void **parameters, void **extra))                    \
     ROW(set_words, "cuMemsetD32Async", (unsigned long long at, unsigned value, size_t count, void *stream))          \
     ROW(is_capturing, "cuStreamIsCapturing", (void *stream, int *capturing))                                         \
+    ROW(wait, "cuStreamSynchronize", (void *stream))                                                                 \
     ROW(host_allocate, "cuMemHostAlloc", (void **host, size_t bytes, unsigned flags))                                \
     ROW(host_on_device, "cuMemHostGetDevicePointer_v2", (unsigned long long *on_device, void *host, unsigned flags)) \
     ROW(copy_to_host, "cuMemcpyDtoH_v2", (void *to, unsigned long long from, size_t bytes))
@@ -346,10 +347,11 @@ int abn_cuda_host_allocate(int device, size_t bytes, void **host, void **on_devi
     return result;
 }
 
-int abn_cuda_read(int device, void *to, const void *from, size_t bytes, char *error) {
+int abn_cuda_read(int device, void *to, const void *from, size_t bytes, void *stream, char *error) {
     int pushed;
     if (enter(device, &pushed, error) < 0) return -1;
-    const int result = check(driver.copy_to_host(to, (uintptr_t)from, bytes), "cuMemcpyDtoH", error);
+    int result = check(driver.wait(stream), "cuStreamSynchronize", error);
+    if (result == 0) result = check(driver.copy_to_host(to, (uintptr_t)from, bytes), "cuMemcpyDtoH", error);
     leave(pushed);
     return result;
 }

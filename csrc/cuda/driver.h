@@ -58,7 +58,7 @@ int abn_cuda_is_capturing(int device, void *stream);
 
 /* Memory of the host that kernels can write. */
 int abn_cuda_host_allocate(int device, size_t bytes, void **host, void **on_device, char *error);
-/* Copies from the device; waits for it. */
-int abn_cuda_read(int device, void *to, const void *from, size_t bytes, char *error);
+/* Copies from the device, once the stream has run what it was given. */
+int abn_cuda_read(int device, void *to, const void *from, size_t bytes, void *stream, char *error);
 
 #endif

@@ -5,6 +5,7 @@
 #include "binding.h"
 
 PyObject *call_forward(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
+PyObject *call_check_forward(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
 PyObject *call_normalize(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
 PyObject *call_backward(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);
 PyObject *call_backward_reduce(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames);

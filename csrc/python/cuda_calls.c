@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "../cuda/driver.h"
+#include "calls.h"
 #include "cuda_plan.h"
 
 static PyObject *fail(const char *error) {
@@ -156,26 +157,35 @@ static PyObject *host_memory(PyObject *Py_UNUSED(module), PyObject *args) {
                          (unsigned long long)(uintptr_t)on_device);
 }
 
-PyDoc_STRVAR(read_doc, "_cuda_read($module, device, address, nbytes, /)\n--\n\n"
-                       "Returns bytes of the device's memory, once the device has finished what was started before.");
+PyDoc_STRVAR(read_doc, "_cuda_read($module, device, address, nbytes, stream, /)\n--\n\n"
+                       "Returns bytes of the device's memory, once the stream has run what it was given.");
 static PyObject *read_memory(PyObject *Py_UNUSED(module), PyObject *args) {
     char error[ABN_CUDA_ERROR];
     int device, status;
-    unsigned long long address;
+    unsigned long long address, stream;
     Py_ssize_t bytes;
-    if (!PyArg_ParseTuple(args, "iKn", &device, &address, &bytes)) return NULL;
+    if (!PyArg_ParseTuple(args, "iKnK", &device, &address, &bytes, &stream)) return NULL;
     PyObject *result = PyBytes_FromStringAndSize(NULL, bytes);
     if (!result) return NULL;
     char *to = PyBytes_AS_STRING(result);
     PyThreadState *unlocked = PyEval_SaveThread();
-    status = abn_cuda_read(device, to, (const void *)(uintptr_t)address, (size_t)bytes, error);
+    status =
+        abn_cuda_read(device, to, (const void *)(uintptr_t)address, (size_t)bytes, (void *)(uintptr_t)stream, error);
     PyEval_RestoreThread(unlocked);
     if (status == 0) return result;
     Py_DECREF(result);
     return fail(error);
 }
 
+PyDoc_STRVAR(
+    check_forward_doc,
+    "_check_forward($module, /, x, *, ...)\n--\n\n"
+    "Raises the errors of forward, whose arguments it takes, for arrays given by their address, which it does\n"
+    "not read. Returns ((images, channels, positions), channels_last).");
+
 PyMethodDef cuda_methods[] = {
+    {"_check_forward", (PyCFunction)(void (*)(void))call_check_forward, METH_FASTCALL | METH_KEYWORDS,
+     check_forward_doc},
     {"_cuda_open_driver", open_driver, METH_VARARGS, open_driver_doc},
     {"_cuda_open_compiler", open_compiler, METH_VARARGS, open_compiler_doc},
     {"_cuda_source", source, METH_NOARGS, source_doc},

@@ -358,6 +358,24 @@ static PyObject *forward_or_normalize(PyObject *module, PyObject *const *args, P
     return result;
 }
 
+/* (N, C, S) and whether x is channels-last in memory, for kernels of another device. */
+static PyObject *checked(const forward_call *call) {
+    const abn_batch *core = &call->x.core;
+    return Py_BuildValue("(nnn)N", core->batch, core->channels, core->spatial,
+                         PyBool_FromLong(call->x.layout == CHANNELS_LAST));
+}
+
+/* Checks the arguments of a forward and reads no array. */
+PyObject *call_check_forward(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
+    forward_call call = {.module = module, .state = state_of(module)};
+    PyObject *result = NULL;
+    if (bind_args(call.state, &forward_signature, args, positionals, kwnames, call.got) < 0 || options_read(&call) < 0)
+        return NULL;
+    if (addressed_open(call.state, call.got, &call.arrays) == 0 && arrays_open(&call) == 0) result = checked(&call);
+    addressed_close(&call.arrays);
+    return result;
+}
+
 PyObject *call_forward(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     return forward_or_normalize(module, args, positionals, kwnames, 0);
 }

@@ -6,16 +6,12 @@ comes from PyTorch's allocator, so calls are safe in side streams and while a gr
 is the current one of the device.
 
 The only call that waits for the device is the first of a layer that may have guarded channels: it reads
-weight and bias. `Guard` says why.
+weight and bias. `guard.Guard` says why.
 """
-
-import warnings
 
 import torch
 
-from .. import _core
-from .layer import guarded_channels, layer
-from .libraries import open_driver
+from .layer import layer
 
 _index_of = torch.Tensor.get_device
 _stream = torch._C._cuda_getCurrentRawStream if hasattr(torch._C, "_cuda_getCurrentRawStream") else None
@@ -24,64 +20,11 @@ _DTYPES = {
 }  # fmt: skip
 
 
-class Guard:
-    """How many channels of a layer need their xhat saved beside y: those whose weight is zero or tiny.
-
-    The device decides in every forward, and stores the number where the host reads it at the next one,
-    without waiting. So the side buffer has the size of an earlier step. A channel that newly exceeds the
-    limit loses up to 4 binary digits of xhat until then. One whose weight becomes zero at once gets a zero
-    gradient of the weight, and a dx without the term of xhat, until then; a RuntimeWarning says so. `forget`
-    avoids that.
-
-    >>> Guard().known
-    """
-
-    __slots__ = ("_address", "_report", "capacity", "known")
-
-    def __init__(self):
-        self.known = self._report = None  # None: read weight and bias
-        self.capacity = 0
-
-    def forget(self):
-        """Read weight and bias again at the next forward; call it after changing them by hand."""
-        self.known = None
-
-    def prepare(self, device, stream, weight, bias, slope, dtype, strategy):
-        """Return (capacity of the side buffer, address of the report)."""
-        if self.known is None:
-            open_driver()
-            if _core._cuda_is_capturing(device, stream):
-                raise RuntimeError(
-                    "inplace_abn: the first call of a layer reads its weight, which a CUDA graph cannot "
-                    "record; call the layer once before the capture"
-                )
-            if self._report is None:
-                memory, self._address = _core._cuda_host_memory(device, 8)
-                self._report = memory.cast("i")
-            arrays = (None if t is None else t.detach().cpu().numpy() for t in (weight, bias, slope))
-            self.known = self._report[0] = self.capacity = guarded_channels(*arrays, dtype, strategy)
-            self._report[1] = 0
-        self.capacity, losses = self._report
-        if losses:
-            _warn(losses)
-            self._report[1] = 0
-        return self.capacity, self._address
-
-
-def _warn(losses):
-    warnings.warn(
-        f"the weight of {losses} channels became zero or tiny at once: its gradient was 0 in an earlier "
-        "step; call Guard.forget() after changing weights by hand",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-
-
 def forward(x, z, residual, weight, bias, slope, running_mean, running_var, guard, training, momentum, eps,
             activation, param, strategy):  # fmt: skip
     """Write what `strategy` keeps over x, and z; return the state for `backward`.
 
-    z is x for "inplace". guard is the layer's `Guard` for "inplace" and "pre_activation", else None.
+    z is x for "inplace". guard is the layer's `guard.Guard` for "inplace" and "pre_activation", else None.
     """
     shape, index = x.shape, _index_of(x)
     images, channels = shape[0], shape[1]
@@ -91,7 +34,9 @@ def forward(x, z, residual, weight, bias, slope, running_mean, running_var, guar
     stream = _stream(index)
     capacity, report = 0, None
     if guard is not None:
-        capacity, report = guard.prepare(index, stream, weight, bias, slope, dtype, strategy)
+        capacity, report = guard.prepare(
+            index, stream, lambda: map(_on_host, (weight, bias, slope)), dtype, strategy
+        )
     of = layer(
         index, dtype, (images, channels, positions), channels_last, activation, strategy,
         residual is not None, capacity > 0,
@@ -124,3 +69,7 @@ def backward(state, kept, dz, residual, dx, dresidual, dweight, dbias, dslope):
 
 def _address(tensor):
     return None if tensor is None else tensor.data_ptr()
+
+
+def _on_host(tensor):
+    return None if tensor is None else tensor.detach().cpu().numpy()

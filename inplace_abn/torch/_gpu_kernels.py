@@ -1,17 +1,17 @@
 """Calls of the kernels for GPUs on tensors, with the arguments and results of `_kernels`.
 
 The tensors are dense and on one GPU. Nothing here waits for the device, except the first forward of a layer
-that may have guarded channels (`inplace_abn._cuda.torch_calls.Guard`).
+that may have guarded channels (`inplace_abn._cuda.guard.Guard`).
 """
 
 import warnings
-import weakref
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import torch
 
 from .._cuda import describe, torch_calls
+from .._cuda.guard import guard_of
 from .._cuda.layer import INPLACE_ON_GPU
 from ._tensors import VECTOR_DTYPES, vector
 
@@ -55,7 +55,7 @@ def inverts(activation):
 
 def forward(x, weight, bias, residual, slope, norm, z=None):
     """Write z, or y if there is another tensor z, over x, and return a `GpuContext`."""
-    guard = _guard_of(norm.owner)
+    guard = guard_of(norm.owner)
     state = _run(
         x, weight, bias, residual, slope, norm, z, guard, "inplace" if z is None else "pre_activation"
     )
@@ -114,29 +114,3 @@ def _aligned(tensor):
     if tensor is None or tensor.data_ptr() % ALIGNMENT == 0:
         return tensor
     return tensor.detach().clone(memory_format=torch.preserve_format)
-
-
-_guards = {}  # id of a module or tensor -> (weak reference to it, its Guard)
-
-
-def _guard_of(owner):
-    """Return the Guard of a module, or of the weight of a call without a module."""
-    if owner is None:
-        return torch_calls.Guard()
-    key = id(owner)
-    reference, guard = _guards.get(key, (None, None))
-    if reference is None or reference() is not owner:
-        guard = torch_calls.Guard()
-        _guards[key] = weakref.ref(owner, partial(_forget, key)), guard
-    return guard
-
-
-def _forget(key, reference):
-    if key in _guards and _guards[key][0] is reference:
-        del _guards[key]
-
-
-def weights_changed(owner):
-    """Let the next forward of a module count its guarded channels anew: after loading weights."""
-    if id(owner) in _guards:
-        _guard_of(owner).forget()

@@ -5,10 +5,10 @@ from functools import cache
 import torch
 from torch import nn
 
+from .._cuda import guard
 from ._activations import ACTIVATIONS, default_param, has_inverse
 from ._arguments import Normalization
 from ._dispatch import batch_norm
-from ._gpu_kernels import weights_changed
 
 __all__ = ["ACTIVATIONS", "fuse", "has_inverse", "is_fused", "unfuse"]
 
@@ -89,7 +89,7 @@ class Fused:
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
-        weights_changed(self)
+        guard.forget(self)
 
     def __reduce_ex__(self, protocol):
         if type(self) is not _fused_class(self._original):

@@ -86,6 +86,10 @@ int cuStreamIsCapturing(void *stream, int *capturing) {
     (void)stream;
     return *capturing = simulated_is_capturing, SUCCESS;
 }
+int cuStreamSynchronize(void *stream) {
+    (void)stream;
+    return SUCCESS;
+}
 int cuMemHostAlloc(void **host, size_t bytes, unsigned flags) {
     (void)flags;
     return (*host = calloc(1, bytes)) ? SUCCESS : NOT_FOUND;

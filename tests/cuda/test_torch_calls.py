@@ -11,6 +11,7 @@ pytestmark = [
 ]
 if torch.cuda.is_available():
     from inplace_abn._cuda import torch_calls
+    from inplace_abn._cuda.guard import Guard
 
 F = torch.nn.functional
 ACTIVATIONS = {
@@ -82,7 +83,7 @@ class Case:
             self.weight = torch.as_tensor(np.resize(weight, channels), device="cuda", dtype=of)
         self.bias = torch.randn(channels, device="cuda", dtype=of)
         self.parameter = of
-        self.guard = torch_calls.Guard() if strategy in ("inplace", "pre_activation") else None
+        self.guard = Guard() if strategy in ("inplace", "pre_activation") else None
 
     def laid_out(self, tensor):
         if self.channels_last and tensor.ndim >= 4:

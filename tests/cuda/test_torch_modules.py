@@ -10,7 +10,8 @@ nn = torch.nn
 from fused_nets import Net, fuse, gradient_bound, relative  # noqa: E402
 from simulated import needs_compiler  # noqa: E402
 
-from inplace_abn.torch import InPlaceABN, _dispatch, _gpu_kernels, batch_norm, convert  # noqa: E402
+from inplace_abn._cuda import guard  # noqa: E402
+from inplace_abn.torch import InPlaceABN, _dispatch, batch_norm, convert  # noqa: E402
 from inplace_abn.torch._activations import activate, default_param  # noqa: E402
 
 pytestmark = [pytest.mark.torch, needs_compiler, pytest.mark.usefixtures("gpu")]
@@ -152,12 +153,12 @@ def test_zero_weights_are_exact_and_loading_counts_them_again(gpu):
 
 
 def test_guards_end_with_their_modules(gpu):
-    before = len(_gpu_kernels._guards)
+    before = len(guard._guards)
     layer = InPlaceABN(8).to(gpu)
     step(layer, torch.randn(3, 8, 6, 5, device=gpu))
-    assert len(_gpu_kernels._guards) == before + 1
+    assert len(guard._guards) == before + 1
     del layer
-    assert len(_gpu_kernels._guards) == before
+    assert len(guard._guards) == before
 
 
 def test_autocast_of_a_converted_model(gpu):

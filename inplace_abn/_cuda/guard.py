@@ -1,0 +1,105 @@
+"""How many channels of a layer have a weight that is zero or tiny, so that their xhat is saved beside y."""
+
+import warnings
+import weakref
+from collections import deque
+from functools import partial
+
+from .. import _core
+from .layer import guarded_channels
+from .libraries import open_driver
+
+
+class Guard:
+    """How many channels of a layer need their xhat saved beside y: those whose weight is zero or tiny.
+
+    The device decides in every forward, and stores the number where the host reads it at the next one,
+    without waiting. So the side buffer has the size of an earlier step. A channel that newly exceeds the
+    limit loses up to 4 binary digits of xhat until then. One whose weight becomes zero at once gets a zero
+    gradient of the weight, and a dx without the term of xhat, until then; a RuntimeWarning says so. `forget`
+    avoids that.
+
+    >>> Guard().known
+    """
+
+    __slots__ = ("_address", "_report", "capacity", "known")
+
+    def __init__(self):
+        self.known = self._report = None  # None: read weight and bias
+        self.capacity = 0
+
+    def __del__(self):
+        if self._report is not None:
+            _reports.append((self._report, self._address))
+
+    def forget(self):
+        """Read weight and bias again at the next forward; call it after changing them by hand."""
+        self.known = None
+
+    def prepare(self, device, stream, read, dtype, strategy):
+        """Return (capacity of the side buffer, address of the report).
+
+        read() returns weight, bias and slope as arrays of the host, or None; it waits for the stream.
+        """
+        if self.known is None:
+            open_driver()
+            if _core._cuda_is_capturing(device, stream):
+                raise RuntimeError(
+                    "inplace_abn: the first call of a layer reads its weight, which a CUDA graph cannot "
+                    "record; call the layer once before the capture"
+                )
+            if self._report is None:
+                self._report, self._address = _take_report(device)
+            self.known = self._report[0] = self.capacity = guarded_channels(*read(), dtype, strategy)
+            self._report[1] = 0
+        self.capacity, losses = self._report
+        if losses:
+            _warn(losses)
+            self._report[1] = 0
+        return self.capacity, self._address
+
+
+# Memory that kernels write and the host reads: (two int32, their address on the device). What was given back
+# first is taken first, since a kernel that was started before may still write to it.
+_reports = deque()
+
+
+def _take_report(device):
+    if not _reports:
+        memory, address = _core._cuda_host_memory(device, 4096)
+        numbers = memory.cast("i")
+        _reports.extend((numbers[i : i + 2], address + 4 * i) for i in range(0, len(numbers), 2))
+    return _reports.popleft()
+
+
+def _warn(losses):
+    warnings.warn(
+        f"the weight of {losses} channels became zero or tiny at once: its gradient was 0 in an earlier "
+        "step; inplace_abn._cuda.guard.forget(module or weight) after changing weights by hand avoids that",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+_guards = {}  # id of a module or array -> (weak reference to it, its Guard)
+
+
+def guard_of(owner):
+    """Return the Guard of a module, or of the weight of a call without a module; a new one for None."""
+    key = id(owner)
+    reference, guard = _guards.get(key, (None, None))
+    if owner is not None and (reference is None or reference() is not owner):
+        guard = Guard()
+        _guards[key] = weakref.ref(owner, partial(_remove, key)), guard
+    return Guard() if guard is None else guard
+
+
+def _remove(key, reference):
+    if key in _guards and _guards[key][0] is reference:
+        del _guards[key]
+
+
+def forget(owner):
+    """Let the next forward count the guarded channels of a module, or of a weight, anew."""
+    if id(owner) in _guards:
+        guard_of(owner).forget()
