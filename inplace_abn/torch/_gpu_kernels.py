@@ -13,7 +13,7 @@ import torch
 from .._cuda import describe, torch_calls
 from .._cuda.guard import guard_of
 from .._cuda.layer import INPLACE_ON_GPU
-from ._tensors import VECTOR_DTYPES, vector
+from ._tensors import VECTOR_DTYPES, gradients_like, vector
 
 ALIGNMENT = 16  # bytes that a thread loads at once
 
@@ -71,10 +71,7 @@ def backward(context, dz, kept, residual, overwrite):
     """Return the gradients of x, weight, bias, residual and slope."""
     dz, residual = _aligned(dz), _aligned(residual)
     dtype, channels = VECTOR_DTYPES[kept.dtype], kept.size(1)
-    dx = dz if overwrite and residual is None else torch.empty_like(kept)
-    dresidual = None
-    if residual is not None:
-        dresidual = dz if overwrite else torch.empty_like(kept)
+    dx, dresidual = gradients_like(kept, dz, residual, overwrite)
     dweight, dbias, dslope = (
         torch.empty(channels, dtype=dtype, device=kept.device) if wanted else None
         for wanted in (context.has_weight, context.has_bias, context.slope_shape is not None)

@@ -9,6 +9,7 @@ import torch
 
 from . import _kernels
 from ._activations import activate
+from ._contexts import put_together, take_apart
 from ._first_order import first_order
 from ._hooks import hooks_active
 from ._saved import Recipe, note_overwritten, register
@@ -27,7 +28,8 @@ class InPlace(torch.autograd.Function):
         z = x if overwrite else copy_dense(x)
         if residual is not None:
             residual = laid_out_as(residual, z)
-        ctx.context = _kernels.forward(z, weight, bias, residual, slope, norm)
+        context = _kernels.forward(z, weight, bias, residual, slope, norm)
+        ctx.context, sides = take_apart(context)
         if overwrite:
             if hooks_active():
                 note_overwritten(x, norm.name)
@@ -35,17 +37,18 @@ class InPlace(torch.autograd.Function):
         if norm.again is not None:
             recipe = _recipe_again(z, weight, bias, residual, slope, norm)
             register(z, recipe, z._version + overwrite)  # mark_dirty raises the version after this function
-        ctx.save_for_backward(z, residual)
+        ctx.save_for_backward(z, residual, *sides)
         return z
 
     @staticmethod
     @first_order
     def backward(ctx, dz):
         overwrite = may_overwrite(dz)
-        z, residual = ctx.saved_tensors  # raises if one of them was modified
+        z, residual, *sides = ctx.saved_tensors  # raises if one of them was modified
+        context = put_together(ctx.context, sides)
         dense = laid_out_as(dz, z)
         overwrite = overwrite or dense.data_ptr() != dz.data_ptr()
-        return *_kernels.backward(ctx.context, dense, z, residual, overwrite), None, None
+        return *_kernels.backward(context, dense, z, residual, overwrite), None, None
 
 
 class KeepPreActivation(torch.autograd.Function):
@@ -61,7 +64,8 @@ class KeepPreActivation(torch.autograd.Function):
         y = x if overwrite else copy_dense(x)
         if residual is not None:
             residual = laid_out_as(residual, y)
-        z, ctx.context = _kernels.forward_keeping_y(y, weight, bias, residual, slope, norm)
+        z, context = _kernels.forward_keeping_y(y, weight, bias, residual, slope, norm)
+        ctx.context, sides = take_apart(context)
         if overwrite:
             if hooks_active():
                 note_overwritten(x, norm.name)
@@ -71,7 +75,7 @@ class KeepPreActivation(torch.autograd.Function):
             ctx.norm = norm._replace(again=None)
             alone = norm._replace(activation="identity", param=1.0)
             register(y, _recipe_again(y, weight, bias, residual, None, alone))
-        ctx.save_for_backward(y, residual)
+        ctx.save_for_backward(y, residual, *sides)
         if hooks_active():
             register(z, Recipe(partial(activate, norm.activation, param=norm.param), y))
         return z
@@ -80,10 +84,11 @@ class KeepPreActivation(torch.autograd.Function):
     @first_order
     def backward(ctx, dz):
         overwrite = may_overwrite(dz)
-        y, residual = ctx.saved_tensors
+        y, residual, *sides = ctx.saved_tensors
+        context = put_together(ctx.context, sides)
         dense = laid_out_as(dz, y)
         overwrite = overwrite or dense.data_ptr() != dz.data_ptr()
-        gradients = _kernels.backward_keeping_y(ctx.context, dense, y, residual, ctx.norm, overwrite)
+        gradients = _kernels.backward_keeping_y(context, dense, y, residual, ctx.norm, overwrite)
         return *gradients, None, None
 
 

@@ -1,7 +1,7 @@
 """Calls of the kernels on tensors: of the core, or for tensors of a GPU of `_gpu_kernels`. x is dense.
 
 A context holds no tensor: autograd saves them, and the backward passes them again. It can be used for several
-backwards.
+backwards. `_contexts` lets autograd save the rest of what it holds.
 """
 
 import torch
@@ -10,16 +10,7 @@ from .. import _core
 from .._activations import ACTIVATIONS
 from . import _gpu_kernels, _synchronized
 from ._activations import activate, gradient, has_inverse
-from ._tensors import (
-    CPU_DTYPES,
-    VECTOR_DTYPES,
-    described,
-    described_vector,
-    like,
-    to_array,
-    to_tensor,
-    vector,
-)
+from ._tensors import VECTOR_DTYPES, described, described_vector, gradients_like, like, to_tensor, vector
 
 
 def on_gpu(tensor):
@@ -29,9 +20,7 @@ def on_gpu(tensor):
 
 def supports(x):
     """Return True if there are kernels for the device and dtype of x."""
-    if on_gpu(x):
-        return x.dtype in VECTOR_DTYPES and _gpu_kernels.is_usable()
-    return x.is_cpu and x.dtype in CPU_DTYPES
+    return x.dtype in VECTOR_DTYPES and (x.is_cpu or (on_gpu(x) and _gpu_kernels.is_usable()))
 
 
 def inverts(x, norm):
@@ -53,6 +42,7 @@ def forward(x, weight, bias, residual, slope, norm, z=None):
     weight, bias = vector("weight", weight, dtype, channels), vector("bias", bias, dtype, channels)
     running_mean = vector("running_mean", norm.running_mean, dtype, channels)
     running_var = vector("running_var", norm.running_var, dtype, channels)
+    slope = vector("slope", slope, dtype, None)
     if norm.group is not None:
         context = _synchronized.forward(x, weight, bias, slope, running_mean, running_var, residual, norm)
     else:
@@ -62,7 +52,7 @@ def forward(x, weight, bias, residual, slope, norm, z=None):
             running_mean=described_vector(running_mean), running_var=described_vector(running_var),
             training=norm.training, momentum=norm.momentum, eps=norm.eps, activation=norm.activation,
             activation_param=norm.param, strategy="inplace" if z is None else "pre_activation",
-            residual=like(main, residual), slope=described_vector(vector("slope", slope, dtype, None)),
+            residual=like(main, residual), slope=described_vector(slope),
             out=like(main, z), hold=False,
         )  # fmt: skip
     if norm.training:
@@ -100,12 +90,9 @@ def backward(context, dz, kept, residual, overwrite):
     if isinstance(context, _gpu_kernels.GpuContext):
         return _gpu_kernels.backward(context, dz, kept, residual, overwrite)
     if isinstance(context, _synchronized.SynchronizedContext):
-        return _synchronized.backward(context, to_array(dz), overwrite)
+        return _synchronized.backward(context, dz, kept, residual, overwrite)
     main = described(kept)
-    dx = dz if overwrite and residual is None else torch.empty_like(kept)
-    dresidual = None
-    if residual is not None:
-        dresidual = dz if overwrite else torch.empty_like(kept)
+    dx, dresidual = gradients_like(kept, dz, residual, overwrite)
     _, dweight, dbias, dslope, _ = _core.backward(
         context, like(main, dz), overwrite=dx is dz, out=None if dx is dz else like(main, dx), keep=True,
         kept=main, residual=like(main, residual), residual_out=like(main, dresidual),

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .. import functional
-from ._tensors import to_array, to_tensor
+from .. import _core, functional
+from ._tensors import described, described_vector, gradients_like, like, to_tensor
 
 
 class SynchronizedContext(NamedTuple):
@@ -18,14 +18,14 @@ class SynchronizedContext(NamedTuple):
     group : torch.distributed.ProcessGroup
     count : int
         Elements per channel of all batches.
-    arguments : set of str
-        The optional arguments of the forward that were given: weight, bias, residual.
+    has_weight, has_bias : bool
     """
 
     context: functional.Context
     group: object
     count: int
-    arguments: set[str]
+    has_weight: bool
+    has_bias: bool
 
 
 def group_of_several(group):
@@ -39,41 +39,42 @@ def group_of_several(group):
 
 def forward(x, weight, bias, slope, running_mean, running_var, residual, norm):
     """Write z over the tensor x, normalized by the statistics of all processes, and return the context."""
-    tensors = {
-        "weight": weight, "bias": bias, "slope": slope, "running_mean": running_mean,
-        "running_var": running_var, "residual": residual,
-    }  # fmt: skip
-    arrays = {name: to_array(tensor) for name, tensor in tensors.items()}
-    x = to_array(x)
-    mean, var, count = functional.statistics(x)
-    means, variances, counts = zip(*_gather(mean, var, count, norm.group), strict=True)
+    main = described(x)
+    means, variances, counts = zip(*_gather(*_core.statistics(main), norm.group), strict=True)
     mean, var, count = functional.merge_statistics(means, variances, [int(n) for n in counts])
     if 0 < count < 2:
         raise ValueError(
-            f"x must have more than 1 value per channel in all processes together, got shape {x.shape} here"
+            "x must have more than 1 value per channel in all processes together, "
+            f"got shape {tuple(x.shape)} here"
         )
-    _, context = functional.normalize(
-        x, mean=mean, var=var, count=count, momentum=norm.momentum, eps=norm.eps,
-        activation=norm.activation, activation_param=norm.param, **arrays,
+    vectors = {
+        "weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var,
+        "slope": slope,
+    }  # fmt: skip
+    _, context = _core.normalize(
+        main, mean=mean, var=var, count=count, momentum=norm.momentum, eps=norm.eps,
+        activation=norm.activation, activation_param=norm.param, residual=like(main, residual), hold=False,
+        **{name: described_vector(tensor) for name, tensor in vectors.items()},
     )  # fmt: skip
-    given = {name for name, array in arrays.items() if array is not None}
-    return SynchronizedContext(context, norm.group, count, given)
+    return SynchronizedContext(context, norm.group, count, weight is not None, bias is not None)
 
 
-def backward(synchronized, dz, overwrite):
+def backward(synchronized, dz, kept, residual, overwrite):
     """Return the gradients of x, weight, bias, residual and slope; of parameters this process's share."""
-    context, group, count, given = synchronized
-    sums = functional.backward_reduce(context, dz)
-    totals = torch.from_numpy(np.concatenate(sums))
+    context, group, count, has_weight, has_bias = synchronized
+    main = described(kept)
+    arrays = {"kept": main, "residual": like(main, residual)}
+    sum_dy, sum_dy_xhat, dslope = _core.backward_reduce(context, like(main, dz), **arrays)
+    totals = torch.from_numpy(np.stack([sum_dy, sum_dy_xhat]))
     torch.distributed.all_reduce(totals, group=group)
-    sum_dy, sum_dy_xhat = totals.numpy().reshape(2, -1)
-    dresidual = np.zeros_like(dz) if "residual" in given else None
-    dx = functional.backward_apply(
-        context, dz, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=count, overwrite=overwrite,
-        residual_grad=dresidual,
+    dx, dresidual = gradients_like(kept, dz, residual, overwrite)
+    _core.backward_apply(
+        context, like(main, dz), sum_dy=totals[0].numpy(), sum_dy_xhat=totals[1].numpy(), count=count,
+        overwrite=dx is dz, out=None if dx is dz else like(main, dx), residual_out=like(main, dresidual),
+        keep=True, **arrays,
     )  # fmt: skip
-    dbias, dweight = (s if name in given else None for name, s in zip(("bias", "weight"), sums, strict=True))
-    return tuple(map(to_tensor, (dx, dweight, dbias, dresidual, sums.dslope)))
+    dweight, dbias = sum_dy_xhat if has_weight else None, sum_dy if has_bias else None
+    return dx, to_tensor(dweight), to_tensor(dbias), dresidual, to_tensor(dslope)
 
 
 def _gather(mean, var, count, group):

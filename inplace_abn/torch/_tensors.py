@@ -3,30 +3,15 @@
 import numpy as np
 import torch
 
-try:
-    from ml_dtypes import bfloat16
-except ImportError:  # PyTorch's own operations take bfloat16 tensors then
-    bfloat16 = None
-
 #: dtype of x -> dtype of weight, bias, slope and running statistics in the core
 VECTOR_DTYPES = {
     torch.float32: torch.float32, torch.float64: torch.float64, torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
 }  # fmt: skip
-CPU_DTYPES = {dtype for dtype in VECTOR_DTYPES if dtype is not torch.bfloat16 or bfloat16 is not None}
-
-_TYPES = {
-    torch.float32: (np.dtype(np.float32).str, 4),
-    torch.float64: (np.dtype(np.float64).str, 8),
-    torch.float16: (np.dtype(np.float16).str, 2),
-    torch.bfloat16: (np.dtype(np.uint16).str, 2),
-}
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
 _NAMES = {
     torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16"
 }  # fmt: skip
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def vector(name, tensor, dtype, channels):
@@ -60,39 +45,38 @@ def like(description, tensor):
     return None if tensor is None else (tensor.data_ptr(), *description[1:])
 
 
-class _Memory:
-    """The memory of a tensor for NumPy. `Tensor.numpy` would forbid to resize the storage, as FSDP does."""
+class _Writeable:
+    """The memory of a read-only array, which `torch.from_numpy` would warn about."""
 
-    __slots__ = ("__array_interface__", "tensor")
+    __slots__ = ("__array_interface__", "array")
 
-    def __init__(self, tensor):
-        typestr, itemsize = _TYPES[tensor.dtype]
-        strides = None if tensor.is_contiguous() else tuple(itemsize * s for s in tensor.stride())
-        self.tensor = tensor.detach() if tensor.requires_grad else tensor  # keeps the memory alive
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (tensor.data_ptr(), False),
-            "shape": tensor.shape,
-            "strides": strides,
-            "typestr": typestr,
-        }
-
-
-def to_array(tensor):
-    """Return an ndarray that shares the memory of a CPU tensor; None for None."""
-    if tensor is None:
-        return None
-    array = np.asarray(_Memory(tensor))
-    return array.view(bfloat16) if tensor.dtype is torch.bfloat16 else array
+    def __init__(self, array):
+        self.array = array  # keeps the memory alive
+        interface = array.__array_interface__
+        self.__array_interface__ = interface | {"data": (interface["data"][0], False)}
 
 
 def to_tensor(array):
     """Return a tensor that shares the memory of an ndarray; None for None."""
     if array is None:
         return None
-    if bfloat16 is not None and array.dtype == bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writeable(array)))
+
+
+def to_array(tensor):
+    """Return an ndarray that shares the memory of a contiguous CPU tensor, of any dtype but bfloat16."""
+    return tensor.numpy()
+
+
+def gradients_like(kept, dz, residual, overwrite):
+    """Return memory for the gradients of x and of the residual, of which there may be none.
+
+    overwrite: dz is the memory of one of them.
+    """
+    dx = dz if overwrite and residual is None else torch.empty_like(kept)
+    if residual is None:
+        return dx, None
+    return dx, dz if overwrite else torch.empty_like(kept)
 
 
 def is_dense(x):

@@ -24,6 +24,7 @@ from fused_nets import (  # noqa: E402
 )
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential  # noqa: E402
 
+from inplace_abn import _core  # noqa: E402
 from inplace_abn.torch import InPlaceABN  # noqa: E402
 
 ACTIVATIONS = ["relu", "leaky_relu", "silu"]
@@ -124,6 +125,48 @@ def test_hooks_that_serialize(activation):
             return fused(x)
 
     assert_equal_steps(net, fused, images(), offloaded)
+
+
+class LiveContexts:
+    """Counts the bytes that contexts of the core hold."""
+
+    def __init__(self):
+        self.nbytes = {}
+
+    def saved(self, context, layer, role, array, activation=None):
+        self.nbytes[context] = self.nbytes.get(context, 0) + array.nbytes
+
+    def freed(self, context):
+        self.nbytes.pop(context, None)
+
+
+@pytest.mark.parametrize(("activation", "side"), [("silu", "uint8"), ("tanh", "int64"), ("relu", None)])
+def test_hooks_see_all_that_is_kept(activation, side):
+    """Also bits of SiLU, elements of a saturated tanh and channels of weight 0."""
+    net, fused = pair(activation)
+    for each in (net, fused):
+        with torch.no_grad():
+            each.bn1.weight[1:3] = torch.tensor([0.0, 6.0])
+    files = []
+
+    def pack(tensor):
+        files.append(tensor.clone().numpy())
+        return len(files) - 1
+
+    def offloaded(x):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda place: torch.from_numpy(files[place])):
+            z = fused(x)
+        assert not live.nbytes
+        return z
+
+    live = LiveContexts()
+    _core.set_recorder(live)
+    try:
+        assert_equal_steps(net, fused, images(), offloaded)
+    finally:
+        _core.set_recorder(None)
+    assert side is None or side in {array.dtype.name for array in files}
+    assert any(array.ndim == 3 for array in files)
 
 
 # ---- copies ------------------------------------------------------------------------------------------------

@@ -128,13 +128,13 @@ def copies(model):
 class kept_bytes(torch.autograd.graph.saved_tensors_hooks):
     """Counts what the forwards inside the block keep for their backward, each memory once.
 
-    These are the tensors that autograd saves, and what the contexts of the core keep beside them (bits of
-    SiLU, guarded channels). Parameters and buffers of the model are not counted.
+    These are the tensors that autograd saves, and all arrays that contexts of the core keep beside them.
+    Parameters and buffers of the model are not counted.
     """
 
     def __init__(self, model):
         self._known = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-        self._kept = {}
+        self._kept, self._of_contexts = {}, {}
         super().__init__(self._pack, lambda tensor: tensor)
 
     def __enter__(self):
@@ -156,13 +156,12 @@ class kept_bytes(torch.autograd.graph.saved_tensors_hooks):
         return tensor
 
     def saved(self, context, layer, role, array, activation=None):
-        """Record an array that a context of the core keeps beside tensors, which z and the residual are."""
-        if role in ("z", "residual"):
-            return
-        self._kept.setdefault(array.ctypes.data, (array.nbytes, array))
+        """Record an array that a context of the core keeps."""
+        self._of_contexts.setdefault(context, []).append(array.nbytes)
 
     def freed(self, context):
-        """Ignore it: only forwards run."""
+        """Forget a context."""
+        self._of_contexts.pop(context, None)
 
     def temporary(self, layer, nbytes):
         """Ignore it: it is not kept."""
@@ -170,7 +169,7 @@ class kept_bytes(torch.autograd.graph.saved_tensors_hooks):
     @property
     def total(self):
         """Return the number of bytes."""
-        return sum(nbytes for nbytes, _ in self._kept.values())
+        return sum(nbytes for nbytes, _ in self._kept.values()) + sum(map(sum, self._of_contexts.values()))
 
 
 def kept_ratio(model, converted, x):
