@@ -45,7 +45,7 @@ _GRADIENTS = {
 
 def check_activation(activation, slope):
     """Raise ValueError for an unknown activation, or prelu without a slope."""
-    if activation not in ACTIVATIONS:
+    if activation not in _CORE and activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if activation == "prelu" and slope is None:
         raise ValueError("activation 'prelu' needs slope, a tensor of shape (C,) or (1,), got None")

@@ -23,12 +23,12 @@ class _Apart(NamedTuple):
 
 
 def take_apart(context):
-    """Return the context without side data, and this as a list of tensors, empty for most contexts."""
+    """Return the context without side data, and this as tensors, none for most contexts."""
     if isinstance(context, SynchronizedContext):
         inner, sides = take_apart(context.context)
         return context._replace(context=inner), sides
-    if not isinstance(context, _core.Context) or context.nbytes == 0:
-        return context, []
+    if type(context) is not _core.Context or context.nbytes == 0:
+        return context, ()
     state, roles = context.state(), tuple(context.saved)
     return _Apart(state, roles), [to_tensor(state.pop(role)) for role in roles]
 

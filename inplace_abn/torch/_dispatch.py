@@ -12,6 +12,8 @@ from ._hooks import hooks_outside
 from ._in_place import apply_in_place, apply_keep_pre_activation, evaluate
 from ._tensors import VECTOR_DTYPES, is_dense
 
+_PLAIN = (Parameter, Tensor)  # their memory is all that they are
+
 
 def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
     """Return ``activation(batch norm of x + residual)``; x is overwritten where that is allowed and possible.
@@ -93,11 +95,11 @@ def _fits(x, weight, bias, norm):
     """Return False for arguments with which PyTorch raises an error or does something special."""
     if not 2 <= x.dim() <= 5 or x.numel() <= x.size(1):  # empty, or one value per channel
         return False
-    dtypes = (x.dtype, VECTOR_DTYPES[x.dtype])
+    device, dtypes = x.get_device(), (x.dtype, VECTOR_DTYPES[x.dtype])
     for vector in (weight, bias, norm.running_mean, norm.running_var):
-        if vector is not None and not (
-            vector.dtype in dtypes and vector.device == x.device and type(vector) in (Tensor, Parameter)
-        ):
+        if vector is None:
+            continue
+        if type(vector) not in _PLAIN or vector.dtype not in dtypes or vector.get_device() != device:
             return False
     return True
 

@@ -66,8 +66,9 @@ class KeepPreActivation(torch.autograd.Function):
             residual = laid_out_as(residual, y)
         z, context = _kernels.forward_keeping_y(y, weight, bias, residual, slope, norm)
         ctx.context, sides = take_apart(context)
+        has_hooks = hooks_active()
         if overwrite:
-            if hooks_active():
+            if has_hooks:
                 note_overwritten(x, norm.name)
             torch.autograd.graph.increment_version(x)
         ctx.norm = norm
@@ -76,7 +77,7 @@ class KeepPreActivation(torch.autograd.Function):
             alone = norm._replace(activation="identity", param=1.0)
             register(y, _recipe_again(y, weight, bias, residual, None, alone))
         ctx.save_for_backward(y, residual, *sides)
-        if hooks_active():
+        if has_hooks:
             register(z, Recipe(partial(activate, norm.activation, param=norm.param), y))
         return z
 

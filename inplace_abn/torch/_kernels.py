@@ -10,7 +10,7 @@ from .. import _core
 from .._activations import ACTIVATIONS
 from . import _gpu_kernels, _synchronized
 from ._activations import activate, gradient, has_inverse
-from ._tensors import VECTOR_DTYPES, described, described_vector, gradients_like, like, to_tensor, vector
+from ._tensors import VECTOR_DTYPES, described, described_vector, gradients_like, like, to_gradient, vector
 
 
 def on_gpu(tensor):
@@ -97,7 +97,7 @@ def backward(context, dz, kept, residual, overwrite):
         context, like(main, dz), overwrite=dx is dz, out=None if dx is dz else like(main, dx), keep=True,
         kept=main, residual=like(main, residual), residual_out=like(main, dresidual),
     )  # fmt: skip
-    return dx, to_tensor(dweight), to_tensor(dbias), dresidual, to_tensor(dslope)
+    return dx, to_gradient(dweight), to_gradient(dbias), dresidual, to_gradient(dslope)
 
 
 def backward_keeping_y(context, dz, y, residual, norm, overwrite):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from .. import _core, functional
-from ._tensors import described, described_vector, gradients_like, like, to_tensor
+from ._tensors import described, described_vector, gradients_like, like, to_gradient
 
 
 class SynchronizedContext(NamedTuple):
@@ -74,7 +74,7 @@ def backward(synchronized, dz, kept, residual, overwrite):
         keep=True, **arrays,
     )  # fmt: skip
     dweight, dbias = sum_dy_xhat if has_weight else None, sum_dy if has_bias else None
-    return dx, to_tensor(dweight), to_tensor(dbias), dresidual, to_tensor(dslope)
+    return dx, to_gradient(dweight), to_gradient(dbias), dresidual, to_gradient(dslope)
 
 
 def _gather(mean, var, count, group):

@@ -57,10 +57,13 @@ class _Writeable:
 
 
 def to_tensor(array):
-    """Return a tensor that shares the memory of an ndarray; None for None."""
-    if array is None:
-        return None
+    """Return a tensor that shares the memory of an ndarray, which may be read-only."""
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writeable(array)))
+
+
+def to_gradient(array):
+    """Return a gradient that the core has allocated as a tensor; None for None."""
+    return None if array is None else torch.from_numpy(array)
 
 
 def to_array(tensor):
@@ -95,5 +98,5 @@ def copy_dense(x):
 def laid_out_as(tensor, like):
     """Return `tensor` with the strides of `like`, a dense tensor of the same shape: itself if it has them."""
     if tensor.stride() == like.stride():
-        return tensor.detach()
+        return tensor
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor.detach())

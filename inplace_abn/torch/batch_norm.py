@@ -85,7 +85,8 @@ class Fused:
         norm = normalization(self, activation or "identity", activation_param, self._name)
         if again is not None:
             norm = norm._replace(again=again)
-        return batch_norm(x, self.weight, self.bias, residual, slope, norm, overwrite=not copy_first)
+        weight, bias = parameter(self, "weight"), parameter(self, "bias")
+        return batch_norm(x, weight, bias, residual, slope, norm, overwrite=not copy_first)
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
@@ -99,16 +100,17 @@ class Fused:
 
 def normalization(module, activation, param, name):
     """Return the arguments of a batch norm's call, and count the batch if it tracks statistics."""
+    buffers = module._buffers  # attributes of a module cost a microsecond each
+    running_mean, running_var = buffers["running_mean"], buffers["running_var"]
     momentum = 0.0 if module.momentum is None else module.momentum
     training = module.training
-    running_mean, running_var = module.running_mean, module.running_var
     if training:
         if not module.track_running_stats:
             running_mean = running_var = None
-        elif module.num_batches_tracked is not None:
-            module.num_batches_tracked.add_(1)
+        elif (batches := buffers["num_batches_tracked"]) is not None:
+            batches.add_(1)
             if module.momentum is None:
-                momentum = 1.0 / float(module.num_batches_tracked)
+                momentum = 1.0 / float(batches)
     elif running_mean is None and running_var is None:
         training = True
     if param is None:
@@ -116,6 +118,12 @@ def normalization(module, activation, param, name):
     return Normalization(
         running_mean, running_var, training, momentum, module.eps, activation, param, name, owner=module
     )
+
+
+def parameter(module, name):
+    """Return ``getattr(module, name)``, faster if it is a parameter."""
+    parameters = module._parameters
+    return parameters[name] if name in parameters else getattr(module, name)
 
 
 @cache

@@ -11,7 +11,7 @@ from .._cuda import guard
 from ._activations import check_activation
 from ._dispatch import batch_norm
 from ._synchronized import group_of_several
-from .batch_norm import normalization
+from .batch_norm import normalization, parameter
 
 __all__ = ["ABN", "InPlaceABN", "InPlaceABNSync"]
 
@@ -90,10 +90,11 @@ class ABN(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             Added before the activation; not overwritten.
         """
         self._check_input_dim(x)
-        norm, weight = self._normalization(), self.weight
+        norm, weight = self._normalization(), parameter(self, "weight")
         if self.weight_mode == "abs" and weight is not None:
             weight = weight.abs() + self.eps
-        return batch_norm(x, weight, self.bias, residual, self.slope, norm, overwrite=self._overwrites_input)
+        bias, slope = parameter(self, "bias"), parameter(self, "slope")
+        return batch_norm(x, weight, bias, residual, slope, norm, overwrite=self._overwrites_input)
 
     def _normalization(self):
         return normalization(self, self.activation, self.activation_param, type(self).__name__)
@@ -105,7 +106,7 @@ class ABN(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
     def _check_input_dim(self, x):
         if not 2 <= x.dim() <= 5:
             raise ValueError(f"x must have 2 to 5 dimensions, got shape {tuple(x.shape)}")
-        if x.shape[1] != self.num_features:
+        if x.size(1) != self.num_features:
             raise ValueError(
                 f"num_features={self.num_features} takes x of shape (N, {self.num_features}, ...), "
                 f"got {tuple(x.shape)}"
