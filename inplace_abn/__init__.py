@@ -13,7 +13,7 @@
 `inplace_abn.distributed` has groups of processes for layers with synchronized statistics.
 Beneath are `inplace_abn.functional`, functions on arrays, and `inplace_abn.reference`, the same in plain
 NumPy, as a specification to read. ``python -m inplace_abn demo`` trains networks with all strategies and
-compares.
+compares, ``python -m inplace_abn export`` writes a saved network to an ONNX file.
 """
 
 import importlib

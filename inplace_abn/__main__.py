@@ -1,15 +1,17 @@
-"""``python -m inplace_abn demo`` and ``python -m inplace_abn plan``."""
+"""``python -m inplace_abn demo``, ``plan`` and ``export``."""
 
 import argparse
 import sys
 
 from . import demo
 from ._plan import command as plan
+from .export import command as export
 
 #: Command -> (its module, what it does)
 COMMANDS = {
     "demo": (demo, "train networks with every strategy and compare"),
     "plan": (plan, "say what a training step needs and what fits, without running it"),
+    "export": (export, "write a saved network to an ONNX file"),
 }
 
 

@@ -1,6 +1,7 @@
 """Flat dictionaries of arrays in .npz and .safetensors files."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +26,23 @@ def read(path):
     Raises
     ------
     ValueError
-        If `path` ends otherwise, or a .npz file contains pickled objects.
+        If `path` ends otherwise, or the file is damaged, or a .npz file contains pickled objects.
     ImportError
         If the library for .safetensors is not installed.
     """
     path, suffix = Path(path), _suffix(path)
     if suffix == ".safetensors":
-        return {name: stored(array) for name, array in _safetensors().load_file(path).items()}
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: stored(arrays[name]) for name in arrays}
+        library = _safetensors()
+        try:
+            return {name: stored(array) for name, array in library.numpy.load_file(path).items()}
+        except library.SafetensorError as error:
+            raise ValueError(f"{path}: cannot be read as a .safetensors file: {error}") from error
+    try:
+        # np.load would leave a file open that is no archive.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: stored(arrays[name]) for name in arrays}
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read as a .npz file: {error}") from error
 
 
 def write(path, arrays):
@@ -70,7 +79,9 @@ def _write_npz(path, arrays):
 
 
 def _write_safetensors(path, arrays):
-    _safetensors().save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
+    _safetensors().numpy.save_file(
+        {name: np.asarray(array, order="C") for name, array in arrays.items()}, path
+    )
 
 
 def _suffix(path):
@@ -91,4 +102,4 @@ def _safetensors():
         raise ImportError(
             ".safetensors files need the library safetensors: pip install 'inplace-abn-numpy[safetensors]'"
         ) from error
-    return safetensors.numpy
+    return safetensors

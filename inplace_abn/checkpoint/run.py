@@ -1,15 +1,19 @@
 """Save and resume a training run: network, optimizer, schedule, generators and numbers in one file."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 
 from ..layers import Layer
+from .architecture import description_of, network_from
 from .files import read, write
 from .generators import generators_of, prepare_load, state_of
 
 #: Prefix of the states of generators in layers: "generators.network.dropout.rng".
 GENERATORS = "generators"
+#: Prefix of the descriptions of networks: "architecture.network".
+ARCHITECTURE = "architecture"
 
 
 def save(path, **parts):
@@ -22,7 +26,7 @@ def save(path, **parts):
     **parts
         Any names. Layers, optimizers, schedules and other objects with `state_dict`; NumPy generators;
         dictionaries of arrays; arrays; numbers. The random generators in a layer, such as those of Dropout,
-        are saved with it.
+        are saved with it, and the classes and settings of the layers of a network, for `load_network`.
 
     Raises
     ------
@@ -75,6 +79,7 @@ def load(path, **parts):
     See `save`. Without parts: ``network.load_state_dict(load("run.npz")["network"])``.
     """
     found = _nested(read(path))
+    found.pop(ARCHITECTURE, None)
     states, present = found.pop(GENERATORS, {}), ", ".join(found)
     foreign, own = [], []
     for name, part in parts.items():
@@ -98,8 +103,58 @@ def load(path, **parts):
     return found
 
 
+def load_network(path, name=None):
+    """Return a network from a file written by `save`, without code that builds it.
+
+    Parameters
+    ----------
+    path : str or path
+    name : str, optional
+        The name that the network was saved with. It may be omitted if the file has one network.
+
+    Returns
+    -------
+    Layer
+        With the weights, running statistics, modes and generators of the saved one.
+
+    Raises
+    ------
+    ValueError
+        If the file has no such network, several of them and no `name` is given, or no description of it:
+        networks with layers of other classes than those of this package are loaded by `load` into a network
+        that your code has built.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from inplace_abn import models
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(Path(folder, "net.npz"), network=models.UNet(1, 2, widths=(4, 8), rng=0))
+    ...     net = load_network(Path(folder, "net.npz"))
+    >>> type(net).__name__, net.widths
+    ('UNet', (4, 8))
+    """
+    arrays = _nested(read(path))
+    described, states = arrays.pop(ARCHITECTURE, {}), arrays.pop(GENERATORS, {})
+    if name is None and len(described) == 1:
+        (name,) = described
+    if name not in described:
+        wanted = "network" if name is None else name
+        has = f"it describes {', '.join(described)}" if described else "it describes no network"
+        raise ValueError(
+            f"{wanted}: expected a description of the network in the file, {has}; checkpoint.save writes one "
+            "for networks of layers of this package; load others into a network that your code has built"
+        )
+    network = network_from(described[name])
+    loads = [network.prepare_load(arrays.get(name, {})), *_generator_loads(name, network, states)]
+    for load_part in loads:
+        load_part()
+    return network
+
+
 def _check_name(name):
-    if name == GENERATORS or "." in name:
+    if name in (GENERATORS, ARCHITECTURE) or "." in name:
         raise ValueError(f"a part cannot be called {name!r}: the name is reserved or contains a dot")
 
 
@@ -114,6 +169,9 @@ def _arrays_of(name, part):
             found |= {f"{GENERATORS}.{name}.{path}": state_of(generator) for path, generator in inside}
         if not found:
             raise ValueError(f"{name}: the state is empty; leave it out")
+        if isinstance(part, Layer):
+            with suppress(TypeError):  # a network with layers of the user is loaded into one
+                found[f"{ARCHITECTURE}.{name}"] = description_of(part)
         return found
     if isinstance(part, Mapping):
         return {f"{name}.{key}": np.asarray(value) for key, value in part.items()}

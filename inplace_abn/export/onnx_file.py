@@ -60,7 +60,7 @@ def to_onnx(network, path, input_shape, dtype=np.float32, *, free_axes=(), conve
     """
     dtype = _dtype(dtype)
     free = [integer("free_axes", axis, least=1) for axis in free_axes]
-    onnx = _library()
+    onnx = library()
     found = trace(network, input_shape, dtype)
     _refuse_unknown(found, converters or {})
     model = _model(onnx, found, dtype, free, converters or {})
@@ -79,7 +79,8 @@ def _dtype(dtype):
     return found
 
 
-def _library():
+def library():
+    """Return the package onnx, or raise an ImportError that says how to install it."""
     try:
         import onnx
     except ImportError as error:
