@@ -10,9 +10,9 @@
 `inplace_abn.layers` has the layers, `inplace_abn.models` networks of them, `inplace_abn.optim` optimizers,
 `inplace_abn.checkpoint` saves and loads, `inplace_abn.export` prepares networks for inference,
 `inplace_abn.memory` is the ledger of the memory that layers keep, `inplace_abn.gradcheck` checks gradients,
-`inplace_abn.distributed` has groups of processes for layers with synchronized statistics.
-Beneath are `inplace_abn.functional`, functions on arrays, and `inplace_abn.reference`, the same in plain
-NumPy, as a specification to read. ``python -m inplace_abn demo`` trains networks with all strategies and
+`inplace_abn.distributed` has groups of processes for layers with synchronized statistics. Beneath are
+`inplace_abn.functional`, functions on arrays, and `inplace_abn.reference`, the same in plain NumPy, as a
+specification to read. ``python -m inplace_abn demo`` trains networks with all strategies and
 compares, ``python -m inplace_abn export`` writes a saved network to an ONNX file.
 """
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from ..layers import Layer, Parameter
+from ..layers import Layer, Parameter, SyncABN
 
 
 def description_of(network):
@@ -77,8 +77,7 @@ class _Writer:
         self._numbers[id(layer)] = len(self._numbers)
         attributes = {
             key: self._value(f"{path}.{key}" if path else key, value, key in layer.buffers)
-            for key, value in layer.__getstate__().items()
-            if key != "_key"
+            for key, value in _state_of(layer).items()
         }
         return {"layer": kind.__name__, "attributes": attributes}
 
@@ -101,6 +100,15 @@ class _Writer:
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         raise TypeError(f"{path}: {type(value).__name__} cannot be described")
+
+
+def _state_of(layer):
+    """Return the attributes of a layer. Groups of processes are not described: `SyncABN` gets that of MPI."""
+    found = {key: value for key, value in layer.__getstate__().items() if key != "_key"}
+    if isinstance(layer, SyncABN):
+        del found["_exchange"]
+        found["group"] = None
+    return found
 
 
 def _form(array):

@@ -80,18 +80,14 @@ def _network(options):
 def _build(name, arguments):
     """Return a network of `inplace_abn.models`."""
     from .. import models
-    from ..layers import Layer
+    from .._arguments import choice
+    from .._plan.network import names
 
-    function = getattr(models, name) if name in models.__all__ else None
-    if function is None:
-        raise ValueError(f"--network: expected a function of inplace_abn.models, got {name!r}")
+    function = getattr(models, choice("--network", name, names()))
     try:
-        network = function(**arguments)
+        return function(**arguments)
     except TypeError as error:
         raise TypeError(f"--network {name}: {error}; pass arguments as --set num_classes=10") from error
-    if not isinstance(network, Layer):
-        raise ValueError(f"--network: {name} builds no network")
-    return network
 
 
 def _input(network, shape):

@@ -20,6 +20,7 @@ from ..layers import (
     Recompute,
     Residual,
     Sequential,
+    SyncABN,
     Upsample,
 )
 from ..layers.elementwise import _Add, _Mul
@@ -145,6 +146,7 @@ def _number(number, inputs):
 
 HANDLERS = {
     ABN: _abn,
+    SyncABN: _abn,  # in evaluation, an ABN
     Activation: _activation,
     Sequential: _sequential,
     Recompute: _sequential,

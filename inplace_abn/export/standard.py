@@ -2,15 +2,27 @@
 
 import copy
 
-from ..layers import ABN, Activation, InPlaceABN, Layer, Recompute, Sequential
+from ..layers import (
+    ABN,
+    Activation,
+    InPlaceABN,
+    InPlaceABNSync,
+    Layer,
+    Recompute,
+    Sequential,
+    SyncABN,
+)
+
+#: Class -> the plain class that takes over its attributes.
+PLAIN = {InPlaceABN: ABN, SyncABN: ABN, InPlaceABNSync: ABN, Recompute: Sequential}
 
 
 def to_standard(network):
     """Return a copy of a network whose layers are plain: none works in place, none runs again.
 
-    Every normalization is an `ABN` with the strategy "standard", every `Activation` has ``inplace=False``,
-    and a `Recompute` becomes a `Sequential`. Results and gradients are the same up to rounding. Names and
-    states are equal, so that states can be loaded in both directions.
+    Every normalization is an `ABN` with the strategy "standard" and without a group, every `Activation` has
+    ``inplace=False``, and a `Recompute` becomes a `Sequential`. Results and gradients of one process are the
+    same up to rounding. Names and states are equal, so that states can be loaded in both directions.
 
     Parameters
     ----------
@@ -35,7 +47,7 @@ def to_standard(network):
             layer.strategy = "standard"
         if isinstance(layer, Activation):
             layer.inplace = False
-        for kind, plain in ((InPlaceABN, ABN), (Recompute, Sequential)):
-            if type(layer) is kind:
-                layer.__class__ = plain  # they differ in their functions alone, not in their attributes
+        layer.__class__ = PLAIN.get(type(layer), type(layer))
+        if type(layer) is ABN:
+            vars(layer).pop("_exchange", None)  # of SyncABN
     return network

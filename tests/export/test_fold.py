@@ -46,6 +46,19 @@ def test_to_standard(name):
     plain.load_state_dict(net.state_dict())
 
 
+def test_to_standard_of_synchronized_layers():
+    """In evaluation these are an ABN: they can be folded, and need no group."""
+    net = exported.trained(
+        layers.convert_sync(Sequential(Conv2d(3, 2, 1), InPlaceABN(2), Conv2d(2, 2, 1), ABN(2)))
+    )
+    plain = export.to_standard(net)
+    assert [type(layer) for layer in (plain[1], plain[3])] == [ABN, ABN]
+    assert not hasattr(plain[1], "group")
+    assert exported.remaining(export.fold(net, (3, 4, 4))) == 0
+    x = exported.samples((3, 4, 4))
+    exported.assert_near(exported.evaluated(plain, x), exported.evaluated(net, x), 1e-6)
+
+
 def test_to_standard_keeps_classes_of_the_user():
     class Mine(InPlaceABN):
         pass

@@ -78,6 +78,14 @@ def test_networks_by_name(tmp_path):
         checkpoint.load_network(path, "other")
 
 
+def test_synchronized_layers_get_the_default_group(tmp_path):
+    net = layers.convert_sync(Sequential(Conv2d(3, 2, 1), InPlaceABN(2)))
+    checkpoint.save(tmp_path / "net.npz", network=net)
+    made = checkpoint.load_network(tmp_path / "net.npz")
+    assert type(made[1]) is layers.InPlaceABNSync
+    assert made[1].group is None
+
+
 class Mine(Layer):
     def __init__(self):
         self.conv = Conv2d(3, 3, 1)
