@@ -26,7 +26,7 @@ def checked(layer, key, value, current):
         contains layers or parameters, or if the layer's own check refuses the value.
     """
     if isinstance(value, PLAIN):
-        _refuse_hidden(layer, key, value)
+        _refuse_hidden_in(layer, key, value)
     if isinstance(current, Parameter) and not isinstance(value, Parameter):
         raise TypeError(
             f"{layer.label}: {key} must be a Parameter, got {type(value).__name__}; write "
@@ -61,10 +61,11 @@ def _check_buffer(layer, key, value, current):
         raise TypeError(f"{name}: expected {current.dtype}, got {value.dtype}")
 
 
-def refuse_lost(layer):
-    """Refuse layers and parameters in lists and dicts, which may have been filled after their assignment.
+def refuse_hidden(layer):
+    """Refuse layers and parameters hidden in lists and dicts of a layer and the layers inside it.
 
-    Layers and parameters that are also an attribute of any layer of the network are accepted.
+    A list may have been filled after its assignment, which `checked` did not see. Layers and parameters that
+    are also an attribute of any layer of the network are accepted.
     """
     root = layer
     while (parent := root._parent and root._parent()) is not None:
@@ -75,11 +76,11 @@ def refuse_lost(layer):
     for _, one in layer.named_layers():
         for key, value in vars(one).items():
             if isinstance(value, PLAIN) and value and key not in NOT_COPIED:
-                _refuse_hidden(one, key, value, known)
+                _refuse_hidden_in(one, key, value, known)
 
 
-def _refuse_hidden(layer, key, value, known=()):
-    """Refuse a list or dict that contains layers or parameters: they would not be trained or saved.
+def _refuse_hidden_in(layer, key, value, known=()):
+    """Refuse a list or dict in which layers or parameters are hidden: they would not be trained or saved.
 
     Parameters
     ----------

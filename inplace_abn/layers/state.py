@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from .. import _core
 from .._state import check_mapping, copy_into, mismatch, stored
-from .assignment import refuse_lost
+from .assignment import refuse_hidden
 
 
 class IncompatibleKeys(NamedTuple):
@@ -22,7 +22,7 @@ class StateMixin:
 
     def named_state(self):
         """Yield parameters and buffers as (path, array), the parameters of a layer before its buffers."""
-        refuse_lost(self)
+        refuse_hidden(self)
         for path, layer in self.named_layers():
             start = f"{path}." if path else ""
             for key, value in vars(layer).items():

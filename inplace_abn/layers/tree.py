@@ -1,6 +1,6 @@
 """Layers inside layers: iteration over layers and parameters, and what applies to all of them."""
 
-from .assignment import refuse_lost
+from .assignment import refuse_hidden
 from .parameter import Parameter
 
 
@@ -44,7 +44,7 @@ class LayerTree:
 
     def parameters(self):
         """Return the list of all parameters, each once."""
-        refuse_lost(self)
+        refuse_hidden(self)
         return [parameter for _, parameter in self.named_parameters()]
 
     def requires_grad_(self, requires_grad=True):
@@ -60,7 +60,7 @@ class LayerTree:
 
     def train(self, mode=True):
         """Switch this layer and those inside to training or, with False, to evaluation; return self."""
-        refuse_lost(self)
+        refuse_hidden(self)
         for _, layer in self.named_layers():
             layer.training = bool(mode)
         return self
