@@ -18,17 +18,24 @@
 #include "valid.h"
 #include "walk.h"
 
-/* True if w = weight * xhat, not xhat: with ABN_SCHEME_II, for weights that keep dy * w within the range of float. */
+/* True if w = weight * xhat, not xhat: with ABN_SCHEME_II, unless the weight is so small or large that dy * w could
+ * underflow or overflow where dy * xhat does not. */
 static int is_scaled(const abn_backward_operation *b, ptrdiff_t channel) {
     const double size = fabs(b->context->norm.weight[channel]);
     return abn_recovers_xhat(b->context) && b->context->scheme == ABN_SCHEME_II && !abn_is_guarded(b, channel) &&
            size >= 1 && size <= 0x1p20;
 }
 
+/* The constants with which kernels compute w and y from the source (kernels.h):
+ *
+ *     x            w = xhat = (x - centre) * scale + shift    scale = inv_std; as in forward
+ *     y or z       w = y * scale + shift                      = (y - bias) / weight, or y - bias if w is scaled
+ *     saved xhat   w = xhat                                   scale = 1, shift = 0
+ */
 static void set_source_constants(abn_backward_operation *b, ptrdiff_t c) {
     const abn_norm *norm = &b->context->norm;
     const double weight = norm->weight[c], bias = norm->bias[c];
-    double centre = 0, scale = 1, shift = 0; /* w = (x - centre) * scale + shift, or w = y * scale + shift */
+    double centre = 0, scale = 1, shift = 0;
     if (b->context->keep == ABN_KEEP_X) {
         centre = abn_round_to_real(b->op.source.dtype, norm->mean[c]);
         scale = norm->inv_std[c];
@@ -52,6 +59,11 @@ static int source_leaves_range(const abn_backward_operation *b, ptrdiff_t c) {
                                                abn_centre_fits(dtype, norm->mean[c], norm->var[c], b->op.per_channel));
 }
 
+/* The constants of dx = (dy + w * w_factor + offset) * dx_factor, from the sums of a channel:
+ *
+ *     offset = -sum(dy) / count,  w_factor = -sum(dy * xhat) / count for w = xhat,  dx_factor = weight * inv_std
+ *
+ * Flags the channel ABN_EXACT if float does not suffice. */
 static void set_result_constants(abn_backward_operation *b, ptrdiff_t c) {
     const abn_norm *norm = &b->context->norm;
     const abn_dtype dtype = b->op.source.dtype;
@@ -80,68 +92,73 @@ static void begin(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
 
 /* ---- segment by segment ------------------------------------------------------------------------------------- */
 
-/* Arrays of w and activation'(y), one entry per element of a segment. */
+/* Arrays of reals, one entry per element of a segment. A slope is the derivative of the activation, with respect to
+ * y or, for SUM_PARAM, to its parameter. */
 typedef struct {
     void *w, *slopes;
-} recovered;
+} w_and_slopes;
 
-enum { SLOPE_BY_Y, SLOPE_BY_PARAM }; /* derivative with respect to y, or to the parameter */
+/* What is computed from w and slopes. */
+typedef enum {
+    SUM_DY,    /* the sums of dy and of dy * w */
+    SUM_PARAM, /* the gradient of channel_param: the sum of dz times slopes with respect to the parameter */
+    WRITE_DX,  /* dx, and the gradient of the residual */
+} goal;
 
-/* Recomputes w and slopes of escaped elements from their saved xhat. A kept y has the slope of every element. */
-static void put_escapes(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment,
-                        int slope, recovered to) {
+/* Recomputes w and slopes of escaped elements from their saved xhat. With a kept y the slopes are right already. */
+static void replace_escaped(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment,
+                            goal goal, w_and_slopes result) {
     const abn_context *context = b->context;
     const abn_escapes *escapes = &context->escapes;
     const int64_t end = segment->index + segment->tile.length;
     for (ptrdiff_t e = abn_escapes_from(escapes, segment->index); e < escapes->count && escapes->index[e] < end; e++) {
         const ptrdiff_t i = (ptrdiff_t)(escapes->index[e] - segment->index);
         const ptrdiff_t c = abn_element_of(&b->op, &run->span, segment->row, segment->column + i).channel;
-        const double normal = context->norm.weight[c] * escapes->xhat[e];
-        const double y = normal + context->norm.bias[c] + abn_element_from(&b->op, segment->tile.residual, i);
-        abn_set_real(b->op.source.dtype, to.w, i, is_scaled(b, c) ? normal : escapes->xhat[e]);
+        const double weighted = context->norm.weight[c] * escapes->xhat[e];
+        const double y = weighted + context->norm.bias[c] + abn_element_from(&b->op, segment->tile.residual, i);
+        abn_set_real(b->op.source.dtype, result.w, i, is_scaled(b, c) ? weighted : escapes->xhat[e]);
         if (context->keep == ABN_KEEP_Y) continue;
-        abn_set_real(b->op.source.dtype, to.slopes, i,
-                     slope == SLOPE_BY_PARAM
-                         ? abn_below_zero(y)
-                         : abn_activation_derivative(context->activation, abn_param_at(context, c), y));
+        abn_set_real(b->op.source.dtype, result.slopes, i,
+                     goal == SUM_PARAM ? abn_below_zero(y)
+                                       : abn_activation_derivative(context->activation, abn_param_at(context, c), y));
     }
 }
 
 /* w and slopes from z. */
-static void from_z(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment, int slope,
-                   abn_workspace *workspace, recovered to) {
+static void recover_from_z(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment,
+                           goal goal, abn_workspace *workspace, w_and_slopes result) {
     const abn_context *context = b->context;
     const abn_segment_kernels *kernels = &b->op.kernels->segment;
     const abn_activation_kernels *activations = b->op.set->activations;
     const ptrdiff_t n = segment->tile.length;
-    kernels->widen(segment->tile.source.data, n, to.w);
+    kernels->widen(segment->tile.source.data, n, result.w);
     if (context->branch_mask) abn_branch_mask_get(context->branch_mask, segment->index, workspace->branch_mask, n);
     activations->of[context->activation].invert(
-        to.w, to.slopes, n, abn_segment_param(&b->op, context, segment, workspace), workspace->branch_mask);
-    if (slope == SLOPE_BY_PARAM) activations->below_zero(to.w, to.slopes, n);
-    kernels->recover(segment->tile.residual.data, n, &segment->constants, to.w);
-    if (context->escapes.count > 0) put_escapes(b, run, segment, slope, to);
+        result.w, result.slopes, n, abn_segment_param(&b->op, context, segment, workspace), workspace->branch_mask);
+    if (goal == SUM_PARAM) activations->below_zero(result.w, result.slopes, n);
+    kernels->recover(segment->tile.residual.data, n, &segment->constants, result.w);
+    if (context->escapes.count > 0) replace_escaped(b, run, segment, goal, result);
 }
 
 /* w and slopes from x or xhat. `slopes` first holds y, then the slopes. */
-static void from_x(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment, int slope,
-                   abn_workspace *workspace, recovered to) {
+static void recover_from_x(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment,
+                           goal goal, abn_workspace *workspace, w_and_slopes result) {
     const abn_input source = run->flags & ABN_GUARDED ? segment->xhat : segment->tile.source;
     const abn_segment_kernels *kernels = &b->op.kernels->segment;
     const abn_activation_kernels *activations = b->op.set->activations;
     const ptrdiff_t n = segment->tile.length;
-    kernels->normalize(source.data, n, &segment->constants, to.w);
-    kernels->scale(to.w, n, &segment->constants, to.slopes);
-    if (segment->tile.residual.data) kernels->add(segment->tile.residual.data, n, to.slopes);
-    if (slope == SLOPE_BY_PARAM)
-        activations->below_zero(to.slopes, to.slopes, n);
+    kernels->normalize(source.data, n, &segment->constants, result.w);
+    kernels->scale(result.w, n, &segment->constants, result.slopes);
+    if (segment->tile.residual.data) kernels->add(segment->tile.residual.data, n, result.slopes);
+    if (goal == SUM_PARAM)
+        activations->below_zero(result.slopes, result.slopes, n);
     else
-        activations->of[b->context->activation].slope(to.slopes, to.slopes, n,
+        activations->of[b->context->activation].slope(result.slopes, result.slopes, n,
                                                       abn_segment_param(&b->op, b->context, segment, workspace));
-    if (b->context->escapes.count > 0) put_escapes(b, run, segment, slope, to);
+    if (b->context->escapes.count > 0) replace_escaped(b, run, segment, goal, result);
 }
 
-/* The residual of a segment, in the storage type: as it is given, or its activation, written to `space`. */
+/* The residual of a segment, in the storage type: `residual`, or residual_activation of it, computed in `space`. */
 static const void *residual_of(const abn_backward_operation *b, const abn_segment *segment, abn_workspace *workspace,
                                void *space) {
     const abn_context *context = b->context;
@@ -157,60 +174,64 @@ static const void *residual_of(const abn_backward_operation *b, const abn_segmen
 }
 
 /* w and slopes from y. `slopes` first holds the residual, then y, then the slopes. */
-static void from_y(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment, int slope,
-                   abn_workspace *workspace, recovered to) {
+static void recover_from_y(const abn_backward_operation *b, const abn_channel_run *run, const abn_segment *segment,
+                           goal goal, abn_workspace *workspace, w_and_slopes result) {
     const abn_context *context = b->context;
     const abn_segment_kernels *kernels = &b->op.kernels->segment;
     const abn_activation_kernels *activations = b->op.set->activations;
     const void *y = segment->tile.source.data;
     const ptrdiff_t n = segment->tile.length;
-    kernels->widen(run->flags & ABN_GUARDED ? segment->xhat.data : y, n, to.w);
+    kernels->widen(run->flags & ABN_GUARDED ? segment->xhat.data : y, n, result.w);
     if (!(run->flags & ABN_GUARDED))
-        kernels->recover(residual_of(b, segment, workspace, to.slopes), n, &segment->constants, to.w);
-    kernels->widen(y, n, to.slopes);
-    if (slope == SLOPE_BY_PARAM)
-        activations->below_zero(to.slopes, to.slopes, n);
+        kernels->recover(residual_of(b, segment, workspace, result.slopes), n, &segment->constants, result.w);
+    kernels->widen(y, n, result.slopes);
+    if (goal == SUM_PARAM)
+        activations->below_zero(result.slopes, result.slopes, n);
     else
-        activations->of[context->activation].slope(to.slopes, to.slopes, n,
+        activations->of[context->activation].slope(result.slopes, result.slopes, n,
                                                    abn_segment_param(&b->op, context, segment, workspace));
-    if (context->escapes.count > 0) put_escapes(b, run, segment, slope, to);
+    if (context->escapes.count > 0) replace_escaped(b, run, segment, goal, result);
 }
 
-static recovered in_scratch(const abn_operation *op, abn_output scratch) {
-    return (recovered){scratch.data,
-                       (char *)scratch.data + op->scratch_offset * (ptrdiff_t)abn_real_size(op->source.dtype)};
+static w_and_slopes in_scratch(const abn_operation *op, abn_output scratch) {
+    return (w_and_slopes){scratch.data,
+                          (char *)scratch.data + op->scratch_offset * (ptrdiff_t)abn_real_size(op->source.dtype)};
 }
 
-/* Computes w and slopes of each segment, and from them the sums, added to `partial`, or, if that is NULL, dx. */
-static void for_each_segment(const abn_backward_operation *b, const abn_channel_run *run, void *partial, int slope) {
+/* Computes w and slopes of each segment, and from them the goal; sums are added to `partial`. */
+static void for_each_segment(const abn_backward_operation *b, const abn_channel_run *run, goal goal, void *partial) {
     const abn_operation *op = &b->op;
     const abn_segment_kernels *kernels = &op->kernels->segment;
     abn_workspace workspace;
     for (abn_segment segment = {0}; abn_next_segment(op, run, &segment);) {
         const abn_tile *tile = &segment.tile;
-        const int has_scratch = tile->scratch.data && slope == SLOPE_BY_Y;
-        const recovered at = has_scratch ? in_scratch(op, tile->scratch) : (recovered){workspace.y, workspace.slope};
-        if (!partial && has_scratch)
-            ; /* the step sums left w and slopes in scratch */
+        const int has_scratch = tile->scratch.data && goal != SUM_PARAM;
+        const w_and_slopes values =
+            has_scratch ? in_scratch(op, tile->scratch) : (w_and_slopes){workspace.y, workspace.slope};
+        if (goal == WRITE_DX && has_scratch)
+            ; /* sum_tile left w and slopes in scratch */
         else if (b->from == ABN_FROM_Y)
-            from_y(b, run, &segment, slope, &workspace, at);
+            recover_from_y(b, run, &segment, goal, &workspace, values);
         else if (run->flags & ABN_GUARDED || b->from == ABN_FROM_X)
-            from_x(b, run, &segment, slope, &workspace, at);
+            recover_from_x(b, run, &segment, goal, &workspace, values);
         else
-            from_z(b, run, &segment, slope, &workspace, at);
-        if (partial)
-            kernels->sums(at.w, at.slopes, tile->gradient.data, tile->length,
-                          abn_partial_at(op, partial, segment.partial_offset));
-        else
-            kernels->gradient(at.w, at.slopes, tile->gradient.data, tile->length, &segment.constants,
+            recover_from_z(b, run, &segment, goal, &workspace, values);
+        if (goal == WRITE_DX)
+            kernels->gradient(values.w, values.slopes, tile->gradient.data, tile->length, &segment.constants,
                               tile->destination.data, tile->residual_gradient.data, op->add_to_residual);
+        else
+            kernels->sums(values.w, values.slopes, tile->gradient.data, tile->length,
+                          abn_partial_at(op, partial, segment.partial_offset));
     }
 }
 
 /* ---- the steps ----------------------------------------------------------------------------------------- */
 
-static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, const double *first, const double *second,
-                  int resumming) {
+/* first: sums of dy, second: sums of dy * w. Computes the results, and the constants for write_tile. Sums beyond the
+ * range of float are computed again in double. Returns nonzero if the gradient of channel_param is still to be summed;
+ * the second time `first` holds that. */
+static int finish_sums(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, const double *first,
+                       const double *second, int resumming) {
     abn_backward_operation *b = (abn_backward_operation *)op;
     for (ptrdiff_t i = 0; i < channels; i++) {
         const ptrdiff_t c = channel + i;
@@ -219,7 +240,7 @@ static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, cons
         abn_exact_sums sums = {first[i], is_scaled(b, c) ? second[i] / b->context->norm.weight[c] : second[i],
                                first[i]};
         if (exact && !b->sums_are_given) sums = abn_backward_exact_sums(b, c);
-        if (resumming) { /* these sums are of SLOPE_BY_PARAM: only the gradient of channel_param is new */
+        if (resumming) {
             b->sums.param[c] = sums.param;
             continue;
         }
@@ -233,54 +254,55 @@ static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, cons
     return b->sums.param != NULL && !resumming;
 }
 
-/* Channel run by channel run: adds to the sums in `partial` or, if that is NULL, computes dx. The source of guarded
- * channels is their saved xhat. */
+/* Computes the goal channel run by channel run; sums are added to `partial`. The source of guarded channels is their
+ * saved xhat. */
 static void for_each_run(const abn_backward_operation *b, const abn_tile *tile, const abn_span *span,
-                         const abn_constants *constants, void *partial, int slope) {
+                         const abn_constants *constants, goal goal, void *partial) {
     const abn_operation *op = &b->op;
     for (abn_channel_run run = {0}; abn_next_channel_run(op, &b->context->guard, tile, span, constants, &run);) {
         const int guarded = run.flags & ABN_GUARDED, from = guarded && b->from == ABN_FROM_Z ? ABN_FROM_X : b->from;
         run.constants.param = b->context->activation_param;
         run.constants.training = b->count > 0;
+        /* The identity, relu and relu6 of the residual are clamps; the others have no kernel for whole tiles. */
         run.constants.residual_low = b->context->residual_activation == ABN_IDENTITY ? -INFINITY : 0;
         run.constants.residual_high = b->context->residual_activation == ABN_RELU6 ? 6 : INFINITY;
         run.constants.add_to_residual = op->add_to_residual;
-        if (!partial && run.flags & ABN_EXACT) {
+        if (goal == WRITE_DX && run.flags & ABN_EXACT) {
             abn_backward_exact_apply(b, &run);
             continue;
         }
         if (!b->kernels || (guarded && b->from == ABN_FROM_Y)) {
-            for_each_segment(b, &run, partial, slope);
+            for_each_segment(b, &run, goal, partial);
             continue;
         }
         if (guarded) run.tile.source = run.xhat;
-        if (partial)
-            b->kernels->gradient_sums[from](&run.tile, &run.constants, abn_partial_at(op, partial, run.offset));
-        else
+        if (goal == WRITE_DX)
             b->kernels->gradient_apply[from](&run.tile, &run.constants);
+        else
+            b->kernels->gradient_sums[from](&run.tile, &run.constants, abn_partial_at(op, partial, run.offset));
     }
 }
 
-static void sums(const abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
-                 void *partial, int resumming) {
-    for_each_run((const abn_backward_operation *)op, tile, span, constants, partial,
-                 resumming ? SLOPE_BY_PARAM : SLOPE_BY_Y);
+static void sum_tile(const abn_operation *op, const abn_tile *tile, const abn_span *span,
+                     const abn_constants *constants, void *partial, int resumming) {
+    for_each_run((const abn_backward_operation *)op, tile, span, constants, resumming ? SUM_PARAM : SUM_DY, partial);
 }
 
-static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
-                  int thread) {
+static void write_tile(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
+                       int thread) {
     (void)thread;
-    for_each_run((const abn_backward_operation *)op, tile, span, constants, NULL, SLOPE_BY_Y);
+    for_each_run((const abn_backward_operation *)op, tile, span, constants, WRITE_DX, NULL);
 }
 
-/* True if computing w and the slopes twice, in sums and in apply, costs more than storing and reloading them. */
-static int is_worth_scratch(const abn_backward_operation *b) {
+/* True if sum_tile should leave w and the slopes in scratch for write_tile: computing them twice would cost more than
+ * storing and loading them. */
+static int wants_scratch(const abn_backward_operation *b) {
     const int cheap = abn_activation_table[b->context->activation].traits & ABN_CHEAP;
     const abn_dtype dtype = b->context->kept.dtype;
     return !cheap && b->op.sums && b->op.apply && abn_real_size(dtype) == abn_dtype_size(dtype);
 }
 
-/* The number of arrays of the batch's size that pass through the cache. */
+/* The number of arrays of the batch's size that pass through the cache: what forward kept, dz, and others if used. */
 static int count_arrays(const abn_backward_operation *b) {
     const abn_operation *op = &b->op;
     return 2 + (op->destination.data && op->destination.data != op->gradient.data) + (op->residual.data != NULL) +
@@ -297,14 +319,14 @@ static int has_tile_kernels(const abn_backward_operation *b) {
     return b->op.kernels->of[context->activation].gradient_sums[b->from] != NULL;
 }
 
-static abn_status run(const abn_machine *machine, abn_backward_operation *b, const abn_batch *dz) {
+static abn_status run_backward(const abn_machine *machine, abn_backward_operation *b, const abn_batch *dz) {
     const abn_context *context = b->context;
     abn_operation *op = &b->op;
     op->source = context->kept;
     op->gradient = *dz;
     op->residual = context->residual;
     op->mask = context->mask;
-    op->wants_scratch = is_worth_scratch(b);
+    op->wants_scratch = wants_scratch(b);
     op->arrays = count_arrays(b);
     op->begin = begin;
     op->sums_constants = 1 << ABN_CENTRE | 1 << ABN_SCALE | 1 << ABN_SHIFT;
@@ -321,41 +343,41 @@ static abn_status run(const abn_machine *machine, abn_backward_operation *b, con
 }
 
 abn_status abn_backward_reduce(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
-                               const abn_sums *to) {
-    abn_backward_operation b = {.op = {.sums = sums, .finish = finish}, .context = context, .sums = *to};
-    return run(machine, &b, dz);
+                               const abn_sums *sums) {
+    abn_backward_operation b = {.op = {.sums = sum_tile, .finish = finish_sums}, .context = context, .sums = *sums};
+    return run_backward(machine, &b, dz);
 }
 
 abn_status abn_backward_apply(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
-                              const abn_gradients *to, const abn_sums *given, double count) {
+                              const abn_gradients *to, const abn_sums *sums, double count) {
     const int recomputes = abn_sums_may_hide_overflow(context, count);
     abn_backward_operation b = {
         .op = {.destination = to->dx,
                .residual_gradient = to->residual,
                .add_to_residual = to->add_to_residual,
-               .sums = recomputes ? sums : NULL,
-               .finish = recomputes ? finish : NULL,
-               .apply = apply},
+               .sums = recomputes ? sum_tile : NULL,
+               .finish = recomputes ? finish_sums : NULL,
+               .apply = write_tile},
         .context = context,
-        .sums = {given->dy, given->dy_xhat, NULL},
+        .sums = {sums->dy, sums->dy_xhat, NULL},
         .sums_are_given = 1,
         .count = count,
     };
-    return run(machine, &b, dz);
+    return run_backward(machine, &b, dz);
 }
 
 abn_status abn_backward(const abn_machine *machine, const abn_context *context, const abn_batch *dz,
-                        const abn_gradients *to, const abn_sums *filled, int training) {
+                        const abn_gradients *to, const abn_sums *sums, int training) {
     abn_backward_operation b = {
         .op = {.destination = to->dx,
                .residual_gradient = to->residual,
                .add_to_residual = to->add_to_residual,
-               .sums = sums,
-               .finish = finish,
-               .apply = apply},
+               .sums = sum_tile,
+               .finish = finish_sums,
+               .apply = write_tile},
         .context = context,
-        .sums = *filled,
+        .sums = *sums,
         .count = training ? (double)abn_valid_positions(dz, &context->mask) : 0,
     };
-    return run(machine, &b, dz);
+    return run_backward(machine, &b, dz);
 }

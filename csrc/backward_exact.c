@@ -13,7 +13,7 @@ typedef struct {
     double y, dy, xhat;
 } exact_values;
 
-static double exact_result(const abn_backward_operation *b, ptrdiff_t channel, exact_values values) {
+static double exact_dx(const abn_backward_operation *b, ptrdiff_t channel, exact_values values) {
     const abn_norm *norm = &b->context->norm;
     double dx = values.dy;
     if (b->count > 0) dx -= (b->sums.dy[channel] + values.xhat * b->sums.dy_xhat[channel]) / b->count;
@@ -99,7 +99,7 @@ void abn_backward_exact_apply(const abn_backward_operation *b, const abn_channel
                                      .dz = abn_element_from(op, segment.tile.gradient, i),
                                      .residual = residual_of(b, abn_element_from(op, segment.tile.residual, i))};
             const exact_values values = exact_element(b, c, segment.index + i, in);
-            abn_store_element(dtype, abn_at(op, segment.tile.destination.data, 0, 0, i), exact_result(b, c, values));
+            abn_store_element(dtype, abn_at(op, segment.tile.destination.data, 0, 0, i), exact_dx(b, c, values));
             if (!segment.tile.residual_gradient.data) continue;
             void *to = abn_at(op, segment.tile.residual_gradient.data, 0, 0, i);
             abn_store_element(dtype, to, values.dy + (op->add_to_residual ? abn_load_element(dtype, to) : 0));

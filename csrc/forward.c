@@ -24,28 +24,35 @@ static void set_shift(abn_forward_operation *f, ptrdiff_t channel, double shift)
     abn_set_constant(&f->op, ABN_SHIFT, channel, shift + 0.0);
 }
 
-/* centre is the mean rounded to real. The shift compensates for the rounding error:
- * xhat = (x - centre) * inv_std + (centre - mean) * inv_std. */
+/* The constants with which kernels compute y and xhat from x:
+ *
+ *     y    = (x - centre) * scale      + shift         scale      = weight * inv_std
+ *     xhat = (x - centre) * xhat_scale + xhat_shift    xhat_scale = inv_std
+ *
+ * centre is the mean rounded to real; the shifts compensate for the rounding error. With ABN_KEEP_XHAT y is computed
+ * from the stored xhat instead: scale = weight, shift = bias. */
 static void set_constants(abn_forward_operation *f, ptrdiff_t channel, ptrdiff_t channels) {
     const abn_norm *norm = &f->context->norm;
     const abn_dtype dtype = f->op.source.dtype;
-    const int from_xhat = f->context->keep == ABN_KEEP_XHAT;
+    const int y_from_xhat = f->context->keep == ABN_KEEP_XHAT;
     for (ptrdiff_t c = channel; c < channel + channels; c++) {
         const double centre = abn_round_to_real(dtype, norm->mean[c]);
-        const double inv_std = norm->inv_std[c], lost = isfinite(centre) ? centre - norm->mean[c] : 0;
-        const double scale = norm->weight[c] * inv_std, shift = norm->bias[c] + lost * inv_std * norm->weight[c];
+        const double inv_std = norm->inv_std[c], rounding_error = isfinite(centre) ? centre - norm->mean[c] : 0;
+        const double scale = norm->weight[c] * inv_std;
+        const double shift = norm->bias[c] + rounding_error * inv_std * norm->weight[c];
         abn_set_constant(&f->op, ABN_CENTRE, c, centre);
-        abn_set_constant(&f->op, ABN_SCALE, c, from_xhat ? norm->weight[c] : scale);
-        set_shift(f, c, from_xhat ? norm->bias[c] : shift);
+        abn_set_constant(&f->op, ABN_SCALE, c, y_from_xhat ? norm->weight[c] : scale);
+        set_shift(f, c, y_from_xhat ? norm->bias[c] : shift);
         abn_set_constant(&f->op, ABN_XHAT_SCALE, c, inv_std);
-        abn_set_constant(&f->op, ABN_XHAT_SHIFT, c, lost * inv_std);
+        abn_set_constant(&f->op, ABN_XHAT_SHIFT, c, rounding_error * inv_std);
         if (!abn_constant_fits(dtype, scale) || !abn_constant_fits(dtype, inv_std) ||
             !abn_centre_fits(dtype, norm->mean[c], norm->var[c], f->op.per_channel))
             f->op.channel_flags[c] |= ABN_EXACT;
     }
 }
 
-/* The constants that do not depend on the statistics. */
+/* The constants that do not depend on the statistics. The limit of the residual is infinite, so that it escapes no
+ * element, in channels whose xhat backward does not recover from y or z. */
 static void set_fixed_constants(abn_forward_operation *f) {
     const abn_context *context = f->context;
     if (context->residual.data) f->op.apply_constants |= 1 << ABN_RESIDUAL_LIMIT;
@@ -64,8 +71,8 @@ static void set_inv_std(const abn_norm *norm, ptrdiff_t channel, ptrdiff_t chann
     for (ptrdiff_t c = channel; c < channel + channels; c++) norm->inv_std[c] = 1 / sqrt(norm->var[c] + norm->eps);
 }
 
-static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, const double *first, const double *second,
-                  int resumming) {
+static int finish_statistics(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, const double *first,
+                             const double *second, int resumming) {
     abn_forward_operation *f = (abn_forward_operation *)op;
     const abn_moments moments = {f->context->norm.mean, f->context->norm.var, f->context->norm.eps};
     if (abn_moments_finish(op, moments, channel, channels, first, second, resumming)) return 1;
@@ -74,7 +81,7 @@ static int finish(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels, cons
     return 0;
 }
 
-static void begin_given(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
+static void begin_with_given_statistics(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels) {
     abn_forward_operation *f = (abn_forward_operation *)op;
     set_inv_std(&f->context->norm, channel, channels);
     set_constants(f, channel, channels);
@@ -108,12 +115,13 @@ static void push_escapes(const abn_forward_operation *f, const abn_channel_run *
     }
 }
 
-/* True if backward recovers xhat of this run from y or z, and some of its elements may have to be escaped. */
-static int may_escape(const abn_forward_operation *f, const abn_channel_run *run) {
+/* True if elements of this run may have to be escaped: backward recovers xhat from y or z, and a rule applies. */
+static int has_escape_rule(const abn_forward_operation *f, const abn_channel_run *run) {
     return f->escape_lists && abn_recovers_xhat(f->context) && !(run->flags & ABN_GUARDED);
 }
 
-static int settles_signs(const abn_forward_operation *f, const abn_channel_run *run) {
+/* True if rounding the saved xhat of this run may change the sign of y. */
+static int needs_settled_signs(const abn_forward_operation *f, const abn_channel_run *run) {
     return run->flags & ABN_GUARDED && abn_needs_settled_sign(f);
 }
 
@@ -125,9 +133,19 @@ static void settle_signs(const abn_forward_operation *f, const abn_channel_run *
     }
 }
 
-/* Stores xhat of a segment, over x or in the guard. Elements whose xhat overflows the storage type are escaped. */
-static void save_xhat(const abn_forward_operation *f, const abn_channel_run *run, const abn_segment *segment,
-                      abn_escape_list *list, abn_workspace *workspace) {
+/* True if xhat of this run is stored: over x with ABN_KEEP_XHAT, in the guard for guarded channels. */
+static int stores_xhat(const abn_forward_operation *f, const abn_channel_run *run) {
+    return f->context->keep == ABN_KEEP_XHAT || run->flags & ABN_GUARDED;
+}
+
+/* True if a stored xhat of this run may overflow the storage type, so that each element must be checked. */
+static int may_overflow(const abn_forward_operation *f, const abn_channel_run *run) {
+    return stores_xhat(f, run) && (run->flags & ABN_EXACT || f->largest_xhat < INFINITY);
+}
+
+/* Stores xhat of a segment. Elements whose xhat overflows the storage type are escaped. */
+static void store_xhat_of_segment(const abn_forward_operation *f, const abn_channel_run *run,
+                                  const abn_segment *segment, abn_escape_list *list, abn_workspace *workspace) {
     const abn_segment_kernels *kernels = &f->op.kernels->segment;
     const ptrdiff_t n = segment->tile.length;
     const void *x = segment->tile.source.data, *to = run->flags & ABN_GUARDED ? segment->xhat.data : x;
@@ -142,22 +160,24 @@ static void save_xhat(const abn_forward_operation *f, const abn_channel_run *run
     kernels->narrow(workspace->y, n, (void *)(uintptr_t)to);
 }
 
-static void put_y(const abn_forward_operation *f, const abn_channel_run *run, const abn_segment *segment,
-                  abn_escape escaped, abn_workspace *workspace) {
+/* Replaces y of one element of a segment, before the residual is added, by that of its escaped xhat. */
+static void replace_y(const abn_forward_operation *f, const abn_channel_run *run, const abn_segment *segment,
+                      abn_escape escaped, abn_workspace *workspace) {
     const ptrdiff_t i = (ptrdiff_t)(escaped.index - segment->index);
     const ptrdiff_t channel = abn_element_of(&f->op, &run->span, segment->row, segment->column + i).channel;
     const abn_norm *norm = &f->context->norm;
     abn_set_real(f->op.source.dtype, workspace->y, i, norm->weight[channel] * escaped.xhat + norm->bias[channel]);
 }
 
-/* Replaces y of elements whose stored xhat overflowed: those in the list from `first` on, and those in the context. */
-static void put_escapes(const abn_forward_operation *f, const abn_channel_run *run, const abn_segment *segment,
-                        const abn_escape_list *list, ptrdiff_t first, abn_workspace *workspace) {
+/* With ABN_KEEP_XHAT: replaces y of the elements whose stored xhat overflowed. In forward these are the entries of the
+ * list from `first` on, in recompute the escapes of the context. */
+static void replace_overflowed(const abn_forward_operation *f, const abn_channel_run *run, const abn_segment *segment,
+                               const abn_escape_list *list, ptrdiff_t first, abn_workspace *workspace) {
     const abn_escapes *escapes = &f->context->escapes;
     const int64_t end = segment->index + segment->tile.length;
-    for (ptrdiff_t e = first; list && e < list->count; e++) put_y(f, run, segment, list->entries[e], workspace);
+    for (ptrdiff_t e = first; list && e < list->count; e++) replace_y(f, run, segment, list->entries[e], workspace);
     for (ptrdiff_t e = abn_escapes_from(escapes, segment->index); e < escapes->count && escapes->index[e] < end; e++)
-        put_y(f, run, segment, (abn_escape){escapes->index[e], escapes->xhat[e]}, workspace);
+        replace_y(f, run, segment, (abn_escape){escapes->index[e], escapes->xhat[e]}, workspace);
 }
 
 /* Computes y of a segment into the workspace and records escaped elements and the branch mask. Entries of the list from
@@ -169,14 +189,14 @@ static void compute_y(const abn_forward_operation *f, const abn_channel_run *run
     const void *x = segment->tile.source.data, *residual = segment->tile.residual.data;
     const ptrdiff_t n = segment->tile.length;
     uint64_t *bits = workspace->branch_mask;
-    if (may_escape(f, run)) {
+    if (has_escape_rule(f, run)) {
         if (kernels->scan(x, residual, n, &constants, &f->rule, workspace->y, bits, workspace->escaped))
             push_escapes(f, run, segment, workspace->escaped, list);
         if (f->context->branch_mask) abn_branch_mask_put(f->context->branch_mask, segment->index, bits, n);
         return;
     }
     kernels->normalize(x, n, &constants, workspace->y);
-    if (f->context->keep == ABN_KEEP_XHAT) put_escapes(f, run, segment, list, first, workspace);
+    if (f->context->keep == ABN_KEEP_XHAT) replace_overflowed(f, run, segment, list, first, workspace);
     if (residual) kernels->add(residual, n, workspace->y);
 }
 
@@ -190,9 +210,9 @@ static void store_y(const abn_forward_operation *f, const abn_tile *tile, abn_wo
         kernels->widen(tile->source.data, tile->length, workspace->y);
 }
 
-/* Computes z of a channel run, except for its first `done` elements. saves_xhat: stores xhat as well. */
+/* Computes z of a channel run, except for its first `done` elements, and stores xhat if that may overflow. */
 static void apply_to_segments(const abn_forward_operation *f, const abn_channel_run *run, ptrdiff_t done,
-                              abn_escape_list *list, int saves_xhat) {
+                              abn_escape_list *list) {
     const abn_operation *op = &f->op;
     const int is_real = abn_dtype_size(op->source.dtype) == abn_real_size(op->source.dtype);
     const ptrdiff_t length = run->tile.length;
@@ -200,9 +220,9 @@ static void apply_to_segments(const abn_forward_operation *f, const abn_channel_
     for (abn_segment segment = {.row = done / length, .next = done % length}; abn_next_segment(op, run, &segment);) {
         const abn_tile *tile = &segment.tile;
         const ptrdiff_t n = tile->length, first = list ? list->count : 0;
-        if (saves_xhat) save_xhat(f, run, &segment, list, &workspace);
+        if (may_overflow(f, run) && !f->recomputing) store_xhat_of_segment(f, run, &segment, list, &workspace);
         compute_y(f, run, &segment, list, first, &workspace);
-        if (settles_signs(f, run)) settle_signs(f, run, &segment, &workspace);
+        if (needs_settled_signs(f, run)) settle_signs(f, run, &segment, &workspace);
         if (writes_y(f)) store_y(f, tile, &workspace);
         /* Without conversion or padding, z is written directly, else by way of the workspace. */
         void *z = is_real && n % ABN_PADDING == 0 ? tile->destination.data : workspace.y;
@@ -214,8 +234,7 @@ static void apply_to_segments(const abn_forward_operation *f, const abn_channel_
 
 /* ---- apply ------------------------------------------------------------------------------------------------ */
 
-/* Stores xhat of a channel run, over x or in the guard. */
-static void write_xhat(const abn_forward_operation *f, const abn_channel_run *run) {
+static void store_xhat_of_run(const abn_forward_operation *f, const abn_channel_run *run) {
     const abn_input to = run->flags & ABN_GUARDED ? run->xhat : run->tile.source;
     const abn_constants constants = constants_of_xhat(run->constants);
     abn_tile tile = run->tile;
@@ -223,55 +242,56 @@ static void write_xhat(const abn_forward_operation *f, const abn_channel_run *ru
     f->identity->apply(&tile, &constants);
 }
 
-/* Returns how many elements were computed: all, or some of those before the first |residual| above its limit. */
-static ptrdiff_t apply_whole_tile(const abn_forward_operation *f, const abn_tile *tile,
-                                  const abn_constants *constants) {
-    if (writes_y(f)) return f->tile_kernels->keep_y(tile, constants);
-    if (f->op.residual.data) return f->tile_kernels->apply_residual(tile, constants);
-    f->tile_kernels->apply(tile, constants);
+/* Computes z with a kernel for whole tiles, if there is one. It stops at a |residual| above its limit, since it cannot
+ * escape elements. Returns how many leading elements it computed; the others are left to apply_to_segments. */
+static ptrdiff_t apply_to_whole_tile(const abn_forward_operation *f, const abn_channel_run *run) {
+    const abn_constants constants = constants_of_y(f, run->constants);
+    const abn_tile *tile = &run->tile;
+    if (!f->tile_kernels || may_overflow(f, run) || needs_settled_signs(f, run)) return 0;
+    if (writes_y(f)) return f->tile_kernels->keep_y(tile, &constants);
+    if (f->op.residual.data) return f->tile_kernels->apply_residual(tile, &constants);
+    f->tile_kernels->apply(tile, &constants);
     return tile->rows * tile->length;
 }
 
+/* ABN_EXACT channels are computed in double, except y and z of ABN_KEEP_XHAT: those come from the stored xhat. */
 static void apply(abn_operation *op, const abn_tile *tile, const abn_span *span, const abn_constants *constants,
                   int thread) {
     abn_forward_operation *f = (abn_forward_operation *)op;
     abn_escape_list *list = f->escape_lists ? &f->escape_lists[thread] : NULL;
-    const int keeps_xhat = f->context->keep == ABN_KEEP_XHAT;
     for (abn_channel_run run = {0}; abn_next_channel_run(op, &f->context->guard, tile, span, constants, &run);) {
-        const int exact = run.flags & ABN_EXACT, has_xhat = keeps_xhat || run.flags & ABN_GUARDED;
-        const int by_segment = has_xhat && (exact || f->largest_xhat < INFINITY);
-        const int saves_xhat = has_xhat && !f->recomputing;
         run.constants.param = f->context->activation_param;
-        if (exact && !keeps_xhat) {
+        if (run.flags & ABN_EXACT && f->context->keep != ABN_KEEP_XHAT) {
             abn_forward_exact_apply(f, &run, list);
             continue;
         }
-        if (saves_xhat && !by_segment) write_xhat(f, &run);
-        const abn_constants of_y = constants_of_y(f, run.constants);
-        const int whole = f->tile_kernels && !by_segment && !settles_signs(f, &run);
-        const ptrdiff_t done = whole ? apply_whole_tile(f, &run.tile, &of_y) : 0;
-        if (done < run.tile.rows * run.tile.length) apply_to_segments(f, &run, done, list, saves_xhat && by_segment);
+        if (stores_xhat(f, &run) && !may_overflow(f, &run) && !f->recomputing) store_xhat_of_run(f, &run);
+        const ptrdiff_t done = apply_to_whole_tile(f, &run);
+        if (done < run.tile.rows * run.tile.length) apply_to_segments(f, &run, done, list);
     }
 }
 
+/* The constants that the kernels read to compute y and xhat. */
 enum {
-    AFFINE = 1 << ABN_CENTRE | 1 << ABN_SCALE | 1 << ABN_SHIFT,
-    OF_XHAT = 1 << ABN_XHAT_SCALE | 1 << ABN_XHAT_SHIFT | 1 << ABN_ZERO,
+    Y_CONSTANTS = 1 << ABN_CENTRE | 1 << ABN_SCALE | 1 << ABN_SHIFT,
+    XHAT_CONSTANTS = 1 << ABN_XHAT_SCALE | 1 << ABN_XHAT_SHIFT | 1 << ABN_ZERO,
 };
 
 /* Chooses kernels and sets the constants that do not depend on the statistics. Call after abn_walk_open. */
 static void choose_kernels(abn_forward_operation *f) {
     const abn_tile_kernels *of = f->op.kernels->of;
     const abn_tile_kernels *whole = &of[f->context->activation];
-    const int may_escape = abn_recovers_xhat(f->context) && !f->recomputing && abn_can_escape(f->rule);
+    /* Kernels for whole tiles compare the residual with its limit, but not y with the escape rule. */
+    const int scans_y = abn_recovers_xhat(f->context) && !f->recomputing && abn_can_escape(f->rule);
     /* Elements of a recompute whose stored xhat overflowed are replaced segment by segment. */
     const int replaces_y = f->context->keep == ABN_KEEP_XHAT && f->context->escapes.count > 0;
     const int has_kernels = writes_y(f) ? whole->keep_y != NULL : whole->apply != NULL;
     f->identity = &of[ABN_IDENTITY];
-    f->tile_kernels = may_escape || replaces_y || !has_kernels ? NULL : whole;
+    f->tile_kernels = scans_y || replaces_y || !has_kernels ? NULL : whole;
     set_fixed_constants(f);
 }
 
+/* The batch's own statistics bound xhat by the square root of the number of elements, which does not overflow. */
 static double largest_xhat(const abn_context *context) {
     return context->statistics_given ? abn_largest_of(context->kept.dtype) : INFINITY;
 }
@@ -306,9 +326,9 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
                .mask = context->mask,
                .arrays = (context->keep == ABN_KEEP_Z ? 1 : 2) + (context->residual.data != NULL),
                .apply = apply,
-               .begin = begin_given,
+               .begin = begin_with_given_statistics,
                .sums_constants = 1 << ABN_SUMS_CENTRE,
-               .apply_constants = AFFINE},
+               .apply_constants = Y_CONSTANTS},
         .context = context,
         .rule = abn_escape_rule_for(context, training),
         .largest_xhat = largest_xhat(context),
@@ -316,12 +336,12 @@ abn_status abn_forward(const abn_machine *machine, const abn_batch *x, const abn
     if (training) {
         f.op.begin = abn_moments_begin;
         f.op.sums = abn_moments_sums;
-        f.op.finish = finish;
+        f.op.finish = finish_statistics;
     }
     abn_status status = abn_walk_open(&f.op, machine, &context->guard);
     if (status != ABN_OK) return status;
     choose_kernels(&f);
-    if (context->guard.count > 0 || context->keep == ABN_KEEP_XHAT) f.op.apply_constants |= OF_XHAT;
+    if (context->guard.count > 0 || context->keep == ABN_KEEP_XHAT) f.op.apply_constants |= XHAT_CONSTANTS;
     status = walk_with_escapes(&f, machine->threads);
     abn_walk_close(&f.op);
     return status;
@@ -346,18 +366,18 @@ static void begin_recompute(abn_operation *op, ptrdiff_t channel, ptrdiff_t chan
  * them negative, the compiled copies of an expression may return different ones. The guard is passed for that alone: it
  * divides tiles into the same channel runs. Several threads may recompute from one context: it is read only. */
 abn_status abn_recompute(const abn_machine *machine, const abn_context *context, const abn_batch *z) {
-    abn_context same = *context;
-    if (context->keep == ABN_KEEP_Y) same.residual.data = NULL; /* y includes it */
+    abn_context copy = *context; /* not changed below, but the operation's pointer to it is not const */
+    if (context->keep == ABN_KEEP_Y) copy.residual.data = NULL; /* y includes it */
     abn_forward_operation f = {
         .op = {.source = context->kept,
                .destination = *z,
-               .residual = same.residual,
+               .residual = copy.residual,
                .mask = context->mask,
-               .arrays = 2 + (same.residual.data != NULL),
+               .arrays = 2 + (copy.residual.data != NULL),
                .apply = apply,
                .begin = begin_recompute,
-               .apply_constants = AFFINE | OF_XHAT},
-        .context = &same,
+               .apply_constants = Y_CONSTANTS | XHAT_CONSTANTS},
+        .context = &copy,
         .largest_xhat = largest_xhat(context),
         .recomputing = 1,
     };

@@ -47,9 +47,10 @@ static void apply_element(const abn_forward_operation *f, const abn_segment *seg
     const double residual = abn_element_from(op, segment->tile.residual, i);
     const double y = y_of(f, segment, at.channel, i, xhat);
     const int keeps_y = context->keep == ABN_KEEP_Y;
-    const double from = keeps_y ? store_y(f, segment, i, y) : y;
+    const double rounded_y = keeps_y ? store_y(f, segment, i, y) : y;
     void *to = abn_at(op, segment->tile.destination.data, 0, 0, i);
-    abn_store_element(dtype, to, abn_activation_value(context->activation, abn_param_at(context, at.channel), from));
+    abn_store_element(dtype, to,
+                      abn_activation_value(context->activation, abn_param_at(context, at.channel), rounded_y));
     const void *kept = keeps_y ? abn_at(op, segment->tile.source.data, 0, 0, i) : to;
     if (segment->xhat.data) {
         store_xhat(f, segment, i, xhat, segment->xhat.data, list);

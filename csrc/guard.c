@@ -1,4 +1,5 @@
-/* The kept y, or z, stores y = weight * xhat + bias + residual with the rounding error u of the storage type. Recovering
+/* The kept y, or z, stores y = weight * xhat + bias + residual with the rounding error u of the storage type.
+ * Recovering
  *
  *     xhat = (y - bias - residual) / weight
  *

@@ -1,4 +1,5 @@
-/* Which channels must be guarded and which elements escaped, because y or z does not determine xhat accurately (abn.h). */
+/* Which channels must be guarded and which elements escaped, because y or z does not determine xhat accurately: abn.h
+ * defines both terms. */
 #ifndef ABN_GUARD_H
 #define ABN_GUARD_H
 
