@@ -112,7 +112,7 @@ typedef struct {
     double *mean, *var, *inv_std; /* var is biased; inv_std = 1 / sqrt(var + eps) */
 } abn_norm;
 
-/* Guarded channels: their xhat cannot be recovered accurately from y or z and is saved. slot[c] is the channel's index in
+/* Guarded channels: xhat cannot be recovered accurately from y or z and is saved. slot[c] is the channel's index in
  * xhat, or -1. xhat has `count` channels in the layout of the batch, contiguous, in its dtype: (count, N, S)
  * channels-first, (N, S, count) channels-last; with a mask N*S is mask.valid. count == 0: slot and xhat may be NULL. */
 typedef struct {
@@ -154,7 +154,7 @@ typedef struct {
     double activation_param;     /* ABN_ONE_PARAM, ABN_NONZERO_PARAM */
     const double *channel_param; /* ABN_CHANNEL_PARAM: `channels` doubles, of any sign; else NULL */
     abn_batch residual;          /* y = weight * xhat + bias + residual; read only. data == NULL: none */
-    /* Backward with ABN_KEEP_Y: `residual` holds another layer's y, and the residual is this activation of it, without a
+    /* Backward with ABN_KEEP_Y: `residual` holds another layer's y; the residual is this activation of it, without a
      * channel_param. ABN_IDENTITY, the value 0, otherwise. */
     abn_activation residual_activation;
     double residual_param;

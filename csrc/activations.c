@@ -195,9 +195,8 @@ static double least_size(abn_dtype dtype) {
 }
 
 /* The activation is flat at its minimum: a rounding error u of z becomes an error u / |y - minimum| of the slope.
- * Closer than this it exceeds the rounding error of dx, and elements are escaped (the limit of
- * float is lower than that).
- * If y is N(0, 1), 0.1 % (float), 0.001 % (double), 0.5 to 0.9 % (half types) of the elements are. */
+ * Elements closer than this are escaped. A greater distance would lower the error and cost more memory: if y is
+ * N(0, 1), 0.1 % (float), 0.001 % (double), 0.5 to 0.9 % (half types) of the elements are escaped. */
 static double nearest_to_minimum(abn_dtype dtype) {
     static const double nearest[ABN_DTYPES] = {1.5e-3, 1e-5, 0.014, 0.01};
     return nearest[dtype];

@@ -57,7 +57,7 @@ struct abn_operation {
     /* Set by the caller before abn_walk_open. A batch with data == NULL is not used. */
     abn_batch source, gradient, destination, residual, residual_gradient;
     int arrays;          /* how many arrays of the batch's size pass through the cache */
-    int rewrites_source; /* apply writes xhat over source */
+    int rewrites_source; /* apply writes xhat or y over source */
     int add_to_residual; /* residual_gradient += dy rather than = dy */
     abn_mask mask;
     unsigned sums_constants, apply_constants; /* bit 1 << which: the step reads constants[which] */

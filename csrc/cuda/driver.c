@@ -193,7 +193,7 @@ int abn_cuda_describe(int device, abn_cuda_device *to, char *error) {
     return 0;
 }
 
-/* ---- compilation -------------------------------------------------------------------------------------------------- */
+/* ---- compilation ------------------------------------------------------------------------------------------- */
 
 static char *joined_source(void) {
     size_t bytes = 1;
@@ -240,7 +240,7 @@ int abn_cuda_compile(const char *const *options, int count, void **image, size_t
     return result;
 }
 
-/* ---- devices ------------------------------------------------------------------------------------------------------ */
+/* ---- devices ----------------------------------------------------------------------------------------------- */
 
 /* Makes the primary context of a device current, which is the one that PyTorch and CuPy use. *pushed: leave() must be
  * called. */

@@ -23,7 +23,8 @@ INLINE void add_moments(moments *m, vector x) {
     }
 }
 
-/* Sums of d = x - shift and d^2. The shift is the first element of the part: x minus the mean would lose no more digits. */
+/* Sums of d = x - shift and d^2. The shift is the first element of the part: x minus the mean would lose no more
+ * digits. */
 KERNEL(cuda_forward_sums) {
     const abn_cuda_pass *p = &pass;
     LET_NEXT_START();
@@ -77,8 +78,9 @@ INLINE int needs_guard(real weight, real bias, real slope, real most_bias) {
     return !(v_abs(bias) <= most_bias * size && size >= (real)0x1p-100 && size <= (real)0x1p100);
 }
 
-/* The channel's slot. Without room in the side buffer, a channel just beyond the limit does without; the next forward has
- * room, since the host reads the report. LESS_DIGITS: the factor by which the error of its xhat may exceed the usual one. */
+/* The channel's slot. Without room in the side buffer, a channel just beyond the limit does without; the next forward
+ * has room, since the host reads the report. LESS_DIGITS: the factor by which the error of its xhat may exceed the
+ * usual one. */
 #define LESS_DIGITS 16
 INLINE int32_t slot_of(const abn_cuda_pass *p, real weight, real bias, real slope, int residual_is_large) {
     const real most_bias = (real)p->most_bias;
@@ -206,8 +208,8 @@ INLINE void forward_constants_of(const abn_cuda_pass *p, abn_place at, forward_c
     }
 }
 
-/* Backward of a guarded channel of prelu computes the sign of y from the stored xhat. If rounding changed that sign, the
- * adjacent number has it (guard.c). */
+/* Backward of a guarded channel of prelu computes the sign of y from the stored xhat. If rounding changed that sign,
+ * the adjacent number has it (guard.c). */
 INLINE storage settle_sign(storage xhat, real weight, real bias, real y) {
 #if defined(ABN_DTYPE_FLOAT16) || defined(ABN_DTYPE_BFLOAT16)
     const real rounded = v_fma(to_real(xhat), weight, bias);

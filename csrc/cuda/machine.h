@@ -1,4 +1,5 @@
-/* The few things that differ between a GPU (NVRTC) and the host, where tests run the same kernels one thread at a time. */
+/* The few things that differ between a GPU (NVRTC) and the host, where tests run the same kernels one thread at a
+ * time. */
 #ifndef ABN_CUDA_MACHINE_H
 #define ABN_CUDA_MACHINE_H
 

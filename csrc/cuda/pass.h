@@ -1,11 +1,13 @@
 /* What a host and a GPU agree on: the parameters of one call of a kernel. Included by C and by NVRTC.
  *
- * A call works on a batch of images x channels x positions, without gaps. Two ways to divide it, as a plan (plan.h) chooses:
+ * A call works on a batch of images x channels x positions, without gaps. Two ways to divide it, as a plan (plan.h)
+ * chooses:
  *
  *     ABN_PLANES    channels-first, large images. A block works on one part of one channel.
  *     ABN_COLUMNS   a matrix whose columns belong to one channel each: channels-last (a row is a position, a column a
- *                   channel), or channels-first with small images (a row is an image, each channel has `repeat` adjacent
- *                   columns). A block works on a tile of columns and a part of the rows; a thread keeps its columns.
+ *                   channel), or channels-first with small images (a row is an image, each channel has `repeat`
+ *                   adjacent columns). A block works on a tile of columns and a part of the rows; a thread keeps its
+ *                   columns.
  *
  * "Real": the arithmetic type, float, or double for float64 storage. */
 #ifndef ABN_CUDA_PASS_H
@@ -19,7 +21,8 @@
  *     from x        v = x - centre, centre = mean
  *     from xhat     v = xhat, centre = 0
  * and y = v * scale + shift + residual, xhat = v * xhat_scale + xhat_shift.
- * slot: the channel's index in the side buffer of guarded channels, ABN_UNGUARDED, or ABN_LOST if the buffer is full. */
+ * slot: the channel's index in the side buffer of guarded channels, ABN_UNGUARDED, or ABN_LOST if the buffer is
+ * full. */
 enum {
     ABN_SAVED_CENTRE,
     ABN_SAVED_SCALE,
@@ -58,8 +61,9 @@ typedef struct {
     int32_t tile_x, tile_y;  /* threads of a block along columns and along units */
     int32_t tiles;           /* blocks along the columns, or channels */
     int64_t columns, repeat; /* ABN_COLUMNS */
-    /* Units, which are vectors of elements of a channel (ABN_PLANES) or rows of the matrix (ABN_COLUMNS), are divided into
-     * parts, a block of the sums each, and parts into splits, a block of the second pass each. The last may be shorter. */
+    /* Units, which are vectors of elements of a channel (ABN_PLANES) or rows of the matrix (ABN_COLUMNS), are divided
+     * into parts, a block of the sums each, and parts into splits, a block of the second pass each. The last may be
+     * shorter. */
     int64_t units, part_length, split_length;
     int32_t parts, splits;
     /* ---- arrays of the batch's size; NULL: not used */

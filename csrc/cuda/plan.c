@@ -70,7 +70,8 @@ static void use_planes(abn_cuda_plan *plan, abn_dtype dtype) {
     g->tiles = (int32_t)g->channels;
 }
 
-/* Parts of at least `per_part` units, at most as many as give `blocks` blocks, and splits of about `per_split` units. */
+/* Parts of at least `per_part` units, at most as many as give `blocks` blocks, and splits of about `per_split`
+ * units. */
 static void divide(abn_cuda_pass *g, int64_t per_part, int64_t blocks, int64_t per_split) {
     const int64_t parts = most(1, least(divided(g->units, per_part), blocks / g->tiles));
     g->part_length = most(1, divided(g->units, parts));

@@ -1,5 +1,5 @@
-/* How the kernels divide a batch of a given shape among blocks and threads. It depends on shape, layout, storage type and
- * the number of multiprocessors alone, and so do the results. */
+/* How the kernels divide a batch of a given shape among blocks and threads. It depends on shape, layout, storage type
+ * and the number of multiprocessors alone, and so do the results. */
 #ifndef ABN_CUDA_PLAN_H
 #define ABN_CUDA_PLAN_H
 

@@ -1,5 +1,5 @@
-/* Loads and stores of ABN_WIDTH adjacent elements, as one access of up to 16 bytes. Half types are widened to float, and
- * rounded to nearest even. */
+/* Loads and stores of ABN_WIDTH adjacent elements, as one access of up to 16 bytes. Half types are widened to float,
+ * and rounded to nearest even. */
 #ifndef ABN_CUDA_VECTORS_H
 #define ABN_CUDA_VECTORS_H
 

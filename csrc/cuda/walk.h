@@ -156,8 +156,8 @@ typedef struct ALIGNED(LANES * sizeof(real) > 16 ? 16 : LANES * sizeof(real)) {
     real lane[LANES];
 } lane_numbers;
 
-/* The numbers of array `which` of `arrays` for the channels of a thread's lanes. Those of a row are adjacent: the number of
- * channels is a multiple of ABN_WIDTH. */
+/* The numbers of array `which` of `arrays` for the channels of a thread's lanes. Those of a row are adjacent: the
+ * number of channels is a multiple of ABN_WIDTH. */
 INLINE lane_numbers numbers_at(const abn_cuda_pass *p, const void *arrays, int which, abn_place at) {
     const real *array = (const real *)arrays + which * p->channels;
     lane_numbers numbers;

@@ -1,6 +1,6 @@
 #include "addressed.h"
 
-/* `state->raw_bfloat16` stands for bfloat16 without ml_dtypes, its elements as uint16. */
+/* bfloat16 is raw_bfloat16, a dtype of uint16, since ml_dtypes may not be installed. */
 PyArray_Descr *addressed_dtype(const binding_state *state, PyObject *got) {
     static const struct {
         const char *name;

@@ -13,14 +13,13 @@
     NAME(RUNNING_VAR, running_var) NAME(TRAINING, training) NAME(MOMENTUM, momentum) NAME(EPS, eps) \
     NAME(ACTIVATION, activation) NAME(ACTIVATION_PARAM, activation_param) NAME(STRATEGY, strategy) \
     NAME(CHANNEL_AXIS, channel_axis) NAME(RESIDUAL, residual) NAME(SLOPE, slope) NAME(MASK, mask) \
-    NAME(THREADS, threads) NAME(ISA, isa) NAME(MEAN, mean) NAME(VAR, var) NAME(COUNT, count) NAME(CTX, ctx) NAME(DZ, dz) \
-    NAME(OVERWRITE, overwrite) NAME(RESIDUAL_GRAD, residual_grad) NAME(SUM_DY, sum_dy) \
+    NAME(THREADS, threads) NAME(ISA, isa) NAME(MEAN, mean) NAME(VAR, var) NAME(COUNT, count) NAME(CTX, ctx) \
+    NAME(DZ, dz) NAME(OVERWRITE, overwrite) NAME(RESIDUAL_GRAD, residual_grad) NAME(SUM_DY, sum_dy) \
     NAME(SUM_DY_XHAT, sum_dy_xhat) NAME(OUT, out) NAME(N, n) NAME(A, a) NAME(B, b) NAME(C, c) NAME(D, d) \
-    NAME(PREFETCH, prefetch) NAME(ARRAY, array) \
-    NAME(HOLD, hold) NAME(KEPT, kept) NAME(KEEP, keep) NAME(RESIDUAL_OUT, residual_out) \
-    NAME(RESIDUAL_ACTIVATION, residual_activation) NAME(RESIDUAL_ACTIVATION_PARAM, residual_activation_param) \
-    NAME(OWNER, owner) NAME(ROLE, role) NAME(WRITER, writer) NAME(RECORDER, recorder) \
-    NAME(STATE, state)
+    NAME(PREFETCH, prefetch) NAME(ARRAY, array) NAME(HOLD, hold) NAME(KEPT, kept) NAME(KEEP, keep) \
+    NAME(RESIDUAL_OUT, residual_out) NAME(RESIDUAL_ACTIVATION, residual_activation) \
+    NAME(RESIDUAL_ACTIVATION_PARAM, residual_activation_param) \
+    NAME(OWNER, owner) NAME(ROLE, role) NAME(WRITER, writer) NAME(RECORDER, recorder) NAME(STATE, state)
 /* clang-format on */
 
 #define NAME_ID(upper, lower) NAME_##upper,

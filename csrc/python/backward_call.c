@@ -1,4 +1,4 @@
-/* backward, and its two halves backward_reduce and backward_apply. */
+/* The functions backward, backward_reduce and backward_apply. */
 #include "addressed.h"
 #include "calls.h"
 #include "context.h"

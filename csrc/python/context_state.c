@@ -187,8 +187,8 @@ static int description_read(saved_state *s) {
     return slopes_check(s);
 }
 
-/* The array under this key, borrowed: of the wanted type, contiguous, with `ndim` lengths, each as wanted unless that is
- * -1. NULL with an exception if there is another object, without one if there is none. */
+/* The array under this key, borrowed: of the wanted type, contiguous, with `ndim` lengths, each as wanted unless that
+ * is -1. NULL with an exception if there is another object, without one if there is none. */
 static PyArrayObject *array_of(const saved_state *s, const char *key, PyArray_Descr *dtype, int ndim,
                                const npy_intp *dims) {
     PyObject *got = PyDict_GetItemString(s->dict, key);

@@ -1,5 +1,5 @@
-/* What inplace_abn/_cuda needs of csrc/cuda: opening the libraries, compiling, loading, memory of the host. The launches
- * are in cuda_plan.c. */
+/* What inplace_abn/_cuda needs of csrc/cuda: opening the libraries, compiling, loading, memory of the host. The
+ * launches are in cuda_plan.c. */
 #include "cuda_calls.h"
 
 #include <stdlib.h>

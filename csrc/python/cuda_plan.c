@@ -40,7 +40,7 @@ static void plan_dealloc(PyObject *self) {
 }
 
 /* The addresses args[0 .. count), into `to`; 0, or -1 with an exception. */
-static int addresses(PyObject *const *args, int count, void **to) {
+static int read_addresses(PyObject *const *args, int count, void **to) {
     for (int i = 0; i < count; i++) {
         to[i] = args[i] == Py_None ? NULL : PyLong_AsVoidPtr(args[i]);
         if (!to[i] && PyErr_Occurred()) return -1;
@@ -48,7 +48,7 @@ static int addresses(PyObject *const *args, int count, void **to) {
     return 0;
 }
 
-static int numbers(PyObject *const *args, int count, double *to) {
+static int read_numbers(PyObject *const *args, int count, double *to) {
     for (int i = 0; i < count; i++) {
         to[i] = PyFloat_AsDouble(args[i]);
         if (to[i] == -1 && PyErr_Occurred()) return -1;
@@ -81,29 +81,30 @@ static PyObject *plan_forward(PyObject *of, PyObject *const *args, Py_ssize_t co
     enum { STREAM, X, Z, RESIDUAL, WEIGHT, BIAS, SLOPE, MEAN, VAR, SAVED, SCRATCH, XHAT, REPORT, ADDRESSES };
     enum { CAPACITY, TRAINING, MOMENTUM, EPS, PARAM, MOST_BIAS, NUMBERS };
     cuda_plan *self = (cuda_plan *)of;
-    void *at[ADDRESSES];
+    void *address[ADDRESSES];
     double number[NUMBERS];
     if (check_count("forward", count, ADDRESSES + NUMBERS) < 0) return NULL;
-    if (addresses(args, ADDRESSES, at) < 0 || numbers(args + ADDRESSES, NUMBERS, number) < 0) return NULL;
+    if (read_addresses(args, ADDRESSES, address) < 0 || read_numbers(args + ADDRESSES, NUMBERS, number) < 0)
+        return NULL;
     abn_cuda_pass pass = self->plan.geometry;
-    pass.source = at[X];
-    pass.destination = at[Z];
-    pass.residual = at[RESIDUAL];
-    pass.weight = at[WEIGHT];
-    pass.bias = at[BIAS];
-    pass.slope = at[SLOPE];
-    pass.running_mean = at[MEAN];
-    pass.running_var = at[VAR];
-    pass.saved = at[SAVED];
-    pass.xhat = at[XHAT];
-    pass.report = at[REPORT];
+    pass.source = address[X];
+    pass.destination = address[Z];
+    pass.residual = address[RESIDUAL];
+    pass.weight = address[WEIGHT];
+    pass.bias = address[BIAS];
+    pass.slope = address[SLOPE];
+    pass.running_mean = address[MEAN];
+    pass.running_var = address[VAR];
+    pass.saved = address[SAVED];
+    pass.xhat = address[XHAT];
+    pass.report = address[REPORT];
     pass.capacity = (int32_t)number[CAPACITY];
     pass.training = number[TRAINING] != 0;
     pass.momentum = number[MOMENTUM];
     pass.eps = number[EPS];
     pass.param = number[PARAM];
     pass.most_bias = number[MOST_BIAS];
-    return run(self, &pass, at[STREAM], at[SCRATCH], 0);
+    return run(self, &pass, address[STREAM], address[SCRATCH], 0);
 }
 
 PyDoc_STRVAR(
@@ -115,24 +116,25 @@ static PyObject *plan_backward(PyObject *of, PyObject *const *args, Py_ssize_t c
     enum { STREAM, KEPT, DZ, RESIDUAL, DX, DRESIDUAL, DWEIGHT, DBIAS, DSLOPE, SAVED, SCRATCH, XHAT, ADDRESSES };
     enum { TRAINING, PARAM, NUMBERS };
     cuda_plan *self = (cuda_plan *)of;
-    void *at[ADDRESSES];
+    void *address[ADDRESSES];
     double number[NUMBERS];
     if (check_count("backward", count, ADDRESSES + NUMBERS) < 0) return NULL;
-    if (addresses(args, ADDRESSES, at) < 0 || numbers(args + ADDRESSES, NUMBERS, number) < 0) return NULL;
+    if (read_addresses(args, ADDRESSES, address) < 0 || read_numbers(args + ADDRESSES, NUMBERS, number) < 0)
+        return NULL;
     abn_cuda_pass pass = self->plan.geometry;
-    pass.source = at[KEPT];
-    pass.gradient = at[DZ];
-    pass.residual = at[RESIDUAL];
-    pass.destination = at[DX];
-    pass.residual_gradient = at[DRESIDUAL];
-    pass.weight_gradient = at[DWEIGHT];
-    pass.bias_gradient = at[DBIAS];
-    pass.slope_gradient = at[DSLOPE];
-    pass.saved = at[SAVED];
-    pass.xhat = at[XHAT];
+    pass.source = address[KEPT];
+    pass.gradient = address[DZ];
+    pass.residual = address[RESIDUAL];
+    pass.destination = address[DX];
+    pass.residual_gradient = address[DRESIDUAL];
+    pass.weight_gradient = address[DWEIGHT];
+    pass.bias_gradient = address[DBIAS];
+    pass.slope_gradient = address[DSLOPE];
+    pass.saved = address[SAVED];
+    pass.xhat = address[XHAT];
     pass.training = number[TRAINING] != 0;
     pass.param = number[PARAM];
-    return run(self, &pass, at[STREAM], at[SCRATCH], 1);
+    return run(self, &pass, address[STREAM], address[SCRATCH], 1);
 }
 
 static PyObject *plan_saved_bytes(PyObject *self, void *Py_UNUSED(closure)) {

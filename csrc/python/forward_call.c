@@ -8,6 +8,8 @@
 #include <float.h>
 #include <math.h>
 
+/* Strategies with the same fields are the same to the core: "checkpoint" and "standard" differ in what layers let
+ * others recompute, "inplace" is another name of "inplace_2". */
 const strategy_info strategy_table[STRATEGIES] = {
     {"standard", ABN_KEEP_X, ABN_SCHEME_II},
     {"checkpoint", ABN_KEEP_X, ABN_SCHEME_II},
@@ -132,19 +134,19 @@ static int options_read(forward_call *call) {
 
 /* Elements per channel of the statistics: at least 2, or 0 for an empty batch. */
 static int count_check(forward_call *call) {
-    const npy_intp own = call->mask.valid;
+    const npy_intp valid = call->mask.valid;
     PyObject *shape;
-    if (!call->is_normalize) call->count = (double)own;
+    if (!call->is_normalize) call->count = (double)valid;
     if (!isfinite(call->count) || call->count < 0.0)
         return refuse_number(NAME_COUNT, "at least 0 and finite", call->count);
-    if (!call->training || call->count > 1.0 || (call->count == 0.0 && own * call->x.core.channels == 0)) return 0;
+    if (!call->training || call->count > 1.0 || (call->count == 0.0 && valid * call->x.core.channels == 0)) return 0;
     if (call->is_normalize)
         return refuse_number(NAME_COUNT, "more than 1 element per channel behind mean and var", call->count);
     if (call->mask.array) {
         PyErr_Format(PyExc_ValueError,
                      "mask must leave more than 1 valid position in training, got %zd of %zd; use a larger batch or "
                      "training=False",
-                     (Py_ssize_t)own, (Py_ssize_t)batch_per_channel(&call->x));
+                     (Py_ssize_t)valid, (Py_ssize_t)batch_per_channel(&call->x));
         return -1;
     }
     shape = PyArray_IntTupleFromIntp(call->x.ndim, call->x.shape);

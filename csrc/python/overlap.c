@@ -53,8 +53,8 @@ footprint footprint_of_array(const PyArrayObject *array) {
 
 footprint footprint_of_range(const void *data, npy_intp nbytes) { return footprint_of(data, nbytes, NULL, 0); }
 
-/* The part of a footprint at the first step of its widest stride. */
-static footprint inside(const footprint *f) {
+/* The part of a footprint at the first step of its widest stride; the other parts are copies of it, a stride apart. */
+static footprint first_part_of(const footprint *f) {
     const npy_intp others = (f->steps[0].count - 1) * f->steps[0].stride;
     footprint part = {.low = f->low, .high = f->high - (uintptr_t)others, .run = f->run, .depth = f->depth - 1};
     for (int i = 0; i < part.depth; i++) part.steps[i] = f->steps[i + 1];
@@ -63,10 +63,12 @@ static footprint inside(const footprint *f) {
 
 static npy_intp floor_divide(npy_intp a, npy_intp b) { return a / b - (a % b < 0); }
 
-/* True if the footprints share a byte, or if *left comparisons are too few to decide. Compares the other footprint with
- * each step of the wider stride whose range overlaps it. If both have the same stride, only the difference i of
- * their step indices matters, and ranges overlap for at most two values of i. */
-static int meet(const footprint *a, const footprint *b, int *left) {
+/* True if the footprints share a byte, or if *left comparisons are too few to decide.
+ *
+ * Compares the parts of the footprint with the wider stride, part + i * stride, with the rest: the other footprint.
+ * Only the i whose ranges of addresses overlap are compared. If the other footprint has the same stride, the rest is
+ * its first part, and i is the difference of two step indices: it may be negative, and at most two of them overlap. */
+static int share(const footprint *a, const footprint *b, int *left) {
     const footprint *wide = a, *other = b;
     if (a->low >= b->high || b->low >= a->high) return 0;
     if (a->depth == 0 && b->depth == 0) return 1;
@@ -74,31 +76,31 @@ static int meet(const footprint *a, const footprint *b, int *left) {
         wide = b;
         other = a;
     }
-    const footprint part = inside(wide);
+    const footprint part = first_part_of(wide);
     footprint rest = *other;
     const npy_intp stride = wide->steps[0].stride;
     npy_intp first = 0, last = wide->steps[0].count - 1;
     if (other->depth > 0 && other->steps[0].stride == stride) {
-        rest = inside(other);
+        rest = first_part_of(other);
         first = 1 - other->steps[0].count;
     }
-    const npy_intp behind = floor_divide((npy_intp)(rest.low - part.high), stride) + 1;
-    const npy_intp before = floor_divide((npy_intp)(rest.high - part.low) - 1, stride);
-    if (first < behind) first = behind;
-    if (last > before) last = before;
+    const npy_intp first_overlap = floor_divide((npy_intp)(rest.low - part.high), stride) + 1;
+    const npy_intp last_overlap = floor_divide((npy_intp)(rest.high - part.low) - 1, stride);
+    if (first < first_overlap) first = first_overlap;
+    if (last > last_overlap) last = last_overlap;
     for (npy_intp i = first; i <= last; i++) {
         if (--*left < 0) return 1;
         footprint moved = part;
         moved.low += (uintptr_t)(i * stride);
         moved.high += (uintptr_t)(i * stride);
-        if (meet(&moved, &rest, left)) return 1;
+        if (share(&moved, &rest, left)) return 1;
     }
     return 0;
 }
 
 int footprints_share(const footprint *a, const footprint *b) {
     int left = MOST_COMPARISONS;
-    return meet(a, b, &left);
+    return share(a, b, &left);
 }
 
 int refuse_overlap(const footprint *written, const char *written_name, const footprint *other, const char *other_name) {

@@ -189,7 +189,7 @@ PyType_Spec saved_array_spec = {
     .slots = slots,
 };
 
-/* ---- functions that query the registry-------------------------------------------------------------------------- */
+/* ---- functions that query the registry ------------------------------------------------------------------------ */
 
 PyObject *call_saved_by(PyObject *module, PyObject *const *args, Py_ssize_t positionals, PyObject *kwnames) {
     binding_state *state = state_of(module);

@@ -5,9 +5,9 @@
 
 static const char *type_text(int type) { return type == NPY_DOUBLE ? "float64" : "float32"; }
 
-/* An array of one dimension and this type number. */
-static int line_open(binding_state *state, PyObject *got, const char *name, int type, const char *writer,
-                     PyArrayObject **array) {
+/* An array of one dimension and this type number: NPY_FLOAT or NPY_DOUBLE. */
+static int one_dimensional_open(binding_state *state, PyObject *got, const char *name, int type, const char *writer,
+                                PyArrayObject **array) {
     if (check_kind(state, got, name, array) < 0) return -1;
     if (PyArray_TYPE(*array) != type) {
         PyErr_Format(PyExc_TypeError, "%s must be %s, got %S; pass %s.astype(numpy.%s)", name, type_text(type),
@@ -22,13 +22,14 @@ static int line_open(binding_state *state, PyObject *got, const char *name, int 
     return check_memory(state, *array, name, writer);
 }
 
+/* A vector of `channels` elements; if `or_one`, one of a single element for all channels is accepted too. */
 static int channels_open(binding_state *state, PyObject *got, name_id name, npy_intp channels, int or_one, int type,
                          const char *writer, vector *v) {
     PyArrayObject *array;
     npy_intp length;
     *v = (vector){.name = name_texts[name]};
     if (!is_provided(got)) return 0;
-    if (line_open(state, got, v->name, type, writer, &array) < 0) return -1;
+    if (one_dimensional_open(state, got, v->name, type, writer, &array) < 0) return -1;
     length = PyArray_DIM(array, 0);
     if (length != channels && !(or_one && length == 1)) {
         PyErr_Format(PyExc_ValueError, "%s must have shape (%zd,), one element per channel,%s got (%zd,)", v->name,
@@ -60,7 +61,7 @@ int slope_open(binding_state *state, PyObject *got, npy_intp channels, int type,
 int stream_open(binding_state *state, PyObject *got, name_id name, npy_intp count, const char *writer,
                 PyArrayObject **array) {
     const char *text = name_texts[name];
-    if (line_open(state, got, text, NPY_FLOAT, writer, array) < 0) return -1;
+    if (one_dimensional_open(state, got, text, NPY_FLOAT, writer, array) < 0) return -1;
     if (!PyArray_IS_C_CONTIGUOUS(*array)) {
         PyErr_Format(PyExc_ValueError, "%s must be contiguous, got a stride of %zd bytes", text,
                      (Py_ssize_t)PyArray_STRIDE(*array, 0));

@@ -1,5 +1,5 @@
-/* The functions of CUDA's driver that csrc/cuda/driver.c uses, for one device whose memory is the host's. An image is the
- * path of a library, simulated_kernels.c. Launches run at once. Tests set the variables. */
+/* The functions of CUDA's driver that csrc/cuda/driver.c uses, for one device whose memory is the host's. An image is
+ * the path of a library, simulated_kernels.c. Launches run at once. Tests set the variables. */
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdlib.h>

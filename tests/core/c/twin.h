@@ -51,7 +51,8 @@ twin twin_draw(const problem *of, unsigned seed);
 void twin_solve(twin *t, const problem *of);
 void twin_free(twin *t);
 
-/* How backward obtains an element: RECOVERED from y or z, or ESCAPED. UNDECIDED: within the rounding error of a limit. */
+/* How backward obtains an element: RECOVERED from y or z, or ESCAPED. UNDECIDED: within the rounding error of a
+ * limit. */
 typedef enum { RECOVERED, UNDECIDED, ESCAPED } recovery;
 recovery twin_recovery(const twin *t, const problem *of, ptrdiff_t channel, ptrdiff_t element);
 
