@@ -117,7 +117,7 @@ class Step:
 
     def __init__(self, exchange, channels, settings):
         self.exchange, self.channels, self.settings = exchange, channels, settings
-        self._done = False
+        self._done, self._merged = False, None
 
     def __enter__(self):
         return self
@@ -133,6 +133,8 @@ class Step:
     def merged_statistics(self, mean, var, count):
         """Return mean, biased variance and count of the union of all batches, equal in all processes.
 
+        Another call returns the same without an exchange, for a forward that is repeated.
+
         Parameters
         ----------
         mean, var : float64 ndarray of shape (C,)
@@ -140,6 +142,8 @@ class Step:
         count : int
             Its elements per channel.
         """
+        if self._merged is not None:
+            return self._merged
         rows = self._gather(np.concatenate([mean, var, [count]]))
         means, variances = rows[:, : self.channels], rows[:, self.channels : -1]
         mean, var, count = functional.merge_statistics(means, variances, rows[:, -1])
@@ -148,7 +152,13 @@ class Step:
                 "x must have more than 1 value per channel in all processes together, got 1; use larger "
                 "batches or larger images, or eval(), for the running statistics"
             )
-        return mean, var, count
+        self._merged = mean, var, count
+        return self._merged
+
+    @property
+    def count(self):
+        """Elements per channel of all batches, after `merged_statistics`."""
+        return self._merged[2]
 
     def total_sums(self, sums):
         """Return the totals of two sums of shape (C,) over all processes, added up in the order of ranks."""

@@ -122,7 +122,6 @@ class SyncABN(ABN):
             raise ValueError(f"x must be writeable with strategy {self.strategy!r}, got a read-only array")
         found = functional.statistics(x, channel_axis=self.channel_axis, mask=mask)
         mean, var, count = ctx.step.merged_statistics(*found)
-        ctx.count = count
         return ctx.normalize(x, mean=mean, var=var, count=count, residual=residual, mask=mask, **arguments)
 
     def _normalization_gradients(self, ctx, dz, overwrite):
@@ -134,8 +133,8 @@ class SyncABN(ABN):
             sum_dy, sum_dy_xhat = step.total_sums(sums)
         dresidual = np.empty_like(dz) if "residual" in normalization.saved else None
         dx = functional.backward_apply(
-            normalization, dz, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=ctx.count, overwrite=overwrite,
-            residual_out=dresidual,
+            normalization, dz, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=forward.count,
+            overwrite=overwrite, residual_out=dresidual,
         )  # fmt: skip
         found = functional.Gradients(dx, sums.sum_dy_xhat, sums.sum_dy, dresidual=dresidual)
         if self.weight is not None:

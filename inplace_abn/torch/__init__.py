@@ -22,6 +22,18 @@ if _torch.torch_version.TorchVersion(_torch.__version__) < (2, 4):
 from . import functions, recipes  # noqa: E402, F401
 from .conversion import Report, convert, report, revert  # noqa: E402
 from .modules import ABN, InPlaceABN, InPlaceABNSync  # noqa: E402
+from .synchronization import convert_sync, set_active_group  # noqa: E402
 from .weights import standard_weights  # noqa: E402
 
-__all__ = ["ABN", "InPlaceABN", "InPlaceABNSync", "Report", "convert", "report", "revert", "standard_weights"]
+__all__ = [
+    "ABN",
+    "InPlaceABN",
+    "InPlaceABNSync",
+    "Report",
+    "convert",
+    "convert_sync",
+    "report",
+    "revert",
+    "set_active_group",
+    "standard_weights",
+]

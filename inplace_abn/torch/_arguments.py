@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..distributed.exchange import Exchange, Step
+
 
 class Again(NamedTuple):
     """A module, and the tensor from which it has computed x."""
@@ -28,8 +30,10 @@ class Normalization(NamedTuple):
         The module, for messages.
     again : Again, optional
         How to compute x again, if the tensor that is written over x shall not be kept.
-    group : torch.distributed.ProcessGroup, optional
-        The processes whose batches are normalized as one.
+    exchange : Exchange, optional
+        Connects the processes whose batches are normalized as one.
+    step : Step, optional
+        What this call exchanges.
     owner : torch.nn.Module or Tensor, optional
         The module, or the weight of a call without a module. Kernels for GPUs remember for it how many
         channels have a tiny weight.
@@ -44,5 +48,6 @@ class Normalization(NamedTuple):
     param: float | tuple[float, float]
     name: str
     again: Again | None = None
-    group: object = None
+    exchange: Exchange | None = None
+    step: Step | None = None
     owner: object = None

@@ -10,6 +10,7 @@ from . import _kernels
 from ._activations import activate, check_activation
 from ._hooks import hooks_outside
 from ._in_place import apply_in_place, apply_keep_pre_activation, evaluate
+from ._synchronized import begin
 from ._tensors import VECTOR_DTYPES, is_dense
 
 _PLAIN = (Parameter, Tensor)  # their memory is all that they are
@@ -29,8 +30,12 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
     overwrite : bool
         True if the caller does not need x any more.
     """
+    if norm.exchange is not None and norm.step is None:
+        with begin(x, norm) as step:
+            norm = norm._replace(step=step)
+            return batch_norm(x, weight, bias, residual, slope, norm, overwrite=overwrite)
     check_activation(norm.activation, slope)
-    if norm.group is not None:
+    if norm.step is not None:
         _check_synchronized(x)
     elif not has_kernels(x) or not _fits(x, weight, bias, norm):
         return with_stock_operations(x, weight, bias, residual, slope, norm)

@@ -43,23 +43,24 @@ def forward(x, weight, bias, residual, slope, norm, z=None):
     running_mean = vector("running_mean", norm.running_mean, dtype, channels)
     running_var = vector("running_var", norm.running_var, dtype, channels)
     slope = vector("slope", slope, dtype, None)
-    if norm.group is not None:
-        context = _synchronized.forward(x, weight, bias, slope, running_mean, running_var, residual, norm)
-    else:
-        main = described(x)
-        _, context = _core.forward(
-            main, weight=described_vector(weight), bias=described_vector(bias),
-            running_mean=described_vector(running_mean), running_var=described_vector(running_var),
-            training=norm.training, momentum=norm.momentum, eps=norm.eps, activation=norm.activation,
-            activation_param=norm.param, strategy="inplace" if z is None else "pre_activation",
-            residual=like(main, residual), slope=described_vector(slope),
-            out=like(main, z), hold=False,
-        )  # fmt: skip
+    main = described(x)
+    function, statistics = _core.forward, {"training": norm.training}
+    if norm.step is not None:
+        function, statistics = _core.normalize, _synchronized.merged_statistics(norm.step, main)
+    _, context = function(
+        main, **statistics, weight=described_vector(weight), bias=described_vector(bias),
+        running_mean=described_vector(running_mean), running_var=described_vector(running_var),
+        momentum=norm.momentum, eps=norm.eps, activation=norm.activation, activation_param=norm.param,
+        strategy="inplace" if z is None else "pre_activation", residual=like(main, residual),
+        slope=described_vector(slope), out=like(main, z), hold=False,
+    )  # fmt: skip
     if norm.training:
         for given, updated in ((norm.running_mean, running_mean), (norm.running_var, running_var)):
             if updated is not given:
                 given.copy_(updated)
-    return context
+    if norm.step is None:
+        return context
+    return _synchronized.SynchronizedContext(context, norm.step, weight is not None, bias is not None)
 
 
 def forward_keeping_y(x, weight, bias, residual, slope, norm):
@@ -109,4 +110,4 @@ def backward_keeping_y(context, dz, y, residual, norm, overwrite):
 
 def _is_fused(norm):
     """Return True if the core computes the activation in the same pass as y."""
-    return norm.group is None and norm.activation in ACTIVATIONS
+    return norm.activation in ACTIVATIONS

@@ -9,6 +9,7 @@ from .._cuda import guard
 from ._activations import ACTIVATIONS, default_param, has_inverse
 from ._arguments import Normalization
 from ._dispatch import batch_norm
+from ._synchronized import exchange_of
 
 __all__ = ["ACTIVATIONS", "fuse", "has_inverse", "is_fused", "unfuse"]
 
@@ -36,8 +37,8 @@ def fuse(module, name=None):
 
 
 def unfuse(module):
-    """Undo `fuse`; returns the same object."""
-    if is_fused(module):
+    """Undo `fuse`, except for synchronized batch norms, which need it; returns the same object."""
+    if is_fused(module) and not module.synchronized:
         if type(module) is not _fused_class(module._original):
             raise TypeError(
                 f"the class of module was changed after fuse, to {type(module).__name__}; undo that first"
@@ -53,7 +54,16 @@ def is_fused(module):
 
 
 class Fused:
-    """The call of a batch norm on which `fuse` was called."""
+    """The call of a batch norm on which `fuse` was called.
+
+    Attributes
+    ----------
+    synchronized : bool
+        True: training takes the statistics of all processes of `group`; see `convert_sync`.
+    group : torch.distributed.ProcessGroup or None
+    """
+
+    synchronized, group = False, None
 
     def forward(
         self, x, *, activation=None, activation_param=None, residual=None, slope=None, copy_first=False,
@@ -80,7 +90,9 @@ class Fused:
             The producer of x: see `inplace_abn.torch.recipes.run_again`.
         """
         if activation is None and residual is None:
-            return super().forward(x)
+            if not (self.synchronized and self.training):
+                return super().forward(x)
+            copy_first = True
         self._check_input_dim(x)
         norm = normalization(self, activation or "identity", activation_param, self._name)
         if again is not None:
@@ -115,9 +127,11 @@ def normalization(module, activation, param, name):
         training = True
     if param is None:
         param = default_param(activation)
+    exchange = exchange_of(module) if module.synchronized and module.training else None
     return Normalization(
-        running_mean, running_var, training, momentum, module.eps, activation, param, name, owner=module
-    )
+        running_mean, running_var, training, momentum, module.eps, activation, param, name, owner=module,
+        exchange=exchange,
+    )  # fmt: skip
 
 
 def parameter(module, name):

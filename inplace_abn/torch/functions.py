@@ -5,7 +5,7 @@ timm imports them for its models with ``InplaceAbn``; `inplace_abn.functions` ha
 
 from ._arguments import Normalization
 from ._dispatch import batch_norm
-from ._synchronized import group_of_several
+from ._synchronized import new_exchange
 
 __all__ = ["inplace_abn", "inplace_abn_sync"]
 
@@ -53,23 +53,27 @@ def inplace_abn_sync(
     x, weight, bias, running_mean, running_var, training=True, momentum=0.1, eps=1e-5,
     activation="leaky_relu", activation_param=0.01, group=None, *, weight_mode="abs",
 ):  # fmt: skip
-    """`inplace_abn` with the statistics of all processes of a group, as `InPlaceABNSync`."""
-    group = group_of_several(group) if training else None
+    """`inplace_abn` with the statistics of all processes of a group, as `InPlaceABNSync`.
+
+    Each call compares the settings of the processes in an additional collective operation; a module does it
+    in its first call alone.
+    """
+    exchange = new_exchange(group) if training else None
     return _inplace_abn(
         x, weight, bias, running_mean, running_var, training, momentum, eps, activation, activation_param,
-        weight_mode, group,
+        weight_mode, exchange,
     )  # fmt: skip
 
 
 def _inplace_abn(
     x, weight, bias, running_mean, running_var, training, momentum, eps, activation, activation_param,
-    weight_mode, group,
+    weight_mode, exchange,
 ):  # fmt: skip
     owner = weight
     if weight_mode == "abs" and weight is not None:
         weight = weight.abs() + eps
     norm = Normalization(
         running_mean, running_var, training, momentum, eps, activation, activation_param, "inplace_abn",
-        group=group, owner=owner,
+        owner=owner, exchange=exchange,
     )  # fmt: skip
     return batch_norm(x, weight, bias, None, None, norm, overwrite=True)

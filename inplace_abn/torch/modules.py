@@ -10,7 +10,6 @@ from torch import nn
 from .._cuda import guard
 from ._activations import check_activation
 from ._dispatch import batch_norm
-from ._synchronized import group_of_several
 from .batch_norm import normalization, parameter
 
 __all__ = ["ABN", "InPlaceABN", "InPlaceABNSync"]
@@ -62,6 +61,7 @@ class ABN(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
     """
 
     _overwrites_input = False
+    synchronized, group = False, None
 
     def __init__(
         self, num_features, eps=1e-5, momentum=0.1, affine=True, activation="leaky_relu",
@@ -152,9 +152,11 @@ class InPlaceABN(ABN):
 class InPlaceABNSync(InPlaceABN):
     """`InPlaceABN` with the statistics of all processes of a group: section 4 of the paper.
 
-    The group must be able to exchange CPU tensors, as those of the backend gloo. Batches may have different
-    sizes, also none. Gradients of weight, bias and slope are the share of each process; average or add them
-    up as `torch.nn.parallel.DistributedDataParallel` does.
+    In training, each forward and each backward makes one collective operation, the first forward one more,
+    which compares the settings; all processes must call the same modules in the same order. Batches may have
+    different sizes, also none. The group must be able to exchange CPU tensors, as those of the backend gloo;
+    its time-out is that for processes that do not call. Gradients of weight, bias and slope are the share of
+    each process; average or add them up as `torch.nn.parallel.DistributedDataParallel` does.
 
     Parameters
     ----------
@@ -164,7 +166,18 @@ class InPlaceABNSync(InPlaceABN):
         None is the default group.
     **others : object
         As for `ABN`: track_running_stats, num_slopes, weight_mode, device, dtype.
+
+    Raises
+    ------
+    ValueError
+        In a training forward, in every process, if num_features, dtype, eps, momentum, activation or
+        activation_param differ. It names the argument and the rank. No tensor is written.
+    RuntimeError
+        In a call, if another process raised an error in the same call before it exchanged anything. No tensor
+        is written. Also from `torch.distributed`, after the time-out of the group.
     """
+
+    synchronized = True
 
     def __init__(
         self, num_features, eps=1e-5, momentum=0.1, affine=True, activation="leaky_relu",
@@ -173,6 +186,6 @@ class InPlaceABNSync(InPlaceABN):
         super().__init__(num_features, eps, momentum, affine, activation, activation_param, **others)
         self.group = group
 
-    def _normalization(self):
-        norm = super()._normalization()
-        return norm._replace(group=group_of_several(self.group)) if norm.training else norm
+    def set_group(self, group):
+        """Set the group of the next forward; None is the default group."""
+        self.group = group
