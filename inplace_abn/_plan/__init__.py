@@ -1,5 +1,7 @@
 """What a training step of a network needs, from shapes alone: nothing is run, and nothing is allocated."""
 
+import sys
+
 import numpy as np
 
 from .._activations import KEEPS
@@ -31,8 +33,9 @@ def plan(
 
     Parameters
     ----------
-    network : Layer, str or function
+    network : Layer, str, function or torch.nn.Module
         A network. Or a name of `inplace_abn.models`. Or a function of a strategy that returns a network.
+        A module of PyTorch runs on fake tensors.
     input_shape : tuple of int
         Of a batch, such as (32, 3, 224, 224).
     dtype : dtype
@@ -42,7 +45,9 @@ def plan(
     budget : str, optional
         Memory of the machine, with a unit: "16GiB", "500MB".
     strategies : sequence of str, optional
-        None in it stands for the network as it is. Default: those that differ in memory.
+        None in it stands for the network as it is. Default: those that differ in memory. For a module: None,
+        and what `inplace_abn.torch.convert` makes of it: "inplace"; "inplace, again", with
+        ``recompute_stem`` and ``recompute_projections``; "inplace, leaky_relu", with that activation.
     loss : {"cross_entropy", "mse", None}
         None: the gradient of the result is given.
     classes : int, optional
@@ -78,20 +83,24 @@ def plan(
     shape = _shape(input_shape)
     budget, dtype = limits.budget_of(budget), np.dtype(dtype)
     _check(optimizer, loss, channel_axis, multiple)
-    options = {"optimizer": optimizer, "loss": loss, "classes": classes, "axis": channel_axis}
+    kind = (
+        _Torch(network, shape, dtype, optimizer=optimizer, loss=loss)
+        if _is_module(network)
+        else _Layers(
+            network, shape, dtype, optimizer=optimizer, loss=loss, classes=classes, axis=channel_axis
+        )
+    )
     found = Plan(_name(network), shape, dtype.name, budget)
-    for strategy in STRATEGIES if strategies is None else strategies:
+    for strategy in kind.strategies if strategies is None else strategies:
         if strategy is not None:
-            choice("strategies", strategy, KEEPS)
-        found.strategies.append(_of_strategy(network, strategy, shape, dtype, budget, multiple, options))
+            choice("strategies", strategy, kind.all_strategies)
+        found.strategies.append(_of_strategy(kind, strategy, budget, multiple))
     possible = [one for one in found.strategies if one.step is not None]
     if not possible:
         raise ValueError("; ".join(f"{one.strategy}: {one.reason}" for one in found.strategies))
-    if advice:
-        first = found.strategies[0]
-        base = None if first.strategy == AS_IT_IS else first.strategy
-        if first.step is not None:
-            found.advice = advice_for(network, base, shape, dtype, first.step, **options)
+    first = found.strategies[0]
+    if advice and first.step is not None:
+        found.advice = kind.advice(None if first.strategy == AS_IT_IS else first.strategy, first.step)
     _explain_what_fits(found)
     return found
 
@@ -100,23 +109,67 @@ def plan(
 AS_IT_IS = "as it is"
 
 
-def _of_strategy(network, strategy, shape, dtype, budget, multiple, options):
-    one = StrategyPlan(AS_IT_IS if strategy is None else strategy)
+class _Layers:
+    """How networks of layers are planned."""
+
+    strategies, all_strategies = STRATEGIES, tuple(KEEPS)
+
+    def __init__(self, network, shape, dtype, **options):
+        self.network, self.shape, self.dtype, self.options = network, shape, dtype, options
+        self.axis = options.get("axis", 1)
+
+    def planner(self, strategy):
+        """Return the planner of a strategy."""
+        return planner_of(self.network, strategy, self.shape, **self.options)
+
+    def advice(self, strategy, before):
+        """Return the list of `Advice` for a strategy, whose step is `before`."""
+        return advice_for(self.network, strategy, self.shape, self.dtype, before, **self.options)
+
+
+class _Torch(_Layers):
+    """How modules of PyTorch are planned; it is imported here alone."""
+
+    def __init__(self, network, shape, dtype, **options):
+        super().__init__(network, shape, dtype, **options)
+        from . import torch_step
+
+        self._module, self.strategies = torch_step, tuple(torch_step.STRATEGIES)
+        self.all_strategies = tuple(name for name in self.strategies if name is not None)
+
+    def planner(self, strategy):
+        """Return the planner of a strategy."""
+        return self._module.TorchPlanner(self.network, strategy, **self.options)
+
+    def advice(self, strategy, before):
+        """Return the list of `Advice` for a model as it is, whose step is `before`."""
+        if strategy is not None:
+            return []
+        return self._module.advice_for(self.network, before, self.shape, self.dtype, self.options)
+
+
+def _is_module(network):
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(network, torch.nn.Module)
+
+
+def _of_strategy(kind, strategy, budget, multiple):
+    one, shape, dtype = StrategyPlan(AS_IT_IS if strategy is None else strategy), kind.shape, kind.dtype
     try:
-        planner = planner_of(network, strategy, shape, **options)
+        planner = kind.planner(strategy)
         one.step = planner.step(shape, dtype)
     except ValueError as error:
         one.reason = str(error)
         return one
     if budget is None:
         return one
-    axis = options["axis"]
+    axis = kind.axis
 
     def batch(n):
-        return planner.step(limits.with_batch(shape, n), dtype).peak
+        return planner.peak(limits.with_batch(shape, n), dtype)
 
     def size(n):
-        return planner.step(limits.with_size(shape, n, multiple, axis), dtype).peak
+        return planner.peak(limits.with_size(shape, n, multiple, axis), dtype)
 
     one.largest_batch = limits.largest(batch, budget, shape[0]) or None
     if len(shape) == 4:
@@ -133,9 +186,9 @@ def _of_strategy(network, strategy, shape, dtype, budget, multiple, options):
 def _least(planner, shape, dtype):
     """Return the peak of one sample, or of two if the network refuses one."""
     try:
-        return planner.step(limits.with_batch(shape, 1), dtype).peak
+        return planner.peak(limits.with_batch(shape, 1), dtype)
     except ValueError:
-        return planner.step(limits.with_batch(shape, 2), dtype).peak
+        return planner.peak(limits.with_batch(shape, 2), dtype)
 
 
 def _explain_what_fits(found):

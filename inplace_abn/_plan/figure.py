@@ -18,14 +18,14 @@ def draw(plan, ax=None):
         name for name in ("GiB", "MiB", "KiB", "bytes") if most >= tables.in_unit(name) or name == "bytes"
     )
     for (name, step), color in zip(steps, COLORS * 9, strict=False):
-        places = [i / max(1, len(step.timeline) - 1) for i in range(len(step.timeline))]
+        places = [point[3] / (step.work or 1) for point in step.timeline]
         used = [point[1] / tables.in_unit(unit) for point in step.timeline]
         ax.plot(places, used, color=color, linewidth=1, label=f"{name}: {tables.human(step.peak)}")
     if plan.budget is not None:
         ax.axhline(plan.budget / tables.in_unit(unit), color="#888", linestyle="--", linewidth=1)
         ax.text(0, plan.budget / tables.in_unit(unit), "budget", va="bottom", fontsize=8)
     ax.set(
-        xlabel="step: forward, loss, backward, optimizer",
+        xlabel="step, by estimated time: forward, loss, backward, optimizer",
         ylabel=f"in use ({unit})",
         ylim=(0, None),
         xticks=[],

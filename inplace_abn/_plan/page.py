@@ -63,8 +63,8 @@ def _picture(plan):
     shapes, legend = [], []
     for one, color in zip(steps, COLORS * 9, strict=False):
         points = shortened(one.step)
-        last = max(1, len(points) - 1)
-        path = " ".join(f"{i / last * _WIDTH:.1f},{_y(point[1], top):.1f}" for i, point in enumerate(points))
+        scale = _WIDTH / (one.step.work or 1)
+        path = " ".join(f"{point[3] * scale:.1f},{_y(point[1], top):.1f}" for point in points)
         shapes.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.5" points="{path}"/>')
         legend.append(f'<b style="color:{color}">{escape(one.strategy)}</b> {human(one.step.peak)}')
     if plan.budget is not None:
@@ -77,7 +77,8 @@ def _picture(plan):
         f"<p>{' · '.join(legend)}</p>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" fill="currentColor" '
         'style="border-bottom:1px solid #888">'
-        f"<title>Bytes in use: forward, loss, backward, optimizer</title>{''.join(shapes)}</svg>"
+        "<title>Bytes in use, by estimated time: forward, loss, backward, optimizer</title>"
+        f"{''.join(shapes)}</svg>"
     )
 
 

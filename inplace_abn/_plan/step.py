@@ -38,8 +38,8 @@ class Step:
     at_peak : dict
         What is in use at the peak: "phase", "layer", and the bytes of "gradients", "kept" and "temporaries".
         Temporaries are results and gradients of results that are about to be used, and scratch memory.
-    timeline : list of (str, int, int)
-        After each change: the phase, bytes in use and bytes kept.
+    timeline : list of (str, int, int, float)
+        After each change: the phase, bytes in use, bytes kept, and the work until then.
     work : float
         Estimate of the time: bytes moved, and operations of matrix products divided by `FLOPS_PER_BYTE`.
     """
@@ -114,6 +114,18 @@ class Planner:
         TypeError, ValueError
             As a call of the network, with the path of the layer.
         """
+        found, ledger = self._ran(shape, dtype)
+        found.kept, found.rows, found.peak = ledger.kept, list(ledger.table()), ledger.meter.peak
+        found.work = _work(ledger.meter)
+        found.timeline = ledger.timeline_of_step()
+        found.at_peak = ledger.at_peak(found)
+        return found
+
+    def peak(self, shape, dtype=np.float32):
+        """Return the peak of `step`, in less time."""
+        return self._ran(shape, dtype)[1].meter.peak
+
+    def _ran(self, shape, dtype):
         ledger = _Ledger()
         found = Step(self.parameters, self.buffers, self.state)
         with planning(ledger.meter), ledger.active():
@@ -123,16 +135,13 @@ class Planner:
             finally:
                 self._network.release()
                 self._network.zero_grad()
-        found.kept, found.rows, found.peak = ledger.kept, list(ledger.table()), ledger.meter.peak
-        found.work = ledger.meter.moved + ledger.meter.flops / FLOPS_PER_BYTE
-        found.timeline = ledger.timeline_of_step()
-        found.at_peak = ledger.at_peak(found)
-        return found
+        return found, ledger
 
     def _run(self, ledger, found, x):
         net, loss = self._network, _loss(self._loss, self._network)
         ledger.gradients_of = self._trained
         ledger.phase, found.batch = "forward", x.nbytes
+        ledger.batch.add(id(x))
         z = net(x)
         if loss is None or not isinstance(z, np.ndarray) or z.ndim < 2:
             dz = tuple(map(np.empty_like, z)) if isinstance(z, tuple) else np.empty_like(z)
@@ -141,6 +150,7 @@ class Planner:
             ledger.phase = "loss"
             labels = _labels(loss, z)
             found.batch += labels.nbytes
+            ledger.batch.add(id(labels))
             loss(z, labels)
             del z
             dz = loss.backward()
@@ -158,6 +168,10 @@ def planner_of(network, strategy, shape, *, optimizer="sgd", loss="cross_entropy
     """Return the `Planner` of a network with a strategy; see `network.maker_of`."""
     make = maker_of(network, shape[axis], classes)
     return Planner(lambda: make(strategy), optimizer, loss)
+
+
+def _work(meter):
+    return meter.moved + meter.flops / FLOPS_PER_BYTE
 
 
 def _loss(name, network):
@@ -184,6 +198,7 @@ class _Ledger(memory.Ledger):
         super().__init__()
         self.meter, self.phase, self.gradients_of = Meter(), "before", ()
         self.meter.at_peak, self.meter.after = self._note_peak, self._note
+        self.batch = set()  # ids of inputs and labels
         self._steps, self._peak = [], None
 
     @contextmanager
@@ -198,7 +213,7 @@ class _Ledger(memory.Ledger):
             _core.set_recorder(before)
 
     def _note(self, used):
-        self._steps.append((self.phase, used, len(self._events)))
+        self._steps.append((self.phase, used, len(self._events), _work(self.meter)))
 
     def _note_peak(self):
         gradients = 0
@@ -208,20 +223,24 @@ class _Ledger(memory.Ledger):
         self._peak = self.phase, name, gradients, len(self._events)
 
     def timeline_of_step(self):
-        """Return (phase, bytes in use, bytes kept) after each change."""
+        """Return (phase, bytes in use, bytes kept, work) after each change."""
         count, done, found = events.Count(), 0, []
-        for phase, used, until in self._steps:
+        for phase, used, until, work in self._steps:
             for event in self._events[done:until]:
                 count.add(event)
             done = until
-            found.append((phase, used, count.live))
+            found.append((phase, used, count.live, work))
         return found
 
     def at_peak(self, step):
         """Return what is in use at the peak."""
         phase, name, gradients, until = self._peak
-        kept = events.at(self._events, until).live
+        count = events.at(self._events, until)
+        kept = count.live
+        # Inputs and labels are kept as well, and counted once.
+        twice = {entry.buffer: entry.nbytes for entry in count.entries() if entry.buffer in self.batch}
         rest = step.parameters + step.buffers + step.state + step.batch + gradients + kept
+        rest -= sum(twice.values())
         return {
             "phase": phase,
             "layer": name() if callable(name) else name,

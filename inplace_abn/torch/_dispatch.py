@@ -6,12 +6,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import _kernels
+from . import _fake_kernels, _kernels
 from ._activations import activate, check_activation
 from ._hooks import hooks_outside
 from ._in_place import apply_in_place, apply_keep_pre_activation, evaluate
 from ._synchronized import begin
-from ._tensors import VECTOR_DTYPES, is_dense
+from ._tensors import VECTOR_DTYPES, is_dense, share_storage
 
 _PLAIN = (Parameter, Tensor)  # their memory is all that they are
 
@@ -30,7 +30,7 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
     overwrite : bool
         True if the caller does not need x any more.
     """
-    if norm.exchange is not None and norm.step is None:
+    if norm.exchange is not None and norm.step is None and not _fake_kernels.is_planning():
         with begin(x, norm) as step:
             norm = norm._replace(step=step)
             return batch_norm(x, weight, bias, residual, slope, norm, overwrite=overwrite)
@@ -63,8 +63,10 @@ def has_kernels(x):
     """Return True if the kernels can take x now.
 
     They see the memory of a tensor and nothing else: a transformation, a tracer or a mode that watches
-    PyTorch's operations would miss them.
+    PyTorch's operations would miss them. Fake tensors have kernels while a plan is made.
     """
+    if _fake_kernels.is_planning():
+        return x.layout is torch.strided and x.dtype in VECTOR_DTYPES
     return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor
@@ -104,13 +106,17 @@ def _fits(x, weight, bias, norm):
     for vector in (weight, bias, norm.running_mean, norm.running_var):
         if vector is None:
             continue
-        if type(vector) not in _PLAIN or vector.dtype not in dtypes or vector.get_device() != device:
+        if not _is_plain(vector) or vector.dtype not in dtypes or vector.get_device() != device:
             return False
     return True
 
 
+def _is_plain(vector):
+    return type(vector) in _PLAIN or _fake_kernels.is_planning()
+
+
 def _share_memory(x, residual):
-    return residual is not None and residual.untyped_storage()._cdata == x.untyped_storage()._cdata
+    return residual is not None and share_storage(residual, x)
 
 
 def _same_kind(residual, x):

@@ -13,7 +13,7 @@ from ._contexts import put_together, take_apart
 from ._first_order import first_order
 from ._hooks import hooks_active
 from ._saved import Recipe, note_overwritten, register
-from ._tensors import copy_dense, is_dense, laid_out_as
+from ._tensors import copy_dense, is_dense, laid_out_as, share_storage
 from .ownership import may_overwrite
 
 
@@ -47,7 +47,7 @@ class InPlace(torch.autograd.Function):
         z, residual, *sides = ctx.saved_tensors  # raises if one of them was modified
         context = put_together(ctx.context, sides)
         dense = laid_out_as(dz, z)
-        overwrite = overwrite or dense.data_ptr() != dz.data_ptr()
+        overwrite = overwrite or not share_storage(dense, dz)
         return *_kernels.backward(context, dense, z, residual, overwrite), None, None
 
 
@@ -88,7 +88,7 @@ class KeepPreActivation(torch.autograd.Function):
         y, residual, *sides = ctx.saved_tensors
         context = put_together(ctx.context, sides)
         dense = laid_out_as(dz, y)
-        overwrite = overwrite or dense.data_ptr() != dz.data_ptr()
+        overwrite = overwrite or not share_storage(dense, dz)
         gradients = _kernels.backward_keeping_y(context, dense, y, residual, ctx.norm, overwrite)
         return *gradients, None, None
 

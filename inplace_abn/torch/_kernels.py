@@ -8,7 +8,7 @@ import torch
 
 from .. import _core
 from .._activations import ACTIVATIONS
-from . import _gpu_kernels, _synchronized
+from . import _fake_kernels, _gpu_kernels, _synchronized
 from ._activations import activate, gradient, has_inverse
 from ._tensors import VECTOR_DTYPES, described, described_vector, gradients_like, like, to_gradient, vector
 
@@ -36,6 +36,8 @@ def forward(x, weight, bias, residual, slope, norm, z=None):
     Without z, x becomes ``activation(y)``, where ``y = batch norm of x + residual``. With z, a tensor like
     x, x becomes y, and z becomes ``activation(y)``; every activation can do that.
     """
+    if _fake_kernels.is_planning():
+        return _fake_kernels.forward(x, weight, bias, slope, norm, z)
     if on_gpu(x):
         return _gpu_kernels.forward(x, weight, bias, residual, slope, norm, z)
     dtype, channels = VECTOR_DTYPES[x.dtype], x.size(1)
@@ -88,6 +90,8 @@ def backward(context, dz, kept, residual, overwrite):
 
     `kept` is what the forward has written over x. overwrite: a gradient goes over dz.
     """
+    if isinstance(context, _fake_kernels.FakeContext):
+        return _fake_kernels.backward(context, dz, kept, residual, overwrite)
     if isinstance(context, _gpu_kernels.GpuContext):
         return _gpu_kernels.backward(context, dz, kept, residual, overwrite)
     if isinstance(context, _synchronized.SynchronizedContext):

@@ -95,6 +95,11 @@ def copy_dense(x):
     return x.detach().clone(memory_format=torch.preserve_format if is_dense(x) else torch.contiguous_format)
 
 
+def share_storage(tensor, other):
+    """Return True if two tensors are of the same storage."""
+    return tensor.untyped_storage()._cdata == other.untyped_storage()._cdata
+
+
 def laid_out_as(tensor, like):
     """Return `tensor` with the strides of `like`, a dense tensor of the same shape: itself if it has them."""
     if tensor.stride() == like.stride():

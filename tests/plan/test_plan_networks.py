@@ -176,4 +176,5 @@ def test_the_parts_of_the_peak_add_up():
     assert step.state == 2 * step.parameters
     assert step.timeline[0][0] == "before"
     assert [phase for phase, *_ in step.timeline[:: len(step.timeline) - 1]][-1] == "optimizer"
-    assert max(used for _, used, _ in step.timeline) == step.peak
+    assert max(used for _, used, *_ in step.timeline) == step.peak
+    assert at_peak["temporaries"] >= 0
