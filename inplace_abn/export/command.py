@@ -32,6 +32,8 @@ def add_arguments(parser):
     parser.add_argument("--dtype", choices=onnx_file.DTYPES, default="float32", help="default: float32")
     parser.add_argument("--no-fold", action="store_true",
                         help="keep all normalizations apart from the convolutions")  # fmt: skip
+    parser.add_argument("--check", action="store_true",
+                        help="run the file in onnxruntime on random numbers, and compare")  # fmt: skip
 
 
 def main(options):
@@ -46,19 +48,25 @@ def main(options):
 
 def run(options):
     """Write the file; return a description of it."""
+    from .check import difference_in_onnxruntime
     from .folding import fold
 
+    if options.output.suffix.lower() != ".onnx":
+        raise ValueError(f"-o: expected a name that ends in .onnx, got {str(options.output)!r}")
     onnx_file.library()
     network = _network(options)
     shape, axes = _input(network, options.input)
     dtype = np.dtype(options.dtype)
-    if not options.no_fold:
-        network = fold(network, shape, dtype)
+    written = network if options.no_fold else fold(network, shape)
     free = axes if options.any_size else ()
-    onnx_file.to_onnx(network, options.output, shape, dtype, free_axes=free)
+    onnx_file.to_onnx(written, options.output, shape, dtype, free_axes=free)
     sizes = ", ".join(["N", *("any" if i in free else str(size) for i, size in enumerate(shape, 1))])
     size = options.output.stat().st_size / 1e6
-    return f"Wrote {options.output}: {size:.1f} MB, takes {options.dtype} arrays of shape ({sizes})."
+    text = f"Wrote {options.output}: {size:.1f} MB, takes {options.dtype} arrays of shape ({sizes})."
+    if options.check:
+        difference = difference_in_onnxruntime(network, options.output, shape, dtype)
+        text += f"\nonnxruntime: the largest difference is {difference:.1e} of the largest output."
+    return text
 
 
 def _network(options):

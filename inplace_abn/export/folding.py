@@ -11,7 +11,7 @@ from .trace import trace
 LINEAR = ("Conv2d", "ConvTranspose2d", "Linear")
 
 
-def fold(network, input_shape, dtype=np.float32):
+def fold(network, input_shape, dtype=None):
     """Return a copy of a network, in evaluation, with normalizations folded into convolutions.
 
     In evaluation a normalization multiplies each channel by ``scale = weight / sqrt(running_var + eps)`` and
@@ -30,8 +30,9 @@ def fold(network, input_shape, dtype=np.float32):
     input_shape : tuple of int, or list of tuples
         Shape of one sample, such as (3, 224, 224); a list if there are several inputs. The network runs once
         on zeros of this shape, to find out which layer takes the result of which.
-    dtype : dtype
-        Of the inputs.
+    dtype : {float32, float64, float16}, optional
+        Of the inputs. Parameters and running statistics are converted: to float64 for float64, else to
+        float32. Default: no conversion, for networks of float32 or float64.
 
     Returns
     -------

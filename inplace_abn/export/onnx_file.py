@@ -34,8 +34,8 @@ def to_onnx(network, path, input_shape, dtype=np.float32, *, free_axes=(), conve
     input_shape : tuple of int, or list of tuples
         Shape of one sample, such as (3, 224, 224); a list if there are several inputs.
     dtype : {float32, float16, float64}
-        Of inputs, outputs and all arrays between them. Weights are converted to it. With float16 the
-        normalizations that remain keep weights and statistics of float32.
+        Of inputs, outputs and all arrays between them. Weights of any dtype are converted to it. With float16
+        the normalizations that remain keep weights and statistics of float32.
     free_axes : sequence of int
         Axes of the inputs whose size may differ from `input_shape`: (2, 3) for images (N, C, H, W) of any
         size. Sizes that a `Graph` computes in Python are constants of the file.

@@ -18,7 +18,7 @@ from .steps import Step, Trace, Value
 SAMPLES = 2
 
 
-def trace(network, input_shape, dtype=np.float32):
+def trace(network, input_shape, dtype=None):
     """Return the steps of a copy of a network, in evaluation.
 
     Parameters
@@ -27,8 +27,9 @@ def trace(network, input_shape, dtype=np.float32):
         Is not changed.
     input_shape : tuple of int, or list of tuples
         Shape of one sample, without the axis of the samples; of each input, if there are several.
-    dtype : dtype
-        Of the inputs.
+    dtype : dtype, optional
+        Of the inputs. Parameters and buffers of the copy are converted to float32, for float64 to float64.
+        Default: float64 if a parameter of the network is, else float32; nothing is converted.
 
     Returns
     -------
@@ -41,8 +42,13 @@ def trace(network, input_shape, dtype=np.float32):
     """
     if not isinstance(network, Layer):
         raise TypeError(f"network must be a Layer, got {type(network).__name__}")
-    inputs = tuple(Value(np.empty((SAMPLES, *shape), dtype)) for shape in _shapes(input_shape))
-    network = copy.deepcopy(network).eval()
+    shapes, network = _shapes(input_shape), copy.deepcopy(network).eval()
+    if dtype is None:
+        wide = any(parameter.data.dtype == np.float64 for parameter in network.parameters())
+        dtype = np.float64 if wide else np.float32
+    else:
+        _convert(network, np.float64 if dtype == np.float64 else np.float32)
+    inputs = tuple(Value(np.empty((SAMPLES, *shape), dtype)) for shape in shapes)
     tracer = Tracer(network)
     with no_grad(), np.errstate(all="ignore"):
         found = tracer.run(network, *inputs)
@@ -64,6 +70,17 @@ def _shapes(input_shape):
             f"for several inputs, got {input_shape!r}"
         )
     return [tuple(integer("input_shape", size, least=1) for size in shape) for shape in shapes]
+
+
+def _convert(network, dtype):
+    """Convert the parameters and buffers of floating-point numbers."""
+    for _, layer in network.named_layers():
+        for parameter in layer.own_parameters().values():
+            parameter.data = parameter.data.astype(dtype, copy=False)
+        for key in layer.buffers:
+            array = getattr(layer, key)
+            if array is not None and array.dtype.kind not in "iu":
+                setattr(layer, key, array.astype(dtype, copy=False))
 
 
 class Tracer:

@@ -1,5 +1,7 @@
 """``python -m inplace_abn export``."""
 
+import re
+
 import exported
 import numpy as np
 import pytest
@@ -42,8 +44,12 @@ def test_a_saved_network(saved, capsys):
 def test_options(saved, capsys):
     net, _ = saved
     arguments = ["--input", "3x24x32", "--any-size", "--dtype", "float16", "--no-fold", "--part", "network"]
+    arguments += ["--check"]
     assert main(["export", "net.npz", "-o", "net.onnx", *arguments]) == 0
-    assert "takes float16 arrays of shape (N, 3, any, any)." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "takes float16 arrays of shape (N, 3, any, any)." in printed
+    difference = float(re.search(r"the largest difference is (\S+) of the largest output", printed)[1])
+    assert 0 < difference < 5e-3
     x = exported.samples((3, 40, 48), np.float16)
     exported.assert_near(outputs_of("net.onnx", x).astype(float), exported.evaluated(net, x), 5e-3)
     assert "BatchNormalization" in operations("net.onnx")
@@ -58,6 +64,19 @@ def test_files_without_a_description(saved):
     assert main(["export", "state.npz", "-o", "net.onnx", *options]) == 0
     x = exported.samples((12, 16, 1))
     exported.assert_near(outputs_of("net.onnx", x), exported.evaluated(net, x), 1e-5)
+
+
+def test_networks_of_float64(tmp_path, capsys):
+    """They are written in float32. onnxruntime cannot run convolutions of float64."""
+    net, _ = exported.network("resnet", dtype=np.float64)
+    path, arguments = tmp_path / "net.onnx", ["--input", "3x24x32", "--check"]
+    checkpoint.save(tmp_path / "net.npz", network=net)
+    assert main(["export", str(tmp_path / "net.npz"), "-o", str(path), *arguments]) == 0
+    assert "takes float32" in capsys.readouterr().out
+    x = exported.samples((3, 24, 32))
+    exported.assert_near(outputs_of(path, x), exported.evaluated(net, x.astype(np.float64)), 1e-5)
+    assert main(["export", str(tmp_path / "net.npz"), "-o", str(path), *arguments, "--dtype", "float64"]) == 1
+    assert "onnxruntime cannot run" in capsys.readouterr().err
 
 
 def test_networks_of_linear_layers(tmp_path):
@@ -102,6 +121,13 @@ def test_errors(saved, arguments, message, capsys, tmp_path):
     assert message in printed.err
     assert (tmp_path / "net.onnx").read_text() == "old"
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_saved_file_is_not_overwritten(saved, capsys, tmp_path):
+    before = (tmp_path / "net.npz").read_bytes()
+    assert main(["export", "net.npz", "-o", "net.npz"]) == 1
+    assert "-o: expected a name that ends in .onnx" in capsys.readouterr().err
+    assert (tmp_path / "net.npz").read_bytes() == before
 
 
 @pytest.mark.parametrize(

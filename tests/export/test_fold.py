@@ -28,7 +28,7 @@ REMAINING = {"preactivation": 5, "encoder_decoder": 6, "wider_resnet": 7, "dense
 def test_networks(name, channel_axis):
     net, shape = exported.network(name, channel_axis, dtype=np.float64)
     x = exported.samples(shape, np.float64)
-    folded = export.fold(net, shape, np.float64)
+    folded = export.fold(net, shape)
     assert exported.remaining(folded) == REMAINING.get(name, 0)
     exported.assert_near(exported.evaluated(folded, x), exported.evaluated(net, x), 1e-12)
 
@@ -185,6 +185,7 @@ def test_half_precision():
     x = exported.samples(shape, np.float16)
     folded = export.fold(net, shape, np.float16)
     assert exported.remaining(folded) == 0
+    assert {parameter.data.dtype.name for parameter in folded.parameters()} == {"float32"}
     exported.assert_near(exported.evaluated(folded, x).astype(np.float32), exported.evaluated(net, x), 0.02)
 
 
