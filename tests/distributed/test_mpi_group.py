@@ -1,6 +1,7 @@
 """`MPIGroup` over a communicator that is simulated: time-out and errors."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ class Communicator:
 
     def Test(self):
         self.polls -= 1
+        time.sleep(1e-4)
         return self.polls < 0
 
 
