@@ -44,6 +44,8 @@ class CallsInGraph:
 
     def call(self, layer, inputs, options):
         """Add the steps of a call of a layer; return arrays for its results."""
+        if options.get("mask") is not None:
+            raise ValueError(f"{layer.label}: mask=: the export is for batches without a mask")
         values = [self._known_or_constant(f"input {i}", layer, one) for i, one in enumerate(inputs)]
         out = options.get("out")
         named = {

@@ -65,10 +65,8 @@ def _unchanged(tracer, layer, x):
 # ---- normalization and activation ------------------------------------------------------------------------
 
 
-def _abn(tracer, layer, x, residual=None, *, activation=None, mask=None):
+def _abn(tracer, layer, x, residual=None, *, activation=None):
     """Normalize, add the residual, activate."""
-    if mask is not None:
-        raise ValueError(f"{layer.label}: a network that passes mask= cannot be exported")
     has_options = residual is not None or activation is not None
     z = tracer.step("ABN", layer, (x,), tracer.results_of(layer, (x,)), has_options)
     if residual is not None:

@@ -59,11 +59,14 @@ def to_onnx(network, path, input_shape, dtype=np.float32, *, free_axes=(), conve
     >>> export.to_onnx(net, "net.onnx", (3, 64, 64))  # doctest: +SKIP
     """
     dtype = _dtype(dtype)
-    free = [integer("free_axes", axis, least=1) for axis in free_axes]
+    converters = {} if converters is None else converters
+    if not isinstance(converters, dict):
+        raise TypeError(f"converters must be a dict of types to functions, got {converters!r}")
     onnx = library()
     found = trace(network, input_shape, dtype)
-    _refuse_unknown(found, converters or {})
-    model = _model(onnx, found, dtype, free, converters or {})
+    free = _free_axes(free_axes, max(len(value.shape) for value in found.inputs))
+    _refuse_unknown(found, converters)
+    model = _model(onnx, found, dtype, free, converters)
     onnx.checker.check_model(model, full_check=True)
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(model.SerializeToString())
@@ -77,6 +80,16 @@ def _dtype(dtype):
     if found is None or found.name not in DTYPES or dtype is None:
         raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
     return found
+
+
+def _free_axes(axes, dims):
+    """Return the axes as a list, each from 1 to dims - 1."""
+    if not isinstance(axes, (tuple, list)):
+        raise TypeError(f"free_axes must be a tuple of axes, such as (2, 3), got {axes!r}")
+    axes = [integer("free_axes", axis, least=1) for axis in axes]
+    if any(axis >= dims for axis in axes):
+        raise ValueError(f"free_axes must be less than {dims}, the number of axes of the input, got {axes}")
+    return axes
 
 
 def library():
@@ -95,12 +108,16 @@ def _converter_of(step, converters):
     return next((converters[kind] for kind in type(step.layer).__mro__ if kind in converters), None)
 
 
+def _name(step):
+    return f"{step.path or 'network'} ({type(step.layer).__name__})"
+
+
 def _refuse_unknown(found, converters):
     unknown = [step for step in found.steps if not step.op and _converter_of(step, converters) is None]
     if unknown:
-        names = dict.fromkeys(f"{step.path or 'network'} ({type(step.layer).__name__})" for step in unknown)
+        names = ", ".join(dict.fromkeys(map(_name, unknown)))
         raise TypeError(
-            f"layers without a counterpart in ONNX: {', '.join(names)}; build them from layers of "
+            f"layers without a counterpart in ONNX: {names}; build them from layers of "
             "inplace_abn.layers as a Graph, or pass converters={type: function}; no file was written"
         )
 
@@ -146,7 +163,13 @@ def _model(onnx, found, dtype, free, converters):
 def _add_own(graph, step, converter):
     """Add the nodes of a layer by the user's converter."""
     names = converter(graph, step.path, step.layer, *map(graph.plain, step.inputs))
-    for value, name in zip(step.outputs, names if isinstance(names, tuple) else (names,), strict=True):
+    names = names if isinstance(names, tuple) else (names,)
+    if len(names) != len(step.outputs) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"converters: that of {_name(step)} must return the name of a tensor for each of "
+            f"{len(step.outputs)} results, got {names!r}"
+        )
+    for value, name in zip(step.outputs, names, strict=True):
         graph.put(value, name)
 
 

@@ -61,7 +61,7 @@ class OnnxGraph:
         key = id(array), dtype, array.shape
         if key not in self._weights_of:
             name = self._unused(path)
-            self.weights[name] = np.asarray(array, dtype, order="C")
+            self.weights[name] = _converted(name, array, dtype)
             self._weights_of[key] = name, array
         return self._weights_of[key][0]
 
@@ -114,3 +114,12 @@ class OnnxGraph:
         if same and len({len(value.shape) for value in arrays}) == 1:
             return [self.tensor(value).name for value in values], True
         return [self.plain(value) for value in values], False
+
+
+def _converted(name, array, dtype):
+    """Return a C-contiguous array of a dtype; refuse numbers that overflow it."""
+    with np.errstate(over="ignore"):
+        found = np.asarray(array, dtype, order="C")
+    if (np.isinf(found) & np.isfinite(array)).any():
+        raise ValueError(f"{name}: values beyond the range of {dtype}; write the file in float32")
+    return found

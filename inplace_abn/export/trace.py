@@ -65,9 +65,10 @@ def _shapes(input_shape):
         or not shapes
         or not all(isinstance(shape, tuple) and shape for shape in shapes)
     ):
+        got = repr(input_shape) if isinstance(input_shape, (tuple, list, str)) else type(input_shape).__name__
         raise TypeError(
             "input_shape must be the shape of one sample, such as (3, 224, 224), or a list of such tuples "
-            f"for several inputs, got {input_shape!r}"
+            f"for several inputs, got {got}"
         )
     return [tuple(integer("input_shape", size, least=1) for size in shape) for shape in shapes]
 

@@ -238,6 +238,19 @@ def test_arrays_that_are_not_results_of_layers_are_refused():
         export.fold(UsesNumpy(), (3, 4, 4))
 
 
+class Masked(Graph):
+    def __init__(self):
+        self.norm = ABN(3)
+
+    def compute(self, x):
+        return self.norm(x, mask=np.ones((2, 4, 4), bool))
+
+
+def test_masks_are_refused():
+    with pytest.raises(ValueError, match=r"norm \(ABN\): mask=: the export is for batches without a mask"):
+        export.fold(Masked(), (3, 4, 4))
+
+
 def test_results_written_over_an_input():
     """The sum takes the result of the normalization twice, as in the network itself."""
     net = exported.trained(UsesOverwritten())

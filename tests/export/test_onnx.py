@@ -374,11 +374,39 @@ def test_bad_arguments(path):
     for dtype in ("int8", "bfloat16", None, 3):
         with pytest.raises(ValueError, match="dtype must be one of 'float32', 'float16', 'float64'"):
             export.to_onnx(net, path, (3,), dtype)
-    with pytest.raises(ValueError, match="free_axes must be at least 1, got 0"):
-        export.to_onnx(net, path, (3,), free_axes=(0,))
     with pytest.raises(FileNotFoundError):
         export.to_onnx(net, path / "folder" / "net.onnx", (3,))
     assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        (2, "must be a tuple of axes"),
+        ((0,), "at least 1, got 0"),
+        ((4,), "less than 4"),
+        (("H",), "an integer"),
+    ],
+)
+def test_free_axes_that_are_refused(axes, message, path):
+    with pytest.raises((TypeError, ValueError), match=f"free_axes.*{message}"):
+        export.to_onnx(Conv2d(3, 3, 1), path, (3, 4, 4), free_axes=axes)
+
+
+def test_converters_that_are_refused(path):
+    with pytest.raises(TypeError, match="converters must be a dict of types to functions"):
+        export.to_onnx(Negative(), path, (3,), converters=[Negative])
+    with pytest.raises(TypeError, match=r"that of network \(Negative\) must return the name"):
+        export.to_onnx(Negative(), path, (3,), converters={Negative: lambda graph, path, layer, x: None})
+
+
+def test_weights_beyond_the_range_of_float16(path):
+    net = Linear(3, 3)
+    net.weight.data[0] = 1e6
+    with pytest.raises(ValueError, match="weight: values beyond the range of float16"):
+        export.to_onnx(net, path, (3,), np.float16)
+    net.weight.data[0] = np.inf
+    export.to_onnx(net, path, (3,), np.float16)
 
 
 def test_files_larger_than_the_format_allows(path, monkeypatch):
