@@ -63,9 +63,9 @@ def as_group(group):
     """
     if isinstance(group, Group):
         return group
-    from .mpi import MPIGroup
+    from .mpi import group_of
 
-    return MPIGroup(group)
+    return group_of(group)
 
 
 def check_group(name, group):

@@ -103,6 +103,26 @@ class MPIGroup:
         return kind(message)
 
 
+_opened = []  # by `group_of`; a communicator that was freed equals no other
+
+
+def group_of(communicator):
+    """Return the group of a communicator, the same one in all calls: an error ends it for all layers.
+
+    Parameters
+    ----------
+    communicator : mpi4py.MPI.Comm or None
+        None is ``MPI.COMM_WORLD``.
+    """
+    if communicator is None:
+        communicator = _mpi().COMM_WORLD
+    for group in _opened:
+        if group.communicator == communicator:
+            return group
+    _opened.append(MPIGroup(communicator))
+    return _opened[-1]
+
+
 def _mpi():
     try:
         from mpi4py import MPI

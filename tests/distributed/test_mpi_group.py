@@ -9,6 +9,8 @@ from groups import in_ranks, thread_groups
 
 from inplace_abn.distributed import MPIGroup
 from inplace_abn.distributed.exchange import Exchange
+from inplace_abn.distributed.group import as_group
+from inplace_abn.layers import SyncABN
 
 
 class Communicator:
@@ -47,6 +49,15 @@ def test_it_gives_up_after_the_timeout_and_for_good():
         group.all_gather(np.ones(1))
     with pytest.raises(RuntimeError, match=f"this group cannot be used any more: {message}"):
         group.all_gather(np.ones(1))
+
+
+def test_layers_share_the_group_of_a_communicator():
+    communicator, x = Communicator(polls=None), np.eye(2, dtype=np.float32)
+    with pytest.raises(RuntimeError, match="SyncABN: MPI failed: the other process has ended"):
+        SyncABN(2, group=communicator)(x)
+    with pytest.raises(RuntimeError, match="SyncABN: this group cannot be used any more: MPI failed"):
+        SyncABN(2, group=communicator)(x)
+    assert as_group(communicator) is as_group(communicator) is not as_group(Communicator(polls=None))
 
 
 def test_errors_of_mpi():

@@ -104,6 +104,7 @@ def test_a_network_by_convert_sync_equals_one_process():
         net = layers.Sequential(
             layers.Conv2d(5, 4, 1, dtype=np.float64),
             layers.InPlaceABN(4, activation="elu", activation_param=1.0, dtype=np.float64),
+            layers.Recompute(layers.Conv2d(4, 4, 1, dtype=np.float64), layers.ABN(4, dtype=np.float64)),
             layers.Residual(
                 layers.Sequential(
                     layers.Conv2d(4, 4, 1, dtype=np.float64),
@@ -126,7 +127,7 @@ def test_a_network_by_convert_sync_equals_one_process():
         own, own_dz = (x, dz[:, :4]) if group is None else part([x, dz[:, :4]], sizes, group.rank)
         z = net(own.copy()).copy()
         dx = net.backward(own_dz.copy())
-        return [z, dx], [p.grad for p in net.parameters()], [net[1].running_mean, net[3].running_var]
+        return [z, dx], [p.grad for p in net.parameters()], [net[1].running_mean, net[4].running_var]
 
     ranks = in_ranks(run, thread_groups(3))
     assert not any(isinstance(rank, Exception) for rank in ranks), ranks
