@@ -69,7 +69,7 @@ class Results:
             The largest number of buffers to list.
         """
         entries = self._entries(when)
-        return explain.make(entries, self._events, when, most, self._advice(entries))
+        return explain.make(entries, self._known(), when, most, self._advice(entries))
 
     def timeline(self):
         """Return three arrays: seconds since the start, bytes kept, and bytes kept including temporaries."""
@@ -140,6 +140,10 @@ class Results:
                 kept, peak = max(kept, count.live), max(peak, count.total)
             self._summary = len(known), count.live, kept, peak
         return self._summary
+
+    def _known(self):
+        """Return all events, for `explain`."""
+        return self._events
 
     def _advice(self, entries):
         """Return what `explain` says about entries, an `Advice`."""

@@ -21,6 +21,7 @@ if _torch.torch_version.TorchVersion(_torch.__version__) < (2, 4):
 
 from . import functions, recipes  # noqa: E402, F401
 from .conversion import Report, convert, report, revert  # noqa: E402
+from .memory import ledger  # noqa: E402
 from .modules import ABN, InPlaceABN, InPlaceABNSync  # noqa: E402
 from .synchronization import convert_sync, set_active_group  # noqa: E402
 from .weights import standard_weights  # noqa: E402
@@ -32,6 +33,7 @@ __all__ = [
     "Report",
     "convert",
     "convert_sync",
+    "ledger",
     "report",
     "revert",
     "set_active_group",

@@ -33,6 +33,13 @@ def take_apart(context):
     return _Apart(state, roles), [to_tensor(state.pop(role)) for role in roles]
 
 
+def roles_of(context):
+    """Return the names of the side data that `take_apart` returned with a context."""
+    if isinstance(context, SynchronizedContext):
+        context = context.context
+    return context.roles if isinstance(context, _Apart) else ()
+
+
 def put_together(context, sides):
     """Return the context from what `take_apart` returned."""
     if isinstance(context, SynchronizedContext):

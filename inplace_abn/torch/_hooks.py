@@ -25,6 +25,34 @@ class _Hooks:
         return holder.get()
 
 
+class Observer:
+    """Hooks around another pair, which see what it packs and change nothing: hooks for a ledger.
+
+    Nothing here takes them for hooks of the user: what they are around counts.
+
+    Parameters
+    ----------
+    pair : (pack, unpack) or None
+        None: tensors are kept as autograd keeps them.
+    """
+
+    def __init__(self, pair):
+        self.pair = pair
+
+    def pack(self, tensor):
+        return Kept(tensor) if self.pair is None else self.pair[0](tensor)
+
+    def unpack(self, holder):
+        return holder.get() if self.pair is None else self.pair[1](holder)
+
+    def is_probe(self, tensor):
+        """Return True for what `_innermost_by_probe` saves."""
+        is_probe = tensor is getattr(_thread, "probe", None)
+        if is_probe and self.pair is None:
+            _thread.is_kept = True
+        return is_probe
+
+
 def install(root):
     """Activate the hooks in every forward of a module; does nothing if they are installed."""
     if not is_installed(root):
@@ -60,6 +88,17 @@ def hooks_outside():
 def hooks_active():
     """Return True during the forward of a module on which `install` was called."""
     return isinstance(_innermost(), _Hooks)
+
+
+def innermost_pair():
+    """Return the innermost hooks of the user and of a converted model as (pack, unpack), or None."""
+    innermost = _innermost()
+    if innermost is _UNKNOWN:
+        raise RuntimeError(
+            "other saved-tensor hooks are active, and PyTorch before 2.8 does not say which: enter the "
+            "ledger before them"
+        )
+    return (innermost.pack, innermost.unpack) if isinstance(innermost, _Hooks) else innermost
 
 
 def _push(module, args):
@@ -103,12 +142,14 @@ _UNKNOWN = object()
 
 
 def _innermost_from_torch():
-    """Return the innermost hooks: `_Hooks`, another pair (pack, unpack), or None."""
+    """Return the innermost hooks that are no `Observer`: `_Hooks`, another pair (pack, unpack), or None."""
     pair = _autograd._top_saved_tensors_default_hooks(True)
-    if pair is None:
-        return None
-    owner = getattr(pair[0], "__self__", None)
-    return owner if isinstance(owner, _Hooks) else pair
+    while pair is not None:
+        owner = getattr(pair[0], "__self__", None)
+        if not isinstance(owner, Observer):
+            return owner if isinstance(owner, _Hooks) else pair
+        pair = owner.pair
+    return None
 
 
 class _ProbedHooks(_Hooks):
@@ -131,12 +172,14 @@ def _innermost_by_probe():
     if ours is not None:
         ours.got_probe = False
     with torch.enable_grad():
-        _thread.probe = torch.zeros((), requires_grad=True)
+        _thread.is_kept, _thread.probe = False, torch.zeros((), requires_grad=True)
         product = _thread.probe * _thread.probe
     _thread.probe = None
     try:
         product.grad_fn._raw_saved_self.register_hooks(_same, _same)
     except RuntimeError:  # some hooks have it
+        if _thread.is_kept:  # an `Observer` alone
+            return None
         return ours if ours is not None and ours.got_probe else _UNKNOWN
     return None
 

@@ -23,6 +23,8 @@ class InPlace(torch.autograd.Function):
     x becomes z. With ``overwrite=False``, z is a new tensor and x is not kept.
     """
 
+    saved_parts = ("z", "residual")  # what the ledger calls the saved tensors
+
     @staticmethod
     def forward(ctx, x, weight, bias, residual, slope, norm, overwrite):
         z = x if overwrite else copy_dense(x)
@@ -58,6 +60,8 @@ class KeepPreActivation(torch.autograd.Function):
     `recipes` are in use: what saves z gets a recipe with y. With ``overwrite=False``, y is a new tensor and x
     is not kept.
     """
+
+    saved_parts = ("y", "residual")
 
     @staticmethod
     def forward(ctx, x, weight, bias, residual, slope, norm, overwrite):
