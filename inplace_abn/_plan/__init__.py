@@ -6,7 +6,7 @@ import numpy as np
 
 from .._activations import KEEPS
 from .._arguments import choice, integer
-from ..memory.tables import human
+from ..memory.tables import human, plural
 from . import limits
 from .advice import advice_for
 from .report import Plan, StrategyPlan
@@ -178,17 +178,17 @@ def _of_strategy(kind, strategy, budget, multiple):
         resized = limits.with_size(shape, n, multiple, axis)
         one.largest_size = (resized[2:] if axis == 1 else resized[1:3]) if n else None
     if one.largest_batch is None:
-        least = _least(planner, shape, dtype)
-        one.reason = f"one sample needs {human(least)}, {human(least - budget)} more than the budget"
+        least, number = _least(planner, shape, dtype)
+        one.reason = f"{number} needs {human(least)}, {human(least - budget)} more than the budget"
     return one
 
 
 def _least(planner, shape, dtype):
-    """Return the peak of one sample, or of two if the network refuses one."""
+    """Return the peak of one sample, and its number as text; of two if the network refuses one."""
     try:
-        return planner.peak(limits.with_batch(shape, 1), dtype)
+        return planner.peak(limits.with_batch(shape, 1), dtype), "one sample"
     except ValueError:
-        return planner.peak(limits.with_batch(shape, 2), dtype)
+        return planner.peak(limits.with_batch(shape, 2), dtype), "the smallest batch, of 2 samples,"
 
 
 def _explain_what_fits(found):
@@ -197,7 +197,10 @@ def _explain_what_fits(found):
     for one in found.strategies:
         if one.step is None or found.budget is None or one.largest_batch:
             continue
-        ways = [f'strategy "{other.strategy}" fits {other.largest_batch} samples' for other in others[:1]]
+        ways = [
+            f'strategy "{other.strategy}" fits {plural(other.largest_batch, "sample")}'
+            for other in others[:1]
+        ]
         if one.largest_size:
             ways.append("images of {} x {} fit in this batch".format(*one.largest_size))
         ways += [f"{change.change} saves {human(change.saves)}" for change in found.advice[:2]]

@@ -81,7 +81,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps():
     reason = found["standard"].reason
     assert found["standard"].largest_batch is None
     assert "more than the budget" in reason
-    assert '"inplace" fits 1 samples' in reason
+    assert '"inplace" fits 1 sample;' in reason
     assert "images of 32 x 32 fit" in reason
     assert "saves" in reason
     assert reason in str(found)
