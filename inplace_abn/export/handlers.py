@@ -26,23 +26,30 @@ from ..layers import (
 from ..layers.elementwise import _Add, _Mul
 from ..layers.joining import _Concat, _Copy
 from ..models.deeplab import ImagePooling
-from .calls_in_graph import CallsInGraph
+from .calls_inside import CallsInside
 from .steps import Value
 
 
 def handler_of(layer):
     """Return the function that adds the steps of a layer: handler(tracer, layer, *inputs, **options).
 
-    A subclass with a ``forward`` of its own is an unknown layer, and so is a `Graph` without `compute`.
+    A subclass with a ``forward`` of its own is a layer of the user.
     """
     kind = type(layer)
     for base in kind.__mro__:
-        if base in HANDLERS:
-            return HANDLERS[base] if kind.forward is base.forward else _unknown
-    return _unknown
+        if base in HANDLERS and kind.forward is base.forward:
+            return HANDLERS[base]
+    return _of_user
 
 
-def _unknown(tracer, layer, *inputs, **options):
+def _of_user(tracer, layer, *inputs, **options):
+    """Add the steps of the layers inside, or an unknown step if the layer has none or does more than that."""
+    before = len(tracer.steps)
+    if any(True for _ in layer.children()):
+        try:
+            return CallsInside(tracer, layer).results(inputs, options)
+        except ValueError:  # NumPy makes or writes an array; errors of the layer itself are raised below
+            del tracer.steps[before:]
     arrays = {key: one.zeros() if isinstance(one, Value) else one for key, one in options.items()}
     taken = [one for one in (*inputs, *options.values()) if isinstance(one, Value)]
     return tracer.step("", layer, taken, tracer.results_of(layer, inputs, **arrays))
@@ -123,7 +130,7 @@ def _image_pooling(tracer, layer, x):
 
 
 def _graph(tracer, layer, *inputs, **options):
-    return CallsInGraph(tracer, layer).results(inputs, options)
+    return CallsInside(tracer, layer).results(inputs, options)
 
 
 def _operation(op):

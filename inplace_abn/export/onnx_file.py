@@ -117,8 +117,8 @@ def _refuse_unknown(found, converters):
     if unknown:
         names = ", ".join(dict.fromkeys(map(_name, unknown)))
         raise TypeError(
-            f"layers without a counterpart in ONNX: {names}; build them from layers of "
-            "inplace_abn.layers as a Graph, or pass converters={type: function}; no file was written"
+            f"layers without a counterpart in ONNX: {names}; build them of calls of layers, layers.add, "
+            "mul and concat alone, or pass converters={type: function}; no file was written"
         )
 
 

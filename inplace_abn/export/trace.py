@@ -89,7 +89,7 @@ class Tracer:
 
     def __init__(self, network):
         self.steps = []
-        self.graph_path = ""  # of the innermost `inplace_abn.layers.Graph` whose calls are collected
+        self.calling_path = ""  # of the innermost layer whose calls `CallsInside` collects
         self._paths = {id(layer): path for path, layer in network.named_layers()}
 
     def run(self, layer, *inputs, **options):
@@ -115,11 +115,11 @@ class Tracer:
         return outputs if several else outputs[0]
 
     def path(self, layer):
-        """Return the path of a layer in the network. Operations follow the path of their graph."""
+        """Return the path of a layer in the network. Operations follow that of their caller."""
         if id(layer) in self._paths:
             return self._paths[id(layer)]
         name = getattr(layer, "function", type(layer).__name__)
-        return f"{self.graph_path}.{name}" if self.graph_path else name
+        return f"{self.calling_path}.{name}" if self.calling_path else name
 
     def results_of(self, layer, inputs, **options):
         """Call a layer on zeros, for the shapes and dtypes of its results."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from inplace_abn import export, layers
+from inplace_abn.export.trace import trace
 from inplace_abn.layers import (
     ABN,
     Activation,
@@ -236,6 +237,43 @@ class UsesOverwritten(Graph):
 def test_arrays_that_are_not_results_of_layers_are_refused():
     with pytest.raises(ValueError, match=r"conv \(Conv2d\): input 0, an array of shape .*, is not the"):
         export.fold(UsesNumpy(), (3, 4, 4))
+
+
+class Composed(Layer):
+    """A layer whose forward calls layers alone, as a module of PyTorch is written."""
+
+    def __init__(self, strategy):
+        self.conv, self.norm = Conv2d(3, 3, 1, rng=0), ABN(3, strategy=strategy)
+        self.inner = Sequential(InPlaceABN(3), Conv2d(3, 3, 1, rng=1), InPlaceABN(3))
+
+    def forward(self, ctx, x):
+        return layers.add(self.inner(self.norm(self.conv(x))), x)
+
+
+class InPlace(Layer):
+    """Overwrites its input and uses it afterwards: only an input from outside is copied."""
+
+    def __init__(self):
+        self.inner = Sequential(InPlaceABN(3), Conv2d(3, 3, 1, rng=1))
+
+    def forward(self, ctx, x):
+        return layers.add(self.inner(x), x)
+
+
+@pytest.mark.parametrize("strategy", ["standard", "inplace"])
+def test_layers_that_call_layers(strategy):
+    net = exported.trained(Sequential(Conv2d(3, 3, 1, rng=2), Composed(strategy)))
+    x = exported.samples((3, 4, 4))
+    folded = export.fold(net, (3, 4, 4))
+    assert exported.remaining(folded) == 1  # the first one of the inner layers
+    exported.assert_near(exported.evaluated(folded, x), exported.evaluated(net, x), 1e-6)
+
+
+def test_layers_that_overwrite_their_input():
+    inside = Sequential(Conv2d(3, 3, 1), InPlace())
+    alone = InPlace()
+    assert [step.op for step in trace(inside, (3, 4, 4)).steps] == ["Conv2d", ""]
+    assert [step.op for step in trace(alone, (3, 4, 4)).steps] == ["ABN", "Activation", "Conv2d", "Add"]
 
 
 class Masked(Graph):

@@ -315,6 +315,18 @@ class Shifted(Conv2d):
         return super().forward(ctx, x) + 1
 
 
+class Composed(Layer):
+    def __init__(self):
+        self.conv, self.norm = Conv2d(3, 3, 1, rng=0), InPlaceABN(3)
+
+    def forward(self, ctx, x):
+        return layers.mul(self.norm(self.conv(x)), x)
+
+
+def test_layers_that_call_layers(path):
+    compare(exported.trained(Sequential(Composed(), Composed())), (3, 4, 4), path)
+
+
 class Named(Sequential):
     """A subclass with the forward of its base class."""
 

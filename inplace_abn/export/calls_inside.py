@@ -1,13 +1,14 @@
-"""The calls that `compute` of a `inplace_abn.layers.Graph` makes, found by running it on zeros."""
+"""The calls that a layer makes of other layers, found by running ``compute`` or ``forward`` on zeros."""
 
 import numpy as np
 
+from ..layers import Call, Graph
 from ..layers.recorder import active
 from .steps import Value
 
 
-class CallsInGraph:
-    """Takes the place of a tape while ``compute`` runs: `Layer.__call__` passes calls to `call`.
+class CallsInside:
+    """Takes the place of a tape while the layer runs: `Layer.__call__` passes calls to `call`.
 
     Arrays are known by their identity. They are read-only, so that NumPy functions that write to them raise
     an error instead of being lost.
@@ -15,29 +16,41 @@ class CallsInGraph:
     Parameters
     ----------
     tracer : Tracer
-    graph : inplace_abn.layers.Graph
+    layer : Layer
+        A `inplace_abn.layers.Graph`, or another layer whose forward calls layers.
     """
 
-    def __init__(self, tracer, graph):
-        self._tracer, self._graph = tracer, graph
+    def __init__(self, tracer, layer):
+        self._tracer, self._layer = tracer, layer
         self._known = {}  # id of an array -> (the array, its Value)
-        for path, parameter in graph.named_parameters():
-            start = tracer.path(graph)
+        for path, parameter in layer.named_parameters():
+            start = tracer.path(layer)
             name = f"{start}.{path}" if start else path
             self._enter(parameter.data, Value(parameter.data, parameter.data, name))
         self._given = set()
 
     def results(self, inputs, options):
-        """Run ``compute``; return the Value of its result, or a tuple of them."""
+        """Run the layer; return the Value of its result, or a tuple of them.
+
+        Raises
+        ------
+        ValueError
+            If an array that no layer has made is passed to a layer or returned.
+        """
         arrays = [self._array_of(value) for value in inputs]
         named = {key: self._array_of(one) if isinstance(one, Value) else one for key, one in options.items()}
-        self._given = {id(array) for array in (*arrays, *named.values())}
+        is_graph = type(self._layer).forward is Graph.forward
+        if is_graph or self._tracer.path(self._layer) == "":  # inner containers copy the inputs of these
+            self._given = {id(array) for array in (*arrays, *named.values())}
         before, active.tape = active.tape, self
-        outer, self._tracer.graph_path = self._tracer.graph_path, self._tracer.path(self._graph)
+        outer, self._tracer.calling_path = self._tracer.calling_path, self._tracer.path(self._layer)
         try:
-            found = self._graph.compute(*arrays, **named)
+            if is_graph:
+                found = self._layer.compute(*arrays, **named)
+            else:
+                found = self._layer.forward(Call(self._layer, arrays, named, None), *arrays, **named)
         finally:
-            active.tape, self._tracer.graph_path = before, outer
+            active.tape, self._tracer.calling_path = before, outer
         if isinstance(found, tuple):
             return tuple(self._value_of(f"result {i}", one) for i, one in enumerate(found))
         return self._value_of("result", found)
@@ -64,7 +77,7 @@ class CallsInGraph:
         return self._array_of(result, out)
 
     def _overwritten(self, layer, inputs):
-        """Return the array that a call overwrites, or None. Containers copy an input of the graph."""
+        """Return the array that a call overwrites, or None. Containers copy the arrays in `_given`."""
         if not inputs or not layer.overwrites_input or id(inputs[0]) not in self._known:
             return None
         return None if layer.copies_input and id(inputs[0]) in self._given else inputs[0]
@@ -76,7 +89,7 @@ class CallsInGraph:
         found = self._known.get(id(array))
         if found is None or found[0] is not array:
             raise ValueError(
-                f"{self._graph.label}: {name}, {_described(array)}, is not the result of a layer, or was "
+                f"{self._layer.label}: {name}, {_described(array)}, is not the result of a layer, or was "
                 "overwritten by one, so that the export does not know how it is computed; use layers, "
                 "layers.add, mul and concat instead of NumPy"
             )
