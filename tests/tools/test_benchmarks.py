@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batches import ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "benchmarks").is_dir():
@@ -19,19 +18,15 @@ if not (ROOT / "benchmarks").is_dir():
 sys.path.append(str(ROOT))
 
 from benchmarks import (  # noqa: E402
-    accuracy,
     limit,
     machine,
     memory,
-    onednn,
-    peers,
     plans,
     report,
     tables,
     targets,
     training,
 )  # fmt: skip
-from benchmarks.contestants import Batch, InPlaceABN  # noqa: E402
 
 FAST = ["--processes", "1", "--repeat", "2", "--threads", "1", "--flush", "1"]
 SHAPES = ["2x16x4x4", "2x3x2x3x4"]
@@ -94,95 +89,6 @@ def test_the_chart_is_drawn_if_matplotlib_is_installed(tmp_path):
     pytest.importorskip("matplotlib")
     run_limit(tmp_path, "--shapes", SHAPES[0], "--no-peers", "--limit")
     assert (tmp_path / "limit.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.torch
-def test_pytorch_runs_silu_with_default_settings(tmp_path):
-    pytest.importorskip("torch")
-    content = run_limit(
-        tmp_path, "--shapes", SHAPES[0], "--peers", "torch-eager", "--activations", "silu", "gelu"
-    )
-    assert {run["environment"] for run in content["runs"]} == {"as-is"}
-    for row in content["summary"]["activations"]:
-        assert (row["peer"] is not None) == (row["name"] == "silu")
-        assert row["peer"] is None or positive(row["peer"]["times"]["value"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "peer", [pytest.param(name, marks=[pytest.mark.torch] * name.startswith("torch")) for name in peers.PEERS]
-)
-def test_a_peer_is_measured(peer, tmp_path):
-    if peer not in peers.installed():
-        pytest.skip(f"{peer} is not installed")
-    content = run_limit(tmp_path, "--shapes", SHAPES[0], "--peers", peer, "--limit")
-    assert not any("was not measured" in note for note in content["summary"]["notes"])
-    environments = {run["environment"] for run in content["runs"]}
-    rows = content["summary"]["peers"]
-    assert {(row["layout"], row["environment"], row["peer"]) for row in rows} == {
-        (layout, environment, peer) for layout in targets.LAYOUTS for environment in environments
-    }
-    assert all(positive(row["times"]["value"]) for row in rows)
-
-
-def run_jax(batch, threads):
-    peer = peers.Jax(batch, threads)
-    peer.both()
-    z, (dx, dweight, _), *_ = peer.results
-    return {"z": z, "dx": dx, "dweight": dweight}
-
-
-@pytest.mark.parametrize("layout", targets.LAYOUTS)
-@pytest.mark.parametrize(
-    ("module", "theirs"),
-    [
-        pytest.param("torch", accuracy.run_torch, marks=pytest.mark.torch),
-        pytest.param("jax", run_jax, marks=pytest.mark.slow),
-    ],
-)
-def test_a_peer_computes_the_same_layer(module, theirs, layout):
-    pytest.importorskip(module)
-    batch = Batch((4, 6, 5, 5), layout)
-    want = theirs(batch, threads=1)
-    for name, ours in accuracy.run(batch, threads=1).items():
-        np.testing.assert_allclose(ours, want[name], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("layout", targets.LAYOUTS)
-@pytest.mark.parametrize("peer", ["onednn", "onednn-blocked"])
-def test_onednn_computes_batch_norm_with_relu(peer, layout):
-    if peer not in peers.installed():
-        pytest.skip("oneDNN's library is not installed")
-    if not peers.takes_part(peer, (4, 32, 5, 5), layout):
-        pytest.skip("channels-first only")
-    batch = Batch((4, 32, 5, 5), layout)
-    make, _ = peers.PEERS[peer]
-    blocked = peer == "onednn-blocked"
-    peer = make(batch, threads=1)
-    for _, call in peer.run():
-        call()
-    layer = InPlaceABN(batch, 1, activation="relu", strategy="standard")
-    layer.forward()
-    layer.backward()
-    for ours, theirs in (
-        (layer.z, peer.z),
-        (layer.gradients.dx, peer.dx),
-        (layer.gradients.dweight, peer.dweight),
-    ):
-        if blocked and ours.ndim == 4:
-            ours = onednn.to_blocks(ours, onednn.block())
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-def test_an_unavailable_peer_is_named_and_the_others_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("DNNL_LIBRARY", __file__)  # no shared library
-    content = run_limit(
-        tmp_path, "--shapes", SHAPES[0], "--layouts", "channels-first", "--peers", "onednn", "--limit"
-    )
-    assert content["summary"]["limit"]
-    assert content["summary"]["peers"] == []
-    assert any(note.startswith("oneDNN, ReLU is not available: ") for note in content["summary"]["notes"])
-    assert "- oneDNN, ReLU is not available: " in capsys.readouterr().out
 
 
 def a_plan(*kinds, **options):
@@ -410,53 +316,6 @@ def test_a_file_without_the_region_is_not_changed(tmp_path):
     with pytest.raises(ValueError, match="no region"):
         tables.rewrite(page, "table")
     assert page.read_text() == "text"
-
-
-def test_accuracy_prints_every_row_and_meets_its_bounds(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(accuracy, "_HARD", (4, 32, 7, 7))
-    monkeypatch.setattr(accuracy, "activations", lambda threads, shape: [])
-    assert accuracy.main(["--shapes", *SHAPES, "--no-peers", "--output", str(tmp_path)]) == 0
-    content = json.loads((tmp_path / "accuracy.json").read_text())
-    assert len(content["accuracy"]) == len(SHAPES) * 2
-    for row in content["accuracy"]:
-        assert row["same_bits"]
-        assert not any(row[name]["missed"] for name in targets.ACCURACY)
-    assert len(content["hard_cases"]) == 6
-    assert not any(row["error"]["missed"] for row in content["hard_cases"])
-    assert "Hard cases" in capsys.readouterr().out
-
-
-def test_accuracy_has_every_activation_in_every_dtype(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(accuracy, "_HARD", (8, 16, 14, 14))  # smaller, to be fast
-    page = tmp_path / "functions.md"
-    page.write_text((ROOT / "docs" / "functions.md").read_text(encoding="utf-8"), encoding="utf-8")
-    assert accuracy.main(["--activations", "--docs", str(page), "--output", str(tmp_path)]) == 0
-    content = json.loads((tmp_path / "accuracy.json").read_text())
-    assert content["accuracy"] == []
-    rows = content["activations"]
-    names = {(row["activation"], row["residual"]) for row in rows}
-    assert names == {(name, False) for name in ACTIVATIONS} | {(name, True) for name in plans.RESIDUAL}
-    assert len(rows) == len(names) * 4
-    for row in rows:
-        bound = {"float64": 1e-13, "float32": 1e-6, "float16": 4e-3, "bfloat16": 4e-2}[row["dtype"]]
-        assert row["standard"] < bound
-        assert (row["dx"] is None) == (row["activation"] not in plans.ACTIVATIONS)
-        if row["dx"] is None:  # no inverse
-            continue
-        assert row["residual"] == (row["dresidual"] is not None)
-        assert not any(row[name]["missed"] for name in ("dx", "times", "farthest", "escaped")), row
-    table = page.read_text(encoding="utf-8").split(accuracy.BEGIN)[1].split(accuracy.END)[0]
-    assert "| silu + residual " in table
-    assert "(<=" not in table  # targets are for developers
-    assert "(<= 1%)" in capsys.readouterr().out
-
-
-def test_nan_is_an_infinite_error():
-    batch = Batch((2, 3, 4, 4), "channels-first")
-    results = accuracy.run(batch, threads=1)
-    results["dx"][0, 0, 0, 0] = np.nan
-    found = accuracy.errors(batch, results)
-    assert found.total["dx"] == found.worst["dx"] == found.farthest["dx"] == math.inf
 
 
 def test_help_names_every_section(capsys):
