@@ -4,6 +4,7 @@ from html import escape
 
 from ..memory.tables import human
 from .figure import COLORS
+from .step import shortened
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0}
@@ -56,8 +57,6 @@ def _details(one):
 
 
 def _picture(plan):
-    from .report import shortened
-
     steps = [one for one in plan.strategies if one.step is not None]
     top = max([one.step.peak for one in steps] + [plan.budget or 0], default=0) or 1
     shapes, legend = [], []

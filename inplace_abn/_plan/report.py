@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..memory.tables import human, in_unit, largest_unit
 from . import figure, page
+from .step import shortened
 
 
 @dataclass
@@ -164,13 +165,6 @@ def _described(one):
         found |= {name: getattr(step, name) for name in names}
         found |= {"kept_by_role": step.by_role, "kept_by_layer": step.by_layer, "timeline": shortened(step)}
     return found
-
-
-def shortened(step, most=600):
-    """Return the timeline of a step with at most about `most` points: the highest of consecutive ones."""
-    every = -(-len(step.timeline) // most) or 1
-    groups = (step.timeline[i : i + every] for i in range(0, len(step.timeline), every))
-    return [max(group, key=lambda point: point[1]) for group in groups]
 
 
 def _written(text, path):

@@ -73,6 +73,13 @@ class Step:
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
+def shortened(step, most=600):
+    """Return the timeline of a step with at most about `most` points: the highest of consecutive ones."""
+    every = -(-len(step.timeline) // most) or 1
+    groups = (step.timeline[i : i + every] for i in range(0, len(step.timeline), every))
+    return [max(group, key=lambda point: point[1]) for group in groups]
+
+
 #: Operations of matrix products in the time of one byte moved: the order of processors and of GPUs.
 FLOPS_PER_BYTE = 20
 
