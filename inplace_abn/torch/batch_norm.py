@@ -92,7 +92,8 @@ class Fused:
         if activation is None and residual is None:
             if not (self.synchronized and self.training):
                 return super().forward(x)
-            copy_first = True
+            y = self.forward(x, activation="identity", copy_first=True)
+            return self.act(self.drop(y)) if hasattr(self, "act") else y  # timm's BatchNormAct2d
         self._check_input_dim(x)
         norm = normalization(self, activation or "identity", activation_param, self._name)
         if again is not None:

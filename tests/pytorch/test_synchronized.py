@@ -218,3 +218,11 @@ def test_without_processes_it_is_inplace_abn():
     expected = model_step(model(), x, batches()[2][:, :3, 1:4, 1:4])
     found = model_step(convert_sync(model()), x, batches()[2][:, :3, 1:4, 1:4])
     assert relative(torch.from_numpy(found[0][0]), torch.from_numpy(expected[0][0])) < OUTPUT
+
+
+def test_batch_norms_of_timm_keep_their_activation():
+    pytest.importorskip("zoo")  # imports torchvision, which timm needs
+    timm = pytest.importorskip("timm.layers")
+    x = batches()[0]
+    expected = timm.BatchNormAct2d(4).double()(x)
+    assert relative(convert_sync(timm.BatchNormAct2d(4).double())(x), expected) < OUTPUT
