@@ -100,16 +100,23 @@ INLINE void store_number(void *array, int32_t channel, double number) {
     if (array) ((real *)array)[channel] = (real)number;
 }
 
-/* centre: what v of the second pass lacks (recover).
- * dx = factor * (dy - mean(dy) - xhat * mean(dy * xhat)), or factor * dy with given statistics. */
-INLINE void finish_backward(const abn_cuda_pass *p, int32_t channel, double dy, double product, double dparam) {
+/* Stores the gradients of weight, bias and slope, if there is memory for them. Returns the sum of dy * xhat. */
+INLINE double store_gradients(const abn_cuda_pass *p, int32_t channel, double dy, double product, double dparam) {
     const real *saved = (const real *)p->saved + channel;
     const double scale = saved[ABN_SAVED_XHAT_SCALE * p->channels], shift = saved[ABN_SAVED_XHAT_SHIFT * p->channels];
-    const double factor = saved[ABN_SAVED_FACTOR * p->channels], count = (double)(p->images * p->positions);
     const double dy_xhat = product * scale + dy * shift;
     store_number(p->bias_gradient, channel, dy);
     store_number(p->weight_gradient, channel, dy_xhat);
     store_number(p->slope_gradient, channel, dparam);
+    return dy_xhat;
+}
+
+/* centre: what v of the second pass lacks (recover).
+ * dx = factor * (dy - mean(dy) - xhat * mean(dy * xhat)), or factor * dy with given statistics. */
+INLINE void finish_backward(const abn_cuda_pass *p, int32_t channel, double dy, double dy_xhat) {
+    const real *saved = (const real *)p->saved + channel;
+    const double scale = saved[ABN_SAVED_XHAT_SCALE * p->channels], shift = saved[ABN_SAVED_XHAT_SHIFT * p->channels];
+    const double factor = saved[ABN_SAVED_FACTOR * p->channels], count = p->count;
     const double of_xhat = p->training ? -factor * dy_xhat / count : 0;
     real *apply = (real *)p->constants + channel;
     apply[ABN_APPLY_OF_DY * p->channels] = (real)factor;
@@ -128,12 +135,24 @@ FINISH_KERNEL(cuda_backward_finish) {
     const int exists = at.channel < p->channels;
     const real *partial = (const real *)p->partial + at.channel;
     abn_sums_of_channel sums = {{0, 0, 0}};
-    FOUR_AT_ONCE for (int part = at.lane; exists && part < p->parts; part += at.lanes) {
+    const int has_partials = exists && p->exchange != ABN_READ_TOTAL;
+    FOUR_AT_ONCE for (int part = at.lane; has_partials && part < p->parts; part += at.lanes) {
         UNROLLED for (int k = 0; k < (ABN_ACTIVATION == ABN_PRELU ? 3 : 2); k++) sums.of[k] +=
             partial[k * all + part * p->channels];
     }
     sum_lanes(&sums);
-    if (exists && at.lane == 0) finish_backward(p, at.channel, sums.of[0], sums.of[1], sums.of[2]);
+    if (!exists || at.lane > 0) return;
+    double dy = sums.of[0], dy_xhat = store_gradients(p, at.channel, sums.of[0], sums.of[1], sums.of[2]);
+    if (p->exchange == ABN_STORE_OWN) {
+        p->exchanged[at.channel] = dy;
+        p->exchanged[p->channels + at.channel] = dy_xhat;
+        return;
+    }
+    if (p->exchange == ABN_READ_TOTAL) {
+        dy = p->exchanged[at.channel];
+        dy_xhat = p->exchanged[p->channels + at.channel];
+    }
+    finish_backward(p, at.channel, dy, dy_xhat);
 }
 
 /* ---- dx ------------------------------------------------------------------------------------------------------- */

@@ -309,19 +309,21 @@ static int launch(void *function, int64_t blocks, int threads, void *stream, abn
 int abn_cuda_run(const abn_cuda_kernels *kernels, const abn_cuda_plan *plan, abn_cuda_pass *pass, void *scratch,
                  void *stream, int backward, char *error) {
     void *const *functions = kernels->functions[backward];
+    const int has_sums = (backward || pass->training) && pass->exchange != ABN_READ_TOTAL;
     int pushed, result = 0;
+    if (pass->exchange == ABN_ALONE) pass->count = (double)(pass->images * pass->positions);
     pass->guarded = (int32_t *)((char *)scratch + plan->guarded_at);
     pass->constants = (char *)scratch + plan->constants_at;
     pass->partial = (char *)scratch + plan->partial_at;
     if (enter(kernels->device, &pushed, error) < 0) return -1;
-    if (backward || pass->training)
+    if (has_sums)
         result = launch(functions[ABN_CUDA_SUMS], plan->sums_blocks, plan->threads, stream, pass, 0, error);
-    else /* the sums would have done it */
+    else if (!backward) /* the sums would have done it */
         result = check(driver.set_words((uintptr_t)pass->guarded, 0, ABN_COUNTERS, stream), "cuMemsetD32Async", error);
     if (result == 0)
         result = launch(functions[ABN_CUDA_FINISH], plan->finish_blocks, plan->finish_threads, stream, pass,
-                        kernels->overlaps && (backward || pass->training), error);
-    if (result == 0)
+                        kernels->overlaps && has_sums, error);
+    if (result == 0 && pass->exchange != ABN_STORE_OWN)
         result = launch(functions[ABN_CUDA_APPLY], plan->apply_blocks, plan->threads, stream, pass, kernels->overlaps,
                         error);
     leave(pushed);

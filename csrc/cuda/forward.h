@@ -64,7 +64,7 @@ INLINE real number_of(const void *array, int32_t channel, real without) {
 }
 
 INLINE void update_running(const abn_cuda_pass *p, int32_t channel, statistics s) {
-    const double count = (double)(p->images * p->positions), kept = 1 - p->momentum;
+    const double count = p->count, kept = 1 - p->momentum;
     real *mean = (real *)p->running_mean, *var = (real *)p->running_var;
     if (!mean) return;
     mean[channel] = (real)(kept * mean[channel] + p->momentum * s.mean);
@@ -155,6 +155,18 @@ INLINE void add_parts(const abn_cuda_pass *p, abn_channel_lane at, double shift,
     }
 }
 
+/* sums: of d = x - shift and d^2 over the batch. */
+INLINE statistics statistics_of(const abn_cuda_pass *p, int32_t channel, double shift,
+                                const abn_sums_of_channel *sums) {
+    if (p->exchange == ABN_READ_TOTAL)
+        return LITERAL(statistics){p->exchanged[channel], p->exchanged[p->channels + channel]};
+    if (!p->training)
+        return LITERAL(statistics){((const real *)p->running_mean)[channel], ((const real *)p->running_var)[channel]};
+    const double count = (double)(p->images * p->positions), offset = sums->of[0] / count;
+    const double var = sums->of[1] / count - offset * offset;
+    return LITERAL(statistics){shift + offset, var < 0 ? 0 : var};
+}
+
 FINISH_KERNEL(cuda_forward_finish) {
     const abn_cuda_pass *p = &pass;
     LET_NEXT_START();
@@ -163,23 +175,21 @@ FINISH_KERNEL(cuda_forward_finish) {
     const int exists = at.channel < p->channels;
     abn_sums_of_channel sums = {{0, 0, 0}};
     double shift = 0;
-    if (exists && p->training) {
+    const int has_partials = p->training && p->exchange != ABN_READ_TOTAL;
+    if (exists && has_partials) {
         shift = ((const real *)p->partial)[2 * p->parts * p->channels + at.channel];
         add_parts(p, at, shift, &sums);
     }
     if (exists && FROM_Y && ABN_RESIDUAL) sums.of[2] = count_large(p, at.channel, at.lane, at.lanes);
     sum_lanes(&sums);
     if (!exists || at.lane > 0) return;
-    statistics s;
-    if (p->training) {
-        const double count = (double)(p->images * p->positions), offset = sums.of[0] / count;
-        const double var = sums.of[1] / count - offset * offset;
-        s = LITERAL(statistics){shift + offset, var < 0 ? 0 : var};
-        update_running(p, at.channel, s);
-    } else {
-        s = LITERAL(statistics){((const real *)p->running_mean)[at.channel],
-                                ((const real *)p->running_var)[at.channel]};
+    const statistics s = statistics_of(p, at.channel, shift, &sums);
+    if (p->exchange == ABN_STORE_OWN) {
+        p->exchanged[at.channel] = s.mean;
+        p->exchanged[p->channels + at.channel] = s.var;
+        return;
     }
+    if (p->training) update_running(p, at.channel, s);
     finish_forward(p, at.channel, s, sums.of[2] * 8 > SAMPLES);
 }
 

@@ -8,7 +8,7 @@
 #define KERNEL(name) \
     extern "C" __global__ void __launch_bounds__(ABN_THREADS, 1) name(const __grid_constant__ abn_cuda_pass pass)
 #define FINISH_KERNEL(name) \
-    extern "C" __global__ void __launch_bounds__(FINISH_THREADS) name(const __grid_constant__ abn_cuda_pass pass)
+    extern "C" __global__ void __launch_bounds__(FINISH_THREADS, 1) name(const __grid_constant__ abn_cuda_pass pass)
 #define FOUR_AT_ONCE _Pragma("unroll 4")
 #define SHARED(type, name, count) __shared__ type name[count]
 #define THREAD ((int)threadIdx.x)

@@ -50,6 +50,11 @@ enum {
     ABN_APPLY_OFFSET
 };
 
+/* Statistics and sums that several processes exchange (section 4 of the paper): a call is divided into two. The first one
+ * stores the batch's own numbers in `exchanged`, the second one reads those of all batches from there. Forward: mean and
+ * biased variance; backward: the sums of dy and dy * xhat. */
+enum { ABN_ALONE, ABN_STORE_OWN, ABN_READ_TOTAL };
+
 enum {
     ABN_PARTIALS = 3
 }; /* sums per channel and part: forward: d, d^2, and the shift of d; backward: dy, dy v, dslope */
@@ -84,6 +89,9 @@ typedef struct {
     int32_t *guarded; /* ABN_COUNTERS; 0 before the finish of a forward */
     int32_t *report;  /* the same after the forward, in memory that the host can read; may be NULL */
     int32_t capacity;
+    int32_t exchange;  /* ABN_ALONE, ABN_STORE_OWN or ABN_READ_TOTAL */
+    double *exchanged; /* 2 x channels doubles; NULL for ABN_ALONE */
+    double count;      /* elements per channel of all batches */
     /* ---- numbers */
     int32_t training; /* 0: statistics are given */
     double momentum, eps, param;

@@ -67,15 +67,30 @@ static PyObject *run(cuda_plan *self, abn_cuda_pass *pass, void *stream, void *s
     return NULL;
 }
 
+/* The last three arguments, which a call of one process alone leaves out: exchange, the address of what is exchanged, and
+ * the count. */
+enum { EXCHANGE, EXCHANGED, COUNT, EXCHANGE_ARGUMENTS };
+
+static int read_exchange(PyObject *const *args, Py_ssize_t given, abn_cuda_pass *pass) {
+    void *exchanged;
+    if (given == 0) return 0;
+    pass->exchange = (int32_t)PyLong_AsLong(args[EXCHANGE]);
+    if (PyErr_Occurred() || read_addresses(args + EXCHANGED, 1, &exchanged) < 0) return -1;
+    pass->exchanged = exchanged;
+    return read_numbers(args + COUNT, 1, &pass->count);
+}
+
 static int check_count(const char *function, Py_ssize_t got, int wanted) {
-    if (got == wanted) return 0;
-    PyErr_Format(PyExc_TypeError, "CudaPlan.%s takes %d arguments by position, got %zd", function, wanted, got);
+    if (got == wanted || got == wanted + EXCHANGE_ARGUMENTS) return 0;
+    PyErr_Format(PyExc_TypeError, "CudaPlan.%s takes %d or %d arguments by position, got %zd", function, wanted,
+                 wanted + EXCHANGE_ARGUMENTS, got);
     return -1;
 }
 
 PyDoc_STRVAR(forward_doc,
              "forward($self, stream, x, z, residual, weight, bias, slope, running_mean, running_var, saved,\n"
-             "        scratch, xhat, report, capacity, training, momentum, eps, param, most_bias, /)\n--\n\n"
+             "        scratch, xhat, report, capacity, training, momentum, eps, param, most_bias, exchange=0,\n"
+             "        exchanged=None, count=0, /)\n--\n\n"
              "x -> z, and what the backward needs -> saved, in a stream. See inplace_abn/_cuda.");
 static PyObject *plan_forward(PyObject *of, PyObject *const *args, Py_ssize_t count) {
     enum { STREAM, X, Z, RESIDUAL, WEIGHT, BIAS, SLOPE, MEAN, VAR, SAVED, SCRATCH, XHAT, REPORT, ADDRESSES };
@@ -104,13 +119,14 @@ static PyObject *plan_forward(PyObject *of, PyObject *const *args, Py_ssize_t co
     pass.eps = number[EPS];
     pass.param = number[PARAM];
     pass.most_bias = number[MOST_BIAS];
+    if (read_exchange(args + ADDRESSES + NUMBERS, count - ADDRESSES - NUMBERS, &pass) < 0) return NULL;
     return run(self, &pass, address[STREAM], address[SCRATCH], 0);
 }
 
 PyDoc_STRVAR(
     backward_doc,
     "backward($self, stream, kept, dz, residual, dx, dresidual, dweight, dbias, dslope, saved, scratch, xhat,\n"
-    "         training, param, /)\n--\n\n"
+    "         training, param, exchange=0, exchanged=None, count=0, /)\n--\n\n"
     "dz -> dx and the other gradients, in a stream. See inplace_abn/_cuda.");
 static PyObject *plan_backward(PyObject *of, PyObject *const *args, Py_ssize_t count) {
     enum { STREAM, KEPT, DZ, RESIDUAL, DX, DRESIDUAL, DWEIGHT, DBIAS, DSLOPE, SAVED, SCRATCH, XHAT, ADDRESSES };
@@ -134,6 +150,7 @@ static PyObject *plan_backward(PyObject *of, PyObject *const *args, Py_ssize_t c
     pass.xhat = address[XHAT];
     pass.training = number[TRAINING] != 0;
     pass.param = number[PARAM];
+    if (read_exchange(args + ADDRESSES + NUMBERS, count - ADDRESSES - NUMBERS, &pass) < 0) return NULL;
     return run(self, &pass, address[STREAM], address[SCRATCH], 1);
 }
 

@@ -11,6 +11,8 @@ from .kernels import DTYPES, KEEPS, device_info, load, macros
 # needs a saved xhat. "pre_activation" and the strategies that keep x or xhat support all activations.
 INPLACE_ON_GPU = "identity", "leaky_relu", "prelu"
 
+STORE_OWN, READ_TOTAL = 1, 2  # pass.h
+
 # A channel with a greater |bias / weight| is guarded (csrc/guard.c).
 MOST_BIAS = {"float32": 64.0, "float64": 2.0**20, "float16": 4.0, "bfloat16": 4.0}
 
@@ -53,6 +55,9 @@ class Layer:
         #          training, param)
         # dx may be dz, or kept.
         self.backward = plan.backward
+        # Both take three more arguments for synchronized statistics: exchange, exchanged, count. exchanged:
+        # 2 x channels float64. STORE_OWN stores mean and biased variance there, in the backward the sums of
+        # dy and dy * xhat; READ_TOTAL reads those of all batches, of `count` elements per channel.
 
 
 @lru_cache(maxsize=4096)

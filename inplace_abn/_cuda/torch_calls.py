@@ -21,10 +21,12 @@ _DTYPES = {
 
 
 def forward(x, z, residual, weight, bias, slope, running_mean, running_var, guard, training, momentum, eps,
-            activation, param, strategy):  # fmt: skip
+            activation, param, strategy, exchange=None):  # fmt: skip
     """Write what `strategy` keeps over x, and z; return the state for `backward`.
 
     z is x for "inplace". guard is the layer's `guard.Guard` for "inplace" and "pre_activation", else None.
+    exchange: None, or for synchronized statistics (STORE_OWN or READ_TOTAL, a float64 tensor of shape (2, C),
+    elements per channel of all batches), as `Layer` says.
     """
     shape, index = x.shape, _index_of(x)
     images, channels = shape[0], shape[1]
@@ -48,12 +50,12 @@ def forward(x, z, residual, weight, bias, slope, running_mean, running_var, guar
     of.forward(
         stream, x.data_ptr(), z.data_ptr(), _address(residual), _address(weight), _address(bias),
         _address(slope), _address(running_mean), _address(running_var), saved.data_ptr(), scratch.data_ptr(),
-        _address(xhat), report, capacity, training, momentum, eps, param, of.most_bias,
+        _address(xhat), report, capacity, training, momentum, eps, param, of.most_bias, *_given(exchange),
     )  # fmt: skip
     return of, saved, xhat, training, param
 
 
-def backward(state, kept, dz, residual, dx, dresidual, dweight, dbias, dslope):
+def backward(state, kept, dz, residual, dx, dresidual, dweight, dbias, dslope, exchange=None):
     """Write the gradients; tensors that are None are not wanted. dx may be dz or `kept`.
 
     `kept` is what the forward wrote over x, or x for "standard".
@@ -63,8 +65,13 @@ def backward(state, kept, dz, residual, dx, dresidual, dweight, dbias, dslope):
     of.backward(
         _stream(_index_of(dz)), kept.data_ptr(), dz.data_ptr(), _address(residual), dx.data_ptr(),
         _address(dresidual), _address(dweight), _address(dbias), _address(dslope), saved.data_ptr(),
-        scratch.data_ptr(), _address(xhat), training, param,
+        scratch.data_ptr(), _address(xhat), training, param, *_given(exchange),
     )  # fmt: skip
+
+
+def _given(exchange):
+    """Return the last arguments of a `Layer`'s calls."""
+    return () if exchange is None else (exchange[0], exchange[1].data_ptr(), exchange[2])
 
 
 def _address(tensor):

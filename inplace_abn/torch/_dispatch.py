@@ -91,9 +91,9 @@ def may_overwrite(x):
 
 
 def _check_synchronized(x):
-    if not has_kernels(x) or _kernels.on_gpu(x):
+    if not has_kernels(x):
         raise NotImplementedError(
-            "synchronized statistics need a plain CPU tensor, outside of transformations, tracers and modes; "
+            "synchronized statistics need a plain tensor, outside of transformations, tracers and modes; "
             f"got a {type(x).__name__} of {x.dtype} on {x.device}; use torch.nn.SyncBatchNorm"
         )
 

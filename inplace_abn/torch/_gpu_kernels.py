@@ -8,11 +8,12 @@ import warnings
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from .._cuda import describe, torch_calls
 from .._cuda.guard import guard_of
-from .._cuda.layer import INPLACE_ON_GPU
+from .._cuda.layer import INPLACE_ON_GPU, READ_TOTAL, STORE_OWN
 from ._tensors import VECTOR_DTYPES, gradients_like, vector
 
 ALIGNMENT = 16  # bytes that a thread loads at once
@@ -24,15 +25,18 @@ class GpuContext(NamedTuple):
     Attributes
     ----------
     state : tuple
-        Of `torch_calls.forward`.
+        Of `torch_calls.forward`; None for an empty batch.
     has_weight, has_bias : bool
     slope_shape : torch.Size or None
+    step : Step or None
+        Of the forward, if processes exchange statistics.
     """
 
-    state: tuple
+    state: tuple | None
     has_weight: bool
     has_bias: bool
     slope_shape: torch.Size | None
+    step: object
 
 
 @cache
@@ -55,11 +59,10 @@ def inverts(activation):
 
 def forward(x, weight, bias, residual, slope, norm, z=None):
     """Write z, or y if there is another tensor z, over x, and return a `GpuContext`."""
-    guard = guard_of(norm.owner)
-    state = _run(
-        x, weight, bias, residual, slope, norm, z, guard, "inplace" if z is None else "pre_activation"
-    )
-    return GpuContext(state, weight is not None, bias is not None, None if slope is None else slope.shape)
+    strategy = "inplace" if z is None else "pre_activation"
+    state = _run(x, weight, bias, residual, slope, norm, z, guard_of(norm.owner), strategy)
+    slope_shape = None if slope is None else slope.shape
+    return GpuContext(state, weight is not None, bias is not None, slope_shape, norm.step)
 
 
 def evaluate(x, weight, bias, residual, slope, norm):
@@ -68,19 +71,24 @@ def evaluate(x, weight, bias, residual, slope, norm):
 
 
 def backward(context, dz, kept, residual, overwrite):
-    """Return the gradients of x, weight, bias, residual and slope."""
+    """Return the gradients of x, weight, bias, residual and slope; of parameters this process's share."""
     dz, residual = _aligned(dz), _aligned(residual)
     dtype, channels = VECTOR_DTYPES[kept.dtype], kept.size(1)
     dx, dresidual = gradients_like(kept, dz, residual, overwrite)
-    dweight, dbias, dslope = (
+    parameters = tuple(
         torch.empty(channels, dtype=dtype, device=kept.device) if wanted else None
         for wanted in (context.has_weight, context.has_bias, context.slope_shape is not None)
     )
-    torch_calls.backward(context.state, kept, dz, residual, dx, dresidual, dweight, dbias, dslope)
-    if dslope is not None and context.slope_shape.numel() != channels:
-        dslope = dslope.sum()
+    arguments = context.state, kept, dz, residual, dx, dresidual
+    if context.step is None:
+        torch_calls.backward(*arguments, *parameters)
+    else:
+        _exchange_sums(context, arguments, parameters)
+    dweight, dbias, dslope = parameters
     if dslope is not None:
-        dslope = dslope.view(context.slope_shape)
+        dslope = (dslope if context.slope_shape.numel() == channels else dslope.sum()).view(
+            context.slope_shape
+        )
     return dx, dweight, dbias, dresidual, dslope
 
 
@@ -92,11 +100,17 @@ def _run(x, weight, bias, residual, slope, norm, z, guard, strategy):
     running_var = vector("running_var", norm.running_var, dtype, channels)
     if slope is not None:
         slope = vector("slope", slope, dtype, None).expand(channels).contiguous()
+    _check_device(x, weight=weight, bias=bias, slope=slope, running_mean=running_mean)
     work = _aligned(x)
-    state = torch_calls.forward(
+    arguments = (
         work, work if z is None else z, _aligned(residual), weight, bias, slope, running_mean, running_var,
         guard, norm.training, norm.momentum, norm.eps, norm.activation, norm.param, strategy,
     )  # fmt: skip
+    exchange = None if norm.step is None else _exchange_statistics(x, norm.step, arguments)
+    if x.numel() > 0:
+        state = torch_calls.forward(*arguments, exchange)
+    else:  # there is nothing to launch
+        state = _update_running(running_mean, running_var, norm.momentum, *exchange)
     if work is not x:
         x.copy_(work)
     if norm.training:
@@ -104,6 +118,53 @@ def _run(x, weight, bias, residual, slope, norm, z, guard, strategy):
             if updated is not given:
                 given.copy_(updated)
     return state
+
+
+def _check_device(x, **tensors):
+    device = x.get_device()
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.get_device() != device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
+
+
+# ---- synchronized statistics: the host waits for them, and exchanges them ----------------------------------
+
+
+def _exchange_statistics(x, step, arguments):
+    """Return the `exchange` of a forward with the statistics of all processes."""
+    exchanged = torch.zeros(2, x.size(1), dtype=torch.float64, device=x.device)
+    if x.numel() > 0:
+        torch_calls.forward(*arguments, (STORE_OWN, exchanged, 0))
+    mean, var, count = step.merged_statistics(*exchanged.cpu().numpy(), x.numel() // x.size(1))
+    exchanged = torch.from_numpy(np.stack([mean, var])).to(x.device)
+    return READ_TOTAL, exchanged, count
+
+
+def _update_running(running_mean, running_var, momentum, _, exchanged, count):
+    """Update the running statistics as the kernels do, in a process whose batch is empty."""
+    if running_mean is None or count <= 1:
+        return
+    mean, var = exchanged
+    running_mean.mul_(1 - momentum).add_(momentum * mean)
+    running_var.mul_(1 - momentum).add_(momentum * count / (count - 1) * var)
+
+
+def _exchange_sums(context, arguments, parameters):
+    """Run a backward with the sums of all processes."""
+    kept = arguments[1]
+    exchanged = torch.zeros(2, kept.size(1), dtype=torch.float64, device=kept.device)
+    with context.step.backward() as step:
+        if context.state is None:
+            for parameter in parameters:
+                if parameter is not None:
+                    parameter.zero_()
+        else:
+            torch_calls.backward(*arguments, *parameters, (STORE_OWN, exchanged, 0))
+        totals = step.total_sums(exchanged.cpu().numpy())
+    if context.state is not None:
+        exchanged = torch.from_numpy(np.stack(totals)).to(kept.device)
+        read = READ_TOTAL, exchanged, context.step.count
+        torch_calls.backward(*arguments, None, None, None, read)
 
 
 def _aligned(tensor):

@@ -76,7 +76,7 @@ def forward_keeping_y(x, weight, bias, residual, slope, norm):
 
 def evaluate(x, weight, bias, residual, slope, norm):
     """Return z without a context; x is overwritten."""
-    if on_gpu(x) and _is_fused(norm):
+    if on_gpu(x) and norm.step is None and norm.activation in ACTIVATIONS:
         _gpu_kernels.evaluate(x, weight, bias, residual, slope, norm)
         return x
     if inverts(x, norm):

@@ -19,12 +19,14 @@ class TorchGroup:
     def __init__(self, group):
         self.process_group = group
         self.size, self.rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+        self._device = "cuda" if torch.distributed.get_backend(group) == "nccl" else "cpu"
 
     def all_gather(self, values):
         """Return the values of all processes, those of rank r in row r."""
-        rows = torch.empty(self.size, values.size, dtype=torch.float64)
-        torch.distributed.all_gather(list(rows.unbind()), torch.from_numpy(values), group=self.process_group)
-        return rows.numpy()
+        rows = torch.empty(self.size, values.size, dtype=torch.float64, device=self._device)
+        own = torch.from_numpy(values).to(self._device)
+        torch.distributed.all_gather(list(rows.unbind()), own, group=self.process_group)
+        return rows.cpu().numpy()
 
 
 class SynchronizedContext(NamedTuple):

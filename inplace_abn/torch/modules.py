@@ -154,9 +154,10 @@ class InPlaceABNSync(InPlaceABN):
 
     In training, each forward and each backward makes one collective operation, the first forward one more,
     which compares the settings; all processes must call the same modules in the same order. Batches may have
-    different sizes, also none. The group must be able to exchange CPU tensors, as those of the backend gloo;
-    its time-out is that for processes that do not call. Gradients of weight, bias and slope are the share of
-    each process; average or add them up as `torch.nn.parallel.DistributedDataParallel` does.
+    different sizes, also none. Any backend of `torch.distributed` will do; with a GPU the host waits for
+    each collective operation. The group's time-out is that for processes that do not call. Gradients of
+    weight, bias and slope are the share of each process; average or add them up as
+    `torch.nn.parallel.DistributedDataParallel` does.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -11,6 +12,7 @@ from fused_nets import Net, fuse, gradient_bound, relative  # noqa: E402
 from simulated import needs_compiler  # noqa: E402
 
 from inplace_abn._cuda import guard  # noqa: E402
+from inplace_abn.distributed.exchange import Exchange  # noqa: E402
 from inplace_abn.torch import InPlaceABN, _dispatch, batch_norm, convert  # noqa: E402
 from inplace_abn.torch._activations import activate, default_param  # noqa: E402
 
@@ -178,8 +180,46 @@ def test_autocast_of_a_converted_model(gpu):
     assert_close(results[1], results[0], 0.05)
 
 
-def test_synchronized_statistics_are_refused(gpu):
-    x = torch.randn(2, 4, 5, 5, device=gpu)
-    norm = batch_norm.normalization(InPlaceABN(4).to(gpu), "identity", None, "layer")._replace(group=object())
-    with pytest.raises(NotImplementedError, match="SyncBatchNorm"):
-        _dispatch.batch_norm(x, None, None, None, None, norm, overwrite=True)
+class TwoProcesses:
+    """A group of this process and of another one with the batch x, for batch norm alone."""
+
+    size, rank = 2, 0
+
+    def __init__(self, x, dz, mean, var):
+        n = x.numel() // x.size(1)
+        own, own_var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+        xhat = (x - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + 1e-5).sqrt()
+        count = torch.tensor([float(n)])
+        sums = dz.sum((0, 2, 3)), (dz * xhat).sum((0, 2, 3)), torch.zeros(1)
+        self.rows = [torch.cat([own, own_var, count]).numpy(), torch.cat(sums).numpy()]
+
+    def all_gather(self, values):
+        other = values.copy()
+        if len(values) == 1 + len(self.rows[0]):
+            other[1:] = self.rows.pop(0)
+        return np.stack([values, other])
+
+
+@pytest.mark.parametrize("images", [3, 0])
+def test_two_processes_normalize_as_one(gpu, images):
+    torch.manual_seed(5)
+    x, dz = torch.randn(2, 5, 4, 5, 5, dtype=torch.float64)
+    whole = x.clone().requires_grad_()
+    bn = nn.BatchNorm2d(4, affine=False, dtype=torch.float64)
+    wanted = bn(whole)
+    wanted.backward(dz)
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    group = TwoProcesses(x[images:], dz[images:], mean, var)
+    layer = InPlaceABN(4, activation="identity", dtype=torch.float64).to(gpu)
+    norm = layer._normalization()._replace(exchange=Exchange(group))
+    own = x[:images].to(gpu).requires_grad_()
+    z = _dispatch.batch_norm(own * 1, layer.weight, layer.bias, None, None, norm, overwrite=True)
+    result = z.detach().clone()
+    z.backward(dz[:images].to(gpu))
+    assert not group.rows
+    torch.testing.assert_close(result, wanted[:images].detach().to(gpu))
+    torch.testing.assert_close(own.grad, whole.grad[:images].to(gpu))
+    torch.testing.assert_close(layer.bias.grad, dz[:images].sum((0, 2, 3)).to(gpu))
+    torch.testing.assert_close(layer.weight.grad, (dz * wanted.detach())[:images].sum((0, 2, 3)).to(gpu))
+    torch.testing.assert_close(layer.running_mean, bn.running_mean.to(gpu))
+    torch.testing.assert_close(layer.running_var, bn.running_var.to(gpu))
