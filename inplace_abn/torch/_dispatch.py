@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import _fake_kernels, _kernels
+from . import _compiled, _fake_kernels, _kernels
 from ._activations import activate, check_activation
 from ._hooks import hooks_outside
 from ._in_place import apply_in_place, apply_keep_pre_activation, evaluate
@@ -35,12 +35,15 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
             norm = norm._replace(step=step)
             return batch_norm(x, weight, bias, residual, slope, norm, overwrite=overwrite)
     check_activation(norm.activation, slope)
+    if torch.compiler.is_compiling() and _compiled.fits(x, residual, norm):
+        return _compiled.batch_norm(x, weight, bias, residual, slope, norm)
     if norm.step is not None:
         _check_synchronized(x)
     elif not has_kernels(x) or not _fits(x, weight, bias, norm):
         return with_stock_operations(x, weight, bias, residual, slope, norm)
     if residual is not None and not _same_kind(residual, x):
-        y = batch_norm(x, weight, bias, None, None, norm._replace(activation="identity"), overwrite=overwrite)
+        alone = norm._replace(activation="identity", param=1.0)
+        y = batch_norm(x, weight, bias, None, None, alone, overwrite=overwrite)
         return activate(norm.activation, y + residual, norm.param, slope)
     overwrite = overwrite and may_overwrite(x) and not _share_memory(x, residual)
     arguments = (x, weight, bias, residual, slope, norm, overwrite)

@@ -11,6 +11,7 @@ nn, F = torch.nn, torch.nn.functional
 
 from fused_nets import GRADIENT, OUTPUT, assert_equal_steps, images, pair, relative  # noqa: E402
 from torch.func import functional_call, grad, jvp, vmap  # noqa: E402
+from zoo import kept_bytes  # noqa: E402
 
 from inplace_abn.torch import InPlaceABN  # noqa: E402
 
@@ -90,6 +91,78 @@ def test_compile(nets, backend):
     fused.eval()
     with torch.no_grad():
         assert relative(compiled(images()), net(images())) < OUTPUT
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_compiled_networks_keep_one_tensor_per_normalization(activation):
+    """Also with a channel of weight 0, whose data has a size that no compiler knows."""
+    torch.compiler.reset()
+    net, fused = pair(activation)
+    for each in (net, fused):
+        with torch.no_grad():
+            each.bn1.weight[2] = 0
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
+    assert_equal_steps(net, fused, images(), compiled)
+    totals = []
+    for call in (fused, compiled):
+        with kept_bytes(fused) as kept:
+            call(images().requires_grad_())
+        totals.append(kept.total)
+    states = 2 * (1024 + 40 * 8)  # and pickled side data, a few hundred bytes
+    assert totals[1] <= totals[0] + states + 1024
+
+
+def test_hooks_that_copy_what_a_compiled_network_saves(nets):
+    def step_with_hooks():
+        with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda saved: saved):
+            z = compiled(images())
+        z.sum().backward()
+
+    torch.compiler.reset()
+    fused = nets[1]
+    compiled = torch.compile(fused, backend="aot_eager")
+    step_with_hooks()
+    with torch.no_grad():
+        fused.bn1.weight[2] = 0
+    with pytest.raises(RuntimeError, match="data of channels"):
+        step_with_hooks()
+
+
+def test_compiled_transformations():
+    torch.compiler.reset()
+    layer, stock = InPlaceABN(3, track_running_stats=False), nn.BatchNorm2d(3, track_running_stats=False)
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    expected = grad(lambda x: F.leaky_relu(stock(x)).pow(3).sum())(x)
+    found = torch.compile(grad(lambda x: layer(x).pow(3).sum()), backend="aot_eager")(x)
+    assert relative(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("activation", ["identity", "prelu", "hardtanh"])
+def test_compiled_layers(activation):
+    """Residuals of other shapes, no parameters, channels last, shapes that change."""
+    torch.compiler.reset()
+    param = (-0.5, 0.5) if activation == "hardtanh" else 0.2
+    layer = InPlaceABN(3, activation=activation, activation_param=param, affine=activation != "identity")
+    layer.double()
+    other = copy.deepcopy(layer)
+
+    @torch.compile(backend="aot_eager", dynamic=True, fullgraph=True)
+    def compiled(x, residual):
+        return other(x * 1, residual)
+
+    generator = torch.Generator().manual_seed(0)
+    for size in (4, 5):
+        x = torch.randn(2, 3, size, size, dtype=torch.float64, generator=generator)
+        x = x.to(memory_format=torch.channels_last)
+        for residual in (None, x.flip(0), x[:, :, :1, :1]):
+            results = []
+            for each, call in ((layer, lambda x, residual: layer(x * 1, residual)), (other, compiled)):
+                y = x.clone().requires_grad_()
+                z = call(y, residual)
+                z.pow(2).sum().backward()
+                assert z.stride() == x.stride()
+                results.append([z.detach(), y.grad, *each.state_dict().values()])
+            assert max(map(relative, *results)) < GRADIENT
 
 
 def test_compiled_after_eager_steps_and_back(nets):
