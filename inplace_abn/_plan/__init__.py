@@ -29,7 +29,9 @@ def plan(
     ledger to the byte for initial weights; the few elements that cannot be recovered from z (see
     `InPlaceABN`) depend on the data, and are not planned.
 
-    A plan has the peak of the arrays. A process has its libraries in addition.
+    A plan has the peak of the arrays. A process has its libraries in addition. A plan needs address space for
+    all arrays at a time, on Windows also room in the page file. While it is made, calls of layers in other
+    threads report to it instead of to an active ledger.
 
     Parameters
     ----------

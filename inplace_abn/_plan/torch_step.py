@@ -58,7 +58,7 @@ class TorchPlanner:
 
     def __init__(self, model, strategy, optimizer="sgd", loss="cross_entropy"):
         self._mode, self._loss = FakeTensorMode(), loss
-        self._model = _fake_copy(STRATEGIES[strategy](copy.deepcopy(model)), self._mode).train()
+        self._model = STRATEGIES[strategy](_fake_copy(model, self._mode).train())
         self._trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         self.parameters = _bytes_of(self._model.parameters())
         self.buffers = _bytes_of(self._model.buffers())
@@ -270,9 +270,10 @@ def _bytes_of(tensors):
 def _fake_copy(model, mode):
     """Return a copy of a model whose parameters and buffers are fake tensors."""
     memo = {}
-    for parameter in model.parameters():
-        fake = mode.from_tensor(parameter.detach())
-        memo[id(parameter)] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = mode.from_tensor(buffer)
+    with mode:
+        for tensor in (*model.parameters(), *model.buffers()):
+            fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+            if isinstance(tensor, nn.Parameter):
+                fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+            memo[id(tensor)] = fake
     return copy.deepcopy(model, memo)

@@ -2,6 +2,7 @@
 
 import math
 import mmap
+import sys
 
 import numpy as np
 
@@ -15,16 +16,17 @@ def new_array(shape, dtype, strides):
     return kind(shape, dtype, strides=strides)
 
 
+#: Private pages. Linux must not reserve memory for them: MAP_NORESERVE, which Python names from 3.13 on.
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+if sys.platform == "linux":
+    _PRIVATE["flags"] |= 0x4000
+
+
 class _AddressSpace(mmap.mmap):
     """Pages that take no memory as long as nobody writes to them."""
 
     def __new__(cls, nbytes):
-        if hasattr(mmap, "MAP_PRIVATE"):
-            # 0x4000 is MAP_NORESERVE of Linux, which Python does not name before 3.13.
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-            self = super().__new__(cls, -1, max(1, nbytes), flags=flags)
-        else:
-            self = super().__new__(cls, -1, max(1, nbytes))
+        self = super().__new__(cls, -1, max(1, nbytes), **_PRIVATE)
         self.meter, self.nbytes = meter(), nbytes
         if self.meter is not None:
             self.meter.allocated(nbytes)
@@ -36,7 +38,7 @@ class _AddressSpace(mmap.mmap):
 
 
 class ShapeArray(np.ndarray):
-    """An array without memory. See the top of this file.
+    """An array without memory; see `inplace_abn._shape_arrays`.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import inplace_abn
-from inplace_abn import _plan, layers, models
+from inplace_abn import layers, models
 from inplace_abn._plan import limits
 from inplace_abn._plan.step import planner_of
 
@@ -19,14 +19,13 @@ def small(**style):
 
 @pytest.fixture(scope="module")
 def planned():
-    return inplace_abn.plan(small(), SHAPE, budget="8MiB")
+    return inplace_abn.plan(small(), SHAPE, budget="8MiB", strategies=("standard", "checkpoint", "inplace"))
 
 
 def test_each_strategy_but_standard_keeps_one_array(planned):
     kept = {one.strategy: one.step.kept for one in planned.strategies}
-    assert list(kept) == list(_plan.STRATEGIES)
-    assert kept["inplace"] < 0.6 * kept["standard"]
-    assert kept["checkpoint"] == kept["checkpoint_xhat"] == kept["pre_activation"]
+    assert list(kept) == ["standard", "checkpoint", "inplace"]
+    assert max(kept["checkpoint"], kept["inplace"]) < 0.6 * kept["standard"]
 
 
 @pytest.mark.parametrize("strategy", ["standard", "inplace"])

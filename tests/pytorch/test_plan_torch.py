@@ -63,6 +63,15 @@ def test_a_plan_of_a_module():
     assert all(type(parameter) is torch.nn.Parameter for parameter in model.parameters())
 
 
+def test_a_model_without_memory_is_planned():
+    with torch.device("meta"):
+        meta = small()
+    plans = [
+        inplace_abn.plan(model, SHAPE, strategies=("inplace",), advice=False) for model in (meta, small())
+    ]
+    assert plans[0]["inplace"].step.peak == plans[1]["inplace"].step.peak
+
+
 def test_layers_are_named():
     found = inplace_abn.plan(small(), SHAPE, strategies=(None,), advice=False)
     layers = found["as it is"].step.by_layer
