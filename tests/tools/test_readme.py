@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 #: Packages that some pages need, and that not every environment has: the rest of such a page is skipped.
-OPTIONAL = ("onnx", "onnxruntime")
+OPTIONAL = ("onnx", "onnxruntime", "torch")
 ROOT = Path(__file__).parents[2]
 PAGES = [page for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))) if page.exists()]
 
