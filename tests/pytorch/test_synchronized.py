@@ -52,6 +52,7 @@ def process(rank, port, queue):
         found = {name: results_of(rank, sizes) for name, sizes in SIZES.items()}
         found["model"] = model_step(convert_sync(convert(model())), *parts(rank, (2, 4)))
         found["not converted"] = model_step(convert_sync(model()), *parts(rank, (2, 4)))
+        found["averaged"] = averaged_gradients(*parts(rank, (2, 4)))
         found["disagreement"] = [disagreement(rank, name) for name in DIFFERENT]
         found["missing"] = missing(rank)
         queue.put((rank, found))
@@ -96,6 +97,13 @@ def model_step(model, x, dz):
         [tensor.detach().numpy() for tensor in tensors]
         for tensors in ([z], [p.grad for p in model.parameters()], [b for b in model.buffers() if b.dim()])
     ]
+
+
+def averaged_gradients(x, dz):
+    """Return the gradients that DistributedDataParallel averages between the exchanges of statistics."""
+    parallel = nn.parallel.DistributedDataParallel(convert_sync(convert(model())))
+    parallel(x).backward(dz)
+    return [parameter.grad.numpy() for parameter in parallel.parameters()]
 
 
 DIFFERENT = {"eps": 1e-3, "activation": "elu", "num_features": 3}
@@ -187,6 +195,12 @@ def test_convert_sync_normalizes_as_one(results, name):
         assert relative(torch.from_numpy(one + two), torch.from_numpy(whole)) < GRADIENT
     for found in both:
         assert max(map(relative, tensors(found[2]), tensors(statistics))) < OUTPUT
+
+
+def test_data_parallel_gradients_are_those_of_the_whole_batch(results):
+    gradients = model_step(model(), *(b[:6] for b in parts(0, (6,))))[1]  # of two backwards
+    for found in results:
+        assert max(map(relative, tensors(found["averaged"]), (g / 4 for g in tensors(gradients)))) < GRADIENT
 
 
 def test_disagreement_is_an_error_in_both_processes(results):
