@@ -102,12 +102,24 @@ def innermost_pair():
 
 
 def _push(module, args):
+    _refuse_copy(module)
     if torch.compiler.is_compiling():  # nothing is saved while torch.compile traces
         return
     hooks = _new_hooks()
     if hooks is not None:
         _autograd._push_saved_tensors_default_hooks(hooks.pack, hooks.unpack)
     _pushed().append((module, hooks))
+
+
+def _refuse_copy(module):
+    """Raise RuntimeError if the module runs the forward of the one that it was copied from."""
+    owner = getattr(vars(module).get("forward"), "module", module)
+    if owner is not module:
+        raise RuntimeError(
+            f"this {type(module).__name__} is a shallow copy of a converted model, as copy.copy and "
+            "torch.nn.DataParallel make them, and would run with the weights of the original; use "
+            "copy.deepcopy or DistributedDataParallel, or call inplace_abn.torch.revert(model) before"
+        )
 
 
 def _pop(module, args, output):

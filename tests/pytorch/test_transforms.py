@@ -112,6 +112,7 @@ def test_compiled_networks_keep_one_tensor_per_normalization(activation):
     assert totals[1] <= totals[0] + states + 1024
 
 
+@pytest.mark.slow
 def test_hooks_that_copy_what_a_compiled_network_saves(nets):
     def step_with_hooks():
         with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda saved: saved):
@@ -128,6 +129,7 @@ def test_hooks_that_copy_what_a_compiled_network_saves(nets):
         step_with_hooks()
 
 
+@pytest.mark.slow
 def test_compiled_transformations():
     torch.compiler.reset()
     layer, stock = InPlaceABN(3, track_running_stats=False), nn.BatchNorm2d(3, track_running_stats=False)
@@ -137,6 +139,7 @@ def test_compiled_transformations():
     assert relative(found, expected) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["identity", "prelu", "hardtanh"])
 def test_compiled_layers(activation):
     """Residuals of other shapes, no parameters, channels last, shapes that change."""
