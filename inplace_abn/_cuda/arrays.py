@@ -61,7 +61,7 @@ def _contiguous(shape):
 
 
 class _Library:
-    """The library of an array x: its stream, and new arrays on the device of x."""
+    """The library of an array x: its current stream, and new arrays on the device of x."""
 
     def __init__(self, x):
         self.device, name = x.__dlpack_device__()[1], type(x).__module__.partition(".")[0]
@@ -158,7 +158,7 @@ class DeviceContext:
 class _Call(NamedTuple):
     """What a backward needs of its forward, besides the arrays of `DeviceContext.saved`."""
 
-    library: _Library
+    device: int
     batch: Memory  # x
     layer: object
     numbers: object  # what the kernels save per channel, an array
@@ -180,32 +180,24 @@ def forward(x, *, mask, hold, threads, **arguments):
     at = {name: library.memory(name, array) for name, array in arrays.items()}
     described = {name: None if memory is None else tuple(memory) for name, memory in at.items()}
     shape, channels_last = _core._check_forward(**described, **arguments, threads=threads, hold=False)
+    if 0 in at["x"].shape:
+        raise ValueError(f"x must have elements on a GPU, got shape {at['x'].shape}")
     for name in ("x", "residual", "out"):
         _check_dense(name, at[name])
     kept = KEEPS[arguments["strategy"]]
     strategy = "inplace" if kept == "z" else arguments["strategy"]
-    activation, param, training = (
-        arguments["activation"],
-        float(arguments["activation_param"]),
-        bool(arguments["training"]),
-    )
+    activation, param = arguments["activation"], float(arguments["activation_param"])
+    training, residual = bool(arguments["training"]), arrays["residual"]
     capacity, report = 0, None
     if kept in ("y", "z"):
         capacity, report = guard_of(arrays["weight"]).prepare(
             library.device, library.stream, lambda: [library.on_host(at[name]) for name in _VECTORS],
             at["x"].dtype, strategy,
         )  # fmt: skip
-    residual = arrays["residual"]
     of = layer(
-        library.device,
-        at["x"].dtype,
-        shape,
-        channels_last,
-        activation,
-        strategy,
-        residual is not None,
+        library.device, at["x"].dtype, shape, channels_last, activation, strategy, residual is not None,
         capacity > 0,
-    )
+    )  # fmt: skip
     z = x
     if strategy != "inplace":
         z = library.like(x, at["x"]) if arrays["out"] is None else arrays["out"]
@@ -223,7 +215,17 @@ def forward(x, *, mask, hold, threads, **arguments):
     saved = {kept: x} if residual is None else {kept: x, "residual": residual}
     ctx = DeviceContext(arguments["strategy"], activation, saved if hold else {})
     ctx._call = _Call(
-        library, at["x"], of, numbers, xhat, training, param, vectors, shape[1], residual is not None, hold
+        library.device,
+        at["x"],
+        of,
+        numbers,
+        xhat,
+        training,
+        param,
+        vectors,
+        shape[1],
+        residual is not None,
+        hold,
     )
     return z, ctx
 
@@ -239,7 +241,9 @@ def backward(
         raise ValueError("residual_activation is not possible on a GPU; pass the residual itself")
     _check_given(call, kept=kept, residual=residual)
     _check_outputs(call, overwrite, out, residual_grad, residual_out)
-    library, batch = call.library, call.batch
+    if not on_gpu(dz) or dz.__dlpack_device__()[1] != call.device:
+        raise TypeError(f"dz must be on the GPU of x, got '{type(dz).__name__}' elsewhere")
+    library, batch = _Library(dz), call.batch
     if call.holds:
         kept, residual = next(iter(ctx.saved.values())), ctx.saved.get("residual")
     arrays = {

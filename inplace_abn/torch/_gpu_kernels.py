@@ -100,7 +100,8 @@ def _run(x, weight, bias, residual, slope, norm, z, guard, strategy):
     running_var = vector("running_var", norm.running_var, dtype, channels)
     if slope is not None:
         slope = vector("slope", slope, dtype, None).expand(channels).contiguous()
-    _check_device(x, weight=weight, bias=bias, slope=slope, running_mean=running_mean)
+    if slope is not None or norm.step is not None:  # else the caller has checked
+        _check_device(x, weight=weight, bias=bias, slope=slope, running_mean=running_mean)
     work = _aligned(x)
     arguments = (
         work, work if z is None else z, _aligned(residual), weight, bias, slope, running_mean, running_var,

@@ -162,6 +162,8 @@ def test_refusals_of_a_gpu():
         functional.forward(DeviceArray(device.array[:, :4]))
     with pytest.raises(ValueError, match="multiple of 16 bytes"):
         functional.forward(DeviceArray(aligned(41, np.float32)[1:].reshape(5, 8)))
+    with pytest.raises(ValueError, match="x must have elements"):
+        functional.forward(on_device(x[:0]))
     assert (device.array == x).all()
     _, ctx = functional.forward(device)
     for arguments, message in (
@@ -175,4 +177,7 @@ def test_refusals_of_a_gpu():
         functional.backward(ctx, on_device(batches(1, "last")[0]))
     with pytest.raises(TypeError, match="dz must be float32"):
         functional.backward(ctx, on_device(other.astype(np.float16)))
+    for elsewhere in (None, other):
+        with pytest.raises(TypeError, match="dz must be on the GPU of x"):
+            functional.backward(ctx, elsewhere)
     assert not ctx.freed
