@@ -28,8 +28,8 @@ def fold(network, input_shape, dtype=None):
     network : Layer
         Is not changed. Its mode does not matter.
     input_shape : tuple of int, or list of tuples
-        Shape of one sample, such as (3, 224, 224); a list if there are several inputs. The network runs once
-        on zeros of this shape, to find out which layer takes the result of which.
+        Shape of one sample, such as (3, 224, 224); a list if there are several inputs. The layers are
+        called once, on arrays without memory, to find out which one takes the result of which.
     dtype : {float32, float64, float16}, optional
         Of the inputs. Parameters and running statistics are converted: to float64 for float64, else to
         float32. Default: no conversion, for networks of float32 or float64.

@@ -50,9 +50,14 @@ def _of_user(tracer, layer, *inputs, **options):
             return CallsInside(tracer, layer).results(inputs, options)
         except ValueError:  # NumPy makes or writes an array; errors of the layer itself are raised below
             del tracer.steps[before:]
-    arrays = {key: one.zeros() if isinstance(one, Value) else one for key, one in options.items()}
+    arrays = [_zeros(one) for one in inputs]
+    named = {key: _zeros(one) for key, one in options.items()}
     taken = [one for one in (*inputs, *options.values()) if isinstance(one, Value)]
-    return tracer.step("", layer, taken, tracer.results_of(layer, inputs, **arrays))
+    return tracer.step("", layer, taken, tracer.called(layer, arrays, named))
+
+
+def _zeros(one):
+    return one.zeros() if isinstance(one, Value) else one
 
 
 def _single(op):

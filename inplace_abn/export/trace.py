@@ -1,14 +1,17 @@
 """The steps of a network: which layers it calls in evaluation, and on which arrays.
 
 The layers of `inplace_abn.layers` that contain layers are replaced by the steps that they make, as `handlers`
-describes. Every other layer runs once, on zeros, for the shape of its result.
+describes. The others run once, for the shape of the result: those of this package on arrays without memory,
+those of the user on zeros.
 """
 
 import copy
+from types import MappingProxyType
 
 import numpy as np
 
 from .._arguments import integer
+from .._shape_arrays import Meter, ShapeArray, planning
 from ..layers import Layer, no_grad
 from ..layers.recorder import active
 from .handlers import handler_of
@@ -121,10 +124,16 @@ class Tracer:
         name = getattr(layer, "function", type(layer).__name__)
         return f"{self.calling_path}.{name}" if self.calling_path else name
 
-    def results_of(self, layer, inputs, **options):
-        """Call a layer on zeros, for the shapes and dtypes of its results."""
+    def results_of(self, layer, inputs):
+        """Call a layer of this package on arrays without memory, for the shapes and dtypes of its results."""
+        arrays = [ShapeArray(one.shape, one.dtype) if isinstance(one, Value) else one for one in inputs]
+        with planning(Meter()):
+            return self.called(layer, arrays)
+
+    def called(self, layer, arrays, options=MappingProxyType({})):
+        """Call a layer while no calls are collected."""
         before, active.tape = active.tape, None
         try:
-            return layer(*(one.zeros() if isinstance(one, Value) else one for one in inputs), **options)
+            return layer(*arrays, **options)
         finally:
             active.tape = before
