@@ -40,8 +40,14 @@ def kinds(cell):
     return sorted({(output["output_type"], *sorted(output.get("data", ()))) for output in cell["outputs"]})
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def marks(path):
+    return [pytest.mark.torch] if "import torch" in path.read_text(encoding="utf-8") else []
+
+
+@pytest.fixture(params=[pytest.param(path, id=path.stem, marks=marks(path)) for path in NOTEBOOKS])
 def notebook(request):
+    if request.node.get_closest_marker("torch"):
+        pytest.importorskip("torch", minversion="2.4")
     return json.loads(request.param.read_text(encoding="utf-8"))
 
 

@@ -129,7 +129,7 @@ class Ledger(Results):
         """Return path and class of the module of a call."""
         module = call.module
         if module is None:
-            return "outside of the modules"
+            return "code outside of modules"
         kind = (module._original if is_fused(module) else type(module)).__name__
         name = self._names.get(module)
         return f"{name} ({kind})" if name else kind

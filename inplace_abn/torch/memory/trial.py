@@ -6,8 +6,8 @@ import warnings
 import torch
 from torch import nn
 
-from ..batch_norm import is_fused
 from ..conversion import convert, report
+from ..conversion.record import conversion_of
 
 _FUSED = ("fused", "with residual", "copied")
 #: The options of `convert` that keep less and take more time.
@@ -28,7 +28,7 @@ class Trial:
 
     def __init__(self, model):
         self._model = model
-        self.is_converted = any(map(is_fused, model.modules()))
+        self.is_converted = any(conversion_of(module) is not None for module in model.modules())
         self._problem = None
         if self.is_converted:
             self._rows = {row.path: row for row in report(model).rows}
