@@ -5,9 +5,10 @@
 >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, bias=False), InPlaceABN(8), torch.nn.Conv2d(8, 4, 3))
 >>> net(torch.randn(2, 3, 8, 8)).sum().backward()
 
-On CPU tensors of float32, float64, float16 and bfloat16, in both memory formats, the kernels of this package
-compute, also in training under `torch.compile` from PyTorch 2.7 on. Everywhere else, and under `torch.func`,
-tracers and dispatch modes, PyTorch's own operations do, with the same results.
+On tensors of the CPU and of NVIDIA GPUs, of float32, float64, float16 and bfloat16, in both memory formats,
+the kernels of this package compute; on the CPU also in training under `torch.compile` from PyTorch 2.7 on.
+Everywhere else, and under `torch.func`, tracers and dispatch modes, PyTorch's own operations do, with the
+same results.
 """
 
 _NEEDED = "inplace_abn.torch needs PyTorch 2.4 or newer: pip install 'torch>=2.4'"
