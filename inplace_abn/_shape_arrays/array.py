@@ -106,17 +106,9 @@ class ShapeArray(np.ndarray):
         shape = functions.completed(shape, self.size)
         if math.prod(shape) != self.size:
             raise ValueError(f"cannot reshape array of size {self.size} into shape {shape}")
-        try:
-            return super().reshape(shape, copy=False)
-        except ValueError:
-            return ShapeArray(shape, self.dtype)
-        except TypeError:  # NumPy 2.0 has no argument copy
-            view = self.view()
-            try:
-                view.shape = shape
-            except AttributeError:
-                return ShapeArray(shape, self.dtype)
-            return view
+        if functions.has_view(self, shape):
+            return super().reshape(shape)
+        return ShapeArray(shape, self.dtype)
 
     def ravel(self, order="C"):
         """Return the elements as a vector."""

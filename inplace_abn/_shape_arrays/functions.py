@@ -26,6 +26,29 @@ def completed(shape, size):
     return tuple(size // max(1, known) if length == -1 else length for length in shape)
 
 
+def has_view(array, shape):
+    """Return True if an array can be reshaped without a copy.
+
+    Axes of the array and of the result are taken together until their lengths agree. The axes of the array in
+    such a group must follow each other in memory. NumPy 2.0 would copy in order to find out.
+    """
+    if array.flags.c_contiguous or array.size == 0:
+        return True
+    old = [(n, stride) for n, stride in zip(array.shape, array.strides, strict=True) if n != 1]
+    new = iter([n for n in shape if n != 1])
+    while old:
+        (length, stride), wanted = old.pop(0), next(new)
+        while length != wanted:
+            if length > wanted:
+                wanted *= next(new)
+                continue
+            n, following = old.pop(0)
+            if stride != n * following:
+                return False
+            length, stride = length * n, following
+    return True
+
+
 # ---- ufuncs ------------------------------------------------------------------------------------------------
 
 

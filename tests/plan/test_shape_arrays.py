@@ -72,6 +72,20 @@ def test_functions_return_the_same_shape_dtype_and_order(name, permuted):
         assert shape.strides == real.strides
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0), (1, 0, 2, 3), (2, 3, 0, 1)])
+@pytest.mark.parametrize(
+    "shape", [(24, 15), (12, 30), (4, 3, 30), (2, 2, 3, 6, 5), (360,), (4, 1, 90), (8, 45), (1, 4, 18, 5)]
+)
+def test_reshape_is_a_view_where_numpy_makes_one(axes, shape):
+    for index in (..., slice(1, 3), (slice(None), slice(None), slice(0, 1))):
+        real, array = (a.transpose(axes)[index] for a in (np.ones(SHAPE), ShapeArray(SHAPE)))
+        wanted = shape if real.size == 360 else (-1, real.shape[-1])
+        results = real.reshape(wanted), array.reshape(wanted)
+        assert results[1].shape == results[0].shape
+        assert np.may_share_memory(array, results[1]) == np.may_share_memory(real, results[0])
+        assert results[1].strides == results[0].strides
+
+
 def test_nothing_is_allocated():
     tracemalloc.start()
     x = ShapeArray((10**4, 10**4, 10), np.float32)
