@@ -13,7 +13,7 @@ from ._contexts import put_together, take_apart
 from ._first_order import first_order
 from ._hooks import hooks_active
 from ._saved import Recipe, note_overwritten, register
-from ._tensors import copy_dense, is_dense, laid_out_as, share_storage
+from ._tensors import copy_dense, is_dense, laid_out_as
 from .ownership import may_overwrite
 
 
@@ -47,9 +47,9 @@ class InPlace(torch.autograd.Function):
     def backward(ctx, dz):
         overwrite = may_overwrite(dz)
         z, residual, *sides = ctx.saved_tensors  # raises if one of them was modified
-        context = put_together(ctx.context, sides)
+        context = put_together(ctx.context, sides) if sides else ctx.context
         dense = laid_out_as(dz, z)
-        overwrite = overwrite or not share_storage(dense, dz)
+        overwrite = overwrite or dense is not dz
         return *_kernels.backward(context, dense, z, residual, overwrite), None, None
 
 
@@ -90,9 +90,9 @@ class KeepPreActivation(torch.autograd.Function):
     def backward(ctx, dz):
         overwrite = may_overwrite(dz)
         y, residual, *sides = ctx.saved_tensors
-        context = put_together(ctx.context, sides)
+        context = put_together(ctx.context, sides) if sides else ctx.context
         dense = laid_out_as(dz, y)
-        overwrite = overwrite or not share_storage(dense, dz)
+        overwrite = overwrite or dense is not dz
         gradients = _kernels.backward_keeping_y(context, dense, y, residual, ctx.norm, overwrite)
         return *gradients, None, None
 
