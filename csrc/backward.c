@@ -51,10 +51,12 @@ static void set_source_constants(abn_backward_operation *b, ptrdiff_t c) {
     abn_set_constant(&b->op, ABN_BIAS, c, bias);
 }
 
-/* True if the kernels cannot compute xhat from x in float. */
+/* True if the kernels cannot compute xhat from x, or w from z < 0, in float. */
 static int source_leaves_range(const abn_backward_operation *b, ptrdiff_t c) {
     const abn_norm *norm = &b->context->norm;
     const abn_dtype dtype = b->op.source.dtype;
+    if (b->from == ABN_FROM_Z && b->context->activation == ABN_LEAKY_RELU)
+        return !abn_constant_fits(dtype, abn_get_constant(&b->op, ABN_SCALE, c) / b->context->activation_param);
     return b->context->keep == ABN_KEEP_X && !(abn_constant_fits(dtype, norm->inv_std[c]) &&
                                                abn_centre_fits(dtype, norm->mean[c], norm->var[c], b->op.per_channel));
 }
@@ -236,7 +238,8 @@ static int finish_sums(abn_operation *op, ptrdiff_t channel, ptrdiff_t channels,
     for (ptrdiff_t i = 0; i < channels; i++) {
         const ptrdiff_t c = channel + i;
         const int can_be_finite = isfinite(b->context->norm.inv_std[c]); /* otherwise double does not help either */
-        const int exact = can_be_finite && !(isfinite(first[i]) && isfinite(second[i]));
+        const int has_sums = isfinite(first[i]) && isfinite(second[i]) && !source_leaves_range(b, c);
+        const int exact = can_be_finite && !has_sums;
         abn_exact_sums sums = {first[i], is_scaled(b, c) ? second[i] / b->context->norm.weight[c] : second[i],
                                first[i]};
         if (exact && !b->sums_are_given) sums = abn_backward_exact_sums(b, c);

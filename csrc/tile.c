@@ -89,7 +89,6 @@ abn_tile abn_tile_moved(const abn_operation *op, const abn_tile *tile, ptrdiff_t
         .scratch = output_moved(op, tile->scratch, row, column),
         .rows = tile->rows,
         .length = tile->length,
-        .prefetch = tile->prefetch,
     };
 }
 

@@ -40,7 +40,7 @@ typedef struct {
     ptrdiff_t chunks;
     ptrdiff_t strip, strips;      /* strip: channels of a strip; strips: how many */
     ptrdiff_t piece;              /* rows of a tile in apply */
-    ptrdiff_t prefetch;           /* elements */
+    ptrdiff_t ahead;              /* of the inputs of tiles (abn_input) */
     int whole_strips;             /* each thread runs both passes on whole strips */
     abn_scratch scratch;          /* with whole_strips: one strip per thread; otherwise the whole batch */
     double *chunk_sums;           /* per chunk: the first sums of all channels, then the second ones */
@@ -102,7 +102,7 @@ static ptrdiff_t rows_of_last_tile(const walk *w, row_range range, ptrdiff_t mos
 static abn_tile tile_at(const walk *w, const abn_span *span, ptrdiff_t row, int thread) {
     const abn_operation *op = w->op;
     abn_tile tile = abn_tile_of(op, span);
-    tile.prefetch = w->prefetch;
+    tile.source.ahead = tile.gradient.ahead = w->ahead;
     tile.scratch = abn_scratch_row(op, &w->scratch, w->whole_strips ? thread : 0, row / op->positions_per_row, 0);
     return tile;
 }
@@ -274,8 +274,7 @@ static void divide_channels(walk *w) {
     w->strips = (channels + w->strip - 1) / w->strip;
     const ptrdiff_t row_bytes = w->strip * columns * (ptrdiff_t)abn_dtype_size(op->source.dtype);
     w->piece = row_bytes < PIECE_BYTES ? PIECE_BYTES / row_bytes : 1;
-    if (!w->whole_strips && row_bytes >= PREFETCHED_ROW)
-        w->prefetch = PREFETCH_BYTES / (ptrdiff_t)abn_dtype_size(op->source.dtype);
+    if (!w->whole_strips && row_bytes >= PREFETCHED_ROW) w->ahead = PREFETCH_BYTES;
 }
 
 static void open_scratch(walk *w) {

@@ -57,11 +57,6 @@ INLINE vec cheap_slope(abn_activation activation, vec y, vec param) {
     }
 }
 
-/* dy = dz * activation'(y); NaN in dz propagates */
-INLINE vec activation_gradient(abn_activation activation, vec y, vec dz, activation_constants k) {
-    return activation == ABN_IDENTITY ? dz : v_mul(dz, cheap_slope(activation, y, k.param));
-}
-
 /* True if y was below 0: z has its sign bit set, or is NaN. A y just below 0 may be rounded to z = -0.0; forward.c
  * makes no other -0.0. NaN counts as negative, as in the slopes from y: y >= 0 is false. */
 INLINE mask is_left_of_zero(vec z) { return v_signs(v_max(z, v_set1(-LARGEST_REAL))); }

@@ -12,7 +12,7 @@
 #define ROWS_AT_ONCE (sizeof(storage) == 2 ? 8 : 4)
 
 /* Vectors of a cache line, or 1 if they are longer. */
-#define LINE_VECTORS ((int)(W * sizeof(storage) < 64 ? 64 / (W * sizeof(storage)) : 1))
+#define LINE_VECTORS ((int)(W * sizeof(storage) < CACHE_LINE ? CACHE_LINE / (W * sizeof(storage)) : 1))
 
 /* Calls step(..., row, rows, column, n) for `rows` rows from `row` on and n columns from `column` on. `rows` and n
  * are compile-time constants except for the last rows and columns, so the loops of a step unroll. */
@@ -20,7 +20,7 @@
     do {                                                                                                     \
         ptrdiff_t j_ = 0;                                                                                    \
         for (; j_ + LINE_VECTORS * W <= (tile).length; j_ += LINE_VECTORS * W) {                             \
-            if ((rows) == 1) prefetch_ahead(tile, row, j_);                                                  \
+            if ((rows) == 1) prefetch_inputs(tile, row, j_);                                                 \
             UNROLLED for (int v_ = 0; v_ < LINE_VECTORS; v_++) step(__VA_ARGS__, row, rows, j_ + v_ * W, W); \
         }                                                                                                    \
         for (; j_ + W <= (tile).length; j_ += W) step(__VA_ARGS__, row, rows, j_, W);                        \
@@ -43,10 +43,10 @@ INLINE ptrdiff_t grouped_rows(abn_tile tile) {
     return tile.source.stride == tile.length ? 0 : tile.rows - tile.rows % ROWS_AT_ONCE;
 }
 
-/* From here on in memory: the same row or later ones. */
-INLINE void prefetch_ahead(abn_tile tile, ptrdiff_t row, ptrdiff_t column) {
-    prefetch_line(element_at(tile.source, row, column) + tile.prefetch);
-    if (tile.gradient.data) prefetch_line(element_at(tile.gradient, row, column) + tile.prefetch);
+INLINE void prefetch_inputs(abn_tile tile, ptrdiff_t row, ptrdiff_t column) {
+    prefetch_vectors(element_at(tile.source, row, column), LINE_VECTORS, tile.source.ahead, 1);
+    if (tile.gradient.data)
+        prefetch_vectors(element_at(tile.gradient, row, column), LINE_VECTORS, tile.gradient.ahead, 1);
 }
 
 INLINE void add_to_columns(real *partial, vec sum) { v_store_real(partial, v_add(v_load_real(partial), sum)); }
@@ -76,11 +76,11 @@ INLINE void apply_step(abn_activation activation, int with_residual, abn_tile ti
     }
 }
 
-INLINE int columns_any_far(abn_tile tile, abn_constants constants, ptrdiff_t row, ptrdiff_t rows) {
+INLINE int columns_any_above_limit(abn_tile tile, abn_constants constants, ptrdiff_t row, ptrdiff_t rows) {
     for (ptrdiff_t r = row; r < row + rows; r++)
         for (ptrdiff_t j = 0; j < tile.length; j += W) {
             const vec limit = constant(ABN_COLUMNS, constants, ABN_RESIDUAL_LIMIT, j);
-            if (any_far(element_at(tile.residual, r, j), 1, tile.length - j, limit)) return 1;
+            if (any_above_limit(element_at(tile.residual, r, j), 1, tile.length - j, limit)) return 1;
         }
     return 0;
 }
@@ -91,11 +91,11 @@ INLINE ptrdiff_t columns_apply(abn_activation activation, int with_residual, abn
     const ptrdiff_t grouped = grouped_rows(tile);
     ptrdiff_t row = 0;
     for (; row < grouped; row += ROWS_AT_ONCE) {
-        if (with_residual && columns_any_far(tile, constants, row, ROWS_AT_ONCE)) return row * tile.length;
+        if (with_residual && columns_any_above_limit(tile, constants, row, ROWS_AT_ONCE)) return row * tile.length;
         FOR_STEPS_OF_ROWS(tile, apply_step, row, ROWS_AT_ONCE, activation, with_residual, tile, constants, k);
     }
     for (; row < tile.rows; row++) {
-        if (with_residual && columns_any_far(tile, constants, row, 1)) return row * tile.length;
+        if (with_residual && columns_any_above_limit(tile, constants, row, 1)) return row * tile.length;
         FOR_STEPS_OF_ROWS(tile, apply_step, row, 1, activation, with_residual, tile, constants, k);
     }
     return tile.rows * tile.length;

@@ -6,6 +6,20 @@
 #include "kernels.h"
 #include "storage.h"
 
+#define CACHE_LINE 64 /* bytes */
+
+/* Prefetches what is read `ahead` bytes after these vectors, into the first-level or the second-level cache. */
+INLINE void prefetch_vectors(const storage *at, int vectors, ptrdiff_t ahead, int level) {
+    if (W == 1) return; /* one instruction per few elements would cost more than it saves */
+    const uintptr_t first = (uintptr_t)at + (uintptr_t)ahead, bytes = (uintptr_t)vectors * W * sizeof(storage);
+    UNROLLED for (uintptr_t byte = 0; byte < bytes; byte += CACHE_LINE) {
+        if (level == 1)
+            prefetch_line((const void *)(first + byte), 1);
+        else
+            prefetch_line((const void *)(first + byte), 2);
+    }
+}
+
 /* w = (x - centre) * scale + shift. Subtracting first avoids cancellation if |mean| is much larger than sqrt(var). */
 typedef struct {
     vec centre, scale, shift;
@@ -21,26 +35,40 @@ typedef struct {
 } backward_constants;
 
 typedef struct {
+    vec slope, w; /* slope = activation'(y) */
+} slope_and_w;
+
+typedef struct {
     vec dy, w;
 } backward_pair;
 
+/* Left of 0, the scale includes the inverse of leaky_relu: w = z * (scale / slope) + shift. */
+INLINE slope_and_w slope_and_w_of(int from, abn_activation activation, vec source, backward_constants b,
+                                  activation_constants k) {
+    if (from == ABN_FROM_Z && activation == ABN_LEAKY_RELU) {
+        const mask left = is_left_of_zero(source);
+        const vec scale = v_select(left, v_mul(b.from.scale, k.inverse), b.from.scale);
+        return (slope_and_w){v_select(left, k.param, v_set1(1)), v_fma(source, scale, b.from.shift)};
+    }
+    if (from == ABN_FROM_Z) return (slope_and_w){v_set1(1), v_fma(source, b.from.scale, b.from.shift)};
+    const vec w = affine_apply(source, b.from);
+    return (slope_and_w){cheap_slope(activation, v_fma(w, b.weight, b.bias), k.param), w};
+}
+
 INLINE backward_pair backward_element(int from, abn_activation activation, vec source, vec dz, backward_constants b,
                                       activation_constants k) {
-    if (from == ABN_FROM_Z) {
-        activation_invert(activation, &source, &dz, k);
-        return (backward_pair){dz, v_fma(source, b.from.scale, b.from.shift)};
-    }
-    const vec w = affine_apply(source, b.from);
-    return (backward_pair){activation_gradient(activation, v_fma(w, b.weight, b.bias), dz, k), w};
+    const slope_and_w at = slope_and_w_of(from, activation, source, b, k);
+    return (backward_pair){activation == ABN_IDENTITY ? dz : v_mul(dz, at.slope), at.w};
 }
 
 /* w * w_factor + offset. In evaluation w, which may be infinite or NaN, is replaced by 0. */
-INLINE vec part_of_w(vec w, backward_constants b) {
+INLINE vec statistics_term(vec w, backward_constants b) {
     return v_fma(v_select(b.training, w, v_zero()), b.w_factor, b.offset);
 }
 
-INLINE vec backward_result(backward_pair p, backward_constants b) {
-    return v_mul(v_add(p.dy, part_of_w(p.w, b)), b.dx_factor);
+/* dx. */
+INLINE vec backward_result(vec dz, slope_and_w at, backward_constants b) {
+    return v_mul(v_fma(dz, at.slope, statistics_term(at.w, b)), b.dx_factor);
 }
 
 /* dy and w of the first n elements; 0 in the other lanes, whatever constants are there. */
@@ -85,8 +113,8 @@ INLINE void apply_to_vector(abn_activation activation, const storage *x, const s
 /* dx of the first min(n, W) elements. */
 INLINE vec dx_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,
                         ptrdiff_t n, backward_constants b, activation_constants k) {
-    const vec z = v_load_upto(source, n), dz = v_load_upto(gradient, n);
-    return backward_result(backward_element(from, activation, z, dz, b, k), b);
+    const slope_and_w at = slope_and_w_of(from, activation, v_load_upto(source, n), b, k);
+    return backward_result(v_load_upto(gradient, n), at, b);
 }
 
 INLINE void gradient_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,
@@ -102,7 +130,7 @@ INLINE vec constant(int layout, abn_constants constants, int which, ptrdiff_t at
 }
 
 /* True if |residual| of any of the n elements, in `vectors` vectors, exceeds the limit. False for NaN. */
-INLINE int any_far(const storage *residual, int vectors, ptrdiff_t n, vec limit) {
+INLINE int any_above_limit(const storage *residual, int vectors, ptrdiff_t n, vec limit) {
     vec largest = v_zero();
     UNROLLED for (int u = 0; u < vectors; u++) largest =
         v_max(v_abs(v_load_upto(residual + u * W, n - u * W)), largest);

@@ -80,8 +80,8 @@ INLINE void stream_loop(storage *a, storage *b, ptrdiff_t count, vec c, vec d, p
         const ptrdiff_t n = count - i;
         const vec x = v_load_upto(a + i, n);
         if (prefetch && prefetch < n) {
-            prefetch_line(a + i + prefetch);
-            if (b) prefetch_line(b + i + prefetch);
+            prefetch_line(a + i + prefetch, 1);
+            if (b) prefetch_line(b + i + prefetch, 1);
         }
         if (b)
             v_store_upto(b + i, v_fma(v_load_upto(b + i, n), c, v_mul(x, d)), n);

@@ -16,7 +16,7 @@ enum { ABN_ROWS, ABN_COLUMNS, ABN_LAYOUTS };
 typedef struct {
     const void *data;
     ptrdiff_t stride; /* elements from row to row */
-    ptrdiff_t ahead;  /* ABN_ROWS: bytes from an element to the one to prefetch when it is read; may leave the array */
+    ptrdiff_t ahead;  /* bytes from an element to the one to prefetch when it is read; may leave the array */
 } abn_input;
 
 typedef struct {
@@ -33,7 +33,6 @@ typedef struct {
     abn_output residual_gradient;
     abn_output scratch; /* reals that the sums pass leaves to the apply pass: w; scratch_offset reals later, slopes */
     ptrdiff_t rows, length;
-    ptrdiff_t prefetch; /* ABN_COLUMNS: how many elements further on in memory to prefetch; 0: none */
 } abn_tile;
 
 /* Constants per channel: arrays of reals. w is what backward sums as dy * w; abn_scheme in abn.h defines it.

@@ -28,7 +28,7 @@ INLINE ptrdiff_t keep_y_of_row(int layout, abn_activation activation, storage *x
     for (ptrdiff_t i = 0; i < length; i += W) {
         if (layout == ABN_COLUMNS) from_x = affine_constants(layout, constants, i);
         if (layout == ABN_COLUMNS && r) limit = residual_limit(layout, constants, i);
-        if (r && any_far(r + i, 1, length - i, limit)) return i;
+        if (r && any_above_limit(r + i, 1, length - i, limit)) return i;
         keep_y_of_vector(activation, x + i, r ? r + i : NULL, z + i, length - i, from_x, k);
     }
     return length;
@@ -68,14 +68,19 @@ INLINE kept_row kept_row_of(abn_tile tile, int with_residual, abn_constants c, p
                       v_set1((real)c.residual_high)};
 }
 
-/* dy and w of min(n, W) elements from i on. */
-INLINE backward_pair pair_from_y(abn_activation activation, kept_row row, ptrdiff_t i, ptrdiff_t n,
-                                 backward_constants b, activation_constants k) {
+INLINE slope_and_w slope_and_w_from_y(abn_activation activation, kept_row row, ptrdiff_t i, ptrdiff_t n,
+                                      backward_constants b, activation_constants k) {
     const vec y = v_load_upto(row.y + i, n);
     vec normal = y;
     if (row.residual) normal = v_sub(y, v_min(row.high, v_max(row.low, v_load_upto(row.residual + i, n))));
-    return (backward_pair){activation_gradient(activation, y, v_load_upto(row.dz + i, n), k),
-                           v_fma(normal, b.from.scale, b.from.shift)};
+    return (slope_and_w){cheap_slope(activation, y, k.param), v_fma(normal, b.from.scale, b.from.shift)};
+}
+
+/* dy and w of min(n, W) elements from i on. */
+INLINE backward_pair pair_from_y(abn_activation activation, kept_row row, ptrdiff_t i, ptrdiff_t n,
+                                 backward_constants b, activation_constants k) {
+    const slope_and_w at = slope_and_w_from_y(activation, row, i, n, b, k);
+    return (backward_pair){v_mul(v_load_upto(row.dz + i, n), at.slope), at.w};
 }
 
 INLINE backward_pair first_lanes_of(backward_pair p, ptrdiff_t n) {
@@ -137,10 +142,11 @@ INLINE void tile_kept_gradient(int layout, abn_activation activation, int with_r
         for (ptrdiff_t i = 0; i < tile.length; i += W) {
             const ptrdiff_t n = tile.length - i;
             if (layout == ABN_COLUMNS) b = all_backward_constants(layout, ABN_FROM_Y, constants, i);
-            const backward_pair p = pair_from_y(activation, at, i, n, b, k);
-            vec dy = p.dy;
+            const slope_and_w from_y = slope_and_w_from_y(activation, at, i, n, b, k);
+            const vec dz = v_load_upto(at.dz + i, n);
+            vec dy = v_mul(dz, from_y.slope);
             if (with_residual && constants.add_to_residual) dy = v_add(v_load_upto(dr + i, n), dy);
-            v_store_upto(dx + i, backward_result(p, b), n);
+            v_store_upto(dx + i, backward_result(dz, from_y, b), n);
             if (with_residual) v_store_upto(dr + i, dy, n);
         }
     }

@@ -14,7 +14,6 @@
 #include "elements.h"
 
 #define UNROLL 4
-#define CACHE_LINE 64                                         /* bytes */
 #define PREFETCH_DISTANCE (4096 / (ptrdiff_t)sizeof(storage)) /* elements */
 #define SUM_LENGTH 1024 /* elements summed in registers before these sums are added to the partial sums */
 #define LANES (ABN_LANE_BYTES / (ptrdiff_t)sizeof(real))
@@ -27,18 +26,6 @@ INLINE void add_partial(real *partial, const vec *sums) {
     vec sum = sums[0];
     UNROLLED for (int u = 1; u < UNROLL; u++) sum = v_add(sum, sums[u]);
     v_store_real(partial, v_add(v_load_real(partial), sum));
-}
-
-/* Prefetches what is read `ahead` bytes after these vectors, into the first-level or the second-level cache. */
-INLINE void prefetch_vectors(const storage *at, int vectors, ptrdiff_t ahead, int level) {
-    if (W == 1) return; /* one instruction per few elements would cost more than it saves */
-    const uintptr_t first = (uintptr_t)at + (uintptr_t)ahead, bytes = (uintptr_t)vectors * W * sizeof(storage);
-    UNROLLED for (uintptr_t byte = 0; byte < bytes; byte += CACHE_LINE) {
-        if (level == 1)
-            prefetch_line((const void *)(first + byte));
-        else
-            prefetch_line_level2((const void *)(first + byte));
-    }
 }
 
 /* A piece of a row that the sums read at once. */
@@ -121,28 +108,28 @@ INLINE ptrdiff_t apply_to_row(abn_activation activation, const storage *x, ptrdi
                               ptrdiff_t r_ahead, storage *z, ptrdiff_t length, affine from_x, vec limit,
                               activation_constants k) {
     const ptrdiff_t whole = length < W ? length : W, end = length - whole;
-    if (r && any_far(r, 1, whole, limit)) return 0;
+    if (r && any_above_limit(r, 1, whole, limit)) return 0;
     const vec first = value_of_vector(activation, x, r, whole, from_x, k);
     const vec last = value_of_vector(activation, x + end, r ? r + end : NULL, whole, from_x, k);
     ptrdiff_t i = elements_to_whole_vector(x);
-    int far = 0;
+    int above = 0;
     for (; i + UNROLL * W <= length; i += UNROLL * W) {
-        if (r && (far = any_far(r + i, UNROLL, UNROLL * W, limit))) break;
+        if (r && (above = any_above_limit(r + i, UNROLL, UNROLL * W, limit))) break;
         prefetch_vectors(x + i, UNROLL, x_ahead, 2);
         if (r) prefetch_vectors(r + i, UNROLL, r_ahead, 2);
         UNROLLED for (int u = 0; u < UNROLL; u++)
             apply_to_vector(activation, x + i + u * W, r ? r + i + u * W : NULL, z + i + u * W, W, from_x, k);
     }
-    for (; i + W <= length && !far; i += W) {
-        if (r && (far = any_far(r + i, 1, W, limit))) break;
+    for (; i + W <= length && !above; i += W) {
+        if (r && (above = any_above_limit(r + i, 1, W, limit))) break;
         prefetch_vectors(x + i, 1, x_ahead, 2);
         if (r) prefetch_vectors(r + i, 1, r_ahead, 2);
         apply_to_vector(activation, x + i, r ? r + i : NULL, z + i, W, from_x, k);
     }
     prefetch_vectors(x + end, 1, x_ahead, 2);
-    if (r) far = far || any_far(r + end, 1, whole, limit);
+    if (r) above = above || any_above_limit(r + end, 1, whole, limit);
     v_store_upto(z, first, whole);
-    if (far) return i > whole ? i : whole;
+    if (above) return i > whole ? i : whole;
     v_store_upto(z + end, last, whole);
     return length;
 }

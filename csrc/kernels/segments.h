@@ -90,11 +90,11 @@ INLINE void segment_gradient(int layout, const real *w, const real *slope, const
                              abn_constants c, storage *dx, storage *dr, int add) {
     for (ptrdiff_t i = 0; i < n; i += W) {
         const backward_constants b = all_backward_constants(layout, ABN_FROM_Z, c, constants_at(layout, i));
-        const vec z_gradient = v_load_upto(dz + i, n - i), slopes = v_load_real(slope + i);
-        const vec of_y = v_fma(z_gradient, slopes, part_of_w(v_load_real(w + i), b));
-        v_store_upto(dx + i, v_mul(of_y, b.dx_factor), n - i);
+        const vec z_gradient = v_load_upto(dz + i, n - i);
+        const slope_and_w at = {v_load_real(slope + i), v_load_real(w + i)};
+        v_store_upto(dx + i, backward_result(z_gradient, at, b), n - i);
         if (!dr) continue;
-        const vec dy = v_mul(z_gradient, slopes);
+        const vec dy = v_mul(z_gradient, at.slope);
         v_store_upto(dr + i, add ? v_add(v_load_upto(dr + i, n - i), dy) : dy, n - i);
     }
 }

@@ -51,16 +51,14 @@ typedef int32_t real_bits;
 #define LITERAL(type) (type)
 #endif
 
-/* Start to read a cache line into the first-level or second-level cache. Any address is allowed. */
+/* Starts to read a cache line into the first-level or second-level cache. `level` is a literal. Any address is
+ * allowed. */
 #if defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
-#define prefetch_line(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
-#define prefetch_line_level2(address) _mm_prefetch((const char *)(address), _MM_HINT_T1)
+#define prefetch_line(address, level) _mm_prefetch((const char *)(address), (level) == 1 ? _MM_HINT_T0 : _MM_HINT_T1)
 #elif defined(_MSC_VER) || defined(__CUDACC_RTC__)
-#define prefetch_line(address) ((void)(address))
-#define prefetch_line_level2(address) ((void)(address))
+#define prefetch_line(address, level) ((void)(address))
 #else
-#define prefetch_line(address) __builtin_prefetch(address)
-#define prefetch_line_level2(address) __builtin_prefetch(address, 0, 2)
+#define prefetch_line(address, level) __builtin_prefetch(address, 0, 4 - (level))
 #endif
 
 /* W lanes loaded from lane_window + 8 - n are the mask of the first n lanes. */
