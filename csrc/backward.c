@@ -2,9 +2,9 @@
  *
  *     w = xhat, or weight * xhat (ABN_SCHEME_II)      dx = (dy + w * w_factor + offset) * dx_factor
  *
- * Cheap activations (ABN_CHEAP) have kernels for whole tiles. Other activations, and batches with a residual or escaped
- * elements, are computed segment by segment, in arrays in first-level cache; escaped elements take their saved xhat
- * there. ABN_EXACT channels: backward_exact.c. */
+ * Cheap activations (ABN_CHEAP) have kernels for whole tiles, some also with a residual. The other batches, and those
+ * with escaped elements, are computed segment by segment, in arrays in first-level cache; escaped elements take their
+ * saved xhat there. ABN_EXACT channels: backward_exact.c. */
 #include <math.h>
 #include <stdint.h>
 
@@ -274,7 +274,8 @@ static void for_each_run(const abn_backward_operation *b, const abn_tile *tile, 
             abn_backward_exact_apply(b, &run);
             continue;
         }
-        if (!b->kernels || (guarded && b->from == ABN_FROM_Y)) {
+        const int guarded_by_segment = guarded && (b->from == ABN_FROM_Y || tile->residual.data);
+        if (!b->kernels || guarded_by_segment || run.flags & ABN_ESCAPED) {
             for_each_segment(b, &run, goal, partial);
             continue;
         }
@@ -317,9 +318,20 @@ static int has_tile_kernels(const abn_backward_operation *b) {
     const abn_context *context = b->context;
     const abn_activation of_residual = context->residual_activation;
     const int clamps = of_residual == ABN_IDENTITY || of_residual == ABN_RELU || of_residual == ABN_RELU6;
-    const int takes_residual = b->from == ABN_FROM_Y && clamps;
-    if (context->escapes.count > 0 || (context->residual.data && !takes_residual)) return 0;
+    const int takes_residual = b->from == ABN_FROM_Y ? clamps : b->from == ABN_FROM_Z;
+    if (context->residual.data && !takes_residual) return 0;
     return b->op.kernels->of[context->activation].gradient_sums[b->from] != NULL;
+}
+
+/* Sets ABN_ESCAPED for channels with escaped elements. Channels-last, for all: runs of a few columns are slow. */
+static void mark_escaped_channels(const abn_backward_operation *b) {
+    const abn_operation *op = &b->op;
+    const abn_escapes *escapes = &b->context->escapes;
+    const int all = op->layout == ABN_COLUMNS && op->positions_per_channel == 1;
+    const ptrdiff_t channels = op->source.channels;
+    for (ptrdiff_t e = 0; e < (all ? 0 : escapes->count); e++)
+        op->channel_flags[escapes->index[e] / op->positions % channels] |= ABN_ESCAPED;
+    for (ptrdiff_t c = 0; all && escapes->count > 0 && c < channels; c++) op->channel_flags[c] |= ABN_ESCAPED;
 }
 
 static abn_status run_backward(const abn_machine *machine, abn_backward_operation *b, const abn_batch *dz) {
@@ -339,7 +351,10 @@ static abn_status run_backward(const abn_machine *machine, abn_backward_operatio
     b->from = context->keep == ABN_KEEP_Z ? ABN_FROM_Z : context->keep == ABN_KEEP_Y ? ABN_FROM_Y : ABN_FROM_X;
     abn_status status = abn_walk_open(op, machine, &context->guard);
     if (status != ABN_OK) return status;
-    if (has_tile_kernels(b)) b->kernels = &op->kernels->of[context->activation];
+    if (has_tile_kernels(b)) {
+        b->kernels = &op->kernels->of[context->activation];
+        mark_escaped_channels(b);
+    }
     status = abn_walk(op);
     abn_walk_close(op);
     return status;

@@ -42,6 +42,7 @@ typedef struct {
 enum {
     ABN_GUARDED = 1, /* xhat is saved in addition to z */
     ABN_EXACT = 2,   /* outside the range of float: computed element by element in double (float_range.h) */
+    ABN_ESCAPED = 4, /* backward: some elements are escaped, and so the channel is computed segment by segment */
 };
 
 typedef struct abn_operation abn_operation;
@@ -88,7 +89,7 @@ struct abn_operation {
      *   both 1:                    channels-last. A row is a position, a column is a channel. */
     ptrdiff_t positions_per_channel, positions_per_row;
     void *constants[ABN_CONSTANTS]; /* a real per channel, padded */
-    unsigned char *channel_flags;   /* ABN_GUARDED, ABN_EXACT */
+    unsigned char *channel_flags;   /* ABN_GUARDED, ABN_EXACT, ABN_ESCAPED */
 
     /* With a mask: the steps that abn_mask_open replaced, and how many valid positions precede each
      * multiple of COUNT_STEP (mask.c). */

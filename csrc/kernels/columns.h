@@ -20,7 +20,7 @@
     do {                                                                                                     \
         ptrdiff_t j_ = 0;                                                                                    \
         for (; j_ + LINE_VECTORS * W <= (tile).length; j_ += LINE_VECTORS * W) {                             \
-            if ((rows) == 1) prefetch_inputs(tile, row, j_);                                                 \
+            if ((rows) == 1) prefetch_from(tile, row, j_);                                                   \
             UNROLLED for (int v_ = 0; v_ < LINE_VECTORS; v_++) step(__VA_ARGS__, row, rows, j_ + v_ * W, W); \
         }                                                                                                    \
         for (; j_ + W <= (tile).length; j_ += W) step(__VA_ARGS__, row, rows, j_, W);                        \
@@ -34,16 +34,12 @@
         for (; row_ < (tile).rows; row_++) FOR_STEPS_OF_ROWS(tile, step, row_, 1, __VA_ARGS__);                       \
     } while (0)
 
-INLINE const storage *element_at(abn_input input, ptrdiff_t row, ptrdiff_t column) {
-    return (const storage *)input.data + row * input.stride + column;
-}
-
 /* The number of rows to compute ROWS_AT_ONCE at a time: none if there are no gaps between rows. */
 INLINE ptrdiff_t grouped_rows(abn_tile tile) {
     return tile.source.stride == tile.length ? 0 : tile.rows - tile.rows % ROWS_AT_ONCE;
 }
 
-INLINE void prefetch_inputs(abn_tile tile, ptrdiff_t row, ptrdiff_t column) {
+INLINE void prefetch_from(abn_tile tile, ptrdiff_t row, ptrdiff_t column) {
     prefetch_vectors(element_at(tile.source, row, column), LINE_VECTORS, tile.source.ahead, 1);
     if (tile.gradient.data)
         prefetch_vectors(element_at(tile.gradient, row, column), LINE_VECTORS, tile.gradient.ahead, 1);
@@ -101,40 +97,41 @@ INLINE ptrdiff_t columns_apply(abn_activation activation, int with_residual, abn
     return tile.rows * tile.length;
 }
 
-INLINE void gradient_sums_step(int from, abn_activation activation, abn_tile tile, abn_constants constants,
-                               activation_constants k, real *sums, ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
+INLINE void gradient_sums_step(int from, abn_activation activation, int with_residual, abn_tile tile,
+                               abn_constants constants, activation_constants k, real *sums, ptrdiff_t row, int rows,
+                               ptrdiff_t j, ptrdiff_t n) {
     real *products = sums + ABN_COLUMNS_STRIDE;
     const backward_constants b = all_backward_constants(ABN_COLUMNS, from, constants, j);
     vec sum = v_load_real(sums + j), product = v_load_real(products + j);
     UNROLLED for (int r = 0; r < rows; r++) {
-        const storage *source = element_at(tile.source, row + r, j);
-        const storage *gradient = element_at(tile.gradient, row + r, j);
-        gradient_sums_of_vector(from, activation, source, gradient, n, b, k, &sum, &product);
+        const backward_inputs in = inputs_of(tile, with_residual, row + r, j);
+        gradient_sums_of_vector(from, activation, in, n, b, k, &sum, &product);
     }
     v_store_real(sums + j, sum);
     v_store_real(products + j, product);
 }
 
-INLINE void columns_gradient_sums(int from, abn_activation activation, abn_tile tile, abn_constants constants,
-                                  void *partial) {
+INLINE void columns_gradient_sums(int from, abn_activation activation, int with_residual, abn_tile tile,
+                                  abn_constants constants, void *partial) {
     const activation_constants k = activation_load(constants.param);
-    FOR_STEPS(tile, gradient_sums_step, from, activation, tile, constants, k, partial);
+    FOR_STEPS(tile, gradient_sums_step, from, activation, with_residual, tile, constants, k, partial);
 }
 
-INLINE void gradient_apply_step(int from, abn_activation activation, abn_tile tile, abn_constants constants,
-                                activation_constants k, ptrdiff_t row, int rows, ptrdiff_t j, ptrdiff_t n) {
+INLINE void gradient_apply_step(int from, abn_activation activation, int with_residual, abn_tile tile,
+                                abn_constants constants, activation_constants k, ptrdiff_t row, int rows, ptrdiff_t j,
+                                ptrdiff_t n) {
     const backward_constants b = all_backward_constants(ABN_COLUMNS, from, constants, j);
     UNROLLED for (int r = 0; r < rows; r++) {
-        const storage *source = element_at(tile.source, row + r, j);
-        const storage *gradient = element_at(tile.gradient, row + r, j);
-        storage *dx = destination_row(tile, row + r) + j;
-        gradient_of_vector(from, activation, source, gradient, dx, n, b, k);
+        const backward_inputs in = inputs_of(tile, with_residual, row + r, j);
+        const backward_outputs to = outputs_of(tile, with_residual, constants, row + r, j);
+        store_gradients(to, gradients_of_vector(from, activation, in, to, n, b, k), n);
     }
 }
 
-INLINE void columns_gradient_apply(int from, abn_activation activation, abn_tile tile, abn_constants constants) {
+INLINE void columns_gradient_apply(int from, abn_activation activation, int with_residual, abn_tile tile,
+                                   abn_constants constants) {
     const activation_constants k = activation_load(constants.param);
-    FOR_STEPS(tile, gradient_apply_step, from, activation, tile, constants, k);
+    FOR_STEPS(tile, gradient_apply_step, from, activation, with_residual, tile, constants, k);
 }
 
 /* Sum of `count` neighbouring partial sums: in vectors first, then across lanes in double. */

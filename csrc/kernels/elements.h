@@ -35,31 +35,45 @@ typedef struct {
 } backward_constants;
 
 typedef struct {
+    const storage *source, *gradient;
+    const storage *residual; /* NULL: none. Only with a source of z */
+} backward_inputs;
+
+INLINE backward_inputs inputs_at(backward_inputs in, ptrdiff_t i) {
+    return (backward_inputs){in.source + i, in.gradient + i, in.residual ? in.residual + i : NULL};
+}
+
+typedef struct {
     vec slope, w; /* slope = activation'(y) */
 } slope_and_w;
+
+/* w = (activation^-1(z) - residual) * scale + shift. Without a residual, the inverse of leaky_relu is part of the scale:
+ * w = z * (scale / slope) + shift left of 0. */
+INLINE slope_and_w slope_and_w_from_z(abn_activation activation, backward_inputs in, ptrdiff_t n, backward_constants b,
+                                      activation_constants k) {
+    const int leaky = activation == ABN_LEAKY_RELU;
+    const vec z = v_load_upto(in.source, n);
+    const mask left = is_left_of_zero(z);
+    const vec slope = leaky ? v_select(left, k.param, v_set1(1)) : v_set1(1);
+    if (in.residual) {
+        const vec y = leaky ? v_select(left, v_div(z, k.param), z) : z; /* as curve_invert */
+        const vec normal = v_sub(y, v_load_upto(in.residual, n));
+        return (slope_and_w){slope, v_fma(normal, b.from.scale, b.from.shift)};
+    }
+    const vec scale = leaky ? v_select(left, v_mul(b.from.scale, k.inverse), b.from.scale) : b.from.scale;
+    return (slope_and_w){slope, v_fma(z, scale, b.from.shift)};
+}
+
+INLINE slope_and_w slope_and_w_of(int from, abn_activation activation, backward_inputs in, ptrdiff_t n,
+                                  backward_constants b, activation_constants k) {
+    if (from == ABN_FROM_Z) return slope_and_w_from_z(activation, in, n, b, k);
+    const vec w = affine_apply(v_load_upto(in.source, n), b.from);
+    return (slope_and_w){cheap_slope(activation, v_fma(w, b.weight, b.bias), k.param), w};
+}
 
 typedef struct {
     vec dy, w;
 } backward_pair;
-
-/* Left of 0, the scale includes the inverse of leaky_relu: w = z * (scale / slope) + shift. */
-INLINE slope_and_w slope_and_w_of(int from, abn_activation activation, vec source, backward_constants b,
-                                  activation_constants k) {
-    if (from == ABN_FROM_Z && activation == ABN_LEAKY_RELU) {
-        const mask left = is_left_of_zero(source);
-        const vec scale = v_select(left, v_mul(b.from.scale, k.inverse), b.from.scale);
-        return (slope_and_w){v_select(left, k.param, v_set1(1)), v_fma(source, scale, b.from.shift)};
-    }
-    if (from == ABN_FROM_Z) return (slope_and_w){v_set1(1), v_fma(source, b.from.scale, b.from.shift)};
-    const vec w = affine_apply(source, b.from);
-    return (slope_and_w){cheap_slope(activation, v_fma(w, b.weight, b.bias), k.param), w};
-}
-
-INLINE backward_pair backward_element(int from, abn_activation activation, vec source, vec dz, backward_constants b,
-                                      activation_constants k) {
-    const slope_and_w at = slope_and_w_of(from, activation, source, b, k);
-    return (backward_pair){activation == ABN_IDENTITY ? dz : v_mul(dz, at.slope), at.w};
-}
 
 /* w * w_factor + offset. In evaluation w, which may be infinite or NaN, is replaced by 0. */
 INLINE vec statistics_term(vec w, backward_constants b) {
@@ -72,10 +86,11 @@ INLINE vec backward_result(vec dz, slope_and_w at, backward_constants b) {
 }
 
 /* dy and w of the first n elements; 0 in the other lanes, whatever constants are there. */
-INLINE backward_pair backward_of_vector(int from, abn_activation activation, const storage *source,
-                                        const storage *gradient, ptrdiff_t n, backward_constants b,
-                                        activation_constants k) {
-    backward_pair p = backward_element(from, activation, v_load_upto(source, n), v_load_upto(gradient, n), b, k);
+INLINE backward_pair backward_of_vector(int from, abn_activation activation, backward_inputs in, ptrdiff_t n,
+                                        backward_constants b, activation_constants k) {
+    const slope_and_w at = slope_and_w_of(from, activation, in, n, b, k);
+    const vec dz = v_load_upto(in.gradient, n);
+    backward_pair p = {activation == ABN_IDENTITY ? dz : v_mul(dz, at.slope), at.w};
     if (n < W) {
         p.dy = v_first(p.dy, n);
         p.w = v_first(p.w, n);
@@ -90,9 +105,9 @@ INLINE void moments_of_vector(const storage *x, ptrdiff_t n, vec centre, vec *su
     *square = v_fma(d, d, *square);
 }
 
-INLINE void gradient_sums_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,
-                                    ptrdiff_t n, backward_constants b, activation_constants k, vec *sum, vec *product) {
-    const backward_pair p = backward_of_vector(from, activation, source, gradient, n, b, k);
+INLINE void gradient_sums_of_vector(int from, abn_activation activation, backward_inputs in, ptrdiff_t n,
+                                    backward_constants b, activation_constants k, vec *sum, vec *product) {
+    const backward_pair p = backward_of_vector(from, activation, in, n, b, k);
     *sum = v_add(*sum, p.dy);
     *product = v_fma(p.dy, p.w, *product);
 }
@@ -110,16 +125,33 @@ INLINE void apply_to_vector(abn_activation activation, const storage *x, const s
     v_store_upto(z, value_of_vector(activation, x, residual, n, from_x, k), n);
 }
 
-/* dx of the first min(n, W) elements. */
-INLINE vec dx_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,
-                        ptrdiff_t n, backward_constants b, activation_constants k) {
-    const slope_and_w at = slope_and_w_of(from, activation, v_load_upto(source, n), b, k);
-    return backward_result(v_load_upto(gradient, n), at, b);
+typedef struct {
+    storage *dx, *dr; /* dr: the gradient of the residual; NULL: none */
+    int adds;         /* dr += dy, not dr = dy */
+} backward_outputs;
+
+INLINE backward_outputs outputs_at(backward_outputs to, ptrdiff_t i) {
+    return (backward_outputs){to.dx + i, to.dr ? to.dr + i : NULL, to.adds};
 }
 
-INLINE void gradient_of_vector(int from, abn_activation activation, const storage *source, const storage *gradient,
-                               storage *dx, ptrdiff_t n, backward_constants b, activation_constants k) {
-    v_store_upto(dx, dx_of_vector(from, activation, source, gradient, n, b, k), n);
+typedef struct {
+    vec dx, dr;
+} gradients;
+
+/* The gradients of the first min(n, W) elements. */
+INLINE gradients gradients_of_vector(int from, abn_activation activation, backward_inputs in, backward_outputs to,
+                                     ptrdiff_t n, backward_constants b, activation_constants k) {
+    const slope_and_w at = slope_and_w_of(from, activation, in, n, b, k);
+    const vec dz = v_load_upto(in.gradient, n);
+    gradients g = {backward_result(dz, at, b), v_zero()};
+    if (to.dr) g.dr = v_mul(dz, at.slope);
+    if (to.dr && to.adds) g.dr = v_add(v_load_upto(to.dr, n), g.dr);
+    return g;
+}
+
+INLINE void store_gradients(backward_outputs to, gradients g, ptrdiff_t n) {
+    v_store_upto(to.dx, g.dx, n);
+    if (to.dr) v_store_upto(to.dr, g.dr, n);
 }
 
 /* The constant of channel `at` in every lane (ABN_ROWS), or those of W channels from `at` on (ABN_COLUMNS). The
@@ -137,8 +169,24 @@ INLINE int any_above_limit(const storage *residual, int vectors, ptrdiff_t n, ve
     return v_any(v_lt(limit, largest));
 }
 
+INLINE const storage *element_at(abn_input input, ptrdiff_t row, ptrdiff_t column) {
+    return (const storage *)input.data + row * input.stride + column;
+}
+
 INLINE storage *destination_row(abn_tile tile, ptrdiff_t row) {
     return (storage *)tile.destination.data + row * tile.destination.stride;
+}
+
+INLINE backward_inputs inputs_of(abn_tile tile, int with_residual, ptrdiff_t row, ptrdiff_t column) {
+    return (backward_inputs){element_at(tile.source, row, column), element_at(tile.gradient, row, column),
+                             with_residual ? element_at(tile.residual, row, column) : NULL};
+}
+
+INLINE backward_outputs outputs_of(abn_tile tile, int with_residual, abn_constants constants, ptrdiff_t row,
+                                   ptrdiff_t column) {
+    storage *dr = with_residual ? tile.residual_gradient.data : NULL;
+    if (dr) dr += row * tile.residual_gradient.stride + column;
+    return (backward_outputs){destination_row(tile, row) + column, dr, constants.add_to_residual};
 }
 
 INLINE affine affine_constants(int layout, abn_constants c, ptrdiff_t at) {

@@ -14,17 +14,23 @@
         return layout##_apply(activation, 1, *t, *c);                                              \
     }                                                                                              \
     static void layout##_sums_x_##name(const abn_tile *t, const abn_constants *c, void *partial) { \
-        layout##_gradient_sums(ABN_FROM_X, activation, *t, *c, partial);                           \
+        layout##_gradient_sums(ABN_FROM_X, activation, 0, *t, *c, partial);                        \
     }                                                                                              \
     static void layout##_gradient_x_##name(const abn_tile *t, const abn_constants *c) {            \
-        layout##_gradient_apply(ABN_FROM_X, activation, *t, *c);                                   \
+        layout##_gradient_apply(ABN_FROM_X, activation, 0, *t, *c);                                \
     }
 #define DEFINE_FROM_Z(layout, name, activation)                                                    \
     static void layout##_sums_z_##name(const abn_tile *t, const abn_constants *c, void *partial) { \
-        layout##_gradient_sums(ABN_FROM_Z, activation, *t, *c, partial);                           \
+        if (t->residual.data)                                                                      \
+            layout##_gradient_sums(ABN_FROM_Z, activation, 1, *t, *c, partial);                    \
+        else                                                                                       \
+            layout##_gradient_sums(ABN_FROM_Z, activation, 0, *t, *c, partial);                    \
     }                                                                                              \
     static void layout##_gradient_z_##name(const abn_tile *t, const abn_constants *c) {            \
-        layout##_gradient_apply(ABN_FROM_Z, activation, *t, *c);                                   \
+        if (t->residual.data)                                                                      \
+            layout##_gradient_apply(ABN_FROM_Z, activation, 1, *t, *c);                            \
+        else                                                                                       \
+            layout##_gradient_apply(ABN_FROM_Z, activation, 0, *t, *c);                            \
     }
 #define DEFINE_MOMENTS(layout)                                                                \
     static void layout##_moments_(const abn_tile *t, const abn_constants *c, void *partial) { \

@@ -99,7 +99,7 @@ typedef struct {
     /* sums += dy, dy * w. Here and below, index ABN_FROM_Z, ABN_FROM_X or ABN_FROM_Y. [ABN_FROM_Z] is NULL without an
      * inverse, [ABN_FROM_Y] and keep_y with one. */
     void (*gradient_sums[ABN_SOURCES])(const abn_tile *tile, const abn_constants *constants, void *partial);
-    /* destination = dx; from y also residual_gradient, if there is a residual */
+    /* destination = dx; from y or z also residual_gradient, if there is a residual */
     void (*gradient_apply[ABN_SOURCES])(const abn_tile *tile, const abn_constants *constants);
     /* source = y = w + residual, destination = activation(y). residual.data may be NULL. Returns as apply_residual. */
     ptrdiff_t (*keep_y)(const abn_tile *tile, const abn_constants *constants);

@@ -18,10 +18,6 @@
 #define SUM_LENGTH 1024 /* elements summed in registers before these sums are added to the partial sums */
 #define LANES (ABN_LANE_BYTES / (ptrdiff_t)sizeof(real))
 
-INLINE const storage *row_of(abn_input input, ptrdiff_t row) {
-    return (const storage *)input.data + row * input.stride;
-}
-
 INLINE void add_partial(real *partial, const vec *sums) {
     vec sum = sums[0];
     UNROLLED for (int u = 1; u < UNROLL; u++) sum = v_add(sum, sums[u]);
@@ -94,7 +90,7 @@ INLINE void rows_moments(abn_tile tile, abn_constants constants, void *partial) 
         for (ptrdiff_t i = 0, length; i < tile.length; i += length) {
             const row_piece piece = piece_at(i, tile.length);
             length = piece.length;
-            moments_of_run(row_of(tile.source, row) + i, length, ahead_of_piece(tile.source, tile, row, rows, piece),
+            moments_of_run(element_at(tile.source, row, i), length, ahead_of_piece(tile.source, tile, row, rows, piece),
                            centre, (real *)partial + 2 * row * LANES);
         }
     }
@@ -140,38 +136,44 @@ INLINE ptrdiff_t rows_apply(abn_activation activation, int with_residual, abn_ti
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
         const vec limit = with_residual ? constant(ABN_ROWS, constants, ABN_RESIDUAL_LIMIT, row) : v_zero();
         const ptrdiff_t computed =
-            apply_to_row(activation, row_of(tile.source, row), tile.source.ahead,
-                         with_residual ? row_of(tile.residual, row) : NULL, tile.residual.ahead,
+            apply_to_row(activation, element_at(tile.source, row, 0), tile.source.ahead,
+                         with_residual ? element_at(tile.residual, row, 0) : NULL, tile.residual.ahead,
                          destination_row(tile, row), tile.length, affine_constants(ABN_ROWS, constants, row), limit, k);
         if (with_residual && computed < tile.length) return row * tile.length + computed;
     }
     return tile.rows * tile.length;
 }
 
-INLINE void gradient_sums_of_run(int from, abn_activation activation, abn_input z, abn_input dz, ptrdiff_t length,
-                                 backward_constants b, activation_constants k, real *partial) {
-    const storage *source = z.data, *gradient = dz.data;
+/* abn_input.ahead of each input. */
+typedef struct {
+    ptrdiff_t source, gradient, residual;
+} backward_ahead;
+
+INLINE void prefetch_inputs(backward_inputs in, int vectors, backward_ahead ahead, int level) {
+    prefetch_vectors(in.source, vectors, ahead.source, level);
+    prefetch_vectors(in.gradient, vectors, ahead.gradient, level);
+    if (in.residual) prefetch_vectors(in.residual, vectors, ahead.residual, level);
+}
+
+INLINE void gradient_sums_of_run(int from, abn_activation activation, backward_inputs run, ptrdiff_t length,
+                                 backward_ahead ahead, backward_constants b, activation_constants k, real *partial) {
     vec sums[UNROLL], products[UNROLL];
     ptrdiff_t i = 0;
     UNROLLED for (int u = 0; u < UNROLL; u++) sums[u] = products[u] = v_zero();
     for (; i + UNROLL * W <= length; i += UNROLL * W) {
-        prefetch_vectors(source + i, UNROLL, z.ahead, 1);
-        prefetch_vectors(gradient + i, UNROLL, dz.ahead, 1);
-        UNROLLED for (int u = 0; u < UNROLL; u++) gradient_sums_of_vector(
-            from, activation, source + i + u * W, gradient + i + u * W, W, b, k, &sums[u], &products[u]);
+        prefetch_inputs(inputs_at(run, i), UNROLL, ahead, 1);
+        UNROLLED for (int u = 0; u < UNROLL; u++)
+            gradient_sums_of_vector(from, activation, inputs_at(run, i + u * W), W, b, k, &sums[u], &products[u]);
     }
     for (; i + W <= length; i += W) {
-        prefetch_vectors(source + i, 1, z.ahead, 1);
-        prefetch_vectors(gradient + i, 1, dz.ahead, 1);
-        gradient_sums_of_vector(from, activation, source + i, gradient + i, W, b, k, &sums[0], &products[0]);
+        prefetch_inputs(inputs_at(run, i), 1, ahead, 1);
+        gradient_sums_of_vector(from, activation, inputs_at(run, i), W, b, k, &sums[0], &products[0]);
     }
     if (i < length) {
-        const ptrdiff_t n = length - i;
-        const backward_pair p =
-            backward_element(from, activation, load_rest(source, length, n), load_rest(gradient, length, n), b, k);
+        const ptrdiff_t whole = length < W ? length : W, n = length - i;
+        const backward_pair p = backward_of_vector(from, activation, inputs_at(run, length - whole), whole, b, k);
         const vec dy = keep_rest(p.dy, length, n), w = keep_rest(p.w, length, n);
-        prefetch_vectors(source + i, 1, z.ahead, 1);
-        prefetch_vectors(gradient + i, 1, dz.ahead, 1);
+        prefetch_inputs(inputs_at(run, i), 1, ahead, 1);
         sums[1] = v_add(sums[1], dy);
         products[1] = v_fma(dy, w, products[1]);
     }
@@ -179,56 +181,57 @@ INLINE void gradient_sums_of_run(int from, abn_activation activation, abn_input 
     add_partial(partial + LANES, products);
 }
 
-INLINE void rows_gradient_sums(int from, abn_activation activation, abn_tile tile, abn_constants constants,
-                               void *partial) {
+INLINE void rows_gradient_sums(int from, abn_activation activation, int with_residual, abn_tile tile,
+                               abn_constants constants, void *partial) {
     const activation_constants k = activation_load(constants.param);
     const ptrdiff_t rows = rows_to_prefetch(tile);
     for (ptrdiff_t row = 0; row < tile.rows; row++) {
         const backward_constants b = all_backward_constants(ABN_ROWS, from, constants, row);
         for (ptrdiff_t i = 0, length; i < tile.length; i += length) {
             const row_piece piece = piece_at(i, tile.length);
-            const abn_input z = {row_of(tile.source, row) + i, 0, ahead_of_piece(tile.source, tile, row, rows, piece)};
-            const abn_input dz = {row_of(tile.gradient, row) + i, 0,
-                                  ahead_of_piece(tile.gradient, tile, row, rows, piece)};
+            const backward_ahead ahead = {ahead_of_piece(tile.source, tile, row, rows, piece),
+                                          ahead_of_piece(tile.gradient, tile, row, rows, piece),
+                                          ahead_of_piece(tile.residual, tile, row, rows, piece)};
             length = piece.length;
-            gradient_sums_of_run(from, activation, z, dz, length, b, k, (real *)partial + 2 * row * LANES);
+            gradient_sums_of_run(from, activation, inputs_of(tile, with_residual, row, i), length, ahead, b, k,
+                                 (real *)partial + 2 * row * LANES);
         }
     }
 }
 
-/* Computes dx of a row; its first and last vector as apply_to_row does. dx may be dz. */
-INLINE void gradient_of_row(int from, abn_activation activation, abn_input z, abn_input dz, storage *dx,
-                            ptrdiff_t length, backward_constants b, activation_constants k) {
-    const storage *source = z.data, *gradient = dz.data;
+/* Computes dx, and with a residual its gradient, of a row; its first and last vector as apply_to_row does. dx or dr may
+ * be dz. */
+INLINE void gradient_of_row(int from, abn_activation activation, backward_inputs in, backward_ahead ahead,
+                            backward_outputs to, ptrdiff_t length, backward_constants b, activation_constants k) {
     const ptrdiff_t whole = length < W ? length : W, end = length - whole;
-    const vec first = dx_of_vector(from, activation, source, gradient, whole, b, k);
-    const vec last = dx_of_vector(from, activation, source + end, gradient + end, whole, b, k);
-    ptrdiff_t i = elements_to_whole_vector(dx);
+    const gradients first = gradients_of_vector(from, activation, in, to, whole, b, k);
+    const gradients last = gradients_of_vector(from, activation, inputs_at(in, end), outputs_at(to, end), whole, b, k);
+    ptrdiff_t i = elements_to_whole_vector(to.dx);
     for (; i + UNROLL * W <= length; i += UNROLL * W) {
-        prefetch_vectors(source + i, UNROLL, z.ahead, 2);
-        prefetch_vectors(gradient + i, UNROLL, dz.ahead, 2);
-        UNROLLED for (int u = 0; u < UNROLL; u++)
-            gradient_of_vector(from, activation, source + i + u * W, gradient + i + u * W, dx + i + u * W, W, b, k);
+        prefetch_inputs(inputs_at(in, i), UNROLL, ahead, 2);
+        UNROLLED for (int u = 0; u < UNROLL; u++) {
+            const backward_outputs at = outputs_at(to, i + u * W);
+            store_gradients(at, gradients_of_vector(from, activation, inputs_at(in, i + u * W), at, W, b, k), W);
+        }
     }
     for (; i + W <= length; i += W) {
-        prefetch_vectors(source + i, 1, z.ahead, 2);
-        prefetch_vectors(gradient + i, 1, dz.ahead, 2);
-        gradient_of_vector(from, activation, source + i, gradient + i, dx + i, W, b, k);
+        const backward_outputs at = outputs_at(to, i);
+        prefetch_inputs(inputs_at(in, i), 1, ahead, 2);
+        store_gradients(at, gradients_of_vector(from, activation, inputs_at(in, i), at, W, b, k), W);
     }
-    prefetch_vectors(source + end, 1, z.ahead, 2);
-    prefetch_vectors(gradient + end, 1, dz.ahead, 2);
-    v_store_upto(dx, first, whole);
-    v_store_upto(dx + end, last, whole);
+    prefetch_inputs(inputs_at(in, end), 1, ahead, 2);
+    store_gradients(to, first, whole);
+    store_gradients(outputs_at(to, end), last, whole);
 }
 
-INLINE void rows_gradient_apply(int from, abn_activation activation, abn_tile tile, abn_constants constants) {
+INLINE void rows_gradient_apply(int from, abn_activation activation, int with_residual, abn_tile tile,
+                                abn_constants constants) {
     const activation_constants k = activation_load(constants.param);
-    for (ptrdiff_t row = 0; row < tile.rows; row++) {
-        const abn_input z = {row_of(tile.source, row), 0, tile.source.ahead};
-        const abn_input dz = {row_of(tile.gradient, row), 0, tile.gradient.ahead};
-        gradient_of_row(from, activation, z, dz, destination_row(tile, row), tile.length,
+    const backward_ahead ahead = {tile.source.ahead, tile.gradient.ahead, tile.residual.ahead};
+    for (ptrdiff_t row = 0; row < tile.rows; row++)
+        gradient_of_row(from, activation, inputs_of(tile, with_residual, row, 0), ahead,
+                        outputs_of(tile, with_residual, constants, row, 0), tile.length,
                         all_backward_constants(ABN_ROWS, from, constants, row), k);
-    }
 }
 
 static void rows_fold(void *partial, abn_columns rows, double *first, double *second) {

@@ -75,8 +75,9 @@ INLINE void segment_sums(int layout, const real *w, const real *slope, const sto
             sums[0] = v_add(sums[0], p.dy);
             products[0] = v_fma(p.dy, p.w, products[0]);
         } else {
+            real *product = partial + ABN_COLUMNS_STRIDE + i;
             add_to_columns(partial + i, p.dy);
-            add_to_columns(partial + ABN_COLUMNS_STRIDE + i, v_mul(p.dy, p.w));
+            v_store_real(product, v_fma(p.dy, p.w, v_load_real(product)));
         }
     }
     if (layout == ABN_ROWS) {
