@@ -78,7 +78,7 @@ def accepted(a):
         "recompute out": lambda: whole("checkpoint_xhat").recompute(out=np.empty_like(a.dz)),
         "attributes": lambda: (repr(ctx := whole("inplace")), ctx.saved, ctx.nbytes, ctx.shape),
         "release": lambda: whole("inplace").release(),
-        "state": lambda: functional.context_from_state(
+        "context_from_state": lambda: functional.context_from_state(
             functional.forward(a.x, activation="silu", hold=False)[1].state()
         ),
         "pickle": lambda: copy.copy(functional.forward(a.x, hold=False)[1]),
@@ -136,6 +136,7 @@ def refusals(a):
             ctx, kept, sum_dy=sums, sum_dy_xhat=sums, count=17
         ),
         "recompute": lambda: ctx.recompute(out=a.short),
+        "context_from_state": lambda: functional.context_from_state({"version": 1}),
         "statistics": lambda: functional.statistics(a.short, channel_axis=0),
         "merge_statistics": lambda: functional.merge_statistics([sums], [sums], [-1]),
         "stream": lambda: _core.stream(a.short),
