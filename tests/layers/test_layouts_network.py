@@ -95,6 +95,15 @@ def block(name, axis, strategy, outputs=CHANNELS, stride=1):
     return getattr(models, name)(CHANNELS, outputs, stride, style=style)
 
 
+class Twins:
+    """Two processes with the same batch, of which this is one."""
+
+    size, rank = 2, 0
+
+    def all_gather(self, values):
+        return np.stack([values, values])
+
+
 class Fork(Graph):
     """Sums, products with a gate, and joined channels."""
 
@@ -125,6 +134,13 @@ CASES = {
     "InPlaceABN": [
         Case(lambda axis: InPlaceABN(CHANNELS, channel_axis=axis)),
         Case(lambda axis: InPlaceABN(CHANNELS, activation="silu", channel_axis=axis)),
+    ],
+    "SyncABN": each_strategy(
+        lambda axis, strategy: layers.SyncABN(CHANNELS, strategy=strategy, channel_axis=axis, group=Twins()),
+        TWO,
+    ),
+    "InPlaceABNSync": [
+        Case(lambda axis: layers.InPlaceABNSync(CHANNELS, channel_axis=axis, group=Twins())),
     ],
     "Activation": [
         Case(lambda _: Activation("elu", 1.0)),
