@@ -100,7 +100,8 @@ static void read_topology(void) {
     for (int index = 0; read_line(index, "level", level, sizeof level); index++) {
         if (!read_line(index, "size", size, sizeof size)) continue;
         char *unit;
-        size_t bytes = (size_t)strtol(size, &unit, 10) << (*unit == 'K' ? 10 : *unit == 'M' ? 20 : 0);
+        const size_t number = (size_t)strtol(size, &unit, 10);
+        const size_t bytes = number << (*unit == 'K' ? 10 : *unit == 'M' ? 20 : 0);
         if (bytes == 0) continue;
         if (level[0] == '2') caches.level2 = bytes;
         if (level[0] != '3') continue;
