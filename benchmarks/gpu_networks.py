@@ -1,10 +1,9 @@
 """Training steps of ResNet-50 on a GPU: as it is, and after `inplace_abn.torch.convert`."""
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from benchmarks.gpu_operations import in_turn
+from benchmarks.torch_networks import Training, leaky_relu, vision, with_activation
+from benchmarks.torch_timing import in_turn
 from inplace_abn.torch import convert
 
 SETTINGS = {
@@ -13,7 +12,6 @@ SETTINGS = {
     "float32, channels-last": (torch.channels_last, False),
 }
 STEPS = 3  # in a round, between two readings of the clock
-CLASSES = 1000
 
 
 def cases():
@@ -23,38 +21,21 @@ def cases():
 
 def resnet50(activation):
     """Return torchvision's ResNet-50, with leaky ReLU on request."""
-    from torchvision.models import resnet50
-
-    torch.manual_seed(0)
-    model = resnet50(num_classes=CLASSES)
-    if activation == "leaky_relu":
-        for module in model.modules():
-            if hasattr(module, "relu"):
-                module.relu = nn.LeakyReLU(0.01, inplace=True)
-    return model
+    model = vision("resnet50")
+    return with_activation(model, leaky_relu) if activation == "leaky_relu" else model
 
 
-class Training:
-    """A model with its optimizer and one batch."""
+class GpuTraining(Training):
+    """A training whose memory is known to PyTorch, and whose step can be recorded as a CUDA graph."""
 
     def __init__(self, model, setting, images, size, device):
         memory_format, self.is_half = SETTINGS[setting]
-        self.device = device
-        self.model = model.to(device).to(memory_format=memory_format).train()
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9)
-        self.x = torch.randn(images, 3, size, size, device=device).contiguous(memory_format=memory_format)
-        self.labels = torch.randint(CLASSES, (images,), device=device)
+        super().__init__(model, memory_format, images, size, device)
         self.graph = None
 
     def forward(self):
         with torch.autocast(self.device, torch.bfloat16, enabled=self.is_half):
-            return F.cross_entropy(self.model(self.x), self.labels)
-
-    def step(self):
-        """Run one training step."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.forward().backward()
-        self.optimizer.step()
+            return super().forward()
 
     def memory(self):
         """Return the bytes that the forward keeps, and the peak of a step; zeros without a GPU."""
@@ -87,7 +68,7 @@ class Training:
 def contestants(setting, activation, images, size, device):
     """Return both networks with the same weights, by name."""
     models = {"stock": resnet50(activation), "ours": convert(resnet50(activation))}
-    return {name: Training(model, setting, images, size, device) for name, model in models.items()}
+    return {name: GpuTraining(model, setting, images, size, device) for name, model in models.items()}
 
 
 def measure(setting, activation, images, size, device, rounds):
@@ -129,7 +110,7 @@ def _fits(name, images, size, device):
     torch.cuda.empty_cache()
     try:
         model = resnet50("leaky_relu")
-        training = Training(
+        training = GpuTraining(
             convert(model) if name == "ours" else model, next(iter(SETTINGS)), images, size, device
         )
         for _ in range(2):

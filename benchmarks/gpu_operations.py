@@ -1,16 +1,13 @@
 """Batch norm, sum and leaky ReLU of one batch on a GPU: PyTorch's own operations and `InPlaceABN`."""
 
 import itertools
-import statistics
-import time
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.torch_networks import FORMATS
+from benchmarks.torch_timing import in_turn
 from inplace_abn.torch import InPlaceABN
-
-CALLS = 10  # of a contestant in a round, between two readings of the clock
-FORMATS = {"channels-first": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
 def machine(device):
@@ -19,31 +16,6 @@ def machine(device):
         return f"no GPU; PyTorch {torch.__version__}"
     version = torch.version.cuda
     return f"{torch.cuda.get_device_name()}; PyTorch {torch.__version__}, CUDA {version}"
-
-
-def seconds(call, device, calls=CALLS):
-    """Return the time of a call on the device, the mean of several in a row."""
-    if device != "cuda":
-        begin = time.perf_counter()
-        for _ in range(calls):
-            call()
-        return (time.perf_counter() - begin) / calls
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    for _ in range(calls):
-        call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / calls
-
-
-def in_turn(contestants, device, rounds, calls=CALLS):
-    """Return the median time of every contestant, a dict; they run in turn, after a round for warm-up."""
-    times = {name: [] for name in contestants}
-    for _ in range(rounds + 1):
-        for name, call in contestants.items():
-            times[name].append(seconds(call, device, calls))
-    return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 
 def cases(shapes, dtypes, layouts):

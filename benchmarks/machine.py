@@ -10,7 +10,7 @@ from pathlib import Path
 
 _CPU = Path("/sys/devices/system/cpu")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_PACKAGES = ("numpy", "ml_dtypes", "torch", "jax", "jaxlib", "onednn-cpu-gomp")
+_PACKAGES = ("numpy", "ml_dtypes", "torch", "torchvision", "jax", "jaxlib", "onednn-cpu-gomp")
 
 
 def _sysctl(name):

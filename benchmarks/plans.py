@@ -102,6 +102,16 @@ def make(options):
     return plans
 
 
+def environment(threads):
+    """Return the environment of a measuring process with this number of threads."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "JAX_PLATFORMS": "cpu",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
+
+
 class Interrupted(KeyboardInterrupt):
     """An interrupt of `run`. `result` holds what was measured before it."""
 
@@ -132,18 +142,15 @@ def run(plan, isa=None, measured=None):
     Interrupted
         By Ctrl-C.
     """
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(plan["threads"]),
-        "JAX_PLATFORMS": "cpu",
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    settings = {
+        **environment(plan["threads"]),
         **({"INPLACE_ABN_ISA": isa} if isa else {}),
         **ENVIRONMENTS[plan["environment"]],
     }
     command = [sys.executable, "-m", "benchmarks.limit", "--worker", json.dumps(plan)]
     result = {"environment": plan["environment"], "machine": {}, "overhead": {}, "groups": []}
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, text=True, encoding="utf-8"
     ) as process:
         try:
             for line in process.stdout:

@@ -113,6 +113,26 @@ MINIMUM = ("silu", "gelu", "gelu_tanh", "mish")
 ACCURACY_ACTIVATIONS = {"dx": 2e-6, "farthest": 1e-4, "escaped": 0.01}
 HALF_ERROR = 4.0
 
+#: `benchmarks.torch` with TORCH_IMAGES images: kept and time of a step, converted / stock, by network; the
+#: times in the order of LAYOUTS. Times may exceed their targets by the factor TORCH_NOISE.
+TORCH_IMAGES = 8
+TORCH_NOISE = 1.05
+TORCH_KEPT = {
+    "resnet50": 0.54, "resnet50-leaky-relu": 0.54, "resnet50-silu": 0.39, "mobilenet-v2": 0.36,
+    "regnet-y-400mf": 0.49, "efficientnet-b0": 0.34, "mobilenet-v3-large": 0.42, "densenet121": 0.52,
+    "resnet50-recompute": 0.44,
+}  # fmt: skip
+TORCH_STEP = {
+    "resnet50": (0.95, 1.00), "resnet50-leaky-relu": (0.90, 1.00), "resnet50-silu": (0.95, 1.00),
+    "mobilenet-v2": (0.90, 0.92), "regnet-y-400mf": (0.95, 1.00), "efficientnet-b0": (0.85, 1.00),
+    "mobilenet-v3-large": (0.95, 0.95), "densenet121": (1.00, 1.03), "resnet18-32": (1.10, 1.10),
+}  # fmt: skip
+#: The same for the normalizations alone, by layout, and for a layer on OVERHEAD_SHAPE.
+TORCH_NORMALIZATIONS = {CHANNELS_FIRST: 0.60, CHANNELS_LAST: 0.80}
+TORCH_TINY = 1.2
+#: By how much the peak of the process is lower / by how much less is kept.
+TORCH_PEAK = 0.8
+
 
 def find(shape, layout, machine=None):
     """Return the row of `LIMIT` for `shape` and `layout`, or a row without targets if there is none.

@@ -1,25 +1,23 @@
 """torchvision for its models alone, where its compiled operators do not load."""
 
+import sys
+from pathlib import Path
+
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 torch = pytest.importorskip("torch", minversion="2.4")
 
 
 def import_torchvision():
-    """Import torchvision without the fake forms of its compiled operators; skip if it is not installed.
+    """Import torchvision as the benchmarks do; skip if it is not installed."""
+    if not (ROOT / "benchmarks").is_dir():
+        pytest.skip("the benchmarks are in the source tree only", allow_module_level=True)
+    sys.path.append(str(ROOT))
+    from benchmarks import torch_networks
 
-    Its wheels are built for another build of PyTorch than that for CPUs: the operators do not load, and
-    registering their fake forms fails. The models do not need them.
-    """
-    original = torch.library.register_fake
-
-    def register_fake(name, *args, **kwargs):
-        if isinstance(name, str) and name.startswith("torchvision::"):
-            return lambda function: function
-        return original(name, *args, **kwargs)
-
-    torch.library.register_fake = register_fake
     try:
-        return pytest.importorskip("torchvision")
-    finally:
-        torch.library.register_fake = original
+        return torch_networks.import_torchvision()
+    except ModuleNotFoundError:
+        pytest.skip("torchvision is not installed", allow_module_level=True)
