@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 
 from .._activations import KEEPS
-from . import tasks
+from . import networks, tasks
 
 #: "inplace" is another name for "inplace_2".
 STRATEGIES = [strategy for strategy in KEEPS if strategy != "inplace"]
@@ -18,6 +18,17 @@ def add_arguments(parser):
     """Add the options of the demo to an `argparse.ArgumentParser`."""
     parser.add_argument("--task", choices=list(tasks.TASKS), default="classification",
                         help="classify digits, or the pixels of images composed of digits")  # fmt: skip
+    parser.add_argument("--network", metavar="NAME",
+                        help=f"from inplace_abn.models: {', '.join(networks.OF_IMAGES)}; with --task "
+                        f"segmentation: {', '.join(networks.OF_PIXELS)}; default: the first one")  # fmt: skip
+    parser.add_argument("--data", metavar="FOLDER",
+                        help="classify these images instead of digits: FOLDER/train/CLASS/*.png or .jpg and "
+                        "FOLDER/val/CLASS/*; or FOLDER/CLASS/*, a fifth of them for the test")  # fmt: skip
+    parser.add_argument("--image-size", type=_positive, metavar="N",
+                        help="height and width to which the images of --data are scaled and cropped; "
+                        f"default: {tasks.FOLDER_SIZE}")  # fmt: skip
+    parser.add_argument("--skip-bad-files", action="store_true",
+                        help="leave out files of --data that cannot be read, and name them")  # fmt: skip
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -49,12 +60,13 @@ def main(options):
         )
     from . import figure, report, training
 
-    setting = tasks.TASKS[options.task].setting(
-        quick=options.quick, epochs=options.epochs, batch_size=options.batch_size, dtype=options.dtype,
-        seed=options.seed,
-    )  # fmt: skip
     strategies = list(dict.fromkeys("inplace_2" if name == "inplace" else name for name in options.strategy))
     try:
+        setting = tasks.TASKS[options.task].setting(
+            quick=options.quick, epochs=options.epochs, batch_size=options.batch_size, dtype=options.dtype,
+            seed=options.seed, network=options.network, folder=options.data, size=options.image_size,
+            skip_bad_files=options.skip_bad_files,
+        )  # fmt: skip
         picture = report.place(options.output, f"inplace_abn_{options.task}.png")
         runs = training.compare(setting, strategies)
     except (OSError, ValueError) as error:

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 
 from . import tasks
@@ -13,28 +12,24 @@ from .trainer import Trainer
 
 def in_separate_process(setting, strategy):
     """Run `measure` for one strategy in a new process; return its result."""
-    arguments = {
-        "task": setting.task.key,
-        "widths": setting.widths,
-        "batch_size": setting.batch_size,
-        "dtype": setting.dtype,
-        "strategy": strategy,
-    }
-    command = [sys.executable, "-m", __name__, json.dumps(arguments)]
+    arguments = vars(setting) | {"task": setting.task.key}
+    command = [sys.executable, "-m", __name__, json.dumps({"strategy": strategy, **arguments})]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"measuring the memory of {strategy!r} failed:\n{done.stderr}")
     return json.loads(done.stdout)
 
 
-def measure(task, widths, batch_size, dtype, strategy):
-    """Return peaks in bytes, as {"process": ..., "tracemalloc": ...}.
+def measure(strategy, task, **options):
+    """Measure a step with a strategy; `options` are those of `tasks.Setting`.
+
+    Return peaks in bytes, as {"process": ..., "tracemalloc": ...}.
 
     "process" is the peak of the resident memory, or None if the system does not report it; "tracemalloc" is
     the peak during a step, minus the level before the step.
     """
-    setting = replace(tasks.TASKS[task].setting(batch_size=batch_size, dtype=dtype), widths=tuple(widths))
-    trainer = Trainer(setting.network(strategy), 2, dtype)
+    setting = tasks.Setting(tasks.TASKS[task], **options)
+    trainer = Trainer(setting.network(strategy), 2, setting.dtype)
     images, targets = setting.noise()
     trainer.step(images, targets)
     process = resident_peak()

@@ -37,12 +37,15 @@ def results(setting, runs):
         for run in runs
     }
     return {
-        "task": setting.task.name,
+        "task": setting.task.name if setting.folder is None else f"images of {setting.folder}",
         "scored": setting.task.scored,
         "epochs": setting.epochs,
         "batch_size": setting.batch_size,
         "dtype": setting.dtype,
+        "network": setting.network_name,
         "widths": list(setting.widths),
+        "image_size": setting.size,
+        "classes": setting.classes,
         "kept_by_standard_float32": standard,
         "parameters": int(sum(p.data.nbytes for p in runs[0].trainer.net.parameters())),
         "machine": f"{platform.machine()} ({info['isa_active']}), {plural(info['threads'], 'thread')}",
@@ -93,8 +96,9 @@ def _compared_to_float32(numbers):
 def head(numbers):
     """Return the settings and the machine as one line."""
     return (
-        f"{numbers['task']}: {numbers['epochs']} epochs, batches of {numbers['batch_size']}, "
-        f"{numbers['dtype']}, {human(numbers['parameters'])} of parameters; {numbers['machine']}"
+        f"{numbers['task']}: {numbers['network']}, {numbers['epochs']} epochs, "
+        f"batches of {numbers['batch_size']}, {numbers['dtype']}, "
+        f"{human(numbers['parameters'])} of parameters; {numbers['machine']}"
     )
 
 

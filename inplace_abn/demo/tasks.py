@@ -9,10 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .. import layers, models
+from .. import layers
+from .._arguments import choice
+from . import image_folder, networks
 
-#: Height and width of all images.
+#: Height and width of the images of the tasks.
 SIZE = 32
+#: Default height and width of the images of a folder.
+FOLDER_SIZE = 64
 #: Label of pixels that are neither ink nor background; the loss ignores them.
 FAINT = -100
 
@@ -21,64 +25,105 @@ FAINT = -100
 class Setting:
     """A task with its options.
 
+    `network_name` is that of a network of `inplace_abn.models`, and `widths` the channels of its stages,
+    if it has such a parameter. Images have `channels` channels, and `size` pixels in height and width.
     `dtype` is that of images and activations. Parameters are float64 for float64, else float32;
-    for half types they are the master weights.
+    for half types they are the master weights. `folder` has the images, instead of the task's own.
     """
 
     task: "Task"
+    network_name: str
     widths: tuple
     epochs: int
     batch_size: int
-    dtype: str
-    seed: int
+    dtype: str = "float32"
+    seed: int = 0
+    channels: int = 1
+    classes: int = 10
+    size: int = SIZE
+    folder: str | None = None
+    skip_bad_files: bool = False
+
+    @property
+    def image_dtype(self):
+        """The dtype of images and activations."""
+        return dtype_of(self.dtype)
 
     @property
     def is_half(self):
         """True if images and activations have a half type."""
-        return dtype_of(self.dtype).itemsize == 2
+        return self.image_dtype.itemsize == 2
 
     def network(self, strategy):
         """Return the network; all strategies have the same initial weights."""
         dtype = np.float64 if self.dtype == "float64" else np.float32
-        return self.task.make(self.widths, strategy=strategy, dtype=dtype, rng=self.seed)
+        return networks.make(
+            self.network_name, self.channels, self.classes, self.widths,
+            strategy=strategy, dtype=dtype, rng=self.seed,
+        )  # fmt: skip
 
     def noise(self):
         """Return a batch of random images and labels with the shapes and dtypes of the data."""
         rng = np.random.default_rng(0)
-        images = rng.standard_normal((self.batch_size, 1, SIZE, SIZE)).astype(dtype_of(self.dtype))
-        return images, rng.integers(10, size=self.task.target_shape(self.batch_size))
+        shape = (self.batch_size, self.channels, self.size, self.size)
+        images = rng.standard_normal(shape).astype(self.image_dtype)
+        return images, rng.integers(self.classes, size=self.task.target_shape(self.batch_size, self.size))
 
     def data(self):
         """Return an object with ``batches(epoch)``, and ``test``, (images, targets)."""
-        return self.task.data(self)
+        return self.task.data(self) if self.folder is None else image_folder.FolderImages(self)
 
 
 @dataclass(frozen=True)
 class Task:
-    """Data, network and score.
+    """Data, networks and score.
 
     `key` is the name on the command line, `name` the title, and `scored` the name of the score.
-    ``make(widths, **style)`` returns the network, ``data(setting)`` the images, and
-    ``score(scores, targets)`` a number from 0 to 1. ``target_shape(batch)`` is that of the labels of a
-    batch. `usual` and `quick` are (widths of the network, epochs, batch size).
+    `networks` are the names of those that fit, the default first, and `classes` is their number of classes.
+    ``data(setting)`` returns the images, and ``score(scores, targets)`` a number from 0 to 1.
+    ``target_shape(batch, size)`` is that of the labels of a batch. `usual` and `quick` are (widths of the
+    network, epochs, batch size).
     """
 
     key: str
     name: str
     scored: str
-    make: Callable
+    networks: tuple
+    classes: int
     data: Callable
     score: Callable
     target_shape: Callable
     usual: tuple
     quick: tuple
 
-    def setting(self, quick=False, epochs=None, batch_size=None, dtype="float32", seed=0):
-        """Return the `Setting`; None stands for the default."""
-        widths, default_epochs, default_batch_size = self.quick if quick else self.usual
-        chosen = Setting(self, widths, default_epochs, default_batch_size, dtype, seed)
-        options = {"epochs": epochs, "batch_size": batch_size}
-        return replace(chosen, **{name: value for name, value in options.items() if value is not None})
+    def setting(
+        self, quick=False, epochs=None, batch_size=None, dtype="float32", seed=0, *, network=None,
+        folder=None, size=None, skip_bad_files=False,
+    ):  # fmt: skip
+        """Return the `Setting`; None stands for the default.
+
+        Raises
+        ------
+        ValueError
+            If the network does not fit the task, or options of images of a folder do not.
+        """
+        widths, usual_epochs, usual_batch_size = self.quick if quick else self.usual
+        name = self.networks[0] if network is None else choice("network", network, self.networks)
+        chosen = Setting(
+            self, name, widths, epochs or usual_epochs, batch_size or usual_batch_size, dtype, seed,
+            classes=self.classes,
+        )  # fmt: skip
+        if folder is None:
+            if size is not None:
+                raise ValueError(f"image_size: the images of the task have {SIZE} pixels; pass data as well")
+            return chosen
+        if self.key != "classification":
+            raise ValueError(f"data: a folder of images is for the task 'classification', got {self.key!r}")
+        classes = len(image_folder.listing(folder).classes)
+        return replace(
+            chosen, channels=3, classes=classes, size=size or FOLDER_SIZE, folder=str(folder),
+            skip_bad_files=skip_bad_files,
+        )  # fmt: skip
 
 
 def load():
@@ -193,15 +238,12 @@ def mean_iou(scores, targets):
 
 _TASKS = (
     Task(
-        "classification", "digits", "test accuracy",
-        lambda widths, **style: models.residual_network(1, 10, widths, blocks=1, **style),
-        Digits, accuracy, lambda batch: (batch,), ((16, 32, 64), 8, 64), ((8, 16, 32), 4, 32),
+        "classification", "digits", "test accuracy", networks.OF_IMAGES, 10, Digits, accuracy,
+        lambda batch, size: (batch,), ((16, 32, 64), 8, 64), ((8, 16, 32), 4, 32),
     ),
     Task(
-        "segmentation", "pixels of digits", "mean IoU",
-        lambda widths, **style: models.encoder_decoder(1, 11, widths, **style),
-        Pixels, mean_iou, lambda batch: (batch, SIZE, SIZE),
-        ((16, 32, 64), 5, 16), ((8, 16), 2, 8),
+        "segmentation", "pixels of digits", "mean IoU", networks.OF_PIXELS, 11, Pixels, mean_iou,
+        lambda batch, size: (batch, size, size), ((16, 32, 64), 5, 16), ((8, 16), 2, 8),
     ),
 )  # fmt: skip
 

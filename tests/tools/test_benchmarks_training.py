@@ -43,6 +43,7 @@ def run(standard, inplace):
         "dtype": "float32",
         "parameters": 1024,
         "machine": "a machine",
+        "network": "residual_network",
         "widths": [4],
         "strategies": {"standard": row(*standard, 2000), "inplace_2": row(*inplace, 1000)},
     }

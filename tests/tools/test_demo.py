@@ -41,7 +41,7 @@ def test_batches(task, dtype):
         assert images.dtype == tasks.dtype_of(dtype)
         assert -1 <= images.min() < -0.8
         assert 0.8 < images.max() <= 1
-        assert targets.shape == setting.task.target_shape(len(images))
+        assert targets.shape == setting.task.target_shape(len(images), setting.size)
     assert batches[0][0].shape[0] == 16
 
 
@@ -182,7 +182,7 @@ def test_an_error_in_the_measuring_process_is_raised():
 def test_table(compared):
     numbers = report.results(*compared)
     lines = report.table(numbers).splitlines()
-    assert lines[0].startswith("digits: 1 epochs, batches of 128, float32, ")
+    assert lines[0].startswith("digits: residual_network, 1 epochs, batches of 128, float32, ")
     assert lines[2].split("  ")[0] == "strategy"
     assert lines[4].startswith("standard ")
     assert lines[4].count("100.0%") >= 3

@@ -1,0 +1,155 @@
+"""Images of a folder as training data: a folder for each class, as torchvision's ImageFolder reads them."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+#: Endings of the files that are read; others are ignored.
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+#: Names of the folder of test images beside ``train``.
+TEST_FOLDERS = ("val", "test")
+#: Without such a folder, every fifth image of a class is a test image.
+TEST_SHARE = 5
+#: An error or warning lists no more files than these.
+LISTED = 5
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder: `classes` are the names, `train` and `test` lists of (path, label)."""
+
+    classes: tuple
+    train: list
+    test: list
+
+
+def listing(folder):
+    """Return the `Listing` of ``FOLDER/train/CLASS/*`` and ``FOLDER/val/CLASS/*``, or of ``FOLDER/CLASS/*``.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two classes, or a class has no images for training or for the test.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"data: expected a folder with a folder of images for each class, got {folder}")
+    train = folder / "train"
+    if not train.is_dir():
+        classes, files = _classes(folder)
+        test = [paths[::TEST_SHARE] for paths in files]
+        rest = [[path for i, path in enumerate(paths) if i % TEST_SHARE] for paths in files]
+        found = Listing(classes, _labelled(rest), _labelled(test))
+    else:
+        beside = [folder / name for name in TEST_FOLDERS if (folder / name).is_dir()]
+        if not beside:
+            raise ValueError(
+                f"data: {folder} has the folder 'train', but no folder 'val' or 'test' beside it"
+            )
+        classes, files = _classes(train)
+        of_test, test_files = _classes(beside[0])
+        if of_test != classes:
+            differing = sorted(set(classes) ^ set(of_test))
+            raise ValueError(
+                f"data: {train} and {beside[0]} must have the same classes; only in one: {differing}"
+            )
+        found = Listing(classes, _labelled(files), _labelled(test_files))
+    for purpose, images in [("training", found.train), ("the test", found.test)]:
+        without = sorted(set(range(len(classes))) - {label for _, label in images})
+        if without:
+            raise ValueError(f"data: class {classes[without[0]]!r} in {folder} has no image for {purpose}")
+    return found
+
+
+def _classes(folder):
+    """Return the sorted names of the folders in `folder`, and for each the sorted paths of its images."""
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(folders) < 2:
+        raise ValueError(
+            f"data: expected at least 2 folders, one for each class, in {folder}; got {len(folders)}"
+        )
+    files = [sorted(path for path in each.rglob("*") if path.suffix.lower() in ENDINGS) for each in folders]
+    return tuple(path.name for path in folders), files
+
+
+def _labelled(files):
+    return [(path, label) for label, paths in enumerate(files) for path in paths]
+
+
+def decode(images, size, skip_bad_files=False):
+    """Read images, scaled to `size` on the shorter side and cropped to the middle.
+
+    Parameters
+    ----------
+    images : list of (path, label)
+    size : int
+        Height and width of the results, in pixels.
+    skip_bad_files : bool
+        Leave out files that cannot be decoded, with a warning on standard error.
+
+    Returns
+    -------
+    images : ndarray of uint8, (N, 3, size, size)
+    labels : ndarray of int64, (N,)
+
+    Raises
+    ------
+    ValueError
+        If files cannot be decoded; it says how many and names the first ones.
+    """
+    from PIL import Image, ImageOps
+
+    decoded, labels, bad = np.empty((len(images), 3, size, size), np.uint8), [], []
+    for path, label in images:
+        try:
+            with Image.open(path) as image:
+                fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of them for corrupt files
+            bad.append(f"{path}: {error}")
+            continue
+        decoded[len(labels)] = np.asarray(fitted).transpose(2, 0, 1)
+        labels.append(label)
+    if bad:
+        more = f"\n... and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
+        message = (
+            f"{len(bad)} of {len(images)} files cannot be read as images:\n" + "\n".join(bad[:LISTED]) + more
+        )
+        if not skip_bad_files:
+            raise ValueError(f"data: {message}\nTo leave them out, pass --skip-bad-files.")
+        print(f"Left out: {message}", file=sys.stderr)
+    return decoded[: len(labels)], np.array(labels, np.int64)
+
+
+class FolderImages:
+    """The images of a folder, all decoded; those for training are shifted and mirrored at random."""
+
+    def __init__(self, setting):
+        self._setting, size = setting, setting.size
+        found = listing(setting.folder)
+        self._shift = max(1, size // 8)  # the largest shift, in pixels
+        images, self._labels = decode(found.train, size, setting.skip_bad_files)
+        margin = (self._shift, self._shift)
+        self._padded = np.pad(images, ((0, 0), (0, 0), margin, margin), mode="edge")
+        self.steps = len(images) // setting.batch_size
+        test, labels = decode(found.test, size, setting.skip_bad_files)
+        self.test = self._as_input(test), labels
+
+    def batches(self, epoch):
+        """Yield batches (images, labels) of the training data, shuffled by seed and epoch."""
+        setting = self._setting
+        rng, size = np.random.default_rng((setting.seed, epoch)), setting.batch_size
+        order = rng.permutation(len(self._labels))
+        shape = (setting.size, setting.size)
+        windows = np.lib.stride_tricks.sliding_window_view(self._padded, shape, axis=(2, 3))
+        for step in range(self.steps):
+            chosen = order[step * size : (step + 1) * size]
+            down, across = rng.integers(2 * self._shift + 1, size=(2, len(chosen)))
+            images = windows[chosen, :, down, across]
+            mirrored = rng.random(len(chosen)) < 0.5
+            images[mirrored] = images[mirrored, ..., ::-1]
+            yield self._as_input(images), self._labels[chosen]
+
+    def _as_input(self, images):
+        return np.ascontiguousarray(images / 127.5 - 1, self._setting.image_dtype)
