@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import _core, layers, memory, optim
 from .._shape_arrays import Meter, ShapeArray, planning
-from ..layers.calls import here
+from ..layers.calls import running
 from ..memory import events
 from .network import maker_of
 
@@ -226,7 +226,7 @@ class _Ledger(memory.Ledger):
         gradients = 0
         if self.phase in ("backward", "optimizer"):
             gradients = sum(p.grad.nbytes for p in self.gradients_of if p.grad is not None)
-        name = "" if here.call is None else here.call._name
+        name = "" if running.call is None else running.call._name
         self._peak = self.phase, name, gradients, len(self._events)
 
     def timeline_of_step(self):

@@ -28,24 +28,24 @@ class Exchange:
     """
 
     def __init__(self, group=None):
-        self.given = group
+        self.requested_group = group
         self._group = None
         self._agreed = False  # True if the settings were compared as text: all rows are equally long
 
     def __getstate__(self):
-        return {"given": self.given}
+        return {"group": self.requested_group}
 
     def __setstate__(self, state):
-        self.__init__(state["given"])
+        self.__init__(state["group"])
 
     def __deepcopy__(self, memo):
-        return Exchange(self.given)
+        return Exchange(self.requested_group)
 
     @property
     def group(self):
         """The `Group`."""
         if self._group is None:
-            self._group = as_group(self.given)
+            self._group = as_group(self.requested_group)
         return self._group
 
     def forward(self, channels, **settings):

@@ -23,8 +23,8 @@ from ..layers import (
     SyncABN,
     Upsample,
 )
+from ..layers.concat_arrays import _Concat, _Copy
 from ..layers.elementwise import _Add, _Mul
-from ..layers.joining import _Concat, _Copy
 from ..models.deeplab import ImagePooling
 from .calls_inside import CallsInside
 from .steps import Value

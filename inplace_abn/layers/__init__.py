@@ -20,20 +20,21 @@ networks of these layers. `inplace_abn.layers.base` shows how to write a layer.
 from .abn import ABN, InPlaceABN
 from .activation import Activation
 from .base import Call, Layer, LayerContext, Parameter
-from .concatenation import Concat
-from .containers import Identity, Residual, Sequential
+from .concat_arrays import concat, joined_array
+from .concat_layer import Concat
+from .containers import Identity, Sequential
 from .context import is_grad_enabled, no_grad
 from .convolution import Conv2d, ConvTranspose2d
 from .elementwise import add, mul
 from .graph import Graph
 from .group_norm import GroupNorm
-from .joining import concat, joined_array
 from .linear import Dropout, Flatten, Linear
 from .loss import CrossEntropy, MSELoss
 from .modules import ModuleDict, ModuleList
 from .nonfinite import watch_nonfinite
 from .pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d, Upsample
 from .recompute import Recompute
+from .residual import Residual
 from .sync_abn import InPlaceABNSync, SyncABN, convert_sync, set_active_group
 from .tape import Tape, record
 

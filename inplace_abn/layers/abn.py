@@ -197,41 +197,43 @@ class ABN(Layer):
         ndarray of the shape and dtype of x
         """
         self._check(x, mask)
-        chosen = self if activation is None else activation
-        if not isinstance(chosen, (ABN, Activation)):
+        activating = self if activation is None else activation  # the layer with activation and slope
+        if not isinstance(activating, (ABN, Activation)):
             raise TypeError(f"activation must be an Activation, an ABN or None, got {activation!r}")
-        arrays = {"residual": residual, "slope": None if chosen.slope is None else chosen.slope.data}
+        arrays = {"residual": residual, "slope": None if activating.slope is None else activating.slope.data}
         compatible_dtypes(x, *self._arrays().values(), arrays["slope"])
         if self.overwrites_input:
             refuse_if_saved(x, f"strategy {self.strategy!r}")
         z = self._normalize(
             ctx, x, **self._arrays(), training=self._normalizes_by_batch,
-            momentum=self._momentum(), eps=self.eps, activation=chosen.activation,
-            activation_param=chosen.activation_param, strategy=self.strategy, channel_axis=self.channel_axis,
-            mask=mask, **arrays,
+            momentum=self._momentum(), eps=self.eps, activation=activating.activation,
+            activation_param=activating.activation_param, strategy=self.strategy,
+            channel_axis=self.channel_axis, mask=mask, **arrays,
         )  # fmt: skip
-        if self._updates and self.num_batches_tracked is not None:
+        if self._updates_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked[...] += 1
         if ctx.recording:
-            ctx.slope = chosen.slope
+            ctx.slope = activating.slope
             if self.strategy in ("checkpoint", "checkpoint_xhat", "pre_activation"):
                 ctx.offer(z, ctx.normalization.recompute)
         return z
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Return the gradients of x, of the residual if there is one, and of weight, bias and slope."""
-        found = self._normalization_gradients(ctx, dz, overwrite)
+        gradients = self._normalization_gradients(ctx, dz, overwrite)
         if ctx.slope is not None:
-            ctx.slope.accumulate(found.dslope)
-        inputs = (found.dx,) if found.dresidual is None else (found.dx, found.dresidual)
-        others = (found.dweight, found.dbias) if self.weight is not None else ()
+            ctx.slope.accumulate(gradients.dslope)
+        inputs = (gradients.dx,) if gradients.dresidual is None else (gradients.dx, gradients.dresidual)
+        parameters = (gradients.dweight, gradients.dbias) if self.weight is not None else ()
         # None for the slope: ctx.slope, which may be that of another layer, has accumulated its gradient.
-        return (*inputs, *others) if self.slope is None else (*inputs, *others, None)
+        return (*inputs, *parameters) if self.slope is None else (*inputs, *parameters, None)
 
     def _normalize(self, ctx, x, **arguments):
+        """Return z; `SyncABN` exchanges statistics before."""
         return ctx.normalize(x, **arguments)
 
     def _normalization_gradients(self, ctx, dz, overwrite):
+        """Return the `Gradients` of the core; `SyncABN` exchanges sums before."""
         return ctx.normalization_gradients(dz, overwrite=overwrite)
 
     def reset_running_stats(self):
@@ -252,31 +254,37 @@ class ABN(Layer):
 
     @property
     def _normalizes_by_batch(self):
+        """True if the next call uses the statistics of its batch, False for the running statistics."""
         return self.training or (self.running_mean is None and self.running_var is None)
 
     def _needs_two_values(self, x):
+        """Return True if x must have more than one value per channel."""
         return self._normalizes_by_batch
 
     @property
-    def _updates(self):
+    def _updates_running_stats(self):
+        """True if the next call updates the running statistics; a call that is repeated does not."""
         return self.training and self.track_running_stats and not is_recomputing()
 
     def _arrays(self):
+        """Return weight, bias and running statistics as arguments of the core."""
         arrays = {}
         if self.weight is not None:
             arrays |= {"weight": self.weight.data, "bias": self.bias.data}
-        if self._updates or not self.training:
+        if self._updates_running_stats or not self.training:
             arrays |= {"running_mean": self.running_mean, "running_var": self.running_var}
         return arrays
 
     def _momentum(self):
+        """Return the weight of the batch in the running statistics; 1 / number of batches for None."""
         if self.momentum is not None:
             return self.momentum
-        if not self._updates or self.num_batches_tracked is None:
+        if not self._updates_running_stats or self.num_batches_tracked is None:
             return 0.0
         return 1 / (int(self.num_batches_tracked) + 1)
 
     def _check(self, x, mask):
+        """Check number of channels and number of values per channel; the core checks everything else."""
         arguments.plain_array("x", x)
         if x.ndim < 2:
             return  # functional.forward raises the error
@@ -348,6 +356,11 @@ class InPlaceABN(ABN):
         As for `ABN`, but not the activations without an inverse: "relu", "relu6", "hardsigmoid", "hardswish".
     num_slopes, channel_axis, dtype
         As for `ABN`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ABN`. In a call, also if the input is read-only or another layer keeps it for its backward.
 
     Examples
     --------

@@ -5,7 +5,7 @@ import numpy as np
 from .parameter import NOT_COPIED, Named, Parameter
 
 #: Containers in which a layer would not be found.
-PLAIN = (list, tuple, set, frozenset, dict)
+PLAIN_CONTAINERS = (list, tuple, set, frozenset, dict)
 
 
 def checked(layer, key, value, current):
@@ -25,7 +25,7 @@ def checked(layer, key, value, current):
         If a parameter or a buffer would be replaced by an object that does not fit, if a list or dict
         contains layers or parameters, or if the layer's own check refuses the value.
     """
-    if isinstance(value, PLAIN):
+    if isinstance(value, PLAIN_CONTAINERS):
         _refuse_hidden_in(layer, key, value)
     if isinstance(current, Parameter) and not isinstance(value, Parameter):
         raise TypeError(
@@ -71,12 +71,12 @@ def refuse_hidden(layer):
     while (parent := root._parent and root._parent()) is not None:
         root = parent
     known = set()
-    for _, one in root.named_layers():
-        known.update([id(one), *map(id, one.own_parameters().values())])
-    for _, one in layer.named_layers():
-        for key, value in vars(one).items():
-            if isinstance(value, PLAIN) and value and key not in NOT_COPIED:
-                _refuse_hidden_in(one, key, value, known)
+    for _, inner in root.named_layers():
+        known.update([id(inner), *map(id, inner.own_parameters().values())])
+    for _, inner in layer.named_layers():
+        for key, value in vars(inner).items():
+            if isinstance(value, PLAIN_CONTAINERS) and value and key not in NOT_COPIED:
+                _refuse_hidden_in(inner, key, value, known)
 
 
 def _refuse_hidden_in(layer, key, value, known=()):
@@ -91,14 +91,14 @@ def _refuse_hidden_in(layer, key, value, known=()):
     known : set of int
         Ids of layers and parameters that another attribute has.
     """
-    found = [(path, one) for path, one in _hidden(value, "") if id(one) not in known]
-    if not found:
+    hidden = [(path, element) for path, element in _hidden(value, "") if id(element) not in known]
+    if not hidden:
         return
-    shown = ", ".join(f"{path} ({type(one).__name__})" for path, one in found[:4])
-    more = ", ..." if found[4:] else ""
+    shown = ", ".join(f"{path} ({type(element).__name__})" for path, element in hidden[:4])
+    more = ", ..." if hidden[4:] else ""
     kind = "ModuleDict" if isinstance(value, dict) else "ModuleList"
     instead = f"assign layers.{kind}({key})"
-    if any(isinstance(one, Parameter) for _, one in found):
+    if any(isinstance(element, Parameter) for _, element in hidden):
         instead = "assign each Parameter to an attribute of its own"
     raise TypeError(
         f"{layer.label}: {key} is a {type(value).__name__} that contains {shown}{more}, which parameters(), "
@@ -110,6 +110,6 @@ def _hidden(value, path):
     """Yield the (path, object) of layers and parameters in nested lists and dicts."""
     if isinstance(value, Named):
         yield path, value
-    elif isinstance(value, PLAIN):
+    elif isinstance(value, PLAIN_CONTAINERS):
         for key, inside in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _hidden(inside, f"{path}[{key!r}]")

@@ -30,10 +30,10 @@ from types import MappingProxyType
 import numpy as np
 
 from .._arguments import channel_axis
-from . import assignment, calls, definition, nonfinite, pending
+from . import assignment, calls, class_check, nonfinite, pending
 from . import repr as text
-from .calls import Call, here
-from .context import AGAIN, OUTSIDE, LayerContext, name_of
+from .calls import Call, running
+from .context import IN_NO_GRAD, RUN_FORWARD_AGAIN, LayerContext, name_of
 from .parameter import Named, Parameter
 from .producers import note_gradients
 from .recorder import active
@@ -42,9 +42,9 @@ from .tree import LayerTree
 
 __all__ = ["Call", "Layer", "LayerContext", "OperationLayer", "Parameter"]
 
-#: Reasons why no call is pending, for the message of `Layer.backward`. `Layer._last` has the current one.
-_DONE = f"the backward has run already and has released the saved arrays; {AGAIN}"
-_OUTSIDE = f"it was called {OUTSIDE}"
+#: Reasons why a layer has no pending call, for messages of `backward`. `_why_no_call` is the current one.
+_BACKWARD_HAS_RUN = f"the backward has run already and has released the saved arrays; {RUN_FORWARD_AGAIN}"
+_CALLED_IN_NO_GRAD = f"it was called {IN_NO_GRAD}"
 
 
 class Layer(LayerTree, StateMixin, Named):
@@ -103,18 +103,18 @@ class Layer(LayerTree, StateMixin, Named):
     places_result = False
     inputs_without_gradient = ()
     takes_mask = False
-    _dropped = ""  # appended to the message of a backward without a pending call
+    _dropped_note = ""  # appended to `_why_no_call` once calls in evaluation were dropped
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        definition.check(cls)
+        class_check.check(cls)
 
     def __new__(cls, *args, **kwargs):  # noqa: D102
         self = super().__new__(cls)
         attributes = vars(self)
         attributes["_calls"], attributes["_reference"] = [], weakref.ref(self)
         attributes["_name_function"] = name_of(self)
-        attributes["_last"] = "the layer was not called; call it before its backward"
+        attributes["_why_no_call"] = "the layer was not called; call it before its backward"
         return self
 
     def __setattr__(self, key, value):
@@ -136,7 +136,7 @@ class Layer(LayerTree, StateMixin, Named):
     def __setstate__(self, state):
         for key, value in state.items():
             setattr(self, key, value)
-        self._last = "this layer is a copy and was not called itself; call it before its backward"
+        self._why_no_call = "this layer is a copy and was not called itself; call it before its backward"
 
     # ---- implemented by each layer ---------------------------------------------------------------------
 
@@ -185,25 +185,25 @@ class Layer(LayerTree, StateMixin, Named):
         """
         if active.tape is not None:
             return active.tape.call(self, inputs, options)
-        call = Call(self, inputs, options, here.call)
+        call = Call(self, inputs, options, running.call)
         z = self._run(call, inputs, options)
         if call.recording:
             call.finish(self, z)
         else:
-            vars(self)["_last"] = _OUTSIDE
+            vars(self)["_why_no_call"] = _CALLED_IN_NO_GRAD
         return z
 
     def _run(self, call, inputs, options):
-        """Run the forward of a call, with `here.call` set to it."""
-        here.call = call
+        """Run the forward of a call, with `running.call` set to it."""
+        running.call = call
         try:
             forward = self._watched if nonfinite.watching else self.forward
             return forward(call, *inputs, **options)
         except BaseException as error:
-            call.release(f"its forward failed; {AGAIN}")
+            call.release(f"its forward failed; {RUN_FORWARD_AGAIN}")
             raise text.with_name(error, self) from error.__cause__
         finally:
-            here.call = call.outer
+            running.call = call.outer
 
     def _watched(self, ctx, *inputs, **options):
         """Run the forward inside `watch_nonfinite`."""
@@ -253,39 +253,41 @@ class Layer(LayerTree, StateMixin, Named):
             returns a wrong number of gradients or a wrong shape; the backward of a single layer can then be
             repeated, that of a container cannot.
         """
-        outer = here.call
+        outer = running.call
         try:
             call = pending.find(self, dz, outer) if call is None else calls.check(self, call)
             gradient = call.check_gradient(dz)
         except (RuntimeError, TypeError, ValueError) as error:
             raise text.with_name(error, self) from None
-        here.call = call
+        running.call = call
         try:
-            found = self.gradients(call, gradient, overwrite=overwrite)
+            returned = self.gradients(call, gradient, overwrite=overwrite)
             parameters = self.own_parameters()
-            if parameters or isinstance(found, (tuple, list)) or len(call.inputs) != 1:
-                dx = self._accumulate(call, dz, found, parameters)
+            if parameters or isinstance(returned, (tuple, list)) or len(call.inputs) != 1:
+                dx = self._accumulate(call, dz, returned, parameters)
             else:
-                dx = found
+                dx = returned
                 call.check_input_gradients((dx,))
         except BaseException as error:
             if any(True for _ in self.children()):
-                call.release(f"its backward failed; {AGAIN}")
+                call.release(f"its backward failed; {RUN_FORWARD_AGAIN}")
             raise text.with_name(error, self) from error.__cause__
         finally:
-            here.call = outer
+            running.call = outer
         if outer is None:
             note_gradients(dx, call._sources)
-        call.release(_DONE)
+        call.release(_BACKWARD_HAS_RUN)
         return dx
 
-    def _accumulate(self, call, dz, found, parameters):
+    def _accumulate(self, call, dz, returned, parameters):
         """Add the gradients of parameters to their ``grad``; return the gradient of the input, or a tuple.
+
+        `returned` is the result of ``gradients``.
 
         A gradient that shares memory with another array is copied, since later gradients are added to it in
         place.
         """
-        inputs, pairs = call.split(found, parameters)
+        inputs, pairs = call.split(returned, parameters)
         others = [*(dz if isinstance(dz, tuple) else (dz,)), *inputs, *call._saved.values()]
         for parameter, gradient in pairs:
             if gradient is None or not parameter.requires_grad:
@@ -300,7 +302,7 @@ class Layer(LayerTree, StateMixin, Named):
         """Release everything kept for backwards that will not run. Return the layer."""
         for _, layer in self.named_layers():
             for call in list(layer._calls):
-                call.release(f"its saved arrays were released; {AGAIN}")
+                call.release(f"its saved arrays were released; {RUN_FORWARD_AGAIN}")
         return self
 
     # ---- text ------------------------------------------------------------------------------

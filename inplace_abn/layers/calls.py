@@ -15,15 +15,25 @@ from . import pending
 from .context import LayerContext
 from .producers import note_result, producer_of
 
-_GONE = "it was called by a layer that no longer exists; keep that layer, or call this one itself"
+_CALLER_IS_GONE = "it was called by a layer that no longer exists; keep that layer, or call this one itself"
 
 
-class _Here(threading.local):
-    call = None  # the innermost call whose forward or backward runs
-    decided = None, False  # set by a tape: (input of the call that it records, True if it must be copied)
+class _Running(threading.local):
+    """What the current thread runs.
+
+    Attributes
+    ----------
+    call : Call or None
+        The innermost call whose forward or backward runs.
+    copy_decision : (ndarray or None, bool)
+        Set by a tape: the input of the call that it records, and True if a container must copy it.
+    """
+
+    call = None
+    copy_decision = None, False
 
 
-here = _Here()
+running = _Running()
 
 
 class Call(LayerContext):
@@ -54,7 +64,7 @@ class Call(LayerContext):
     inner = ()
     inputs, positional, outer = (0,), 1, None
     _input_shapes = ()  # of the inputs that get a gradient
-    _several = False  # True if the result is a tuple
+    _returns_tuple = False  # True if the result is a tuple
     _results = ()  # weak references to the arrays that an outermost call returned
     _sources = ()  # for each input with a gradient: weak reference to the call that made it, or None
 
@@ -68,7 +78,7 @@ class Call(LayerContext):
             self.training = False
         if options or len(inputs) != 1 or not is_floating(inputs[0]):
             self.positional = len(inputs)
-            self.inputs = _with_gradient(inputs, options, layer.inputs_without_gradient)
+            self.inputs = _keys_of_gradients(inputs, options, layer.inputs_without_gradient)
             self._input_shapes = tuple(
                 (inputs[i] if isinstance(i, int) else options[i]).shape for i in self.inputs
             )
@@ -91,7 +101,7 @@ class Call(LayerContext):
         if self.freed:
             return
         super().release()
-        self._leave_list(why)
+        self._remove_from_layer(why)
         if self.inner:
             for call in self.inner:
                 call.release(why)
@@ -101,7 +111,7 @@ class Call(LayerContext):
         """Release the calls inside with their own message: their layers may still exist."""
         if not self.freed:
             for call in self.inner:
-                call.release(_GONE)
+                call.release(_CALLER_IS_GONE)
             self.release()
 
     def detach(self):
@@ -109,11 +119,12 @@ class Call(LayerContext):
 
         Their arrays are then released with the last reference to this call.
         """
-        self._leave_list()
+        self._remove_from_layer()
         for call in self.inner:
             call.detach()
 
-    def _leave_list(self, why=None):
+    def _remove_from_layer(self, why=None):
+        """Remove this call from the pending calls of its layer; store `why` for the message of `backward`."""
         layer = self._layer()
         if layer is None:
             return
@@ -123,13 +134,13 @@ class Call(LayerContext):
         elif self in calls:
             calls.remove(self)
         if why is not None:
-            vars(layer)["_last"] = why
+            vars(layer)["_why_no_call"] = why
 
     def is_from_outside(self, array):
         """Return True if `array` is memory of the caller, which must not be overwritten."""
-        decided, copy = here.decided
-        if array is decided:
-            return copy
+        recorded_input, must_copy = running.copy_decision
+        if array is recorded_input:
+            return must_copy
         root = self
         while root.outer is not None:
             root = root.outer
@@ -137,10 +148,9 @@ class Call(LayerContext):
         if root.arguments is None:  # a backward runs
             return False
         if layer.may_overwrite_input or (root is not self and layer.overwrites_input):
-            return False
-        given, options = root.arguments
-        arrays = [one for one in with_named(given, options) if isinstance(one, np.ndarray)]
-        return any(np.may_share_memory(array, one) for one in arrays)
+            return False  # the root has copied its input, or its class declares that it overwrites it
+        arrays = [value for value in all_inputs(*root.arguments) if isinstance(value, np.ndarray)]
+        return any(np.may_share_memory(array, other) for other in arrays)
 
     # ---- after the forward -----------------------------------------------------------------------------
 
@@ -153,7 +163,7 @@ class Call(LayerContext):
             self._note_arrays(inputs, options, result)
             self.evaluation = not self.training
             if not self._results:
-                self.evaluation = self.evaluation or any(map(_in_evaluation, self._sources))
+                self.evaluation = self.evaluation or any(map(_is_in_evaluation, self._sources))
             if len(layer._calls) > 1 and (self.evaluation or not self._results):
                 pending.drop_abandoned(layer)
 
@@ -167,7 +177,7 @@ class Call(LayerContext):
         if isinstance(result, np.ndarray):
             self._output = result.shape, result.dtype
         elif isinstance(result, tuple):
-            self._several, self._output = True, tuple(map(_like, result))
+            self._returns_tuple, self._output = True, tuple(map(_shape_and_dtype, result))
         if outer is None:
             return
         if outer.inner:
@@ -183,7 +193,7 @@ class Call(LayerContext):
         else:
             self._sources = (producer_of(inputs[0]),)
         this = weakref.ref(self)
-        if self._several:
+        if self._returns_tuple:
             self._results = [note_result(array, this) for array in result if isinstance(array, np.ndarray)]
         elif self._output is not None:
             self._results = (note_result(result, this),)
@@ -191,8 +201,14 @@ class Call(LayerContext):
     # ---- in the backward -------------------------------------------------------------------------------
 
     def check_gradient(self, dz):
-        """Return dz if it fits the result of the forward; None among several gradients becomes zeros."""
-        if not self._several:
+        """Return dz if it has shape and dtype of the result; in a tuple of gradients, None becomes zeros.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dz has another type, dtype, shape or length.
+        """
+        if not self._returns_tuple:
             if self._output is not None:
                 shape, dtype = self._output
                 # Compare first: faster than a call of arguments.gradient.
@@ -206,32 +222,32 @@ class Call(LayerContext):
                 f"{number_or_type(dz)}"
             )
         checked = []
-        for i, (part, like) in enumerate(zip(dz, expected, strict=True)):
-            if part is None and like is not None:
-                part = np.zeros(*like)
-            elif like is not None:
-                arguments.gradient(f"dz[{i}]", part, *like)
-            checked.append(part)
+        for i, (gradient, shape_and_dtype) in enumerate(zip(dz, expected, strict=True)):
+            if gradient is None and shape_and_dtype is not None:
+                gradient = np.zeros(*shape_and_dtype)
+            elif shape_and_dtype is not None:
+                arguments.gradient(f"dz[{i}]", gradient, *shape_and_dtype)
+            checked.append(gradient)
         return tuple(checked)
 
-    def split(self, found, parameters):
-        """Return (gradients of the inputs, [(parameter, gradient)]) from the result of ``gradients``.
+    def split(self, returned, parameters):
+        """Return (gradients of the inputs, pairs of parameter and gradient) from the result of ``gradients``.
 
         Parameters
         ----------
-        found : ndarray or tuple
+        returned : ndarray, tuple or list
         parameters : dict of str to Parameter
             The layer's own parameters.
         """
-        gradients = tuple(found) if isinstance(found, (tuple, list)) else (found,)
-        inputs, wanted = len(self.inputs), len(self.inputs) + len(parameters)
-        extra = len(gradients) - wanted
-        if extra > 0 and self._only_none_for_the_rest(gradients, extra):
+        gradients = tuple(returned) if isinstance(returned, (tuple, list)) else (returned,)
+        inputs, expected = len(self.inputs), len(self.inputs) + len(parameters)
+        extra = len(gradients) - expected
+        if extra > 0 and self._rest_has_no_gradients(gradients, extra):
             gradients = tuple(gradients[i] for i in self.inputs) + gradients[inputs + extra :]
         elif extra:
             raise ValueError(
-                f"gradients returned {_count(len(gradients))}, expected {wanted}: for "
-                + ", ".join(_listed("input", self.inputs) + _listed("parameter", parameters))
+                f"gradients returned {_number_of_arrays(len(gradients))}, expected {expected}: for "
+                + ", ".join(_enumeration("input", self.inputs) + _enumeration("parameter", parameters))
             )
         self.check_input_gradients(gradients[:inputs])
         return gradients[:inputs], zip(parameters.values(), gradients[inputs:], strict=True)
@@ -241,12 +257,16 @@ class Call(LayerContext):
         for name, shape, gradient in zip(self.inputs, self._input_shapes, gradients, strict=True):
             if gradient is not None and getattr(gradient, "shape", None) != shape:
                 raise ValueError(
-                    f"gradients returned {_described(gradient)} for input {name}, expected the input's shape "
-                    f"{shape}"
+                    f"gradients returned {_shape_or_type(gradient)} for input {name}, expected the input's "
+                    f"shape {shape}"
                 )
 
-    def _only_none_for_the_rest(self, gradients, extra):
-        """Return True if all inputs are positional, and those without a gradient have None."""
+    def _rest_has_no_gradients(self, gradients, extra):
+        """Return True if ``gradients`` returned None for each of the `extra` inputs that get no gradient.
+
+        Such inputs, for example the target of a loss, may have None in the result, or no element at all. Only
+        positional inputs are considered.
+        """
         rest = [i for i in range(self.positional) if i not in self.inputs]
         named = any(isinstance(name, str) for name in self.inputs)
         return len(rest) == extra and not named and all(gradients[i] is None for i in rest)
@@ -284,44 +304,48 @@ def is_floating(value):
     return isinstance(value, np.ndarray) and value.dtype.kind in "fcV"  # V: bfloat16
 
 
-def with_named(inputs, options):
+def all_inputs(inputs, options):
     """Return the positional and the keyword inputs; ``out=`` is an output."""
     return (*inputs, *(value for name, value in options.items() if name != "out"))
 
 
 def number_or_type(value):
-    """Return how many elements a sequence has, or the type of another value, for messages."""
+    """Return "3 of them" for a sequence, the type of another value, for messages about gradients."""
     return f"{len(value)} of them" if isinstance(value, (tuple, list)) else type(value).__name__
 
 
-def _with_gradient(inputs, options, without):
+def _keys_of_gradients(inputs, options, without):
     """Return the positions and keywords of the inputs that get a gradient."""
-    found = tuple(i for i, value in enumerate(inputs) if is_floating(value) and i not in without)
+    keys = tuple(i for i, value in enumerate(inputs) if is_floating(value) and i not in without)
     if options:
-        found += tuple(key for key, value in options.items() if key != "out" and is_floating(value))
-    return found
+        keys += tuple(key for key, value in options.items() if key != "out" and is_floating(value))
+    return keys
 
 
-def _described(value):
+def _shape_or_type(value):
+    """Return "shape (2, 3)" for an array, "a list" for another value."""
     return f"shape {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
-def _like(result):
+def _shape_and_dtype(result):
+    """Return (shape, dtype) of an array, None for another value."""
     return (result.shape, result.dtype) if isinstance(result, np.ndarray) else None
 
 
-def _in_evaluation(source):
+def _is_in_evaluation(source):
+    """Return True if the call that a weak reference refers to still exists, and was made in evaluation."""
     call = source and source()
     return call is not None and call.evaluation
 
 
-def _count(number):
+def _number_of_arrays(number):
+    """Return "1 array", "2 arrays"."""
     return f"{number} array{'' if number == 1 else 's'}"
 
 
-def _listed(kind, names):
-    names = [str(name) for name in names]
+def _enumeration(kind, names):
+    """Return ["inputs 0, 1 and residual"] for the kind "input" and three names; an empty list for none."""
     if not names:
         return []
-    *first, last = names
+    *first, last = map(str, names)
     return [f"{kind}{'s' if first else ''} {', '.join(first)}{' and ' if first else ''}{last}"]

@@ -33,9 +33,9 @@ from .._shape_arrays import ShapeArray
 from . import saved_arrays
 from . import shape_normalization as normalization
 
-#: The ends of error messages about a backward without a context.
-AGAIN = "every backward needs a forward of its own, so run the forward again"
-OUTSIDE = "inside no_grad(), where nothing is kept for a backward; run the forward outside of it"
+#: Ends of error messages about a backward without a context.
+RUN_FORWARD_AGAIN = "every backward needs a forward of its own, so run the forward again"
+IN_NO_GRAD = "inside no_grad(), where nothing is kept for a backward; run the forward outside of it"
 
 
 class _Mode(threading.local):
@@ -102,8 +102,8 @@ def name_of(layer):
     reference, kind = weakref.ref(layer), type(layer).__name__
 
     def name():
-        found = reference()
-        return kind if found is None else found.label
+        layer = reference()
+        return kind if layer is None else layer.label
 
     return name
 
@@ -178,11 +178,12 @@ class LayerContext:
             Role -> array, such as ``input=x``.
         """
         for role, array in arrays.items():
-            found = saved_arrays.recipe(array) if isinstance(array, np.ndarray) and self.recording else None
-            if found is None:
+            can_be_offered = isinstance(array, np.ndarray) and self.recording
+            recipe = saved_arrays.recipe(array) if can_be_offered else None
+            if recipe is None:
                 self.keep(role, array)
             else:
-                self._saved[role] = found
+                self._saved[role] = recipe
 
     def keep(self, role, array):
         """Keep an array, even if it can be recomputed.
@@ -223,10 +224,10 @@ class LayerContext:
             forward = normalization.forward
         else:
             forward = _core.normalize if "mean" in arguments else _core.forward
-        z, found = forward(x, owner=self._name if self.recording else "", **arguments)
+        z, context = forward(x, owner=self._name if self.recording else "", **arguments)
         if self.recording:
-            self.normalization = found
-            self._saved.update(found.saved)
+            self.normalization = context
+            self._saved.update(context.saved)
         return z
 
     def normalization_gradients(self, dz, *, overwrite=False):
@@ -278,10 +279,11 @@ class LayerContext:
         """
         if self.freed:
             raise RuntimeError(
-                f"{self.name}: the context of this call is freed, its saved arrays were released; {AGAIN}"
+                f"{self.name}: the context of this call is freed, its saved arrays were released; "
+                f"{RUN_FORWARD_AGAIN}"
             )
         if not self.recording:
-            raise RuntimeError(f"{self.name}: this call was made {OUTSIDE}")
+            raise RuntimeError(f"{self.name}: this call was made {IN_NO_GRAD}")
         for role, entry in self._saved.items():
             if isinstance(entry, saved_arrays.Recipe):
                 self._saved[role] = entry.make()

@@ -34,7 +34,7 @@ class _Convolution(OperationLayer):
 
     def reset_parameters(self, rng=None):
         """Draw new values of weight and bias, in place, from a generator or seed."""
-        draw_again(self, rng)
+        redraw(self, rng)
 
     def _settings(self):
         """Return the attributes that are keyword arguments of the operation."""
@@ -197,7 +197,7 @@ def _is_trained(parameter):
     return parameter is not None and parameter.requires_grad
 
 
-def draw_again(layer, rng):
+def redraw(layer, rng):
     """Draw the weight and bias of a layer uniformly within 1 / sqrt(inputs of each output)."""
     rng, bound = np.random.default_rng(rng), 1 / math.sqrt(math.prod(layer.weight.data.shape[1:]))
     for parameter in (layer.weight, layer.bias):

@@ -7,10 +7,10 @@ import numpy as np
 from .. import _arguments as arguments
 from .._dtypes import cast_code, compute_dtype
 from ..ops._layout import order_of
-from .operation import Operation, apply, in_order
+from .function_layer import FunctionLayer, apply, in_order
 
-#: Elements per block in sums of products; bounds the size of temporary arrays.
-CHUNK = 1 << 15
+#: Elements per block in sums of products: bounds the size of temporary arrays.
+BLOCK = 1 << 15
 
 
 def add(a, b):
@@ -77,22 +77,22 @@ def mul(a, b):
     return apply(_Mul(), a, b)
 
 
-class _Elementwise(Operation):
+class _Elementwise(FunctionLayer):
     """An operation on two arrays, one of which may be a number."""
 
     def _checked(self, ctx, a, b):
         """Return both as arrays; store shapes and memory orders on ctx."""
-        found = [value for value in (a, b) if not isinstance(value, numbers.Real)]
+        arrays = [value for value in (a, b) if not isinstance(value, numbers.Real)]
         for name, value in (("a", a), ("b", b)):
-            if len(found) == 0 or not isinstance(value, numbers.Real):
+            if not arrays or not isinstance(value, numbers.Real):
                 arguments.batch(name, value, "(...)", ellipsis=True)
-        if len(found) == 2 and a.dtype != b.dtype:
+        if len(arrays) == 2 and a.dtype != b.dtype:
             raise TypeError(
                 f"a is {a.dtype} and b is {b.dtype}: both must have the same dtype; pass "
                 f"{cast_code('b', a.dtype)}"
             )
         ctx.numbers = [isinstance(value, numbers.Real) for value in (a, b)]
-        a, b = (np.asarray(value, found[0].dtype) for value in (a, b))
+        a, b = (np.asarray(value, arrays[0].dtype) for value in (a, b))
         try:
             np.broadcast_shapes(a.shape, b.shape)
         except ValueError:
@@ -105,7 +105,8 @@ class _Elementwise(Operation):
 
     def _of_arrays(self, ctx, gradients):
         """Return the gradients without those of numbers."""
-        return tuple(one for one, number in zip(gradients, ctx.numbers, strict=True) if not number)
+        pairs = zip(gradients, ctx.numbers, strict=True)
+        return tuple(gradient for gradient, is_number in pairs if not is_number)
 
 
 class _Add(_Elementwise):
@@ -116,10 +117,10 @@ class _Add(_Elementwise):
         return a + b
 
     def gradients(self, ctx, dz, *, overwrite=False):
-        found = [
+        gradients = [
             in_order(_reduced(dz, shape), order) for shape, order in zip(ctx.shapes, ctx.orders, strict=True)
         ]
-        return self._of_arrays(ctx, found)
+        return self._of_arrays(ctx, gradients)
 
 
 class _Mul(_Elementwise):
@@ -132,25 +133,25 @@ class _Mul(_Elementwise):
 
     def gradients(self, ctx, dz, *, overwrite=False):
         others = ctx.saved["b"], ctx.saved["a"]
-        found = [None, None]
+        gradients = [None, None]
         # Products that are summed come first, since the last product may be written over dz.
         for i in sorted((0, 1), key=lambda i: ctx.shapes[i] == dz.shape):
             if ctx.shapes[i] != dz.shape:
-                found[i] = _sum_of_products(dz, others[i], ctx.shapes[i])
+                gradients[i] = _sum_of_products(dz, others[i], ctx.shapes[i])
                 continue
-            last = overwrite and (found[1 - i] is not None or ctx.shapes[1 - i] != dz.shape)
-            fits = last and dz.flags.writeable and ctx.orders[i].has(dz)
-            out = dz if fits else ctx.orders[i].empty(dz.shape, dz.dtype)
-            found[i] = np.multiply(dz, others[i], out=out)
-        return self._of_arrays(ctx, found)
+            is_last_use = gradients[1 - i] is not None or ctx.shapes[1 - i] != dz.shape
+            may_overwrite = overwrite and is_last_use and dz.flags.writeable and ctx.orders[i].has(dz)
+            out = dz if may_overwrite else ctx.orders[i].empty(dz.shape, dz.dtype)
+            gradients[i] = np.multiply(dz, others[i], out=out)
+        return self._of_arrays(ctx, gradients)
 
 
 def _reduced(dz, shape):
     """Sum a gradient over the axes along which an array of `shape` was broadcast."""
     if dz.shape == shape:
         return dz
-    lead = dz.ndim - len(shape)
-    axes = tuple(i for i in range(dz.ndim) if i < lead or shape[i - lead] != dz.shape[i])
+    added = dz.ndim - len(shape)  # axes that broadcasting has put before those of the array
+    axes = tuple(i for i in range(dz.ndim) if i < added or shape[i - added] != dz.shape[i])
     return dz.sum(axis=axes, dtype=np.float64).reshape(shape).astype(dz.dtype)
 
 
@@ -160,13 +161,11 @@ def _sum_of_products(dz, other, shape):
     total = np.zeros(padded, np.float64)
     other = np.broadcast_to(other, dz.shape)
     axes = tuple(i for i in range(1, dz.ndim) if padded[i] != dz.shape[i])
-    step = max(1, CHUNK * len(dz) // max(1, dz.size))
+    step = max(1, BLOCK * len(dz) // max(1, dz.size))
     for first in range(0, len(dz), step):
         rows = slice(first, first + step)
-        wide = compute_dtype(dz.dtype)
-        products = np.multiply(dz[rows], other[rows], dtype=wide).sum(
-            axis=axes, keepdims=True, dtype=np.float64
-        )
+        products = np.multiply(dz[rows], other[rows], dtype=compute_dtype(dz.dtype))
+        products = products.sum(axis=axes, keepdims=True, dtype=np.float64)
         if padded[0] == len(dz):
             total[rows] += products
         else:

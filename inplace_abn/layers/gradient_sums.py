@@ -21,12 +21,12 @@ class _Buffer:
     def __init__(self, users=1):
         self.users = users
 
-    def leave(self):
+    def remove_user(self):
         """Decrement the number of gradients."""
         if self.users is not None:
             self.users -= 1
 
-    def enter(self):
+    def add_user(self):
         """Increment the number of gradients."""
         if self.users is not None:
             self.users += 1
@@ -57,10 +57,10 @@ class GradientSums:
             return self._sums.pop(value, None)
         found = self._sums.get(value)
         if found is not None:
-            found[1].enter()
+            found[1].add_user()
         return found
 
-    def add(self, values, gradients, given):
+    def add(self, values, gradients, passed):
         """Add the gradients that the backward of one call returned.
 
         Parameters
@@ -68,14 +68,14 @@ class GradientSums:
         values : sequence of int or None
             The value of each gradient; None if its gradient is not needed.
         gradients : sequence of ndarray or None
-        given : sequence of (ndarray, buffer)
-            The gradients passed to that backward. Those it returned may share their memory.
+        passed : sequence of (ndarray, buffer)
+            The gradients that were passed to that backward. Those it returned may share their memory.
         """
         pairs = zip(values, gradients, strict=True)
         wanted = [(v, gradient) for v, gradient in pairs if v is not None and gradient is not None]
-        buffers = [self._buffer_of(i, wanted, given) for i in range(len(wanted))]
-        for _, buffer in given:
-            buffer.leave()
+        buffers = [self._buffer_of(i, wanted, passed) for i in range(len(wanted))]
+        for _, buffer in passed:
+            buffer.remove_user()
         for (value, gradient), buffer in zip(wanted, buffers, strict=True):
             self._add(value, gradient, buffer)
 
@@ -83,33 +83,34 @@ class GradientSums:
         """Add the gradient that a backward returned for `dz`, and may have written over it."""
         self.add([value], [gradient], [(dz, _Buffer(1 if may_overwrite else None))])
 
-    def _buffer_of(self, i, wanted, given):
+    def _buffer_of(self, i, wanted, passed):
         """Return the buffer of result `i`: that of a passed gradient with the same memory, or a new one."""
         gradient = wanted[i][1]
         alone = not any(_share(gradient, other) for j, (_, other) in enumerate(wanted) if j != i)
-        for dz, buffer in given:
+        for dz, buffer in passed:
             if _share(gradient, dz):
                 if alone and buffer.users == 1:
                     return _Buffer()  # such as slices of a joined array, which do not overlap
-                buffer.enter()
+                buffer.add_user()
                 return buffer
         return _Buffer(1 if alone else None)
 
     def _add(self, value, gradient, buffer):
+        """Add a gradient to the sum of a value, in place where no other gradient shares the memory."""
         known = self._sums.get(value)
         if known is None:
             self._sums[value] = gradient, buffer
             return
         total, its_buffer = known
         if may_overwrite(total, its_buffer):
-            buffer.leave()
+            buffer.remove_user()
             self._sums[value] = np.add(total, gradient, out=total), its_buffer
         elif may_overwrite(gradient, buffer):
-            its_buffer.leave()
+            its_buffer.remove_user()
             self._sums[value] = np.add(gradient, total, out=gradient), buffer
         else:
-            buffer.leave()
-            its_buffer.leave()
+            buffer.remove_user()
+            its_buffer.remove_user()
             self._sums[value] = total + gradient, _Buffer()
 
     def take(self, value):
@@ -117,7 +118,7 @@ class GradientSums:
         gradient, buffer = self._sums.pop(value, (None, None))
         if not isinstance(gradient, np.ndarray) or may_overwrite(gradient, buffer):
             return gradient
-        buffer.leave()
+        buffer.remove_user()
         return gradient.copy(order="K")
 
 
@@ -127,6 +128,7 @@ def may_overwrite(gradient, buffer):
 
 
 def _share(gradient, other):
+    """Return True if both are arrays, and share memory."""
     return (
         isinstance(gradient, np.ndarray) and isinstance(other, np.ndarray) and share_memory(gradient, other)
     )

@@ -47,18 +47,22 @@ class Graph(Layer):
     def forward(self, ctx, *inputs, **options):
         """Record ``compute(*inputs, **options)``."""
         named = dict(enumerate(inputs)) | options
-        given = [named[name] for name in ctx.inputs]
+        differentiated = [named[name] for name in ctx.inputs]
         own = [parameter.data for parameter in self.own_parameters().values()]
-        ctx.tape = Tape((*given, *own), protected=own if self.overwrites_input else (*given, *own))
+        ctx.tape = Tape(
+            (*differentiated, *own), protected=own if self.overwrites_input else (*differentiated, *own)
+        )
         with ctx.tape:
             z = self.compute(*inputs, **options)
             results = z if isinstance(z, tuple) else (z,)
             if ctx.recording:
                 ctx.outputs = [ctx.tape.value_of(f"result {i}", result) for i, result in enumerate(results)]
-                ctx.values = [ctx.tape.value_of("input", array, first=True) for array in (*given, *own)]
-                ctx.like = [(array.shape, array.dtype) for array in given]
+                ctx.values = [
+                    ctx.tape.value_of("input", array, first=True) for array in (*differentiated, *own)
+                ]
+                ctx.input_shapes = [(array.shape, array.dtype) for array in differentiated]
         if not self.overwrites_input:
-            results = tuple(copy_if_shared(result, given) for result in results)
+            results = tuple(copy_if_shared(result, differentiated) for result in results)
         return results if isinstance(z, tuple) else results[0]
 
     def gradients(self, ctx, dz, *, overwrite=False):
@@ -66,8 +70,8 @@ class Graph(Layer):
         pairs = zip(ctx.outputs, dz if isinstance(dz, tuple) else (dz,), strict=True)
         seeds = [(value, gradient) for value, gradient in pairs if gradient is not None]
         gradients = list(ctx.tape.gradients(seeds, ctx.values, overwrite))
-        for i, (shape, dtype) in enumerate(ctx.like):
-            twice = ctx.values[i] in ctx.values[:i]  # the same array as an earlier input, which gets the sum
-            if twice or gradients[i] is None:
+        for i, (shape, dtype) in enumerate(ctx.input_shapes):
+            is_duplicate = ctx.values[i] in ctx.values[:i]  # of an earlier input, which gets the gradient
+            if is_duplicate or gradients[i] is None:
                 gradients[i] = np.zeros(shape, dtype)
         return tuple(gradients)

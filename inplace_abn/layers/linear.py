@@ -7,7 +7,7 @@ import numpy as np
 from .._arguments import compatible_dtypes, fraction, integer
 from ..ops import dropout, flatten, linear
 from .base import OperationLayer
-from .convolution import draw_again, uniform
+from .convolution import redraw, uniform
 
 
 class Linear(OperationLayer):
@@ -30,6 +30,11 @@ class Linear(OperationLayer):
     weight : Parameter of shape (out_features, in_features)
     bias : Parameter of shape (out_features,), or None
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above. In a call, if shape or dtype of the input does not fit.
+
     Examples
     --------
     >>> import numpy as np
@@ -48,7 +53,7 @@ class Linear(OperationLayer):
 
     def reset_parameters(self, rng=None):
         """Draw new values of weight and bias, in place, from a generator or seed."""
-        draw_again(self, rng)
+        redraw(self, rng)
 
     def forward(self, ctx, x):
         """Return ``x @ weight.T + bias``."""
@@ -70,6 +75,11 @@ class Linear(OperationLayer):
 
 class Flatten(OperationLayer):
     """Reshape (N, ...) to (N, M): a view of a C-contiguous input, else a copy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        In a call, if the dtype of the input is not supported.
 
     Examples
     --------
@@ -97,6 +107,11 @@ class Dropout(OperationLayer):
     p : float in [0, 1]
     rng : numpy.random.Generator or int, optional
         Draws the random numbers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above. In a call, if the dtype of the input is not supported.
 
     Examples
     --------

@@ -115,6 +115,8 @@ class MSELoss(_Loss):
     ------
     FloatingPointError
         In a call, if the loss is not finite: see `CrossEntropy`.
+    TypeError, ValueError
+        In a call, if shapes or dtypes of x and target differ.
 
     Examples
     --------

@@ -17,29 +17,29 @@ class LayerSequence(Layer):
         return sum(1 for _ in self)
 
     def __getitem__(self, index):
-        found = list(self)[index]
-        return self._of(found) if isinstance(index, slice) else found
+        chosen = list(self)[index]
+        return self._with_layers(chosen) if isinstance(index, slice) else chosen
 
-    def _of(self, layers):
+    def _with_layers(self, layers):
         """Return a sequence of the same kind, for a slice."""
         return type(self)(layers)
 
     def __setitem__(self, index, layer):
         """Replace a layer. The new layer takes over the name."""
         names = [name for name, _ in self.children()]
-        setattr(self, names[self._position(index)], _layer(f"layer {index}", layer))
+        setattr(self, names[self._position(index)], _checked_layer(f"layer {index}", layer))
 
     def __delitem__(self, index):
         items = list(self.children())
         if not isinstance(index, slice):
             self._position(index)
         del items[index]
-        self._fill(items)
+        self._replace_layers(items)
 
     def append(self, layer, name=None):
         """Append a layer, by default named by its position. Return the sequence."""
         name = str(len(self)) if name is None else name
-        _layer(f"layer {name!r}", layer)
+        _checked_layer(f"layer {name!r}", layer)
         _refuse_name(self, name)
         setattr(self, name, layer)
         return self
@@ -53,8 +53,8 @@ class LayerSequence(Layer):
     def insert(self, index, layer):
         """Insert a layer before position `index`, as `list.insert`. Return the sequence."""
         items = list(self.children())
-        items.insert(index, (str(len(items)), _layer(f"layer {index}", layer)))
-        self._fill(items)
+        items.insert(index, (str(len(items)), _checked_layer(f"layer {index}", layer)))
+        self._replace_layers(items)
         return self
 
     def pop(self, index=-1):
@@ -64,12 +64,13 @@ class LayerSequence(Layer):
         return layer
 
     def _position(self, index):
+        """Return an index, which may be negative, as a position from 0."""
         count = len(self)
         if not -count <= index < count:
             raise IndexError(f"{self.label}: index {index} is out of range for {count} layers")
         return index % count
 
-    def _fill(self, items):
+    def _replace_layers(self, items):
         """Replace all layers by these (name, layer); names that are positions are updated."""
         for name, _ in list(self.children()):
             delattr(self, name)
@@ -89,6 +90,11 @@ class ModuleList(LayerSequence):
     Parameters
     ----------
     layers : iterable of Layer
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an element is no layer, or a name is in use.
 
     Examples
     --------
@@ -122,6 +128,11 @@ class ModuleDict(Layer):
     ----------
     layers : dict of str to Layer, or iterable of (str, Layer)
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an element is no layer, or if a name is empty, in use or contains a dot.
+
     Examples
     --------
     >>> from inplace_abn.layers import Linear
@@ -139,7 +150,7 @@ class ModuleDict(Layer):
     def __setitem__(self, name, layer):
         if name not in self:
             _refuse_name(self, name)
-        setattr(self, name, _layer(f"layer {name!r}", layer))
+        setattr(self, name, _checked_layer(f"layer {name!r}", layer))
 
     def __delitem__(self, name):
         self[name]  # raises a KeyError if there is no such layer
@@ -187,13 +198,15 @@ class ModuleDict(Layer):
         raise NotImplementedError("a ModuleDict is not called; call the layers in it")
 
 
-def _layer(name, value):
+def _checked_layer(name, value):
+    """Return the value if it is a layer, else raise a TypeError."""
     if not isinstance(value, Layer):
         raise TypeError(f"{name} must be a Layer, got {value!r}")
     return value
 
 
 def _refuse_name(container, name):
+    """Raise an error unless a new layer of the container may have this name."""
     if not isinstance(name, str):
         raise TypeError(f"name of a layer: expected a str, got {name!r}")
     if hasattr(container, name) or not name or "." in name:

@@ -6,7 +6,8 @@ import numpy as np
 
 #: Attributes of layers and parameters that copies and pickles do not have.
 NOT_COPIED = {
-    "_parent", "_calls", "_last", "_dropped", "_warned", "_parameters", "_reference", "_name_function",
+    "_parent", "_calls", "_why_no_call", "_dropped_note", "_warned", "_parameters", "_reference",
+    "_name_function",
 }  # fmt: skip
 
 

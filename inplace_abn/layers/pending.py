@@ -17,7 +17,7 @@ from ..memory.tables import human
 from .producers import producer_of_input
 
 #: Number of pending calls of one layer in evaluation at which a warning is issued.
-MANY = 8
+MANY_PENDING = 8
 
 DROPPED = (
     "; earlier calls in eval() were dropped because their results no longer exist, or because there were "
@@ -50,7 +50,9 @@ def find(layer, dz, outer):
         return pending[0]
     pending = [call for call in pending if call.outermost] or pending
     if not pending:
-        raise RuntimeError(f"backward() was called without a pending forward: {layer._last}{layer._dropped}")
+        raise RuntimeError(
+            f"backward() was called without a pending forward: {layer._why_no_call}{layer._dropped_note}"
+        )
     producer = producer_of_input(dz)
     if producer in pending:
         return producer
@@ -92,16 +94,16 @@ def _last_inside(outer, layer):
 def drop_abandoned(layer):
     """Drop earlier calls in evaluation for which no backward can be expected; warn if many remain pending.
 
-    Calls whose results no longer exist are dropped, and all but the last `MANY` calls of a loss, since it
-    cannot be checked whether a result that is a number still exists.
+    Calls whose results no longer exist are dropped, and all but the last `MANY_PENDING` calls of a loss:
+    whether a result that is a number still exists cannot be checked.
     """
     waiting = [call for call in layer._calls if call.outermost and (call.evaluation or not call._results)]
     losses = [call for call in waiting if call.evaluation and not call._results]
-    for call in [call for call in waiting[:-1] if call.result_is_gone] + losses[:-MANY]:
+    for call in [call for call in waiting[:-1] if call.result_is_gone] + losses[:-MANY_PENDING]:
         waiting.remove(call)
         call.detach()
-        vars(layer)["_dropped"] = DROPPED
-    if len(waiting) >= MANY and not vars(layer).get("_warned"):
+        vars(layer)["_dropped_note"] = DROPPED
+    if len(waiting) >= MANY_PENDING and not vars(layer).get("_warned"):
         vars(layer)["_warned"] = True
         nbytes = human(sum(call.nbytes for call in waiting))
         warnings.warn(

@@ -46,6 +46,12 @@ class MaxPool2d(_Pool2d):
     channel_axis : {1, -1}
         -1 for batches (N, H, W, C).
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above. In a call, if the dtype of the input is not supported, or a window
+        does not fit into its images.
+
     Examples
     --------
     >>> import numpy as np
@@ -65,6 +71,11 @@ class AvgPool2d(_Pool2d):
     ----------
     kernel_size, stride, padding, channel_axis
         As for `MaxPool2d`, but padding is with zeros, which are part of the mean.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `MaxPool2d`.
 
     Examples
     --------
@@ -87,6 +98,12 @@ class GlobalAvgPool2d(OperationLayer):
         True: the result has the shape (N, C, 1, 1), as with `torch.nn.AdaptiveAvgPool2d(1)`, or (N, 1, 1, C).
     channel_axis : {1, -1}
         -1 for batches (N, H, W, C).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above. In a call, if the dtype of the input is not supported, or its images
+        have no pixels.
 
     Examples
     --------

@@ -71,31 +71,30 @@ class Recompute(Sequential):
     def forward(self, ctx, x, *others, mask=None):
         """Run the layers. Keep the inputs, a copy of the mask, and the states of modes and generators."""
         arguments.plain_array("x", x)
-        ctx.others = [None if isinstance(one, np.ndarray) else one for one in others]
-        arrays = {f"input {i}": one for i, one in enumerate(others, 1) if isinstance(one, np.ndarray)}
+        ctx.others = [None if isinstance(value, np.ndarray) else value for value in others]
+        arrays = {f"input {i}": value for i, value in enumerate(others, 1) if isinstance(value, np.ndarray)}
         ctx.save_for_backward(input=x, **arrays)
         ctx.options = {} if mask is None else {"mask": mask}
         if isinstance(mask, np.ndarray) and ctx.recording:
             ctx.options["mask"] = mask.copy()
             ctx.save_for_backward(mask=ctx.options["mask"])
-        ctx.modes, ctx.random = self._modes(), _states(self._generators())
+        ctx.modes, ctx.generator_states = self._modes(), _states(self._generators())
         with no_grad():
             z = super().forward(ctx, self._copy_for_layers(ctx, x), *others, **ctx.options)
-        given = [x, *arrays.values()]  # read-only, while the next layer may overwrite z
-        return (
-            tuple(copy_if_shared(one, given) for one in z)
-            if isinstance(z, tuple)
-            else copy_if_shared(z, given)
-        )
+        kept = [x, *arrays.values()]  # read-only, while the next layer may overwrite z
+        if isinstance(z, tuple):
+            return tuple(copy_if_shared(result, kept) for result in z)
+        return copy_if_shared(z, kept)
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Run the layers as in the call, then run their backward."""
-        others = [ctx.saved.get(f"input {i}", one) for i, one in enumerate(ctx.others, 1)]
+        others = [ctx.saved.get(f"input {i}", value) for i, value in enumerate(ctx.others, 1)]
         with recomputing(), self._restored(ctx):
             super().forward(ctx, self._copy_for_layers(ctx, ctx.saved["input"]), *others, **ctx.options)
         return super().gradients(ctx, dz, overwrite=overwrite)
 
     def _copy_for_layers(self, ctx, x):
+        """Return x, or a copy if the layers overwrite their input."""
         if not super().overwrites_input:
             return x
         ctx.temporary(x.nbytes)
@@ -105,25 +104,26 @@ class Recompute(Sequential):
         return [(layer, layer.training) for _, layer in self.named_layers()]
 
     def _generators(self):
-        found = [value for _, layer in self.named_layers() for value in vars(layer).values()]
-        return [value for value in found if isinstance(value, np.random.Generator)]
+        attributes = [value for _, layer in self.named_layers() for value in vars(layer).values()]
+        return [value for value in attributes if isinstance(value, np.random.Generator)]
 
     @contextmanager
     def _restored(self, ctx):
         """Set modes and generators to their states at the call while the block runs."""
         modes, states = self._modes(), _states(self._generators())
         try:
-            _set(ctx.modes, ctx.random)
+            _set_states(ctx.modes, ctx.generator_states)
             yield
         finally:
-            _set(modes, states)
+            _set_states(modes, states)
 
 
 def _states(generators):
     return [(generator, generator.bit_generator.state) for generator in generators]
 
 
-def _set(modes, states):
+def _set_states(modes, states):
+    """Set the modes of layers and the states of generators."""
     for layer, training in modes:
         layer.training = training
     for generator, state in states:

@@ -51,14 +51,14 @@ class RecordedArrays:
 
     def unlock(self, array):
         """Make a known array and its base writeable; return the arrays that were locked."""
-        found = []
-        for one in (getattr(array, "base", None), array):
-            reference = self._locked.get(id(one))
-            if reference is not None and reference() is one:
-                del self._locked[id(one)]
-                saved_arrays.unlock(one)
-                found.append(one)
-        return found
+        unlocked = []
+        for candidate in (getattr(array, "base", None), array):
+            reference = self._locked.get(id(candidate))
+            if reference is not None and reference() is candidate:
+                del self._locked[id(candidate)]
+                saved_arrays.unlock(candidate)
+                unlocked.append(candidate)
+        return unlocked
 
     def lock(self, array):
         """Undo `unlock`."""
@@ -84,11 +84,11 @@ class RecordedArrays:
 
     def mark_overwritten(self, array, layer):
         """Note that `layer` has overwritten an array, and with it all known arrays that share its memory."""
-        lost = [array] if self.find(array) is not None else []
+        overwritten = [array] if self.find(array) is not None else []
         if array.base is not None or id(array) in self._bases:  # else no known array is a view of that memory
-            lost += [other for other, _ in self.sharing(array)]
-        for one in lost:
-            self._overwritten[id(one)] = self.entries.pop(id(one))[0], layer
+            overwritten += [other for other, _ in self.sharing(array)]
+        for known in overwritten:
+            self._overwritten[id(known)] = self.entries.pop(id(known))[0], layer
 
 
 def share_memory(array, other):

@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 
 from .. import _arguments as arguments
-from .calls import Call, here, is_floating, with_named
+from .calls import Call, all_inputs, is_floating, running
 from .context import is_grad_enabled
 from .recorded_arrays import RecordedArrays, describe, share_memory
 
@@ -42,17 +42,18 @@ class Recorder:
         #: True if the result is a tuple). The value of an input that is a constant is None.
         self._calls = []
         self._arrays = RecordedArrays()
-        self._values = 0  # number of the last value
+        self._last_value = 0
         self._outside = []  # (weak reference, value, description) of each array from outside
         self._scalars = []  # (result that is no array, value)
         self._closed = None  # if not None, the reason why this tape can no longer be used
-        self._before = self._inside = None
+        self._outer_tape = None  # the tape that was active before the block
+        self._is_inside = None  # None before the block, True inside, False after it
 
     def __enter__(self):
-        if self._inside is not None:
+        if self._is_inside is not None:
             raise RuntimeError("tape: one tape records one block; open another one with layers.record()")
-        self._inside = True
-        self._before, active.tape = active.tape, self
+        self._is_inside = True
+        self._outer_tape, active.tape = active.tape, self
         if is_grad_enabled():
             for i, array in enumerate(self._declared):
                 if self._arrays.find(array) is None:
@@ -60,7 +61,7 @@ class Recorder:
         return self
 
     def __exit__(self, kind, error, traceback):
-        active.tape, self._before, self._inside = self._before, None, False
+        active.tape, self._outer_tape, self._is_inside = self._outer_tape, None, False
         self._arrays.unlock_all()
         if kind is not None:
             self._close("its block ended with an error")
@@ -74,7 +75,7 @@ class Recorder:
         if self._closed is not None:
             self.check_open()
         entries, sources = self._arrays.entries, []
-        for i, array in enumerate(with_named(inputs, options) if options else inputs):
+        for i, array in enumerate(all_inputs(inputs, options) if options else inputs):
             entry = entries.get(id(array))
             if entry is not None and entry[0]() is array:
                 sources.append(entry[1])
@@ -85,7 +86,7 @@ class Recorder:
         written = unlocked = None
         if options or layer.overwrites_input or layer.returns_input:
             written, unlocked = self._unlock(layer, inputs, options)
-        call = Call(layer, inputs, options, here.call)
+        call = Call(layer, inputs, options, running.call)
         active.tape = None
         try:
             z = layer._run(call, inputs, options)
@@ -98,9 +99,9 @@ class Recorder:
         call.finish_recorded(z)
         for inner in call.inner:
             inner.detach()
-        several = isinstance(z, tuple)
-        results = [self._enter_result(layer, one) for one in (z if several else (z,))]
-        self._calls.append((layer, call, sources, results, several))
+        returns_tuple = isinstance(z, tuple)
+        results = [self._enter_result(layer, result) for result in (z if returns_tuple else (z,))]
+        self._calls.append((layer, call, sources, results, returns_tuple))
         return z
 
     def _call_unrecorded(self, layer, inputs, options):
@@ -111,7 +112,7 @@ class Recorder:
         try:
             z = layer(*inputs, **options)
         finally:
-            active.tape, here.decided = self, (None, False)
+            active.tape, running.copy_decision = self, (None, False)
         for result in z if isinstance(z, tuple) else (z,):
             if is_floating(result) and self._arrays.find(result) is None:
                 self._arrays.add(result, None, layer)
@@ -129,7 +130,7 @@ class Recorder:
 
     def _lock(self, arrays):
         """Undo `_unlock` after the call."""
-        here.decided = None, False
+        running.copy_decision = None, False
         for array in arrays:
             self._arrays.lock(array)
 
@@ -140,13 +141,16 @@ class Recorder:
         if not layer.copies_input:
             return True
         entry = self._arrays.find(array)
-        outside = here.call is None and (entry is None or entry[2] is None) and not layer.may_overwrite_input
-        copies = outside or any(share_memory(array, one) for one in self._protected)
-        here.decided = array, copies
+        outside = (
+            running.call is None and (entry is None or entry[2] is None) and not layer.may_overwrite_input
+        )
+        copies = outside or any(share_memory(array, other) for other in self._protected)
+        running.copy_decision = array, copies
         return not copies
 
     def _refuse_protected(self, layer, array):
-        if any(share_memory(array, one) for one in self._protected):
+        """Raise a ValueError if a layer would overwrite a protected array."""
+        if any(share_memory(array, other) for other in self._protected):
             raise ValueError(
                 f"{layer.label} would overwrite an input of the graph, of shape {array.shape}; begin with a "
                 "layer that does not work in place, or set overwrites_input = True in the class of the graph"
@@ -181,11 +185,13 @@ class Recorder:
                     "gradient for it; compute it inside no_grad()"
                 )
         named = sources[len(positions) :]
-        return [one for i, one in zip(positions, sources, strict=False) if i not in without] + named
+        pairs = zip(positions, sources, strict=False)
+        return [value for i, value in pairs if i not in without] + named
 
     def _enter_outside(self, array, name):
+        """Enter an array from outside, and return its value."""
         self._refuse_sharing(array, name)
-        if self._declared and not any(array is one for one in self._declared):
+        if self._declared and not any(array is declared for declared in self._declared):
             raise ValueError(
                 f"{name}, an array of shape {array.shape}, is neither an input of the tape nor the result of "
                 "a recorded call; pass it to layers.record(), or make it by recorded calls: layers.add, mul, "
@@ -197,6 +203,7 @@ class Recorder:
         return value
 
     def _refuse_sharing(self, array, name):
+        """Raise a ValueError if an unknown array shares memory with a known one."""
         for other, source in self._arrays.sharing(array):
             raise ValueError(
                 f"{name}, an array of shape {array.shape} that the tape does not know, shares memory with "
@@ -205,11 +212,12 @@ class Recorder:
             )
 
     def _next_value(self):
-        self._values += 1
-        return self._values
+        self._last_value += 1
+        return self._last_value
 
     def _enter_result(self, layer, result):
-        value = self._values = self._values + 1
+        """Enter a result of a layer, and return its value."""
+        value = self._last_value = self._last_value + 1
         if is_floating(result):
             self._arrays.add(result, value, layer)
         elif not isinstance(result, np.ndarray):

@@ -29,7 +29,7 @@ class _Context:
     def recompute(self):
         """Return an array like z."""
         z = np.empty_like(self._z)
-        _pass(self._z, z)
+        _count_traffic(self._z, z)
         return z
 
     def release(self):
@@ -52,12 +52,12 @@ def forward(
     """
     keeps = KEEPS[strategy]
     z = x if keeps == "z" else np.empty_like(x)
-    _pass(x, x, z)
+    _count_traffic(x, x, z)
     if owner == "":
         return z, None
     saved = {keeps: x}
     if residual is not None:
-        _pass(residual)
+        _count_traffic(residual)
         saved["residual"] = residual
     if mask is not None:
         saved["mask"] = ShapeArray((math.ceil(mask.size / 8),), np.uint8)
@@ -71,12 +71,15 @@ def backward(ctx, dz, *, overwrite=False):
     kept, residual = next(iter(ctx.saved.values())), ctx.saved.get("residual")
     dx = dz if overwrite else np.empty_like(kept)
     dresidual = None if residual is None else np.empty_like(kept)
-    _pass(kept, dz, kept, dz, dx, *([] if residual is None else [residual, dresidual]))
-    dweight, dbias, dslope = (None if one is None else np.empty_like(one) for one in ctx.parameters)
+    _count_traffic(kept, dz, kept, dz, dx, *([] if residual is None else [residual, dresidual]))
+    dweight, dbias, dslope = (
+        None if parameter is None else np.empty_like(parameter) for parameter in ctx.parameters
+    )
     ctx.release()
     return Gradients(dx, dweight, dbias, dslope, dresidual)
 
 
-def _pass(*arrays):
+def _count_traffic(*arrays):
+    """Count a read or write of each array, if a plan is made."""
     if meter() is not None:
         meter().passed(*arrays)

@@ -84,11 +84,11 @@ class StateMixin:
         check_mapping("state", state)
         own = dict(self.named_state())
         found = {name: stored(state[name]) for name in state if name in own}
-        missing = [name for name in own if name not in found and not self._may_lack(name)]
+        missing = [name for name in own if name not in found and not self._is_optional(name)]
         unexpected = [name for name in state if name not in own]
         problems = _mismatches(own, found)
         if strict:
-            problems = _listed("Missing", missing) + _listed("Unexpected", unexpected) + problems
+            problems = _keys_line("Missing", missing) + _keys_line("Unexpected", unexpected) + problems
         if problems:
             lines = "\n\t".join(problems)
             raise RuntimeError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t{lines}")
@@ -100,16 +100,19 @@ class StateMixin:
 
         return load
 
-    def _may_lack(self, name):
+    def _is_optional(self, name):
+        """Return True for a buffer that a state need not contain."""
         return name.rpartition(".")[2] in self.optional_buffers
 
 
-def _listed(which, names):
+def _keys_line(which, names):
+    """Return the line of PyTorch's message about these names in a list, which is empty without names."""
     quoted = ", ".join(f'"{name}"' for name in names)
     return [f"{which} key(s) in state_dict: {quoted}."] if names else []
 
 
 def _mismatches(own, found):
+    """Return a line for each array of a state that cannot be copied into the array of its name."""
     problems = []
     for name, array in found.items():
         target = own[name]

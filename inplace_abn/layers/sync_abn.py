@@ -18,7 +18,7 @@ class SyncABN(ABN):
     For data-parallel training with few images per process: section 4 of Rota Bulò et al. 2018
     (https://arxiv.org/abs/1712.02616). Batches may have different sizes, also none. Each training forward
     exchanges mean, variance and count, 2 C + 1 numbers, and each backward two sums, 2 C numbers, in one
-    collective operation; one more number tells whether the processes agree. The first forward compares the
+    collective operation; one more number shows whether the processes agree. The first forward compares the
     settings in another one. All processes must call the same layers in the same order, forwards and
     backwards. In evaluation, and in a group of one process, the layer is an `ABN`.
 
@@ -69,7 +69,7 @@ class SyncABN(ABN):
     @property
     def group(self):
         """The group of the next forward. A backward uses that of its forward."""
-        return self._exchange.given
+        return self._exchange.requested_group
 
     @group.setter
     def group(self, group):
@@ -99,11 +99,11 @@ class SyncABN(ABN):
         """
         if not self._is_synchronized(x):
             return super().forward(ctx, x, residual, activation=activation, mask=mask)
-        chosen = self if activation is None else activation
+        activating = self if activation is None else activation
         with self._exchange.forward(
             self.num_features, dtype=str(getattr(x, "dtype", None)), eps=float(self.eps),
-            momentum=self.momentum, strategy=self.strategy, activation=chosen.activation,
-            activation_param=float(chosen.activation_param),
+            momentum=self.momentum, strategy=self.strategy, activation=activating.activation,
+            activation_param=float(activating.activation_param),
         ) as ctx.step:  # fmt: skip
             return super().forward(ctx, x, residual, activation=activation, mask=mask)
 
@@ -120,32 +120,32 @@ class SyncABN(ABN):
                 )
         if self.overwrites_input and not x.flags.writeable:
             raise ValueError(f"x must be writeable with strategy {self.strategy!r}, got a read-only array")
-        found = functional.statistics(x, channel_axis=self.channel_axis, mask=mask)
-        mean, var, count = ctx.step.merged_statistics(*found)
+        own_statistics = functional.statistics(x, channel_axis=self.channel_axis, mask=mask)
+        mean, var, count = ctx.step.merged_statistics(*own_statistics)
         return ctx.normalize(x, mean=mean, var=var, count=count, residual=residual, mask=mask, **arguments)
 
     def _normalization_gradients(self, ctx, dz, overwrite):
-        forward, normalization = getattr(ctx, "step", None), ctx.normalization
-        if forward is None:
+        forward_step, normalization = getattr(ctx, "step", None), ctx.normalization
+        if forward_step is None:  # the forward was not synchronized
             return super()._normalization_gradients(ctx, dz, overwrite)
-        with forward.backward() as step:
+        with forward_step.backward() as backward_step:
             sums = functional.backward_reduce(normalization, dz)
-            sum_dy, sum_dy_xhat = step.total_sums(sums)
+            sum_dy, sum_dy_xhat = backward_step.total_sums(sums)
         dresidual = np.empty_like(dz) if "residual" in normalization.saved else None
         dx = functional.backward_apply(
-            normalization, dz, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=forward.count,
+            normalization, dz, sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=forward_step.count,
             overwrite=overwrite, residual_out=dresidual,
         )  # fmt: skip
-        found = functional.Gradients(dx, sums.sum_dy_xhat, sums.sum_dy, dresidual=dresidual)
+        dweight, dbias = sums.sum_dy_xhat, sums.sum_dy
         if self.weight is not None:
             dtype = self.weight.data.dtype
-            found = found._replace(dweight=found.dweight.astype(dtype), dbias=found.dbias.astype(dtype))
-        if ctx.slope is not None:
-            found.dslope = sums.dslope.astype(ctx.slope.data.dtype)
-        return found
+            dweight, dbias = dweight.astype(dtype), dbias.astype(dtype)
+        dslope = None if ctx.slope is None else sums.dslope.astype(ctx.slope.data.dtype)
+        return functional.Gradients(dx, dweight, dbias, dslope, dresidual)
 
     def _is_synchronized(self, x):
-        # Shapes are those of this process: a plan runs alone.
+        """Return True if a call takes the statistics of all processes."""
+        # A plan follows the shapes of one process, and exchanges nothing.
         return self.training and not isinstance(x, ShapeArray) and self._exchange.group.size > 1
 
     def _needs_two_values(self, x):
@@ -163,6 +163,23 @@ class InPlaceABNSync(SyncABN, InPlaceABN):
         As for `InPlaceABN`.
     group, num_slopes, channel_axis, dtype
         As for `SyncABN`.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError, TimeoutError
+        As `SyncABN`.
+
+    Examples
+    --------
+    In a group of one process, it is an `InPlaceABN`:
+
+    >>> class Alone:
+    ...     size, rank = 1, 0
+    ...     def all_gather(self, values):
+    ...         return values[None]
+    >>> layer, x = InPlaceABNSync(2, group=Alone()), np.array([[1, 5], [3, 9]], np.float32)
+    >>> layer(x) is x
+    True
     """
 
     def __init__(
@@ -193,6 +210,11 @@ def convert_sync(network, group=None):
     Layer
         `network`.
 
+    Raises
+    ------
+    TypeError
+        If `group` is not as above.
+
     Examples
     --------
     >>> from inplace_abn import layers
@@ -216,6 +238,11 @@ def set_active_group(network, group):
     network : Layer
     group : mpi4py.MPI.Comm, Group or None
         None is all processes of MPI.
+
+    Raises
+    ------
+    TypeError
+        If `group` is not as above.
     """
     for _, layer in network.named_layers():
         if isinstance(layer, SyncABN):

@@ -133,8 +133,8 @@ class Tape(Recorder):
         """
         self.check_open()
         seeds = self._seeds(dz, outputs)
-        wanted, single = self._wanted(inputs)
-        connected = self._influence(value for value, _ in seeds)
+        wanted, single = self._requested(inputs)
+        connected = self._connected_to(value for value, _ in seeds)
         for value, name in wanted:
             if value not in connected:
                 raise ValueError(
@@ -152,42 +152,44 @@ class Tape(Recorder):
         finally:
             active.tape = before
             self._close("its backward has run already, or failed")
-        found = {value: sums.take(value) for value in set(wanted)}
-        return tuple(found[value] for value in wanted)
+        totals = {value: sums.take(value) for value in set(wanted)}
+        return tuple(totals[value] for value in wanted)
 
     def _run(self, sums, wanted):
         """Run the backwards of the calls; return the sums, with the gradients of the wanted values."""
         needed = wanted.union(*(results for _, _, _, results, _ in self._calls))
         while self._calls:
-            layer, call, sources, results, several = self._calls.pop()
-            given = [sums.pop(value, keep=value in wanted) for value in results]
-            present = [one for one in given if one is not None]
+            layer, call, sources, results, returns_tuple = self._calls.pop()
+            entries = [sums.pop(value, keep=value in wanted) for value in results]
+            present = [entry for entry in entries if entry is not None]
             if not present:
                 call.release()
                 continue
-            dz = tuple(one and one[0] for one in given) if several else given[0][0]
-            own = all(may_overwrite(*one) for one in present)
-            found = layer.backward(dz, call=call, overwrite=own)
-            gradients = found if isinstance(found, tuple) else (found,)
+            dz = tuple(entry and entry[0] for entry in entries) if returns_tuple else entries[0][0]
+            gradients = layer.backward(
+                dz, call=call, overwrite=all(may_overwrite(*entry) for entry in present)
+            )
+            gradients = gradients if isinstance(gradients, tuple) else (gradients,)
             if sources:
-                sums.add([one if one in needed else None for one in sources], gradients, present)
+                values = [value if value in needed else None for value in sources]
+                sums.add(values, gradients, present)
         return sums
 
-    def _influence(self, outputs):
+    def _connected_to(self, outputs):
         """Return the values that the outputs depend on, and the outputs themselves."""
-        found = set(outputs)
+        connected = set(outputs)
         for _, _, sources, results, _ in reversed(self._calls):
-            if not found.isdisjoint(results):
-                found.update(sources)
-        return found
+            if not connected.isdisjoint(results):
+                connected.update(sources)
+        return connected
 
     # ---- values of the arguments of backward ---------------------------------------------------------------
 
     def _seeds(self, dz, outputs):
         """Check the gradients of the outputs, and return [(value, gradient)]."""
         makers = {
-            value: (layer, call._output[i] if several else call._output)
-            for layer, call, _, results, several in self._calls
+            value: (layer, call._output[i] if returns_tuple else call._output)
+            for layer, call, _, results, returns_tuple in self._calls
             for i, value in enumerate(results)
         }
         if outputs is None:
@@ -228,20 +230,20 @@ class Tape(Recorder):
             "that dz belongs to: backward(dz, outputs=z), or backward([dz1, dz2], outputs=[z1, z2])"
         )
 
-    def _wanted(self, inputs):
+    def _requested(self, inputs):
         """Return ([(value, name)] of the inputs, True if a single gradient is returned)."""
         if inputs is None and self._declared:
             inputs = self._declared if len(self._declared) > 1 else self._declared[0]
         if inputs is None:
-            self._refuse_forgotten(())
+            self._refuse_unnamed_inputs(())
             return [(value, name) for _, value, name in self._outside], bool(self._outside)
         single = not isinstance(inputs, (tuple, list))
         inputs = [inputs] if single else inputs
         values = [self.value_of(f"inputs[{i}]", array, first=True) for i, array in enumerate(inputs)]
-        self._refuse_forgotten(values)
+        self._refuse_unnamed_inputs(values)
         return [(value, f"inputs[{i}]") for i, value in enumerate(values)], single
 
-    def _refuse_forgotten(self, named):
+    def _refuse_unnamed_inputs(self, named):
         """Raise an error if there are several arrays from outside that are not all in `named`.
 
         One of them may be the result of a NumPy function, whose gradient would be lost.
@@ -258,9 +260,9 @@ class Tape(Recorder):
             )
 
 
-def _checked(dz, name, like):
-    """Return a gradient if it has the shape and dtype `like`. If `like` is None, a number: default 1."""
-    if like is None:
+def _checked(dz, name, shape_and_dtype):
+    """Return a gradient of this shape and dtype. None in place of both: the result is a number; default 1."""
+    if shape_and_dtype is None:
         return 1.0 if dz is None else dz
-    arguments.gradient(name, dz, *like)
+    arguments.gradient(name, dz, *shape_and_dtype)
     return dz

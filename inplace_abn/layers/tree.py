@@ -1,4 +1,4 @@
-"""Layers inside layers: iteration over layers and parameters, and what applies to all of them."""
+"""Iteration over the layers and parameters inside a layer, and the methods that apply to all of them."""
 
 from .assignment import refuse_hidden
 from .parameter import Parameter
@@ -9,11 +9,11 @@ class LayerTree:
 
     def own_parameters(self):
         """Return the layer's own parameters by name, without those of layers inside."""
-        found = vars(self).get("_parameters")
-        if found is None:
-            found = {key: value for key, value in vars(self).items() if isinstance(value, Parameter)}
-            vars(self)["_parameters"] = found
-        return found
+        parameters = vars(self).get("_parameters")
+        if parameters is None:
+            parameters = {key: value for key, value in vars(self).items() if isinstance(value, Parameter)}
+            vars(self)["_parameters"] = parameters
+        return parameters
 
     def children(self):
         """Yield the layers directly inside this one, as (name, layer)."""

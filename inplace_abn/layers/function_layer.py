@@ -13,7 +13,7 @@ def apply(operation, *arrays, **options):
         return operation(*arrays, **options)
 
 
-class Operation(Layer):
+class FunctionLayer(Layer):
     """A layer that serves one call of a function of `inplace_abn.layers`.
 
     Attributes

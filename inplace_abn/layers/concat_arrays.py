@@ -7,7 +7,7 @@ import numpy as np
 from .. import _arguments as arguments
 from .._arguments import integer
 from ..ops._layout import layout_of, order_of
-from .operation import Operation, apply, in_order
+from .function_layer import FunctionLayer, apply, in_order
 from .placing import place, same_place
 from .recorded_arrays import share_memory
 from .saved_arrays import refuse_if_saved
@@ -110,7 +110,7 @@ def joined_array(x, channels, *, channel_axis=1):
 # ---- the operations, as layers -----------------------------------------------------------------------------
 
 
-class _Copy(Operation):
+class _Copy(FunctionLayer):
     function = "concat"
     returns_input = True
 
@@ -122,7 +122,7 @@ class _Copy(Operation):
         return in_order(dz, ctx.order)
 
 
-class _Concat(Operation):
+class _Concat(FunctionLayer):
     function = "concat"
 
     def __init__(self, channel_axis, joined=None):

@@ -5,13 +5,15 @@ import numpy as np
 from .. import _arguments as arguments
 from .._arguments import choice
 from .activation import Activation
-from .containers import Identity, Residual, Sequential, takes_mask, with_mask
+from .concat_arrays import channel_slices, joined_array
+from .containers import Identity, Sequential
 from .gradient_sums import GradientSums
-from .joining import channel_slices, joined_array
 from .linear import Dropout
+from .masks import takes_mask, with_mask
 from .modules import LayerSequence
 from .placing import run_into, same_place
 from .pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d, Upsample
+from .residual import Residual
 
 #: Layers whose result has as many channels as their input.
 KEEP_CHANNELS = (Activation, AvgPool2d, Dropout, GlobalAvgPool2d, Identity, MaxPool2d, Upsample)
@@ -61,7 +63,7 @@ class Concat(LayerSequence):
         for name, branch in named.items():
             self.append(branch, str(name))
 
-    def _of(self, layers):
+    def _with_layers(self, layers):
         return Concat(*layers, channel_axis=self.channel_axis)
 
     @property
@@ -74,7 +76,7 @@ class Concat(LayerSequence):
         arguments.channel_batch("x", x, self.channel_axis)
         if not len(self):
             raise ValueError("expected at least one branch, got none")
-        joined = _Joined(
+        joined = _JoinedArray(
             [channels_of(branch, x.shape[self.channel_axis]) for branch in self], self.channel_axis
         )
         results = []
@@ -101,7 +103,7 @@ class Concat(LayerSequence):
         return f"channel_axis={self.channel_axis}" if self.channel_axis == -1 else ""
 
 
-class _Joined:
+class _JoinedArray:
     """The joined array of several branches, allocated when the first result is known.
 
     Parameters
