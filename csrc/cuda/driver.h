@@ -50,8 +50,9 @@ int abn_cuda_load(int device, const void *image, abn_cuda_kernels *to, char *err
 void abn_cuda_unload(abn_cuda_kernels *kernels);
 
 /* Launches the steps of a direction in a stream. pass: plan->geometry with arrays and numbers; its scratch is at
- * `scratch`, plan->scratch_bytes of the device. Returns at once: the stream runs the kernels in order. With ABN_STORE_OWN the call ends before
- * the second pass over the batch, with ABN_READ_TOTAL it starts after the first one. */
+ * `scratch`, plan->scratch_bytes of the device. Returns at once: the stream runs the kernels in order. With
+ * ABN_STORE_OWN the call ends before the second pass over the batch, with ABN_READ_TOTAL it starts after the first one.
+ */
 int abn_cuda_run(const abn_cuda_kernels *kernels, const abn_cuda_plan *plan, abn_cuda_pass *pass, void *scratch,
                  void *stream, int backward, char *error);
 

@@ -50,9 +50,9 @@ enum {
     ABN_APPLY_OFFSET
 };
 
-/* Statistics and sums that several processes exchange (section 4 of the paper): a call is divided into two. The first one
- * stores the batch's own numbers in `exchanged`, the second one reads those of all batches from there. Forward: mean and
- * biased variance; backward: the sums of dy and dy * xhat. */
+/* Statistics and sums that several processes exchange (section 4 of the paper): a call is divided into two. The first
+ * one stores the batch's own numbers in `exchanged`, the second one reads those of all batches from there. Forward:
+ * mean and biased variance; backward: the sums of dy and dy * xhat. */
 enum { ABN_ALONE, ABN_STORE_OWN, ABN_READ_TOTAL };
 
 enum {

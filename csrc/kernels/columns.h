@@ -1,9 +1,9 @@
 /* Kernels for tiles whose columns belong to channels (abn_columns): channels-last batches, and channels-first batches
  * with short rows, where a row of the tile is a whole image. Included by kernels.c.
  *
- * Rows without gaps between them are computed one by one, in the order of memory. Otherwise ROWS_AT_ONCE rows share each
- * load of constants and each update of the partial sums, which stay in L1. Each column adds its rows in the same order
- * either way, so results do not depend on how channels are divided into tiles. */
+ * Rows without gaps between them are computed one by one, in the order of memory. Otherwise ROWS_AT_ONCE rows share
+ * each load of constants and each update of the partial sums, which stay in L1. Each column adds its rows in the same
+ * order either way, so results do not depend on how channels are divided into tiles. */
 #ifndef ABN_KERNEL_COLUMNS_H
 #define ABN_KERNEL_COLUMNS_H
 

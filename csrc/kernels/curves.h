@@ -183,8 +183,8 @@ INLINE gate_parts mish_parts(vec e) {
     return LITERAL(gate_parts){t, first, v_mul(first, m), v_mul(first, v_fma(m, m, slope_of_m))};
 }
 
-/* The exponential in an activation; gate_of computes the gate from it, as `e`. Two functions, since two loops over short
- * chains of instructions run faster than one over a long chain. */
+/* The exponential in an activation; gate_of computes the gate from it, as `e`. Two functions, since two loops over
+ * short chains of instructions run faster than one over a long chain. */
 INLINE vec gate_exp(abn_activation activation, vec y) {
     switch (activation) {
         case ABN_GELU: return gelu_exp(y);

@@ -47,8 +47,8 @@ typedef struct {
     vec slope, w; /* slope = activation'(y) */
 } slope_and_w;
 
-/* w = (activation^-1(z) - residual) * scale + shift. Without a residual, the inverse of leaky_relu is part of the scale:
- * w = z * (scale / slope) + shift left of 0. */
+/* w = (activation^-1(z) - residual) * scale + shift. Without a residual, the inverse of leaky_relu is part of the
+ * scale: w = z * (scale / slope) + shift left of 0. */
 INLINE slope_and_w slope_and_w_from_z(abn_activation activation, backward_inputs in, ptrdiff_t n, backward_constants b,
                                       activation_constants k) {
     const int leaky = activation == ABN_LEAKY_RELU;

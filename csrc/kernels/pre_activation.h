@@ -1,8 +1,8 @@
 /* Kernels for ABN_KEEP_Y, of both layouts: y over x and z elsewhere in one pass, and gradients from y. Included by
  * kernels.c.
  *
- * They go through a tile row by row; a row has one set of constants (ABN_ROWS) or one per column (ABN_COLUMNS). `dx` may
- * be dz or y, and dr may be dz: every vector is loaded before its results are stored. */
+ * They go through a tile row by row; a row has one set of constants (ABN_ROWS) or one per column (ABN_COLUMNS). `dx`
+ * may be dz or y, and dr may be dz: every vector is loaded before its results are stored. */
 #ifndef ABN_KERNEL_PRE_ACTIVATION_H
 #define ABN_KERNEL_PRE_ACTIVATION_H
 

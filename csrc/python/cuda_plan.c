@@ -67,8 +67,8 @@ static PyObject *run(cuda_plan *self, abn_cuda_pass *pass, void *stream, void *s
     return NULL;
 }
 
-/* The last three arguments, which a call of one process alone leaves out: exchange, the address of what is exchanged, and
- * the count. */
+/* The last three arguments, which a call of one process alone leaves out: exchange, the address of what is exchanged,
+ * and the count. */
 enum { EXCHANGE, EXCHANGED, COUNT, EXCHANGE_ARGUMENTS };
 
 static int read_exchange(PyObject *const *args, Py_ssize_t given, abn_cuda_pass *pass) {
