@@ -21,10 +21,22 @@ NAMES = {
     "resnet50-recompute": "ResNet-50, ReLU, stem and projections run again",
     "resnet18-32": "ResNet-18, ReLU, images of 32 x 32",
 }
+_COUNTS = ("section", "threads", "images", "pairs")
 _UNITS = ((1, "s"), (1e3, "ms"), (1e6, "µs"))
 WHO = ("stock", "converted")
 _TINY = f"one layer, x of {tables.shape_name(targets.OVERHEAD_SHAPE)}"
 _NORMALIZATIONS = "normalizations of ResNet-50"
+#: Section -> the meaning of its figures, printed below the tables.
+_LEGENDS = {
+    "kept": "kept: bytes that autograd saves in a forward, each storage once, without parameters.",
+    "peak": "peak of the process: highest resident memory of a fresh process that makes two training steps. "
+    "PyTorch itself, parameters, gradients and the state of SGD are a part of it.",
+    "steps": "step: forward, backward and SGD; converted / stock, and both times.",
+    "normalizations": "normalizations: batch norms, sums and activations of a step, with copies in place of "
+    "the convolutions; the time of the copies is not included.",
+    "compiled": "torch.compile: kept are also the copies of weights in another memory layout that it makes; "
+    "compilation: the first step.",
+}
 
 
 def of_section(records, section, **wanted):
@@ -49,7 +61,7 @@ def ratio(found, who="converted"):
 def one_line(record):
     """Return a record as a line of text."""
     task, found = record["task"], record["found"]
-    arguments = [str(value) for name, value in task.items() if name not in ("section", "threads", "images")]
+    arguments = [str(value) for name, value in task.items() if name not in _COUNTS]
     figures = [f"{name} {_figure(value)}" for name, value in found.items()]
     if isinstance(found.get("converted"), list):
         figures.append(f"{ratio(found):.2f}")
@@ -170,7 +182,9 @@ def text(records):
         for table in (rows(records) for rows in (network_rows, layer_rows, compiled_rows))
         if table[1]
     ]
-    return "\n\n".join([*parts, _how(records), *dict.fromkeys(record["machine"] for record in records)])
+    legends = [legend for section, legend in _LEGENDS.items() if of_section(records, section)]
+    machines = dict.fromkeys(record["machine"] for record in records)
+    return "\n\n".join([*parts, tables.listed([_how(records), *legends, *machines])])
 
 
 def _how(records):
