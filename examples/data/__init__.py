@@ -1,0 +1,1 @@
+"""Readers of image files and data sets, and transformations of images."""

@@ -1,0 +1,151 @@
+"""Models by name: those of torchvision and timm, DeepLabV3 over torchvision's, and a small one."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from inplace_abn.torch import convert
+
+#: The weight of the auxiliary classifier of torchvision's segmentation models in the loss.
+AUXILIARY = 0.4
+
+
+def classifier(name, classes):
+    """Return a model for images (N, 3, H, W) with random weights; its result is (N, classes).
+
+    `name` is "small", a model of torchvision or one of timm; "timm/NAME" if both have it.
+    """
+    if name == "small":
+        return Small(classes, per_pixel=False)
+    vision = _torchvision()
+    if vision is not None and name in vision.models.list_models(vision.models):
+        return vision.models.get_model(name, weights=None, num_classes=classes, **_without_auxiliary(name))
+    timm = _timm()
+    if timm is not None and timm.is_model(name.removeprefix("timm/")):
+        return timm.create_model(name.removeprefix("timm/"), num_classes=classes)
+    raise SystemExit(f"--model: neither torchvision nor timm has {name!r}, as far as they are installed")
+
+
+def segmenter(name, classes, backbone_weights=None):
+    """Return a model for images (N, 3, H, W) with random weights; `scores` takes the result apart.
+
+    Parameters
+    ----------
+    name : str
+        "small", a segmentation model of torchvision, or "deeplabv3_" and a ResNet or ResNeXt of torchvision.
+    classes : int
+    backbone_weights : Path, optional
+        A state dict for the backbone, such as weights.pt of imagenet.py; its classifier is not used.
+    """
+    if name == "small":
+        model = Small(classes, per_pixel=True)
+    else:
+        vision = _torchvision()
+        if vision is None:
+            raise SystemExit(f"--model: {name!r} needs torchvision")
+        model = _of_torchvision(vision, name, classes)
+    if backbone_weights is not None:
+        _load_backbone(model, backbone_weights)
+    return model
+
+
+def converted(model, options):
+    """Convert a model as the options say; return it."""
+    return convert(
+        model, activation=options.activation, recompute_stem=options.recompute_stem,
+        recompute_projections=options.recompute_projections,
+    )  # fmt: skip
+
+
+def scores(result, size):
+    """Return (scores, weight) of each classifier in a segmentation model's result, at the labels' size."""
+    pairs = [(result, 1.0)]
+    if isinstance(result, dict):
+        pairs = [(result[key], weight) for key, weight in (("out", 1.0), ("aux", AUXILIARY)) if key in result]
+    return [
+        (value if value.shape[-2:] == size else functional.interpolate(value, size, mode="bilinear"), weight)
+        for value, weight in pairs
+    ]
+
+
+class Small(nn.Module):
+    """A small residual network for small images; with `per_pixel` it keeps their size."""
+
+    def __init__(self, classes, per_pixel, width=32):
+        super().__init__()
+        self.backbone = nn.Sequential(
+            *_convolution(3, width, 1), _Block(width), *_convolution(width, width, 1 if per_pixel else 2),
+            _Block(width, dilation=2), _Block(width, dilation=4 if per_pixel else 1),
+        )  # fmt: skip
+        self.pool = nn.Identity() if per_pixel else nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(0.1)
+        self.classifier = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x):
+        """Return scores: (N, classes, H, W) per pixel, otherwise (N, classes)."""
+        x = self.classifier(self.dropout(self.pool(self.backbone(x))))
+        return x if isinstance(self.pool, nn.Identity) else x.flatten(1)
+
+
+class _Block(nn.Module):
+    def __init__(self, width, dilation=1):
+        super().__init__()
+        first, last = _convolution(width, width, 1, dilation), _convolution(width, width, 1)
+        self.body = nn.Sequential(*first, *last[:2])
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.body(x) + x)
+
+
+def _convolution(inputs, outputs, stride, dilation=1):
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def _torchvision():
+    try:
+        import torchvision
+    except ImportError:
+        return None
+    return torchvision
+
+
+def _timm():
+    try:
+        import timm
+    except ImportError:
+        return None
+    return timm
+
+
+def _without_auxiliary(name):
+    """Return the arguments with which Inception networks have one result."""
+    return {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+
+
+def _of_torchvision(vision, name, classes):
+    models = vision.models
+    if name in models.list_models(models.segmentation):
+        return models.get_model(name, weights=None, weights_backbone=None, num_classes=classes)
+    backbone = name.removeprefix("deeplabv3_")
+    if not name.startswith("deeplabv3_") or backbone not in models.list_models(models):
+        raise SystemExit(
+            "--model: expected small, a segmentation model of torchvision, or deeplabv3_ and one of its "
+            f"ResNets, such as deeplabv3_resnext101_64x4d, got {name!r}"
+        )
+    dilated = models.get_model(backbone, weights=None, replace_stride_with_dilation=[False, True, True])
+    body = models._utils.IntermediateLayerGetter(dilated, {"layer4": "out"})
+    head = models.segmentation.deeplabv3.DeepLabHead(dilated.fc.in_features, classes)
+    return models.segmentation.DeepLabV3(body, head)
+
+
+def _load_backbone(model, path):
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = {key.removeprefix("backbone."): value for key, value in state.items()}
+    own = model.backbone.state_dict()
+    missing = [key for key in own if key not in state]
+    different = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or different:
+        raise SystemExit(f"--backbone: {path} does not fit: {', '.join((missing + different)[:5])}")
+    model.backbone.load_state_dict({key: state[key] for key in own})
