@@ -1,10 +1,14 @@
 """Models by name: those of torchvision and timm, DeepLabV3 over torchvision's, and a small one."""
 
+import importlib
+
 import torch
 from torch import nn
 from torch.nn import functional
 
 from inplace_abn.torch import convert
+
+from .wider_resnet import WiderResNet38
 
 #: The weight of the auxiliary classifier of torchvision's segmentation models in the loss.
 AUXILIARY = 0.4
@@ -13,14 +17,15 @@ AUXILIARY = 0.4
 def classifier(name, classes):
     """Return a model for images (N, 3, H, W) with random weights; its result is (N, classes).
 
-    `name` is "small", a model of torchvision or one of timm; "timm/NAME" if both have it.
+    `name` is "small", "wider_resnet38", "resnext152_64x4d", a model of torchvision or one of timm;
+    "timm/NAME" if both have it.
     """
-    if name == "small":
-        return Small(classes, per_pixel=False)
-    vision = _torchvision()
-    if vision is not None and name in vision.models.list_models(vision.models):
-        return vision.models.get_model(name, weights=None, num_classes=classes, **_without_auxiliary(name))
-    timm = _timm()
+    if name in _OWN:
+        return _OWN[name](classes)
+    vision = _imported("torchvision")
+    if vision is not None and (name == RESNEXT152 or name in vision.models.list_models(vision.models)):
+        return _torchvision_classifier(vision, name, num_classes=classes)
+    timm = _imported("timm")
     if timm is not None and timm.is_model(name.removeprefix("timm/")):
         return timm.create_model(name.removeprefix("timm/"), num_classes=classes)
     raise SystemExit(f"--model: neither torchvision nor timm has {name!r}, as far as they are installed")
@@ -32,7 +37,8 @@ def segmenter(name, classes, backbone_weights=None):
     Parameters
     ----------
     name : str
-        "small", a segmentation model of torchvision, or "deeplabv3_" and a ResNet or ResNeXt of torchvision.
+        "small", a segmentation model of torchvision, or "deeplabv3_" and "wider_resnet38" or a ResNet or
+        ResNeXt of `classifier`.
     classes : int
     backbone_weights : Path, optional
         A state dict for the backbone, such as weights.pt of imagenet.py; its classifier is not used.
@@ -40,10 +46,13 @@ def segmenter(name, classes, backbone_weights=None):
     if name == "small":
         model = Small(classes, per_pixel=True)
     else:
-        vision = _torchvision()
+        vision = _imported("torchvision")
         if vision is None:
             raise SystemExit(f"--model: {name!r} needs torchvision")
-        model = _of_torchvision(vision, name, classes)
+        if name in vision.models.list_models(vision.models.segmentation):
+            model = vision.models.get_model(name, weights=None, weights_backbone=None, num_classes=classes)
+        else:
+            model = _deeplabv3(vision, name, classes)
     if backbone_weights is not None:
         _load_backbone(model, backbone_weights)
     return model
@@ -103,41 +112,49 @@ def _convolution(inputs, outputs, stride, dilation=1):
     return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
 
 
-def _torchvision():
+#: Classifiers that neither torchvision nor timm have.
+_OWN = {"small": lambda classes: Small(classes, per_pixel=False), "wider_resnet38": WiderResNet38}
+RESNEXT152 = "resnext152_64x4d"
+
+
+def _imported(name):
+    """Return a package, or None if it is not installed."""
     try:
-        import torchvision
-    except ImportError:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
         return None
-    return torchvision
 
 
-def _timm():
-    try:
-        import timm
-    except ImportError:
-        return None
-    return timm
+def _torchvision_classifier(vision, name, **options):
+    if name == RESNEXT152:  # from the classes of which torchvision makes ResNeXt-101
+        resnet = vision.models.resnet
+        return resnet.ResNet(resnet.Bottleneck, [3, 8, 36, 3], groups=64, width_per_group=4, **options)
+    if name in ("googlenet", "inception_v3"):  # without them, they have several results
+        options |= {"aux_logits": False, "init_weights": True}
+    return vision.models.get_model(name, weights=None, **options)
 
 
-def _without_auxiliary(name):
-    """Return the arguments with which Inception networks have one result."""
-    return {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-
-
-def _of_torchvision(vision, name, classes):
-    models = vision.models
-    if name in models.list_models(models.segmentation):
-        return models.get_model(name, weights=None, weights_backbone=None, num_classes=classes)
+def _deeplabv3(vision, name, classes):
+    """Return DeepLabV3 (Chen et al. 2017, https://arxiv.org/abs/1706.05587), features at 1/8 of the size."""
     backbone = name.removeprefix("deeplabv3_")
-    if not name.startswith("deeplabv3_") or backbone not in models.list_models(models):
-        raise SystemExit(
-            "--model: expected small, a segmentation model of torchvision, or deeplabv3_ and one of its "
-            f"ResNets, such as deeplabv3_resnext101_64x4d, got {name!r}"
+    if backbone == "wider_resnet38":
+        dilated = WiderResNet38(1, dilated=True)
+        body, last = dilated.backbone, "relu"
+    elif name.startswith("deeplabv3_resne"):
+        body = dilated = _torchvision_classifier(
+            vision, backbone, replace_stride_with_dilation=[False, True, True]
         )
-    dilated = models.get_model(backbone, weights=None, replace_stride_with_dilation=[False, True, True])
-    body = models._utils.IntermediateLayerGetter(dilated, {"layer4": "out"})
-    head = models.segmentation.deeplabv3.DeepLabHead(dilated.fc.in_features, classes)
-    return models.segmentation.DeepLabV3(body, head)
+        last = "layer4"
+    else:
+        raise SystemExit(
+            "--model: expected small, a segmentation model of torchvision, or deeplabv3_ and wider_resnet38 "
+            f"or one of torchvision's ResNets, such as deeplabv3_resnext101_64x4d, got {name!r}"
+        )
+    features = vision.models._utils.IntermediateLayerGetter(body, {last: "out"})
+    head = vision.models.segmentation.deeplabv3.DeepLabHead(dilated.fc.in_features, classes)
+    return vision.models.segmentation.DeepLabV3(features, head)
 
 
 def _load_backbone(model, path):

@@ -14,7 +14,7 @@ pytest.importorskip("PIL")
 import imagenet  # noqa: E402
 import segmentation  # noqa: E402
 from data.files import BadFile  # noqa: E402
-from training import batches, checkpoint, models  # noqa: E402
+from training import batches, checkpoint  # noqa: E402
 
 torch.set_num_threads(1)  # tests run in parallel
 
@@ -98,8 +98,8 @@ def unbroken(folders, tmp_path_factory):
 
 
 STOPS = {
-    "before the first checkpoint": (models.Small, "forward", 3),
-    "in an accumulated batch": (models.Small, "forward", 15),
+    "before the first checkpoint": (imagenet, "loss", 3),
+    "in an accumulated batch": (imagenet, "loss", 14),
     "before a checkpoint replaces the last": (checkpoint.os, "replace", 2),
     "while a checkpoint is written": (checkpoint.os, "fsync", 7),
     "in the first evaluation": (imagenet, "evaluate", 1),
@@ -121,11 +121,11 @@ def test_a_stopped_run_goes_on_with_the_same_bits(folders, unbroken, tmp_path, m
     assert_same_run(unbroken[0], tmp_path)
 
 
-def test_stops_after_every_forward(folders, unbroken, tmp_path, monkeypatch):
+def test_stops_again_and_again(folders, unbroken, tmp_path, monkeypatch):
     stops = 0
     while not (tmp_path / "weights.pt").exists():
         with monkeypatch.context() as patched:
-            stop_at(patched, models.Small, "forward", 9)  # four steps: one more than between checkpoints
+            stop_at(patched, imagenet, "loss", 8)  # in the fourth step: there are three between checkpoints
             try:
                 classify(folders, tmp_path)
             except Stopped:
@@ -152,7 +152,7 @@ def test_segmentation_goes_on_with_the_same_bits(streets, tmp_path, monkeypatch,
     assert set(scores) == {"mean_iou", "pixels"}
     assert 0 < scores["mean_iou"] <= scores["pixels"] < 1
     with monkeypatch.context() as patched:
-        stop_at(patched, models.Small, "forward", 15)
+        stop_at(patched, segmentation, "loss", 8)
         with pytest.raises(Stopped):
             segment(streets, tmp_path / "stopped", *more)
     assert segment(streets, tmp_path / "stopped", *more) == scores
@@ -198,7 +198,7 @@ def test_bad_images_are_named_and_skipped_only_if_asked(folders, tmp_path, capsy
 def test_tensorboard_hides_the_steps_after_the_checkpoint(folders, unbroken, tmp_path, monkeypatch):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with monkeypatch.context() as patched:
-        stop_at(patched, models.Small, "forward", 20)
+        stop_at(patched, imagenet, "loss", 16)
         with pytest.raises(Stopped):
             classify(folders, tmp_path, "--tensorboard")
     classify(folders, tmp_path, "--tensorboard")
