@@ -5,7 +5,7 @@ as for any array. NumPy's functions return further shape arrays, and neither rea
 run on them unchanged: `inplace_abn.plan` is made of this.
 
 Inside `planning`, layers allocate shape arrays, and operations on blocks of an array process one block or
-none. The `Meter` counts what is allocated.
+none of them. The `Meter` counts what is allocated.
 
 >>> import numpy as np
 >>> with planning(Meter()) as count:
@@ -15,10 +15,18 @@ none. The `Meter` counts what is allocated.
 ((1000, 1000, 1000), 'float32', True, True)
 """
 
+from . import functions  # noqa: F401  (enters the rules of NumPy's functions)
 from .array import ShapeArray, new_array
 from .generator import ShapeGenerator
-from .meter import Meter, meter, none_of, one_of, planning
+from .meter import Meter, first_if_planning, meter, none_if_planning, planning
 
 __all__ = [
-    "Meter", "ShapeArray", "ShapeGenerator", "meter", "new_array", "none_of", "one_of", "planning",
+    "Meter",
+    "ShapeArray",
+    "ShapeGenerator",
+    "first_if_planning",
+    "meter",
+    "new_array",
+    "none_if_planning",
+    "planning",
 ]  # fmt: skip

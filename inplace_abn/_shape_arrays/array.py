@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from . import functions
+from . import shapes
 from .meter import meter
 
 
@@ -35,6 +35,24 @@ class _AddressSpace(mmap.mmap):
     def __del__(self):
         if getattr(self, "meter", None) is not None:
             self.meter.allocated(-self.nbytes)
+
+
+class _Rules:
+    """What NumPy's functions return for shape arrays; set by `functions`, which needs `ShapeArray`.
+
+    Attributes
+    ----------
+    functions : dict
+        NumPy function -> function with the same arguments.
+    of_shapes : set of str
+        Names of the NumPy functions that may run, since they allocate, read and write nothing.
+    ufunc : function of ufunc, method, inputs, out, options
+    """
+
+    functions, of_shapes, ufunc = {}, frozenset(), None
+
+
+rules = _Rules()
 
 
 class ShapeArray(np.ndarray):
@@ -70,12 +88,12 @@ class ShapeArray(np.ndarray):
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
         if meter() is not None:
             meter().passed(*inputs, *(out or ()))
-        return functions.ufunc_result(ufunc, method, inputs, out, options)
+        return rules.ufunc(ufunc, method, inputs, out, options)
 
     def __array_function__(self, function, types, arguments, options):
-        if function in functions.RULES:
-            return functions.RULES[function](*arguments, **options)
-        if function.__name__ in functions.OF_SHAPES:
+        if function in rules.functions:
+            return rules.functions[function](*arguments, **options)
+        if function.__name__ in rules.of_shapes:
             return super().__array_function__(function, types, arguments, options)
         raise TypeError(
             f"a plan does not know {function.__name__} of NumPy; it follows ufuncs, sums, matmul and views"
@@ -85,7 +103,7 @@ class ShapeArray(np.ndarray):
 
     def copy(self, order="C"):
         """Return a new array."""
-        return functions.like(self, keep_order=order == "K")
+        return like(self, keep_order=order == "K")
 
     def __copy__(self):
         return self.copy("K")
@@ -98,15 +116,15 @@ class ShapeArray(np.ndarray):
         ordered = order == "K" or (order == "C" and self.flags.c_contiguous)
         if not copy and self.dtype == dtype and ordered:
             return self
-        return functions.like(self, dtype, keep_order=order == "K")
+        return like(self, dtype, keep_order=order == "K")
 
     def reshape(self, *shape, order="C"):
         """Return a view if the strides permit it, else a new array."""
         shape = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-        shape = functions.completed(shape, self.size)
+        shape = shapes.completed(shape, self.size)
         if math.prod(shape) != self.size:
             raise ValueError(f"cannot reshape array of size {self.size} into shape {shape}")
-        if functions.has_view(self, shape):
+        if shapes.has_view(self, shape):
             return super().reshape(shape)
         return ShapeArray(shape, self.dtype)
 
@@ -123,15 +141,15 @@ class ShapeArray(np.ndarray):
 
     def take(self, indices, axis=None, out=None, mode="raise"):
         """Return the array of the elements at some positions."""
-        return functions.take(self, indices, axis, out)
+        return np.take(self, indices, axis, out)
 
     def __getitem__(self, index):
-        if functions.is_advanced(index):
-            return functions.advanced(self, index)
-        found = super().__getitem__(index)
-        if not isinstance(found, np.ndarray):
+        if shapes.is_advanced(index):
+            return ShapeArray(shapes.selected_shape(self.shape, index), self.dtype)
+        view = super().__getitem__(index)
+        if not isinstance(view, np.ndarray):
             raise TypeError("a plan has shapes alone, and a value of an array is read")
-        return found
+        return view
 
     def __setitem__(self, index, value):
         if meter() is not None:
@@ -141,3 +159,15 @@ class ShapeArray(np.ndarray):
         return f"ShapeArray({self.shape}, {self.dtype})"
 
     __str__ = __repr__
+
+
+def like(array, dtype=None, shape=None, keep_order=True):
+    """Return a new array with the shape, dtype and order of axes of another one."""
+    dtype, shape = np.dtype(dtype or array.dtype), array.shape if shape is None else tuple(shape)
+    if not keep_order or len(shape) != array.ndim or array.flags.c_contiguous:
+        return ShapeArray(shape, dtype)
+    strides, step = [0] * len(shape), dtype.itemsize
+    for axis in sorted(range(len(shape)), key=lambda axis: (abs(array.strides[axis]), -axis)):
+        strides[axis] = step
+        step *= max(1, shape[axis])
+    return ShapeArray(shape, dtype, tuple(strides))

@@ -1,53 +1,14 @@
-"""Results of NumPy's functions on shape arrays: their shapes, dtypes and orders of memory."""
+"""Results of NumPy's functions on shape arrays: their shapes, dtypes and orders of memory.
+
+Importing this module enters them into `array.rules`, where `ShapeArray` finds them.
+"""
 
 import math
 
 import numpy as np
 
-from . import array as array_module
+from .array import ShapeArray, like, rules
 from .meter import meter
-
-
-def like(array, dtype=None, shape=None, keep_order=True):
-    """Return a new array with the shape, dtype and order of axes of another one."""
-    dtype, shape = np.dtype(dtype or array.dtype), array.shape if shape is None else tuple(shape)
-    if not keep_order or len(shape) != array.ndim or array.flags.c_contiguous:
-        return array_module.ShapeArray(shape, dtype)
-    strides, step = [0] * len(shape), dtype.itemsize
-    for axis in sorted(range(len(shape)), key=lambda axis: (abs(array.strides[axis]), -axis)):
-        strides[axis] = step
-        step *= max(1, shape[axis])
-    return array_module.ShapeArray(shape, dtype, tuple(strides))
-
-
-def completed(shape, size):
-    """Return a shape with -1 replaced by the number that is left."""
-    known = math.prod(length for length in shape if length != -1)
-    return tuple(size // max(1, known) if length == -1 else length for length in shape)
-
-
-def has_view(array, shape):
-    """Return True if an array can be reshaped without a copy.
-
-    Axes of the array and of the result are taken together until their lengths agree. The axes of the array in
-    such a group must follow each other in memory. NumPy 2.0 would copy in order to find out.
-    """
-    if array.flags.c_contiguous or array.size == 0:
-        return True
-    old = [(n, stride) for n, stride in zip(array.shape, array.strides, strict=True) if n != 1]
-    new = iter([n for n in shape if n != 1])
-    while old:
-        (length, stride), wanted = old.pop(0), next(new)
-        while length != wanted:
-            if length > wanted:
-                wanted *= next(new)
-                continue
-            n, following = old.pop(0)
-            if stride != n * following:
-                return False
-            length, stride = length * n, following
-    return True
-
 
 # ---- ufuncs ------------------------------------------------------------------------------------------------
 
@@ -61,7 +22,7 @@ def ufunc_result(ufunc, method, inputs, out, options):
     """Return the result of a method of a ufunc: `out`, or new arrays."""
     if method not in _METHODS:
         raise TypeError(f"a plan does not know {ufunc.__name__}.{method} of NumPy")
-    if out is not None and all(one is not None for one in out):
+    if out is not None and all(array is not None for array in out):
         if ufunc is np.matmul:
             _count_product(*inputs)
         return out[0] if len(out) == 1 else out
@@ -69,16 +30,17 @@ def ufunc_result(ufunc, method, inputs, out, options):
 
 
 def _called(ufunc, inputs, options):
+    """Return the results of a call of a ufunc in new arrays."""
     if ufunc is np.matmul:
         return _matmul(*inputs)
     if ufunc.signature is not None:
         raise TypeError(f"a plan does not know {ufunc.__name__} of NumPy")
     options.pop("where", None)
     with np.errstate(all="ignore"):
-        found = ufunc(*map(_small, inputs), **options)
-    several = isinstance(found, tuple)
-    results = tuple(_elementwise(inputs, one.dtype) for one in (found if several else (found,)))
-    return results if several else results[0]
+        small = ufunc(*map(_small, inputs), **options)  # for the dtypes
+    if not isinstance(small, tuple):
+        return _elementwise(inputs, small.dtype)
+    return tuple(_elementwise(inputs, result.dtype) for result in small)
 
 
 def _elementwise(inputs, dtype):
@@ -86,22 +48,25 @@ def _elementwise(inputs, dtype):
     shape = np.broadcast_shapes(*(np.shape(value) for value in inputs))
     candidates = [value for value in inputs if isinstance(value, np.ndarray) and value.ndim == len(shape)]
     if not candidates:
-        return array_module.ShapeArray(shape, dtype)
+        return ShapeArray(shape, dtype)
     return like(max(candidates, key=lambda value: (0 not in value.strides, value.size)), dtype, shape)
 
 
 def _reduced(ufunc, inputs, options):
+    """Return the result of `ufunc.reduce`."""
     (array, *_), axis, keep = inputs, options.get("axis", 0), bool(options.get("keepdims"))
     options.pop("where", None)
     with np.errstate(all="ignore"):
         dtype = ufunc.reduce(_small(array), **options).dtype
     axes = range(array.ndim) if axis is None else np.atleast_1d(axis) % array.ndim
     shape = tuple(1 if i in axes else n for i, n in enumerate(array.shape) if keep or i not in axes)
-    # The sum of all elements is a number, which may decide what the caller does: zero, and no error found.
-    return array_module.ShapeArray(shape, dtype) if shape else dtype.type(ufunc is np.logical_and)
+    # A reduction of all elements is a number, which the caller may test, for example for errors. It is 0, and
+    # True for np.all.
+    return ShapeArray(shape, dtype) if shape else dtype.type(ufunc is np.logical_and)
 
 
 def _reduced_at(ufunc, inputs, options):
+    """Return the result of `ufunc.reduceat`."""
     array, indices = inputs
     shape = list(array.shape)
     shape[options.get("axis", 0)] = len(indices)
@@ -112,6 +77,7 @@ _METHODS = {"__call__": _called, "accumulate": _called, "reduce": _reduced, "red
 
 
 def _count_product(a, b):
+    """Count the operations of a matrix product."""
     if meter() is not None:
         meter().multiplied(math.prod(a.shape) * (b.shape[-1] if b.ndim > 1 else 1))
 
@@ -120,7 +86,7 @@ def _matmul(a, b):
     _count_product(a, b)
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     rows, columns = a.shape[-2:-1], b.shape[-1:] if b.ndim > 1 else ()
-    return array_module.ShapeArray((*batch, *rows, *columns), np.result_type(a, b))
+    return ShapeArray((*batch, *rows, *columns), np.result_type(a, b))
 
 
 # ---- functions ---------------------------------------------------------------------------------------------
@@ -149,40 +115,41 @@ def _where(condition, a, b):
     return _elementwise((condition, a, b), np.result_type(_small(a), _small(b)))
 
 
-def take(array, indices, axis=None, out=None, mode="raise"):
+def _take(array, indices, axis=None, out=None, mode="raise"):
     if out is not None:
         return out
     before = () if axis is None else array.shape[: axis % array.ndim]
     after = () if axis is None else array.shape[axis % array.ndim + 1 :]
-    return array_module.ShapeArray((*before, *np.shape(indices), *after), array.dtype)
+    return ShapeArray((*before, *np.shape(indices), *after), array.dtype)
 
 
 def _take_along_axis(array, indices, axis):
-    shape = list(np.broadcast_shapes(*(_without(one.shape, axis) for one in (array, indices))))
+    shape = list(np.broadcast_shapes(*(_with_length_1(each.shape, axis) for each in (array, indices))))
     shape[axis] = indices.shape[axis]
-    return array_module.ShapeArray(tuple(shape), array.dtype)
+    return ShapeArray(tuple(shape), array.dtype)
 
 
-def _without(shape, axis):
+def _with_length_1(shape, axis):
+    """Return a shape whose axis `axis` has the length 1."""
     return (*shape[:axis], 1, *shape[axis % len(shape) + 1 :])
 
 
 def _packed(array, axis=None, **_):
     shape = [array.size] if axis is None else list(array.shape)
     shape[axis or 0] = -(-shape[axis or 0] // 8)
-    return array_module.ShapeArray(tuple(shape), np.uint8)
+    return ShapeArray(tuple(shape), np.uint8)
 
 
 def _unpacked(array, axis=None, count=None, **_):
     shape = [array.size] if axis is None else list(array.shape)
     shape[axis or 0] = 8 * shape[axis or 0] if count is None else count
-    return array_module.ShapeArray(tuple(shape), np.uint8)
+    return ShapeArray(tuple(shape), np.uint8)
 
 
 def _repeat(array, repeats, axis):
     shape = list(array.shape)
     shape[axis] *= repeats
-    return array_module.ShapeArray(tuple(shape), array.dtype)
+    return ShapeArray(tuple(shape), array.dtype)
 
 
 def _stack(arrays, axis=0, **_):
@@ -190,7 +157,7 @@ def _stack(arrays, axis=0, **_):
 
 
 def _new(shape, dtype=np.float64, *_, **__):
-    return array_module.ShapeArray((shape,) if isinstance(shape, int) else shape, dtype)
+    return ShapeArray((shape,) if isinstance(shape, int) else shape, dtype)
 
 
 def _full(shape, value, dtype=None, **_):
@@ -213,6 +180,7 @@ def _as_array(array, dtype=None, **_):
     return array.astype(dtype or array.dtype, copy=False)
 
 
+#: NumPy function -> function with the same arguments that returns the result for shape arrays.
 RULES = {
     np.asarray: _as_array,
     np.concatenate: _concatenate,
@@ -228,7 +196,7 @@ RULES = {
     np.put_along_axis: _nothing,
     np.repeat: _repeat,
     np.stack: _stack,
-    np.take: take,
+    np.take: _take,
     np.take_along_axis: _take_along_axis,
     np.unpackbits: _unpacked,
     np.where: _where,
@@ -236,17 +204,4 @@ RULES = {
     np.zeros_like: _new_like,
 }
 
-
-def is_advanced(index):
-    parts = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(part, (np.ndarray, list)) for part in parts)
-
-
-def advanced(array, index):
-    """Return the array that an index of integer arrays selects."""
-    parts = index if isinstance(index, tuple) else (index,)
-    if any(np.asarray(part).dtype == bool for part in parts if isinstance(part, (np.ndarray, list))):
-        raise TypeError("a plan has shapes alone, and the size of a result depends on a mask of bools")
-    # The index is applied to an array of one byte per element, whose result alone takes memory.
-    shape = np.broadcast_to(np.zeros((), np.int8), array.shape)[index].shape
-    return array_module.ShapeArray(shape, array.dtype)
+rules.functions, rules.of_shapes, rules.ufunc = RULES, OF_SHAPES, ufunc_result

@@ -73,16 +73,15 @@ def meter():
     return _mode.meter
 
 
-def one_of(blocks):
-    """Return blocks of an array, as given; the first one alone inside `planning`. It is a largest one."""
+def first_if_planning(blocks):
+    """Return the blocks of an array unchanged; inside `planning`, only the first, which is a largest one."""
     return blocks if _mode.meter is None else list(islice(blocks, 1))
 
 
-def none_of(blocks, products, scratch):
-    """Return blocks of an array, as given; none of them inside `planning`.
+def none_if_planning(blocks, products, scratch):
+    """Return the blocks of an array unchanged; inside `planning`, an empty list.
 
-    There, the number of multiplications of all blocks is counted, and the bytes of scratch memory that they
-    would allocate.
+    A plan counts the multiplications of all blocks, and the bytes of scratch memory that they would allocate.
     """
     if _mode.meter is None:
         return blocks

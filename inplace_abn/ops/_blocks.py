@@ -6,40 +6,40 @@ from contextlib import contextmanager
 import numpy as np
 
 from .._dtypes import is_half
-from .._shape_arrays import one_of
+from .._shape_arrays import first_if_planning
 
 #: Number of elements in a block.
 BLOCK = 1 << 15
 
 
-def element_blocks(shape, most=BLOCK):
-    """Iterate over the indices of blocks of at most `most` elements that partition an array of `shape`.
+def element_blocks(shape, max_elements=BLOCK):
+    """Iterate over the indices of blocks of at most `max_elements` that partition an array of `shape`.
 
     >>> list(element_blocks((3, 4), 8))
     [(slice(0, 2, None),), (slice(2, 4, None),)]
     >>> list(element_blocks((2, 4), 3))[:2]
     [(slice(0, 1, None), slice(0, 3, None)), (slice(0, 1, None), slice(3, 6, None))]
     """
-    return one_of(_element_blocks(shape, most))
+    return first_if_planning(_element_blocks(shape, max_elements))
 
 
-def _element_blocks(shape, most):
+def _element_blocks(shape, max_elements):
     if not shape:
         yield ()
         return
     inner = math.prod(shape[1:])
-    if inner <= most or len(shape) == 1:
-        step = max(1, most // max(1, inner))
+    if inner <= max_elements or len(shape) == 1:
+        step = max(1, max_elements // max(1, inner))
         for first in range(0, shape[0], step):
             yield (slice(first, first + step),)
         return
     for first in range(shape[0]):
-        for rest in _element_blocks(shape[1:], most):
+        for rest in _element_blocks(shape[1:], max_elements):
             yield (slice(first, first + 1), *rest)
 
 
-def wide(array):
-    """Return `array`, or a float32 copy if its dtype is a half type."""
+def widened(array):
+    """Return a float32 copy of an array of a half type, and any other array itself."""
     return array.astype(np.float32) if is_half(array.dtype) else array
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import _arguments as arguments
 from .._dtypes import compute_dtype
-from ._convolve import Plan
+from ._convolve import Settings
 from ._layout import image_shape, layout_of
 
 
@@ -20,13 +20,13 @@ def run_forward(
     layout = layout_of(x, channel_axis)
     if out is not None:
         arguments.output("out", out, shape, x.dtype, {"x": x, "weight": weight, "bias": bias})
-    ctx.plan = Plan(axes, groups, layout.memory_axis == -1, compute_dtype(x.dtype))
+    ctx.settings = Settings(axes, groups, layout.memory_axis == -1, compute_dtype(x.dtype))
     ctx.input_shape, ctx.output_shape, ctx.channel_axis, ctx.layout = x.shape, shape, channel_axis, layout
     ctx.weight, ctx.weight_gradient, ctx.dtype = weight, weight_gradient, x.dtype
     ctx.bias_dtype = bias.dtype if bias is not None and bias_gradient else None
     ctx.save_for_backward(input=x if weight_gradient else None)
     z = layout.empty(shape, x.dtype) if out is None else out
-    compute(ctx, ctx.plan, _images(ctx, x), weight, _images(ctx, z), bias=bias)
+    compute(ctx, ctx.settings, _images(ctx, x), weight, _images(ctx, z), bias=bias)
     return z
 
 
@@ -38,7 +38,7 @@ def run_backward(ctx, compute, dz):
     arguments.gradient("dz", dz, ctx.output_shape, ctx.dtype)
     dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
     x = _images(ctx, ctx.saved["input"]) if ctx.weight_gradient else None
-    dweight = compute(ctx, ctx.plan, _images(ctx, dz), ctx.weight, _images(ctx, dx), other=x)
+    dweight = compute(ctx, ctx.settings, _images(ctx, dz), ctx.weight, _images(ctx, dx), correlated=x)
     return dx, dweight, _bias_gradient(ctx, dz)
 
 
@@ -52,4 +52,4 @@ def _bias_gradient(ctx, dz):
     if ctx.bias_dtype is None:
         return None
     others = (0, 2, 3) if ctx.channel_axis == 1 else (0, 1, 2)
-    return dz.sum(axis=others, dtype=ctx.plan.dtype).astype(ctx.bias_dtype, copy=False)
+    return dz.sum(axis=others, dtype=ctx.settings.dtype).astype(ctx.bias_dtype, copy=False)

@@ -7,7 +7,7 @@ results and products stay in the cache. The functions are those of `_convolve`.
 
 import numpy as np
 
-from .._shape_arrays import none_of
+from .._shape_arrays import none_if_planning
 from ._rows import BlockWriter, PixelReader, RowReader, RowSums, total_bytes
 from ._windows import blocks_within, taps
 
@@ -15,59 +15,71 @@ from ._windows import blocks_within, taps
 BLOCK = 1 << 16
 
 
-def convolve(ctx, plan, images, weight, out, *, bias=None, other=None):
+def convolve(ctx, settings, images, weight, out, *, bias=None, correlated=None):
     """Write the convolution of `images` plus `bias` to `out`; return as `_convolve.convolve` does."""
-    reader = RowReader(images, plan.axes[0], plan.dtype, plan.channels_last)
-    gradients = None if other is None else PixelReader(other, plan.dtype, plan.channels_last)
-    result = BlockWriter(out, plan.dtype, plan.channels_last)
-    products = _Products(plan, weight, out)
-    total = _zeros(weight, plan) if other is not None else None
+    reader = RowReader(images, settings.axes[0], settings.dtype, settings.channels_last)
+    gradients = (
+        None if correlated is None else PixelReader(correlated, settings.dtype, settings.channels_last)
+    )
+    result = BlockWriter(out, settings.dtype, settings.channels_last)
+    products = _Products(settings, weight, out)
+    total = _zeros(weight, settings) if correlated is not None else None
     for block in products.blocks(ctx, reader, gradients, result):
         rows, written = reader.read(block), _channels_last(result.begin_block(block))
         pixels = _channels_last(rows.images)
         written[...] = 0 if bias is None else bias
-        gradient = None if other is None else _channels_last(gradients.read(block))
+        gradient = None if correlated is None else _channels_last(gradients.read(block))
         for tap, inside, source in products.taps(rows):
             written[inside] += products.multiply(pixels[source], products.tiles[tap])
-            if other is not None:
+            if correlated is not None:
                 total[tap] += products.channel_sums(pixels[source], gradient[inside])
         result.end_block(block)
     return _gradient(total, weight)
 
 
-def convolve_transposed(ctx, plan, images, weight, out, *, bias=None, other=None):
+def convolve_transposed(ctx, settings, images, weight, out, *, bias=None, correlated=None):
     """Write the transposed convolution of `images` plus `bias` to `out`; return as `_convolve` does."""
     sums = RowSums(
-        out, plan.axes[0], plan.dtype, plan.channels_last, 0 if bias is None else bias[:, None, None]
+        out,
+        settings.axes[0],
+        settings.dtype,
+        settings.channels_last,
+        0 if bias is None else bias[:, None, None],
     )
-    reader = None if other is None else RowReader(other, plan.axes[0], plan.dtype, plan.channels_last)
-    gradients = PixelReader(images, plan.dtype, plan.channels_last)
-    products = _Products(plan, weight, images)
-    total = _zeros(weight, plan) if other is not None else None
+    reader = (
+        None
+        if correlated is None
+        else RowReader(correlated, settings.axes[0], settings.dtype, settings.channels_last)
+    )
+    gradients = PixelReader(images, settings.dtype, settings.channels_last)
+    products = _Products(settings, weight, images)
+    total = _zeros(weight, settings) if correlated is not None else None
     for block in products.blocks(ctx, sums, reader, gradients):
         gradient, rows = _channels_last(gradients.read(block)), sums.begin_block(block)
-        read = rows if other is None else reader.read(block)
+        read = rows if correlated is None else reader.read(block)
         pixels, seen = _channels_last(rows.images), _channels_last(read.images)
         for (tap, inside, written), (_, _, source) in zip(
             products.taps(rows), products.taps(read), strict=True
         ):
             pixels[written] += products.multiply(gradient[inside], products.tiles[tap])
-            if other is not None:
+            if correlated is not None:
                 total[tap] += products.channel_sums(seen[source], gradient[inside])
         sums.end_block(block)
     return _gradient(total, weight)
 
 
 def _channels_last(images):
+    """Return the view (N, H, W, C)."""
     return images.transpose(0, 2, 3, 1)
 
 
-def _zeros(weight, plan):
+def _zeros(weight, settings):
     """Return zeros for the gradient of the weight, (height, width, C)."""
-    return np.zeros((*weight.shape[2:], len(weight)), plan.dtype, like=weight)
+    return np.zeros((*weight.shape[2:], len(weight)), settings.dtype, like=weight)
 
 
 def _gradient(total, weight):
+    """Return the sums of all taps as a gradient with the shape and dtype of the weight; None for None."""
     if total is None:
         return None
     return np.ascontiguousarray(total.transpose(2, 0, 1)[:, None], weight.dtype)
@@ -80,28 +92,29 @@ class _Products:
     multiplies long contiguous rows faster.
     """
 
-    def __init__(self, plan, weight, like):
-        self.plan = plan
+    def __init__(self, settings, weight, like):
+        self.settings = settings
         self.samples, self.channels, self.rows, self.columns = like.shape
-        taps_ = weight[:, 0].transpose(1, 2, 0)[:, :, None].astype(plan.dtype, copy=False)
-        self.tiles = np.repeat(taps_, self.columns, axis=2)
+        values_by_tap = weight[:, 0].transpose(1, 2, 0)[:, :, None].astype(settings.dtype, copy=False)
+        self.tiles = np.repeat(values_by_tap, self.columns, axis=2)
 
     def blocks(self, ctx, *buffers):
         """Return the blocks that the batch is cut into; `buffers` are their readers and writers."""
-        row, item = self.channels * self.columns, self.plan.dtype.itemsize
+        row, item = self.channels * self.columns, self.settings.dtype.itemsize
         uses = (row * item, 0), total_bytes(*buffers)
-        found, scratch = blocks_within(BLOCK * item, self.samples, self.rows, *uses)
-        most = max(((b.samples.stop - b.samples.start) * (b.end - b.begin) for b in found), default=0)
-        self.buffer = np.empty(most * row, self.plan.dtype)
-        self.ones = np.ones(most * self.columns, self.plan.dtype)
+        blocks, scratch = blocks_within(BLOCK * item, self.samples, self.rows, *uses)
+        sizes = ((b.samples.stop - b.samples.start) * (b.end - b.begin) for b in blocks)
+        max_rows = max(sizes, default=0)
+        self.buffer = np.empty(max_rows * row, self.settings.dtype)
+        self.ones = np.ones(max_rows * self.columns, self.settings.dtype)
         scratch += self.ones.nbytes
         ctx.temporary(scratch)
-        return none_of(found, self.samples * self.rows * row * len(self.tiles), scratch)
+        return none_if_planning(blocks, self.samples * self.rows * row * len(self.tiles), scratch)
 
     def taps(self, rows):
         """Iterate over the taps: index of the tap, of its windows in the block, and of its pixels."""
         _, down, block = rows
-        for i, j, inner, columns in taps((down, self.plan.axes[1]), block):
+        for i, j, inner, columns in taps((down, self.settings.axes[1]), block):
             first, last = inner.first - block.begin, inner.last - block.begin
             if last > first and columns.last > columns.first:
                 inside = slice(None), slice(first, last), slice(columns.first, columns.last)

@@ -228,6 +228,6 @@ def _shifted(rows, axis, block, top):
     """Return the `Rows` for a copy of rows that begins with row `top` of the images of `axis`."""
     height, windows = rows.shape[2], block.end - block.begin
     padding = axis.padding + top - block.begin * axis.stride
-    uneven = axis.extent(windows) - height - 2 * padding
-    axis = axis._replace(length=height, padding=padding, uneven=uneven)
+    end_padding = axis.extent(windows) - height - 2 * padding
+    axis = axis._replace(length=height, padding=padding, end_padding=end_padding)
     return Rows(rows, axis, Block(slice(0, len(rows)), 0, windows))

@@ -79,23 +79,18 @@ class Columns:
     """
 
     def __init__(self, images, groups, axes, channels_last, by_row, dtype):
-        self.images, self.groups, self.axes, self.channels_last, self.by_row = (
-            images,
-            groups,
-            axes,
-            channels_last,
-            by_row,
-        )
+        self.images, self.groups, self.axes = images, groups, axes
+        self.channels_last, self.by_row = channels_last, by_row
         self.dtype, self.merged = dtype, channels_last and not by_row
         self.direct = all(axis == Axis(axis.length, 1, 1, 0, axis.dilation) for axis in axes)
         down, across = axes
-        self._each = images.shape[1] // groups
-        self._down = Axis(down.length, 1, 1, down.padding, 1, down.uneven) if by_row else down
+        self._group_channels = images.shape[1] // groups
+        self._down = Axis(down.length, 1, 1, down.padding, 1, down.end_padding) if by_row else down
         self._step = down.dilation if by_row else 0
         self._halo = (down.kernel - 1) * down.dilation if by_row else 0
         self._count = down.kernel if by_row else 1
-        taps_ = self._down.kernel * across.kernel
-        self.row_bytes = images.shape[1] * taps_ * across.windows * dtype.itemsize
+        tap_count = self._down.kernel * across.kernel
+        self.row_bytes = images.shape[1] * tap_count * across.windows * dtype.itemsize
         if self.direct:
             self.row_bytes = 0  # not unfolded
         self.halo_bytes = self._halo * self.row_bytes
@@ -127,7 +122,7 @@ class Columns:
         return columns
 
     def _source_of(self, images, down):
-        split = images.reshape(len(images), self.groups, self._each, *images.shape[2:])
+        split = images.reshape(len(images), self.groups, self._group_channels, *images.shape[2:])
         return _Source(split, down, self.axes[1], self.channels_last)
 
     def buffer(self, block):
@@ -164,19 +159,19 @@ class Columns:
 
     def _reshaped(self, samples, rows):
         height, width, columns = self._down.kernel, self.axes[1].kernel, self.axes[1].windows
-        groups, each, taps_ = self.groups, self._each, height * width
-        size = samples * rows * columns * groups * each * taps_
+        groups, group_channels, tap_count = self.groups, self._group_channels, height * width
+        size = samples * rows * columns * groups * group_channels * tap_count
         if self._buffer.size < size:
             self._buffer = np.empty(size, self._buffer.dtype)
         buffer = self._buffer[:size]
         if not self.channels_last:
-            view = buffer.reshape(samples, groups, each, height, width, rows, columns)
-            return view, view.reshape(samples, groups, each * taps_, rows * columns)
-        view = buffer.reshape(groups, samples, rows, columns, height, width, each)
+            view = buffer.reshape(samples, groups, group_channels, height, width, rows, columns)
+            return view, view.reshape(samples, groups, group_channels * tap_count, rows * columns)
+        view = buffer.reshape(groups, samples, rows, columns, height, width, group_channels)
         if self.merged:
-            matrix = buffer.reshape(groups, 1, samples * rows * columns, taps_ * each)
+            matrix = buffer.reshape(groups, 1, samples * rows * columns, tap_count * group_channels)
         else:
-            matrix = buffer.reshape(groups, samples, rows * columns, taps_ * each)
+            matrix = buffer.reshape(groups, samples, rows * columns, tap_count * group_channels)
         return view.transpose(1, 0, 6, 4, 5, 2, 3), matrix.transpose(1, 0, 3, 2)
 
 
@@ -220,8 +215,8 @@ class _Source:
             rows = slice(first - self.top, last - self.top)
             if self.right > self.left:
                 part[..., self.left : self.right] = self.inside[samples, ..., rows, :]
-            for j, (one, other, columns) in self.edges:
-                part[:, :, :, :, j, :, one:other] = self.below[samples, ..., rows, columns]
+            for j, (begin_column, end_column, columns) in self.edges:
+                part[:, :, :, :, j, :, begin_column:end_column] = self.below[samples, ..., rows, columns]
 
     def _copy_border(self, view, samples, begin, end):
         """Copy rows of windows that have taps above or below the images."""

@@ -1,6 +1,7 @@
 """Sliding windows over an image: their number, the pixels that each tap reads, and blocks of windows.
 
 A tap is one element of the window: of the kernel of a convolution, or of the pixels that a pooling combines.
+``down`` is the `Axis` along H, ``across`` the one along W.
 """
 
 import math
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from .. import _arguments as arguments
 from .._arguments import pair
-from .._shape_arrays import one_of
+from .._shape_arrays import first_if_planning
 from ._layout import image_shape, spatial_shape
 
 
@@ -27,7 +28,7 @@ class Span(NamedTuple):
 class Axis(NamedTuple):
     """The windows along one axis: tap t of window w reads pixel ``w * stride + t * dilation - padding``.
 
-    There are `padding` zeros at both ends, and `uneven` more at the far end; `uneven` may be negative.
+    There are `padding` zeros at both ends and `end_padding` further ones, which may be negative, at the end.
     """
 
     length: int
@@ -35,12 +36,12 @@ class Axis(NamedTuple):
     stride: int
     padding: int
     dilation: int
-    uneven: int = 0
+    end_padding: int = 0
 
     @property
     def windows(self):
         """The number of windows; less than 1 if the image is too small."""
-        padded = self.length + 2 * self.padding + self.uneven
+        padded = self.length + 2 * self.padding + self.end_padding
         return (padded - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
     def extent(self, windows):
@@ -73,9 +74,9 @@ class Block(NamedTuple):
     end: int
 
 
-def make_axes(name, size, kernel, stride, padding, dilation, uneven=(0, 0)):
+def make_axes(name, size, kernel, stride, padding, dilation, end_padding=(0, 0)):
     """Return the `Axis` along H and along W; raise a ValueError for images smaller than the window."""
-    axes = tuple(map(Axis, size, kernel, stride, padding, dilation, uneven))
+    axes = tuple(map(Axis, size, kernel, stride, padding, dilation, end_padding))
     if any(axis.windows < 1 for axis in axes):
         reach = tuple(axis.dilation * (axis.kernel - 1) + 1 for axis in axes)
         raise ValueError(
@@ -113,12 +114,12 @@ def blocks_within(budget, samples, rows, *buffers):
     `buffers` are pairs: bytes per row of a block, and in addition per sample. Returns the blocks, and the
     maximum over the blocks of the bytes of all buffers together.
 
-    >>> found, most = blocks_within(20, 2, 5, (10, 0), (2, 4))
-    >>> len(found), most
+    >>> found, scratch = blocks_within(20, 2, 5, (10, 0), (2, 4))
+    >>> len(found), scratch
     (10, 16)
     """
     row_bytes, sample_bytes = (max(parts) for parts in zip(*buffers, strict=True))
-    found = list(one_of(blocks(samples, rows, row_bytes, budget, sample_bytes)))
+    found = list(first_if_planning(blocks(samples, rows, row_bytes, budget, sample_bytes)))
     row_bytes, sample_bytes = (sum(parts) for parts in zip(*buffers, strict=True))
     sizes = ((b.samples.stop - b.samples.start, b.end - b.begin) for b in found)
     return found, max((n * (r * row_bytes + sample_bytes) for n, r in sizes), default=0)
@@ -131,13 +132,13 @@ def sample_slices(shape, least=1 << 16):
     [slice(0, 2, None), slice(2, 4, None), slice(4, 6, None)]
     """
     step = -(-least // max(1, math.prod(shape[1:])))
-    return one_of([slice(first, first + step) for first in range(0, shape[0], step)])
+    return first_if_planning([slice(first, first + step) for first in range(0, shape[0], step)])
 
 
-def _parts(total, most):
-    """Cut range(total) into parts of at most `most`, whose lengths differ by at most 1; return the bounds."""
-    count = max(1, -(-total // most))
-    bounds = [-(-total * part // count) for part in range(count + 1)]
+def _parts(total, max_length):
+    """Cut range(total) into parts of at most `max_length`, of nearly equal lengths; return their bounds."""
+    count = max(1, -(-total // max_length))
+    bounds = [-(-total * i // count) for i in range(count + 1)]
     return list(pairwise(bounds)) if total else []
 
 

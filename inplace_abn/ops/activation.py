@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _arguments as arguments
 from .._activations import ACTIVATIONS
-from ._blocks import element_blocks, wide
+from ._blocks import element_blocks, widened
 from ._layout import order_of
 
 # NaN and infinity propagate and overflow gives infinity; NumPy does not warn.
@@ -66,7 +66,7 @@ def forward(ctx, x, *, activation, param=None, channel_axis=1, overwrite=False):
     z = x if overwrite and keeps_z else layout.empty(x.shape, x.dtype)
     source, result, slopes = (_ordered(layout, array) for array in (x, z, param))
     for block in element_blocks(source.shape):
-        result[block] = FORMULAS[activation].value(wide(source[block]), _part(slopes, block))
+        result[block] = FORMULAS[activation].value(widened(source[block]), _part(slopes, block))
     if keeps_z:
         ctx.save_for_backward(z=z)
     else:
@@ -105,10 +105,10 @@ def backward(ctx, dz, *, overwrite=False):
     (kept,) = ctx.saved.values()  # z or x
     layout, slope, param = ctx.layout, FORMULAS[ctx.activation].slope, ctx.param
     dx = dz if overwrite and layout.has(dz) else layout.empty(dz.shape, dz.dtype)
-    source, given, result, slopes = (_ordered(layout, array) for array in (kept, dz, dx, param))
+    source, dz, result, slopes = (_ordered(layout, array) for array in (kept, dz, dx, param))
     sums = _SlopeSums(ctx) if ACTIVATIONS[ctx.activation].param == "channel" else None
     for block in element_blocks(source.shape):
-        values, gradient = wide(source[block]), wide(given[block])
+        values, gradient = widened(source[block]), widened(dz[block])
         if sums is not None:
             sums.add(gradient * np.minimum(values, 0), block)
         result[block] = gradient * slope(values, _part(slopes, block))
@@ -129,10 +129,12 @@ def _broadcast(param, x, channel_axis):
 
 
 def _ordered(layout, array):
+    """Return a view of an array in memory order; numbers and None unchanged."""
     return layout.in_memory_order(array) if isinstance(array, np.ndarray) else array
 
 
 def _part(param, block):
+    """Return the slopes of a block; numbers and None unchanged."""
     return param[block] if isinstance(param, np.ndarray) else param
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import _arguments as arguments
 from .._dtypes import compute_dtype
-from ._blocks import rounded_into, wide
+from ._blocks import rounded_into, widened
 from ._layout import layout_of
 from ._windows import Block, make_pooling_axes, pooled_shape, sample_slices, taps
 
@@ -53,9 +53,9 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, count_include_pad=Tr
     ctx.counts = _counts(axes, count_include_pad).astype(compute_dtype(x.dtype))
     z = ctx.layout.empty(pooled_shape(ctx), x.dtype)
     images, means = (np.moveaxis(array, channel_axis, 1) for array in (x, z))
-    for some in sample_slices(z.shape):
-        source = wide(images[some])
-        with rounded_into(ctx, means[some]) as sums:
+    for samples in sample_slices(z.shape):
+        source = widened(images[samples])
+        with rounded_into(ctx, means[samples]) as sums:
             sums[...] = 0
             for _, _, rows, columns in taps(axes, Block(slice(1), 0, axes[0].windows)):
                 inside = sums[..., rows.first : rows.last, columns.first : columns.last]
@@ -89,11 +89,11 @@ def backward(ctx, dz, *, overwrite=False):
     arguments.gradient("dz", dz, pooled_shape(ctx), ctx.dtype)
     dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
     images, gradients = (np.moveaxis(array, ctx.channel_axis, 1) for array in (dx, dz))
-    for some in sample_slices(dz.shape):
-        gradient = wide(gradients[some])
+    for samples in sample_slices(dz.shape):
+        gradient = widened(gradients[samples])
         own = overwrite or gradient.dtype != dz.dtype
         share = np.divide(gradient, ctx.counts, out=gradient if own else None)
-        with rounded_into(ctx, images[some]) as sums:
+        with rounded_into(ctx, images[samples]) as sums:
             sums[...] = 0
             for _, _, rows, columns in taps(ctx.axes, Block(slice(1), 0, ctx.axes[0].windows)):
                 inside = share[..., rows.first : rows.last, columns.first : columns.last]

@@ -73,8 +73,8 @@ def forward(
     groups = _check_arguments(x, weight, bias, groups, channel_axis)
     images = np.moveaxis(x, channel_axis, 1)
     stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
-    padding, uneven = padding_of(padding, weight.shape[2:], stride, dilation)
-    axes = make_axes("x", images.shape[2:], weight.shape[2:], stride, padding, dilation, uneven)
+    padding, end_padding = padding_of(padding, weight.shape[2:], stride, dilation)
+    axes = make_axes("x", images.shape[2:], weight.shape[2:], stride, padding, dilation, end_padding)
     return run_forward(
         ctx, convolve, x, weight, bias, axes=axes, groups=groups, channels=len(weight),
         size=[axis.windows for axis in axes], channel_axis=channel_axis, out=out,

@@ -118,19 +118,19 @@ def backward(ctx, dz, *, overwrite=False):
 
 def output_padding_of(output_padding, stride, dilation):
     """Return `output_padding` along H and along W; it must be less than stride or dilation."""
-    found = pair("output_padding", output_padding, 0)
-    if any(more >= max(steps) for more, *steps in zip(found, stride, dilation, strict=True)):
+    padding = pair("output_padding", output_padding, 0)
+    if any(more >= max(steps) for more, *steps in zip(padding, stride, dilation, strict=True)):
         raise ValueError(
-            f"output_padding must be less than stride or dilation, got {found} for stride {tuple(stride)} "
+            f"output_padding must be less than stride or dilation, got {padding} for stride {tuple(stride)} "
             f"and dilation {tuple(dilation)}"
         )
-    return found
+    return padding
 
 
 def _axis(size, kernel, stride, padding, dilation, more):
     """Return the `Axis` of the convolution from images of z to images of `size`.
 
-    It has exactly `size` windows: `uneven` removes further ones if `more` exceeds the stride.
+    It has exactly `size` windows: a negative `end_padding` removes further ones if `more` exceeds the stride.
     """
     length = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + more + 1
     return Axis(length, kernel, stride, padding, dilation, -max(0, more - stride + 1))

@@ -5,7 +5,7 @@ import numpy as np
 from .. import _arguments as arguments
 from .._arguments import fraction, integer
 from .._dtypes import compute_dtype
-from ._blocks import rounded_into, wide
+from ._blocks import rounded_into, widened
 from ._layout import layout_of
 from ._select import select
 from ._windows import sample_slices
@@ -65,13 +65,17 @@ def forward(ctx, x, target, *, weight=None, ignore_index=-100, label_smoothing=0
     ctx.channel_axis, ctx.layout = channel_axis, layout_of(x, channel_axis)
     logs = np.empty(target.shape, compute_dtype(x.dtype), like=x)
     total = ctx.divisor = 0.0
-    for some in sample_slices(x.shape):
-        here = counted[some]
-        values, labels = wide(scores[some]), np.where(here, target[some], 0)[:, None].astype(np.intp)
-        logs[some] = _log_sum_exp(values)
-        loss, weights = _losses(ctx, values, logs[some], labels)
-        total += float(loss.sum(where=here, dtype=np.float64))
-        ctx.divisor += float(np.broadcast_to(weights, here.shape).sum(where=here, dtype=np.float64))
+    for samples in sample_slices(x.shape):
+        is_counted = counted[samples]
+        values, labels = (
+            widened(scores[samples]),
+            np.where(is_counted, target[samples], 0)[:, None].astype(np.intp),
+        )
+        logs[samples] = _log_sum_exp(values)
+        loss, weights = _losses(ctx, values, logs[samples], labels)
+        total += float(loss.sum(where=is_counted, dtype=np.float64))
+        weights = np.broadcast_to(weights, is_counted.shape)
+        ctx.divisor += float(weights.sum(where=is_counted, dtype=np.float64))
         ctx.temporary(values.nbytes)
     ctx.save_for_backward(input=x, target=target, log_sum_exp=logs)
     return total / ctx.divisor if ctx.divisor else 0.0
@@ -108,11 +112,11 @@ def backward(ctx, dz=1.0, *, overwrite=False):
     dx = ctx.layout.empty(x.shape, x.dtype)
     scores, gradients = np.moveaxis(x, ctx.channel_axis, 1), np.moveaxis(dx, ctx.channel_axis, 1)
     scale = scale / ctx.divisor if ctx.divisor else 0 * scale
-    for some in sample_slices(x.shape):
-        counted = (target[some] != ctx.ignore_index)[:, None]
-        labels = np.where(counted, target[some][:, None], 0).astype(np.intp)
-        with rounded_into(ctx, gradients[some]) as gradient:
-            np.exp(np.subtract(wide(scores[some]), logs[some][:, None], out=gradient), out=gradient)
+    for samples in sample_slices(x.shape):
+        counted = (target[samples] != ctx.ignore_index)[:, None]
+        labels = np.where(counted, target[samples][:, None], 0).astype(np.intp)
+        with rounded_into(ctx, gradients[samples]) as gradient:
+            np.exp(np.subtract(widened(scores[samples]), logs[samples][:, None], out=gradient), out=gradient)
             _subtract_targets(ctx, gradient, labels)
             gradient *= scale
             select(gradient, counted, gradient)
@@ -190,9 +194,9 @@ def _check_target(x, scores, target, ignore_index, channel_axis):
 
 def _log_sum_exp(scores):
     """Return log(sum(exp(scores))) over the classes, without overflow."""
-    most = scores.max(axis=1)
+    maximum = scores.max(axis=1)
     # Do not subtract an infinite maximum: inf - inf is NaN, while the result is infinite.
-    shift = np.where(np.isfinite(most), most, 0)
+    shift = np.where(np.isfinite(maximum), maximum, 0)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         terms = np.subtract(scores, shift[:, None])
         return np.log(np.exp(terms, out=terms).sum(axis=1)) + shift

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import _arguments as arguments
 from .._arguments import fraction
-from ._blocks import rounded_into, wide
+from ._blocks import rounded_into, widened
 from ._layout import order_of
 from ._select import select
 from ._windows import sample_slices
@@ -63,12 +63,12 @@ def forward(ctx, x, p=0.5, *, training=True, rng=None):
     rng = np.random.default_rng() if rng is None else rng
     z = ctx.layout.empty(x.shape, x.dtype)
     source, result = ctx.layout.in_memory_order(x), ctx.layout.in_memory_order(z)
-    each = math.prod(source.shape[1:])
-    mask = np.empty((len(source), -(-each // 8)), np.uint8, like=x)
-    for some in sample_slices(source.shape):
-        keep = rng.random((len(source[some]), each), np.float32) >= p
-        mask[some] = np.packbits(keep, axis=1)
-        _apply(ctx, source[some], keep, result[some])
+    sample_size = math.prod(source.shape[1:])
+    mask = np.empty((len(source), -(-sample_size // 8)), np.uint8, like=x)
+    for samples in sample_slices(source.shape):
+        keep = rng.random((len(source[samples]), sample_size), np.float32) >= p
+        mask[samples] = np.packbits(keep, axis=1)
+        _apply(ctx, source[samples], keep, result[samples])
     ctx.save_for_backward(mask=mask)
     return z
 
@@ -102,10 +102,10 @@ def backward(ctx, dz, *, overwrite=False):
             dx[...] = dz
         return (dx,)
     source, result = ctx.layout.in_memory_order(dz), ctx.layout.in_memory_order(dx)
-    mask, each = ctx.saved["mask"], math.prod(source.shape[1:])
-    for some in sample_slices(source.shape):
-        keep = np.unpackbits(mask[some], axis=1, count=each).view(bool)
-        _apply(ctx, source[some], keep, result[some])
+    mask, sample_size = ctx.saved["mask"], math.prod(source.shape[1:])
+    for samples in sample_slices(source.shape):
+        keep = np.unpackbits(mask[samples], axis=1, count=sample_size).view(bool)
+        _apply(ctx, source[samples], keep, result[samples])
     return (dx,)
 
 
@@ -115,5 +115,5 @@ def _apply(ctx, source, keep, out):
         out[...] = 0
         return
     with rounded_into(ctx, out) as scaled:
-        np.divide(wide(source), ctx.keep_probability, out=scaled)
+        np.divide(widened(source), ctx.keep_probability, out=scaled)
         select(scaled, keep.reshape(source.shape), scaled)

@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import _arguments as arguments
 from .._dtypes import compute_dtype
-from ._blocks import wide
+from ._blocks import widened
 from ._layout import image_shape, layout_of
 
 
@@ -80,7 +80,7 @@ def backward(ctx, dz, *, overwrite=False):
     """
     arguments.gradient("dz", dz, _shape(ctx), ctx.dtype)
     dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
-    shares = wide(dz.reshape(_shape(ctx, keepdims=False))) / ctx.count
+    shares = widened(dz.reshape(_shape(ctx, keepdims=False))) / ctx.count
     ctx.layout.in_memory_order(dx)[...] = np.expand_dims(shares, ctx.spatial)
     return (dx,)
 

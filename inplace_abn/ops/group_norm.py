@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import _arguments as arguments
 from .._arguments import integer, positive
-from ._blocks import rounded_into, wide
+from ._blocks import rounded_into, widened
 from ._layout import layout_of
 from ._windows import sample_slices
 
@@ -63,16 +63,16 @@ def forward(ctx, x, weight=None, bias=None, *, num_groups, eps=1e-5, channel_axi
     mean, inv_std = np.empty((2, len(x), groups), like=x)
     shape = _Grouping(ctx, x)
     scale, shift = shape.per_channel(weight), shape.per_channel(bias)
-    for some in sample_slices(x.shape):
-        centered = shape.grouped(x, some)
-        mean[some] = centered.mean(axis=shape.axes, dtype=np.float64)
-        centered = _centered(centered, shape.per_group(mean[some]))
+    for samples in sample_slices(x.shape):
+        centered = shape.grouped(x, samples)
+        mean[samples] = centered.mean(axis=shape.axes, dtype=np.float64)
+        centered = _centered(centered, shape.per_group(mean[samples]))
         # The mean of the centered values is not 0 but the rounding error of the mean.
         error = centered.mean(axis=shape.axes, dtype=np.float64)
         variance = np.square(centered).mean(axis=shape.axes, dtype=np.float64) - error**2
-        inv_std[some] = 1 / np.sqrt(variance + eps)
-        with rounded_into(ctx, shape.view(z, some)) as result:
-            np.multiply(centered, shape.per_group(inv_std[some]).astype(centered.dtype), out=result)
+        inv_std[samples] = 1 / np.sqrt(variance + eps)
+        with rounded_into(ctx, shape.view(z, samples)) as result:
+            np.multiply(centered, shape.per_group(inv_std[samples]).astype(centered.dtype), out=result)
             if scale is not None:
                 result *= scale
             if shift is not None:
@@ -115,12 +115,12 @@ def backward(ctx, dz, *, overwrite=False):
     dx, shape = ctx.layout.empty(x.shape, x.dtype), _Grouping(ctx, x)
     sums = np.zeros((2, ctx.channels))
     scale = shape.per_channel(ctx.weight)
-    for some in sample_slices(x.shape):
-        xhat = _centered(shape.grouped(x, some), shape.per_group(mean[some]))
-        xhat *= shape.per_group(inv_std[some]).astype(xhat.dtype)
-        dy = shape.grouped(dz, some)
+    for samples in sample_slices(x.shape):
+        xhat = _centered(shape.grouped(x, samples), shape.per_group(mean[samples]))
+        xhat *= shape.per_group(inv_std[samples]).astype(xhat.dtype)
+        dy = shape.grouped(dz, samples)
         sums += shape.sums(dy * xhat), shape.sums(dy)
-        with rounded_into(ctx, shape.view(dx, some)) as result:
+        with rounded_into(ctx, shape.view(dx, samples)) as result:
             if scale is not None:
                 dy = dy * scale
             first = dy.mean(axis=shape.axes, dtype=np.float64)
@@ -128,7 +128,7 @@ def backward(ctx, dz, *, overwrite=False):
             xhat *= shape.per_group(second).astype(xhat.dtype)
             np.subtract(dy, shape.per_group(first).astype(dy.dtype), out=result)
             result -= xhat
-            result *= shape.per_group(inv_std[some]).astype(xhat.dtype)
+            result *= shape.per_group(inv_std[samples]).astype(xhat.dtype)
         ctx.temporary(3 * xhat.nbytes)
     dweight, dbias = sums
     return (
@@ -169,32 +169,40 @@ class _Grouping:
     """Reshapes batches, in memory order, so that groups have an axis: (N, G, C/G, S) or (N, S, G, C/G)."""
 
     def __init__(self, ctx, x):
-        self.layout, each = ctx.layout, ctx.channels // ctx.groups
+        self.layout, group_channels = ctx.layout, ctx.channels // ctx.groups
         positions = math.prod(x.shape[1:]) // ctx.channels if ctx.channels else 0
-        self.first = ctx.layout.memory_axis == 1  # True for channels-first memory
-        self.inner = (ctx.groups, each, positions) if self.first else (positions, ctx.groups, each)
-        self.axes = (2, 3) if self.first else (1, 3)  # the axes within a group
+        self.is_channels_first = ctx.layout.memory_axis == 1
+        self.inner = (
+            (ctx.groups, group_channels, positions)
+            if self.is_channels_first
+            else (positions, ctx.groups, group_channels)
+        )
+        self.axes = (2, 3) if self.is_channels_first else (1, 3)  # the axes within a group
         self.channels = ctx.channels
 
-    def view(self, array, some):
+    def view(self, array, samples):
         """Return a grouped view of samples of a batch without gaps."""
-        return self.layout.in_memory_order(array)[some].reshape(-1, *self.inner)
+        return self.layout.in_memory_order(array)[samples].reshape(-1, *self.inner)
 
-    def grouped(self, array, some):
+    def grouped(self, array, samples):
         """Return grouped samples in the compute dtype: a view if possible, else a copy."""
-        return wide(self.view(array, some))
+        return widened(self.view(array, samples))
 
     def per_channel(self, parameter):
         """Return a parameter of shape (C,) in a shape that broadcasts; None for None."""
         if parameter is None:
             return None
-        groups, each = (self.inner[:2]) if self.first else self.inner[1:]
-        return wide(parameter).reshape((groups, each, 1) if self.first else (groups, each))
+        groups, group_channels = self.inner[:2] if self.is_channels_first else self.inner[1:]
+        return widened(parameter).reshape(
+            (groups, group_channels, 1) if self.is_channels_first else (groups, group_channels)
+        )
 
     def per_group(self, values):
         """Return values of shape (n, G) in a shape that broadcasts."""
-        return values[:, :, None, None] if self.first else values[:, None, :, None]
+        return values[:, :, None, None] if self.is_channels_first else values[:, None, :, None]
 
     def sums(self, array):
         """Return the sum of each channel, in float64."""
-        return array.sum(axis=(0, 3) if self.first else (0, 1), dtype=np.float64).reshape(self.channels)
+        return array.sum(axis=(0, 3) if self.is_channels_first else (0, 1), dtype=np.float64).reshape(
+            self.channels
+        )

@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import _arguments as arguments
 from .._dtypes import compute_dtype, is_half
-from ._blocks import wide
+from ._blocks import widened
 from ._layout import order_of
 
 #: Number of elements in a block of rows of a half type, which is converted to float32.
@@ -63,7 +63,7 @@ def forward(ctx, x, weight, bias=None, *, weight_gradient=True):
     ctx.weight, ctx.bias_dtype = weight, None if bias is None else bias.dtype
     ctx.input_shape, ctx.dtype, ctx.layout = x.shape, x.dtype, order_of(x)
     ctx.weight_gradient = weight_gradient
-    z = _product(ctx, _rows(x), wide(weight).T, None if bias is None else wide(bias))
+    z = _product(ctx, _rows(x), widened(weight).T, None if bias is None else widened(bias))
     return _in_layout(ctx, z, (*x.shape[:-1], len(weight)))
 
 
@@ -96,7 +96,7 @@ def backward(ctx, dz, *, overwrite=False):
     """
     arguments.gradient("dz", dz, (*ctx.input_shape[:-1], len(ctx.weight)), ctx.dtype)
     gradient = _rows(dz)
-    dx = _in_layout(ctx, _product(ctx, gradient, wide(ctx.weight)), ctx.input_shape)
+    dx = _in_layout(ctx, _product(ctx, gradient, widened(ctx.weight)), ctx.input_shape)
     dweight = dbias = None
     if ctx.weight_gradient:
         dweight = _weight_gradient(gradient, _rows(ctx.saved["input"])).astype(ctx.weight.dtype, copy=False)
@@ -108,12 +108,14 @@ def backward(ctx, dz, *, overwrite=False):
 def _product(ctx, rows, matrix, bias=None):
     """Return ``rows @ matrix + bias``, rounded to the dtype of the rows."""
     out = np.empty((len(rows), matrix.shape[1]), rows.dtype, like=rows)
-    for some in _row_blocks(rows, matrix.shape[1]):
-        product = np.matmul(wide(rows[some]), matrix, out=out[some] if matrix.dtype == out.dtype else None)
+    for block in _row_blocks(rows, matrix.shape[1]):
+        product = np.matmul(
+            widened(rows[block]), matrix, out=out[block] if matrix.dtype == out.dtype else None
+        )
         if bias is not None:
             product += bias
         if product.dtype != out.dtype:
-            out[some] = product
+            out[block] = product
             ctx.temporary(product.nbytes + matrix.nbytes)
     return out
 
@@ -122,10 +124,10 @@ def _weight_gradient(gradient, rows):
     """Return ``gradient.T @ rows``, in float32 for half types."""
     blocks = _row_blocks(rows, gradient.shape[1])
     if len(blocks) == 1:
-        return np.matmul(wide(gradient).T, wide(rows))
+        return np.matmul(widened(gradient).T, widened(rows))
     total = np.zeros((gradient.shape[1], rows.shape[1]), compute_dtype(rows.dtype), like=rows)
-    for some in blocks:
-        total += np.matmul(wide(gradient[some]).T, wide(rows[some]))
+    for block in blocks:
+        total += np.matmul(widened(gradient[block]).T, widened(rows[block]))
     return total
 
 
@@ -138,14 +140,15 @@ def _row_blocks(rows, others):
 
 
 def _rows(array):
+    """Return (N, ..., features) as (rows, features)."""
     return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 
 def _in_layout(ctx, rows, shape):
     """Reshape `rows` to `shape`, with the memory layout of x."""
-    found = rows.reshape(shape)
-    if ctx.layout.has(found):
-        return found
+    reshaped = rows.reshape(shape)
+    if ctx.layout.has(reshaped):
+        return reshaped
     fresh = ctx.layout.empty(shape, rows.dtype)
-    fresh[...] = found
+    fresh[...] = reshaped
     return fresh

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .. import _arguments as arguments
-from ._blocks import rounded_into, wide
+from ._blocks import rounded_into, widened
 from ._layout import layout_of
 from ._select import select
 from ._windows import Block, make_pooling_axes, pooled_shape, sample_slices, taps
@@ -62,10 +62,10 @@ def forward(ctx, x, kernel_size, *, stride=None, padding=0, dilation=1, channel_
     first = [np.array([_first_tap(axis, o) for o in range(axis.windows)]) for axis in axes]
     images, maxima, offsets = (np.moveaxis(array, channel_axis, 1) for array in (x, z, indices))
     offsets[...] = first[0][:, None] * axes[1].kernel + first[1]
-    for some in sample_slices(z.shape):
-        with rounded_into(ctx, maxima[some]) as result:
+    for samples in sample_slices(z.shape):
+        with rounded_into(ctx, maxima[samples]) as result:
             result[...] = -np.inf
-            _forward(wide(images[some]), result, offsets[some], axes)
+            _forward(widened(images[samples]), result, offsets[samples], axes)
     ctx.save_for_backward(indices=indices)
     return z
 
@@ -96,10 +96,10 @@ def backward(ctx, dz, *, overwrite=False):
     dx = ctx.layout.empty(ctx.input_shape, ctx.dtype)
     arrays = dx, dz, ctx.saved["indices"]
     images, gradients, offsets = (np.moveaxis(array, ctx.channel_axis, 1) for array in arrays)
-    for some in sample_slices(dz.shape):
-        with rounded_into(ctx, images[some]) as result:
+    for samples in sample_slices(dz.shape):
+        with rounded_into(ctx, images[samples]) as result:
             result[...] = 0
-            _backward(result, wide(gradients[some]), offsets[some], ctx.axes)
+            _backward(result, widened(gradients[samples]), offsets[samples], ctx.axes)
     return (dx,)
 
 
@@ -110,20 +110,24 @@ def _first_tap(axis, output):
 
 
 def _forward(images, maxima, offsets, axes):
+    """Write the maxima of all windows, and the number of the tap of each; both have initial values."""
     larger = np.empty_like(maxima, bool)
     for i, j, rows, columns in taps(axes, Block(slice(1), 0, axes[0].windows)):
         inside = ..., slice(rows.first, rows.last), slice(columns.first, columns.last)
-        values, most = images[..., rows.source, columns.source], maxima[inside]
+        values, maximum = images[..., rows.source, columns.source], maxima[inside]
         # Tap numbers increase: the largest number is the last tap that exceeds all before it.
-        tap = np.greater(values, most, out=larger[inside]).view(np.uint8)
+        tap = np.greater(values, maximum, out=larger[inside]).view(np.uint8)
         tap *= np.uint8(i * axes[1].kernel + j)
         np.maximum(offsets[inside], tap, out=offsets[inside])
-        np.maximum(most, values, out=most)
+        np.maximum(maximum, values, out=maximum)
 
 
 def _backward(images, gradients, offsets, axes):
-    here, chosen = np.empty_like(offsets, bool), np.empty_like(gradients)
+    """Add the gradient of each window to the pixel of its maximum."""
+    is_maximum, chosen = np.empty_like(offsets, bool), np.empty_like(gradients)
     for i, j, rows, columns in taps(axes, Block(slice(1), 0, axes[0].windows)):
         inside = ..., slice(rows.first, rows.last), slice(columns.first, columns.last)
-        np.equal(offsets[inside], i * axes[1].kernel + j, out=here[inside])
-        images[..., rows.source, columns.source] += select(gradients[inside], here[inside], chosen[inside])
+        np.equal(offsets[inside], i * axes[1].kernel + j, out=is_maximum[inside])
+        images[..., rows.source, columns.source] += select(
+            gradients[inside], is_maximum[inside], chosen[inside]
+        )

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .. import _arguments as arguments
-from ._blocks import element_blocks, wide
+from ._blocks import element_blocks, widened
 from ._layout import order_of
 
 
@@ -44,7 +44,7 @@ def forward(ctx, x, target):
     ctx.layout, total = order_of(x), 0.0
     values, targets = ctx.layout.in_memory_order(x), ctx.layout.in_memory_order(target)
     for block in element_blocks(values.shape):
-        difference = np.subtract(wide(values[block]), wide(targets[block]))
+        difference = np.subtract(widened(values[block]), widened(targets[block]))
         total += float(np.square(difference, out=difference).sum(dtype=np.float64))
     ctx.save_for_backward(input=x, target=target)
     return total / max(1, x.size)
@@ -77,6 +77,6 @@ def backward(ctx, dz=1.0, *, overwrite=False):
     dx, scale = ctx.layout.empty(x.shape, x.dtype), 2 * scale / max(1, x.size)
     values, targets, out = (ctx.layout.in_memory_order(array) for array in (x, target, dx))
     for block in element_blocks(values.shape):
-        difference = np.subtract(wide(values[block]), wide(targets[block]))
+        difference = np.subtract(widened(values[block]), widened(targets[block]))
         out[block] = np.multiply(difference, scale, out=difference)
     return (dx,)

@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import _arguments as arguments
 from .._dtypes import compute_dtype
-from ._blocks import rounded_into, wide
+from ._blocks import rounded_into, widened
 from ._resize import prepare
 
 
@@ -108,7 +108,7 @@ def _apply(ctx, down, across, source, out):
     shape = (source.shape[1], len(down), source.shape[3]) if first else (len(down), *source.shape[2:])
     between = np.empty(shape, down.dtype, like=source)
     ctx.temporary(between.nbytes)
-    for image, target in zip(map(wide, source), out, strict=True):
+    for image, target in zip(map(widened, source), out, strict=True):
         with rounded_into(ctx, target) as result:
             if first:
                 np.matmul(down, image, out=between)
