@@ -29,9 +29,9 @@ def plan(
     ledger to the byte for initial weights; the few elements that cannot be recovered from z (see
     `InPlaceABN`) depend on the data, and are not planned.
 
-    A plan has the peak of the arrays. A process has its libraries in addition. A plan needs address space for
-    all arrays at a time, on Windows also room in the page file. While it is made, calls of layers in other
-    threads report to it instead of to an active ledger.
+    The peak is that of the arrays; a process also has its libraries in memory. A plan needs address space for
+    all arrays that exist at the same time, on Windows also room in the page file. While it is made, calls of
+    layers in other threads report to it instead of to an active ledger.
 
     Parameters
     ----------
@@ -48,8 +48,8 @@ def plan(
         Memory of the machine, with a unit: "16GiB", "500MB".
     strategies : sequence of str, optional
         None in it stands for the network as it is. Default: those that differ in memory. For a module: None,
-        and what `inplace_abn.torch.convert` makes of it: "inplace"; "inplace, again", with
-        ``recompute_stem`` and ``recompute_projections``; "inplace, leaky_relu", with that activation.
+        and what `inplace_abn.torch.convert` makes of it: "inplace"; "inplace, recompute",
+        with ``recompute_stem`` and ``recompute_projections``; "inplace, leaky_relu", with that activation.
     loss : {"cross_entropy", "mse", None}
         None: the gradient of the result is given.
     classes : int, optional
@@ -76,10 +76,10 @@ def plan(
     --------
     >>> from inplace_abn import models, plan
     >>> net = models.residual_network(3, 10, widths=(16, 32), rng=0)
-    >>> found = plan(net, (8, 3, 32, 32), budget="64MiB", strategies=("standard", "inplace"))
-    >>> found["inplace"].step.kept < 0.6 * found["standard"].step.kept
+    >>> result = plan(net, (8, 3, 32, 32), budget="64MiB", strategies=("standard", "inplace"))
+    >>> result["inplace"].step.kept < 0.6 * result["standard"].step.kept
     True
-    >>> found["inplace"].largest_batch > found["standard"].largest_batch
+    >>> result["inplace"].largest_batch > result["standard"].largest_batch
     True
     """
     shape = _shape(input_shape)
@@ -92,19 +92,19 @@ def plan(
             network, shape, dtype, optimizer=optimizer, loss=loss, classes=classes, axis=channel_axis
         )
     )
-    found = Plan(_name(network), shape, dtype.name, budget)
+    result = Plan(_name(network), shape, dtype.name, budget)
     for strategy in kind.strategies if strategies is None else strategies:
         if strategy is not None:
             choice("strategies", strategy, kind.all_strategies)
-        found.strategies.append(_of_strategy(kind, strategy, budget, multiple))
-    possible = [one for one in found.strategies if one.step is not None]
-    if not possible:
-        raise ValueError("; ".join(f"{one.strategy}: {one.reason}" for one in found.strategies))
-    first = found.strategies[0]
+        result.strategies.append(_of_strategy(kind, strategy, budget, multiple))
+    if all(planned.step is None for planned in result.strategies):
+        reasons = (f"{planned.strategy}: {planned.reason}" for planned in result.strategies)
+        raise ValueError("; ".join(reasons))
+    first = result.strategies[0]
     if advice and first.step is not None:
-        found.advice = kind.advice(None if first.strategy == AS_IT_IS else first.strategy, first.step)
-    _explain_what_fits(found)
-    return found
+        result.advice = kind.advice(None if first.strategy == AS_IT_IS else first.strategy, first.step)
+    _explain_what_fits(result)
+    return result
 
 
 #: The name of the strategy None.
@@ -121,7 +121,7 @@ class _Layers:
         self.axis = options.get("axis", 1)
 
     def planner(self, strategy):
-        """Return the planner of a strategy."""
+        """Return the `Planner` of a strategy."""
         return planner_of(self.network, strategy, self.shape, **self.options)
 
     def advice(self, strategy, before):
@@ -130,7 +130,7 @@ class _Layers:
 
 
 class _Torch(_Layers):
-    """How modules of PyTorch are planned; it is imported here alone."""
+    """How modules of PyTorch are planned. PyTorch is imported here and nowhere else in the planner."""
 
     def __init__(self, network, shape, dtype, **options):
         super().__init__(network, shape, dtype, **options)
@@ -140,7 +140,7 @@ class _Torch(_Layers):
         self.all_strategies = tuple(name for name in self.strategies if name is not None)
 
     def planner(self, strategy):
-        """Return the planner of a strategy."""
+        """Return the `TorchPlanner` of a strategy."""
         return self._module.TorchPlanner(self.network, strategy, **self.options)
 
     def advice(self, strategy, before):
@@ -151,20 +151,23 @@ class _Torch(_Layers):
 
 
 def _is_module(network):
+    """Return True for a module of PyTorch, without importing PyTorch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(network, torch.nn.Module)
 
 
 def _of_strategy(kind, strategy, budget, multiple):
-    one, shape, dtype = StrategyPlan(AS_IT_IS if strategy is None else strategy), kind.shape, kind.dtype
+    """Return the `StrategyPlan` of a strategy."""
+    result = StrategyPlan(AS_IT_IS if strategy is None else strategy)
+    shape, dtype = kind.shape, kind.dtype
     try:
         planner = kind.planner(strategy)
-        one.step = planner.step(shape, dtype)
+        result.step = planner.step(shape, dtype)
     except ValueError as error:
-        one.reason = str(error)
-        return one
+        result.reason = str(error)
+        return result
     if budget is None:
-        return one
+        return result
     axis = kind.axis
 
     def batch(n):
@@ -173,19 +176,19 @@ def _of_strategy(kind, strategy, budget, multiple):
     def size(n):
         return planner.peak(limits.with_size(shape, n, multiple, axis), dtype)
 
-    one.largest_batch = limits.largest(batch, budget, shape[0]) or None
+    result.largest_batch = limits.largest(batch, budget, shape[0]) or None
     if len(shape) == 4:
         height = shape[2 if axis == 1 else 1]
         n = limits.largest(size, budget, max(1, height // multiple))
         resized = limits.with_size(shape, n, multiple, axis)
-        one.largest_size = (resized[2:] if axis == 1 else resized[1:3]) if n else None
-    if one.largest_batch is None:
-        least, number = _least(planner, shape, dtype)
-        one.reason = f"{number} needs {human(least)}, {human(least - budget)} more than the budget"
-    return one
+        result.largest_size = (resized[2:] if axis == 1 else resized[1:3]) if n else None
+    if result.largest_batch is None:
+        least, number = _smallest_peak(planner, shape, dtype)
+        result.reason = f"{number} needs {human(least)}, {human(least - budget)} more than the budget"
+    return result
 
 
-def _least(planner, shape, dtype):
+def _smallest_peak(planner, shape, dtype):
     """Return the peak of one sample, and its number as text; of two if the network refuses one."""
     try:
         return planner.peak(limits.with_batch(shape, 1), dtype), "one sample"
@@ -193,24 +196,25 @@ def _least(planner, shape, dtype):
         return planner.peak(limits.with_batch(shape, 2), dtype), "the smallest batch, of 2 samples,"
 
 
-def _explain_what_fits(found):
-    """Add what would make it fit to strategies for which one sample does not fit."""
-    others = [one for one in found.strategies if one.largest_batch]
-    for one in found.strategies:
-        if one.step is None or found.budget is None or one.largest_batch:
+def _explain_what_fits(result):
+    """Add to each strategy with which one sample does not fit what would make it fit."""
+    fitting = [planned for planned in result.strategies if planned.largest_batch]
+    for planned in result.strategies:
+        if planned.step is None or result.budget is None or planned.largest_batch:
             continue
         ways = [
             f'strategy "{other.strategy}" fits {plural(other.largest_batch, "sample")}'
-            for other in others[:1]
+            for other in fitting[:1]
         ]
-        if one.largest_size:
-            ways.append("images of {} x {} fit in this batch".format(*one.largest_size))
-        ways += [f"{change.change} saves {human(change.saves)}" for change in found.advice[:2]]
+        if planned.largest_size:
+            ways.append("images of {} x {} fit in this batch".format(*planned.largest_size))
+        ways += [f"{change.change} saves {human(change.saves)}" for change in result.advice[:2]]
         if ways:
-            one.reason += f"; what helps: {'; '.join(ways)}"
+            planned.reason += f"; what helps: {'; '.join(ways)}"
 
 
 def _shape(shape):
+    """Return the shape of a batch as a tuple of int; raise an error for anything else."""
     if isinstance(shape, (str, int)) or len(tuple(shape)) < 2:
         raise ValueError(
             f"input_shape: expected the shape of a batch, such as (32, 3, 224, 224), got {shape!r}"
@@ -228,4 +232,5 @@ def _check(optimizer, loss, channel_axis, multiple):
 
 
 def _name(network):
+    """Return the name of a network for the title."""
     return network if isinstance(network, str) else getattr(network, "__name__", type(network).__name__)

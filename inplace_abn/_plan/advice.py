@@ -61,37 +61,40 @@ def advice_for(network, strategy, shape, dtype, before, *, optimizer, loss, clas
         time = (step.work - before.work) / before.work
         if step.peak < before.peak:
             found.append(Advice(change, before.peak - step.peak, time, step.peak))
-    return sorted(found, key=lambda one: (-one.rate, -one.saves))
+    return sorted(found, key=lambda advice: (-advice.rate, -advice.saves))
 
 
 def _changes(net, strategy):
     """Yield (text, function that changes a network), for the network as it is."""
-    if _keeps_two(net):
+    if _has_other_strategies(net):
         yield (
             'strategy="inplace": write each activation over its input',
             lambda net: with_strategy(net, "inplace"),
         )
     if any(_is_projection(layer.shortcut) for layer in _blocks(net)):
-        yield "run the projections again: Recompute for each shortcut with layers", _projections_again
+        yield "run the projections again: Recompute for each shortcut with layers", _recompute_projections
     if not isinstance(net, Sequential):
         return
     for name, layer in net.children():
         if type(layer) is not Sequential or len(layer) < 2:
             continue
-        yield f"run {name} again: Recompute instead of Sequential", _again(name)
+        yield f"run {name} again: Recompute instead of Sequential", _recompute_stage(name)
         if sum(isinstance(inner, Residual) for inner in layer) > 1:
-            yield f"run each block of {name} again: Recompute(block)", _each_again(name)
+            yield f"run each block of {name} again: Recompute(block)", _recompute_each_block(name)
 
 
-def _keeps_two(net):
+def _has_other_strategies(net):
+    """Return True if a normalization has another strategy than "inplace"."""
     return any(layer.strategy != "inplace" for _, layer in net.named_layers() if isinstance(layer, ABN))
 
 
 def _blocks(net):
+    """Return the residual blocks of a network."""
     return [layer for _, layer in net.named_layers() if isinstance(layer, Residual)]
 
 
 def _is_projection(shortcut):
+    """Return True for a shortcut of several layers, a convolution with its normalization."""
     return type(shortcut) is Sequential and len(shortcut) > 1
 
 
@@ -99,20 +102,25 @@ def _recompute(layers):
     return Recompute(dict(layers.children()))
 
 
-def _projections_again(net):
+def _recompute_projections(net):
+    """Replace each projection by a `Recompute`."""
     for block in _blocks(net):
         if _is_projection(block.shortcut):
             block.shortcut = _recompute(block.shortcut)
 
 
-def _again(name):
+def _recompute_stage(name):
+    """Return a function that replaces the `Sequential` of this name by a `Recompute`."""
+
     def apply(net):
         setattr(net, name, _recompute(getattr(net, name)))
 
     return apply
 
 
-def _each_again(name):
+def _recompute_each_block(name):
+    """Return a function that puts each residual block of the stage of this name into a `Recompute`."""
+
     def apply(net):
         stage = getattr(net, name)
         for key, layer in list(stage.children()):

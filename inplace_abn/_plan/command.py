@@ -1,4 +1,4 @@
-"""Say what a training step of a network needs, and what fits into a budget, without running it."""
+"""Print what a training step of a network needs, and what fits into a budget, without running it."""
 
 import sys
 
@@ -30,7 +30,7 @@ def add_arguments(parser):
 def main(options):
     """Print the plan and write the files; return the exit status."""
     try:
-        found = plan(
+        result = plan(
             options.network, (options.batch, *_sizes(options.input)), dtype=options.dtype,
             optimizer=None if options.optimizer == "none" else options.optimizer, budget=options.budget,
             strategies=options.strategy, classes=options.classes, advice=not options.no_advice,
@@ -38,13 +38,13 @@ def main(options):
     except (TypeError, ValueError) as error:
         print(f"plan: {error}", file=sys.stderr)
         return 2
-    print(found)
+    print(result)
     if options.json:
-        found.to_json(options.json)
+        result.to_json(options.json)
     if options.html:
-        found.to_html(options.html)
+        result.to_html(options.html)
     if options.plot:
-        _save_figure(found, options.plot)
+        _save_figure(result, options.plot)
     return 0
 
 
@@ -60,8 +60,8 @@ def _sizes(text):
     return tuple(map(int, parts))
 
 
-def _save_figure(found, path):
+def _save_figure(result, path):
     import matplotlib
 
     matplotlib.use("agg")
-    found.plot().figure.savefig(path, dpi=150)
+    result.plot().figure.savefig(path, dpi=150)

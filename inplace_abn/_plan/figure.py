@@ -12,7 +12,7 @@ def draw(plan, ax=None):
         import matplotlib.pyplot as plt
 
         _, ax = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    steps = [(one.strategy, one.step) for one in plan.strategies if one.step is not None]
+    steps = [(planned.strategy, planned.step) for planned in plan.strategies if planned.step is not None]
     most = max([step.peak for _, step in steps] + [plan.budget or 0], default=1)
     unit = next(
         name for name in ("GiB", "MiB", "KiB", "bytes") if most >= tables.in_unit(name) or name == "bytes"

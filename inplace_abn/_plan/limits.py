@@ -6,7 +6,7 @@ _UNITS = {
     "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
-#: The search ends at this batch or size, far beyond what anybody trains.
+#: The search ends at this batch or size.
 MOST = 1 << 20
 
 

@@ -31,13 +31,13 @@ def body(plan):
     parts += ["<h2>Memory over the step</h2>", _picture(plan)]
     if plan.advice:
         rows = [
-            [human(one.saves), f"{one.time:+.1%}" if one.time > 1e-3 else "none", one.change]
-            for one in plan.advice
+            [human(advice.saves), f"{advice.time:+.1%}" if advice.time > 1e-3 else "none", advice.change]
+            for advice in plan.advice
         ]
         parts += ["<h2>What to change next</h2>", _table(["saves", "additional time", "change"], rows)]
-    for one in plan.strategies:
-        if one.step is not None:
-            parts.append(_details(one))
+    for planned in plan.strategies:
+        if planned.step is not None:
+            parts.append(_details(planned))
     return "".join(parts)
 
 
@@ -47,25 +47,28 @@ def _table(heads, rows):
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
-def _details(one):
-    roles = [[role, human(nbytes)] for role, nbytes in one.step.by_role.items() if nbytes]
-    layers = [[layer, human(nbytes)] for layer, nbytes in list(one.step.by_layer.items())[:_LAYERS] if nbytes]
+def _details(planned):
+    roles = [[role, human(nbytes)] for role, nbytes in planned.step.by_role.items() if nbytes]
+    layers = [
+        [layer, human(nbytes)] for layer, nbytes in list(planned.step.by_layer.items())[:_LAYERS] if nbytes
+    ]
     return (
-        f"<details><summary>{escape(one.strategy)}: {human(one.step.kept)} kept for the backward</summary>"
+        f"<details><summary>{escape(planned.strategy)}: {human(planned.step.kept)} kept for the backward"
+        "</summary>"
         f"{_table(['role', 'kept'], roles)}{_table(['layer', 'kept'], layers)}</details>"
     )
 
 
 def _picture(plan):
-    steps = [one for one in plan.strategies if one.step is not None]
-    top = max([one.step.peak for one in steps] + [plan.budget or 0], default=0) or 1
+    steps = [planned for planned in plan.strategies if planned.step is not None]
+    top = max([planned.step.peak for planned in steps] + [plan.budget or 0], default=0) or 1
     shapes, legend = [], []
-    for one, color in zip(steps, COLORS * 9, strict=False):
-        points = shortened(one.step)
-        scale = _WIDTH / (one.step.work or 1)
+    for planned, color in zip(steps, COLORS * 9, strict=False):
+        points = shortened(planned.step)
+        scale = _WIDTH / (planned.step.work or 1)
         path = " ".join(f"{point[3] * scale:.1f},{_y(point[1], top):.1f}" for point in points)
         shapes.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.5" points="{path}"/>')
-        legend.append(f'<b style="color:{color}">{escape(one.strategy)}</b> {human(one.step.peak)}')
+        legend.append(f'<b style="color:{color}">{escape(planned.strategy)}</b> {human(planned.step.peak)}')
     if plan.budget is not None:
         y = _y(plan.budget, top)
         shapes.append(

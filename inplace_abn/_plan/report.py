@@ -58,10 +58,12 @@ class Plan:
 
     def __getitem__(self, strategy):
         """Return the `StrategyPlan` of a strategy."""
-        for one in self.strategies:
-            if one.strategy == strategy:
-                return one
-        raise KeyError(f"{strategy!r}; planned are {', '.join(one.strategy for one in self.strategies)}")
+        for planned in self.strategies:
+            if planned.strategy == strategy:
+                return planned
+        raise KeyError(
+            f"{strategy!r}; planned are {', '.join(planned.strategy for planned in self.strategies)}"
+        )
 
     def __str__(self):
         return "\n".join([*self._title(), "", *self._table(), *self._notes(), *self._advice()])
@@ -80,8 +82,8 @@ class Plan:
             "shape": list(self.shape),
             "dtype": self.dtype,
             "budget": self.budget,
-            "strategies": [_described(one) for one in self.strategies],
-            "advice": [one._asdict() for one in self.advice],
+            "strategies": [_as_dict(planned) for planned in self.strategies],
+            "advice": [advice._asdict() for advice in self.advice],
         }
 
     def to_json(self, path=None):
@@ -105,14 +107,16 @@ class Plan:
 
     def columns(self):
         """Return the heads of the columns and the rows of the table, as texts."""
-        unit = largest_unit(human(one.step.peak).split()[1] for one in self.strategies if one.step)
+        unit = largest_unit(
+            human(planned.step.peak).split()[1] for planned in self.strategies if planned.step
+        )
         heads = ["strategy", "parameters", "gradients", "optimizer", "kept", "temporaries", f"peak ({unit})"]
         heads += ["peak in"] if self.budget is None else ["peak in", "largest batch", "largest size"]
         rows = []
-        for one in self.strategies:
-            step = one.step
+        for planned in self.strategies:
+            step = planned.step
             if step is None:
-                rows.append([one.strategy] + ["-"] * (len(heads) - 1))
+                rows.append([planned.strategy] + ["-"] * (len(heads) - 1))
                 continue
             sizes = (
                 step.parameters,
@@ -123,10 +127,10 @@ class Plan:
                 step.peak,
             )
             where = f"{step.at_peak['phase']}, {step.at_peak['layer']}".removesuffix(", ")
-            row = [one.strategy, *(f"{size / in_unit(unit):,.2f}" for size in sizes), where]
+            row = [planned.strategy, *(f"{size / in_unit(unit):,.2f}" for size in sizes), where]
             if self.budget is not None:
-                size = "-" if one.largest_size is None else "{} x {}".format(*one.largest_size)
-                row += [str(one.largest_batch or "-"), size]
+                size = "-" if planned.largest_size is None else "{} x {}".format(*planned.largest_size)
+                row += [str(planned.largest_batch or "-"), size]
             rows.append(row)
         return heads, rows
 
@@ -144,30 +148,35 @@ class Plan:
         return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
     def _notes(self):
-        return [f"{one.strategy}: {one.reason}" for one in self.strategies if one.reason]
+        return [f"{planned.strategy}: {planned.reason}" for planned in self.strategies if planned.reason]
 
     def _advice(self):
         if not self.advice:
             return []
         lines = ["", f"What to change next, from {self.strategies[0].strategy}:"]
-        for one in self.advice:
-            time = f"{one.time:+.1%} time" if one.time > 1e-3 else "no additional time"
-            lines.append(f"  {human(one.saves):>10}  {time:<18}  {one.change}")
+        for advice in self.advice:
+            time = f"{advice.time:+.1%} time" if advice.time > 1e-3 else "no additional time"
+            lines.append(f"  {human(advice.saves):>10}  {time:<18}  {advice.change}")
         return lines
 
 
-def _described(one):
-    found = {"strategy": one.strategy, "reason": one.reason}
-    found |= {"largest_batch": one.largest_batch, "largest_size": one.largest_size and list(one.largest_size)}
-    step = one.step
+def _as_dict(planned):
+    """Return a `StrategyPlan` as a dict, for JSON."""
+    result = {"strategy": planned.strategy, "reason": planned.reason}
+    result |= {
+        "largest_batch": planned.largest_batch,
+        "largest_size": planned.largest_size and list(planned.largest_size),
+    }
+    step = planned.step
     if step is not None:
         names = "parameters", "buffers", "state", "batch", "gradients", "kept", "peak", "at_peak"
-        found |= {name: getattr(step, name) for name in names}
-        found |= {"kept_by_role": step.by_role, "kept_by_layer": step.by_layer, "timeline": shortened(step)}
-    return found
+        result |= {name: getattr(step, name) for name in names}
+        result |= {"kept_by_role": step.by_role, "kept_by_layer": step.by_layer, "timeline": shortened(step)}
+    return result
 
 
 def _written(text, path):
+    """Return a text; write it to a file if a path is given."""
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
     return text

@@ -121,33 +121,34 @@ class Planner:
         TypeError, ValueError
             As a call of the network, with the path of the layer.
         """
-        found, ledger = self._ran(shape, dtype)
-        found.kept, found.rows, found.peak = ledger.kept, list(ledger.table()), ledger.meter.peak
-        found.work = _work(ledger.meter)
-        found.timeline = ledger.timeline_of_step()
-        found.at_peak = ledger.at_peak(found)
-        return found
+        step, ledger = self._followed(shape, dtype)
+        step.kept, step.rows, step.peak = ledger.kept, list(ledger.table()), ledger.meter.peak
+        step.work = _work(ledger.meter)
+        step.timeline = ledger.timeline_of_step()
+        step.at_peak = ledger.at_peak(step)
+        return step
 
     def peak(self, shape, dtype=np.float32):
         """Return the peak of `step`, in less time."""
-        return self._ran(shape, dtype)[1].meter.peak
+        return self._followed(shape, dtype)[1].meter.peak
 
-    def _ran(self, shape, dtype):
+    def _followed(self, shape, dtype):
+        """Follow a step; return a `Step` with the sizes that do not depend on time, and the ledger."""
         ledger = _Ledger()
-        found = Step(self.parameters, self.buffers, self.state)
+        step = Step(self.parameters, self.buffers, self.state)
         with planning(ledger.meter), ledger.active():
             ledger.meter.allocated(self.parameters + self.buffers + self.state)
             try:
-                self._run(ledger, found, ShapeArray(shape, np.dtype(dtype)))
+                self._run(ledger, step, ShapeArray(shape, np.dtype(dtype)))
             finally:
                 self._network.release()
                 self._network.zero_grad()
-        return found, ledger
+        return step, ledger
 
-    def _run(self, ledger, found, x):
+    def _run(self, ledger, step, x):
         net, loss = self._network, _loss(self._loss, self._network)
         ledger.gradients_of = self._trained
-        ledger.phase, found.batch = "forward", x.nbytes
+        ledger.phase, step.batch = "forward", x.nbytes
         ledger.batch.add(id(x))
         z = net(x)
         if loss is None or not isinstance(z, np.ndarray) or z.ndim < 2:
@@ -156,7 +157,7 @@ class Planner:
         else:
             ledger.phase = "loss"
             labels = _labels(loss, z)
-            found.batch += labels.nbytes
+            step.batch += labels.nbytes
             ledger.batch.add(id(labels))
             loss(z, labels)
             del z
@@ -165,7 +166,7 @@ class Planner:
         net.backward(dz, overwrite=True)
         del dz
         ledger.phase = "optimizer"
-        found.gradients = sum(p.grad.nbytes for p in self._trained if p.grad is not None)
+        step.gradients = sum(p.grad.nbytes for p in self._trained if p.grad is not None)
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad()
@@ -178,10 +179,12 @@ def planner_of(network, strategy, shape, *, optimizer="sgd", loss="cross_entropy
 
 
 def _work(meter):
+    """Return the estimate of the time so far: see `Step.work`."""
     return meter.moved + meter.flops / FLOPS_PER_BYTE
 
 
 def _loss(name, network):
+    """Return the layer of a loss, or None."""
     if name == "mse":
         return layers.MSELoss()
     if name is None:
@@ -191,6 +194,7 @@ def _loss(name, network):
 
 
 def _labels(loss, z):
+    """Return labels or targets for a result, as a shape array."""
     if isinstance(loss, layers.MSELoss):
         return np.empty_like(z)
     shape = list(z.shape)
@@ -220,9 +224,11 @@ class _Ledger(memory.Ledger):
             _core.set_recorder(before)
 
     def _note(self, used):
+        """Enter a point of the timeline: the meter calls this after each change."""
         self._steps.append((self.phase, used, len(self._events), _work(self.meter)))
 
     def _note_peak(self):
+        """Store what is in use: the meter calls this at each new peak."""
         gradients = 0
         if self.phase in ("backward", "optimizer"):
             gradients = sum(p.grad.nbytes for p in self.gradients_of if p.grad is not None)
@@ -244,10 +250,10 @@ class _Ledger(memory.Ledger):
         phase, name, gradients, until = self._peak
         count = events.at(self._events, until)
         kept = count.live
-        # Inputs and labels are kept as well, and counted once.
-        twice = {entry.buffer: entry.nbytes for entry in count.entries() if entry.buffer in self.batch}
+        # Inputs and labels that layers keep are part of `batch` and of `kept`: count them once.
+        duplicates = {entry.buffer: entry.nbytes for entry in count.entries() if entry.buffer in self.batch}
         rest = step.parameters + step.buffers + step.state + step.batch + gradients + kept
-        rest -= sum(twice.values())
+        rest -= sum(duplicates.values())
         return {
             "phase": phase,
             "layer": name() if callable(name) else name,

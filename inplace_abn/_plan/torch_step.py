@@ -25,16 +25,17 @@ from .advice import Advice
 from .step import FLOPS_PER_BYTE, Step
 
 _UNKNOWN = DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException
-#: Name of a strategy -> function that changes a model.
+#: Strategy -> function that changes a model.
 STRATEGIES = {
     None: lambda model: model,
     "inplace": convert,
-    "inplace, again": lambda model: convert(model, recompute_stem=True, recompute_projections=True),
+    "inplace, recompute": lambda model: convert(model, recompute_stem=True, recompute_projections=True),
     "inplace, leaky_relu": lambda model: convert(model, activation="leaky_relu"),
 }
+#: Strategy -> the change of the code that it stands for, for advice.
 CHANGES = {
     "inplace": "inplace_abn.torch.convert(model)",
-    "inplace, again": "convert(model, recompute_stem=True, recompute_projections=True)",
+    "inplace, recompute": "convert(model, recompute_stem=True, recompute_projections=True)",
 }
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, foreach=False),
@@ -77,7 +78,7 @@ class TorchPlanner:
         """Return the tensors in the state of the optimizer."""
         states = {} if self._optimizer is None else self._optimizer.state
         found = (tree_leaves(state) for state in states.values())
-        return [one for leaves in found for one in leaves if isinstance(one, torch.Tensor)]
+        return [leaf for leaves in found for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     def always_present(self):
         """Return parameters, buffers and the state of the optimizer."""
@@ -86,70 +87,70 @@ class TorchPlanner:
     def step(self, shape, dtype="float32"):
         """Return the `Step` for an input of a shape and dtype; see `Planner.step`."""
         dtype = getattr(torch, np.dtype(dtype).name)
-        found, watch = self._ran(shape, dtype)
-        found.kept, found.rows = self._kept(shape, dtype)
-        meter = watch.meter
-        found.peak, found.work = meter.peak, meter.moved + meter.flops / FLOPS_PER_BYTE
-        found.timeline, (phase, layer, gradients, kept) = watch.timeline, watch.peak
+        step, counter = self._followed(shape, dtype)
+        step.kept, step.rows = self._kept(shape, dtype)
+        meter = counter.meter
+        step.peak, step.work = meter.peak, meter.moved + meter.flops / FLOPS_PER_BYTE
+        step.timeline, (phase, layer, gradients, kept) = counter.timeline, counter.peak
         base = self.parameters + self.buffers + self.state
-        rest = max(0, found.peak - base - found.batch - gradients - kept)
-        found.at_peak = {
+        rest = max(0, step.peak - base - step.batch - gradients - kept)
+        step.at_peak = {
             "phase": phase, "layer": layer, "gradients": gradients, "kept": kept, "temporaries": rest,
         }  # fmt: skip
-        return found
+        return step
 
     def peak(self, shape, dtype="float32"):
         """Return the peak of `step`, in less time."""
-        return self._ran(shape, getattr(torch, np.dtype(dtype).name))[1].meter.peak
+        return self._followed(shape, getattr(torch, np.dtype(dtype).name))[1].meter.peak
 
-    def _ran(self, shape, dtype):
-        found, watch = Step(self.parameters, self.buffers, self.state), _Watch(self)
-        with watch.active(self._mode):
-            self._run(watch, found, torch.empty(shape, dtype=dtype))
-        return found, watch
+    def _followed(self, shape, dtype):
+        step, counter = Step(self.parameters, self.buffers, self.state), _StorageCounter(self)
+        with counter.active(self._mode):
+            self._run(counter, step, torch.empty(shape, dtype=dtype))
+        return step, counter
 
     def _kept(self, shape, dtype):
         """Return the bytes that a forward keeps for its backward, and their rows."""
-        watch = _Watch(self)
-        with watch.active(self._mode):
+        counter = _StorageCounter(self)
+        with counter.active(self._mode):
             x = torch.empty(shape, dtype=dtype)
-            results = [one for one in tree_leaves(self._model(x)) if isinstance(one, torch.Tensor)]
-            # Results are kept if the graph saved them, and not because somebody holds them.
+            results = [leaf for leaf in tree_leaves(self._model(x)) if isinstance(leaf, torch.Tensor)]
+            # Delete the results: those that the graph saved are still alive then, and count as kept.
             graph = [result.grad_fn for result in results]
             del x, results
-            rows = watch.rows()
+            rows = counter.rows()
             del graph
         return sum(row.nbytes for row in rows), rows
 
-    def _run(self, watch, found, x):
-        watch.phase, found.batch = "forward", x.untyped_storage().nbytes()
-        results = [one for one in tree_leaves(self._model(x)) if isinstance(one, torch.Tensor)]
-        watch.phase = "loss"
-        loss = self._loss_of(results, found)
-        watch.kept_now()
+    def _run(self, counter, step, x):
+        counter.phase, step.batch = "forward", x.untyped_storage().nbytes()
+        results = [leaf for leaf in tree_leaves(self._model(x)) if isinstance(leaf, torch.Tensor)]
+        counter.phase = "loss"
+        loss = self._loss_of(results, step)
+        counter.kept_now()
         del results
-        watch.phase = "backward"
+        counter.phase = "backward"
         loss.backward()
         del loss
-        watch.phase = "optimizer"
-        found.gradients = _bytes_of(p.grad for p in self._trained if p.grad is not None)
+        counter.phase = "optimizer"
+        step.gradients = _bytes_of(p.grad for p in self._trained if p.grad is not None)
         if self._optimizer is not None:
             self._optimizer.step()
         for parameter in self._trained:
             parameter.grad = None
 
-    def _loss_of(self, results, found):
+    def _loss_of(self, results, step):
         first = results[0]
         if self._loss == "cross_entropy" and first.dim() > 1:
             labels = torch.empty((first.shape[0], *first.shape[2:]), dtype=torch.int64)
-            found.batch += labels.untyped_storage().nbytes()
+            step.batch += labels.untyped_storage().nbytes()
             return nn.functional.cross_entropy(first, labels)
         if self._loss == "mse":
             return nn.functional.mse_loss(first, torch.empty_like(first))
         return sum(result.sum() for result in results if result.is_floating_point())
 
 
-class _Watch(TorchDispatchMode):
+class _StorageCounter(TorchDispatchMode):
     """Counts the storages that operations allocate and free."""
 
     def __init__(self, planner):
@@ -177,7 +178,7 @@ class _Watch(TorchDispatchMode):
             raise TypeError(
                 f"{self._module()}: a plan has shapes alone, and {function} needs the values of a tensor"
             ) from error
-        tensors = [one for one in tree_leaves(result) if isinstance(one, torch.Tensor)]
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         self._estimate(function, args, tensors)
         for tensor in tensors:
             self._add(tensor, function)
@@ -185,8 +186,8 @@ class _Watch(TorchDispatchMode):
 
     def _estimate(self, function, args, results):
         """Count the work: bytes of inputs and results, and the products of convolutions and matrices."""
-        inputs = [one for one in tree_leaves(args) if isinstance(one, torch.Tensor)]
-        self.meter.moved += sum(one.numel() * one.element_size() for one in (*inputs, *results))
+        inputs = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+        self.meter.moved += sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *results))
         name = function.overloadpacket.__name__
         if name.startswith("convolution") and len(inputs) > 1:
             backward = name.endswith("backward")
@@ -226,7 +227,8 @@ class _Watch(TorchDispatchMode):
     def _module(self):
         """Return the path and type of the innermost module whose forward runs.
 
-        It is found in the frames of the stack: with hooks, converted models would run without fusion.
+        It is found in the frames of the stack. Hooks would change what is measured: a converted model with
+        hooks on its modules runs without fusion.
         """
         frame = sys._getframe(1)
         while frame is not None:
@@ -256,14 +258,16 @@ def advice_for(network, before, shape, dtype, options):
         if step.peak < before.peak:
             time = (step.work - before.work) / before.work
             found.append(Advice(change, before.peak - step.peak, time, step.peak))
-    return sorted(found, key=lambda one: (-one.rate, -one.saves))
+    return sorted(found, key=lambda advice: (-advice.rate, -advice.saves))
 
 
 def _key(tensor):
+    """Return the identity of the storage of a tensor."""
     return tensor.untyped_storage()._cdata
 
 
 def _bytes_of(tensors):
+    """Return the bytes of the storages of tensors, each storage once."""
     return sum({_key(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 

@@ -58,12 +58,13 @@ def _classes():
     from .. import layers, models
     from ..models.deeplab import ImagePooling
 
-    found = [ImagePooling, *vars(layers).values(), *vars(models).values()]
-    return {one.__name__: one for one in found if isinstance(one, type) and issubclass(one, Layer)}
+    objects = [ImagePooling, *vars(layers).values(), *vars(models).values()]
+    classes = [kind for kind in objects if isinstance(kind, type) and issubclass(kind, Layer)]
+    return {kind.__name__: kind for kind in classes}
 
 
 class _Writer:
-    """Converts layers to JSON; a layer or parameter that appears again is a reference to the first time."""
+    """Converts layers to JSON. A layer or parameter that appears twice is a reference the second time."""
 
     def __init__(self):
         self._numbers = {}  # id of a layer or parameter -> position among all of them
@@ -88,13 +89,13 @@ class _Writer:
             if id(value) in self._numbers:
                 return {"same": self._numbers[id(value)]}
             self._numbers[id(value)] = len(self._numbers)
-            return {"parameter": _form(value.data), "requires_grad": value.requires_grad}
+            return {"parameter": _shape_and_dtype(value.data), "requires_grad": value.requires_grad}
         if isinstance(value, np.ndarray) and is_buffer:
-            return {"buffer": _form(value)}
+            return {"buffer": _shape_and_dtype(value)}
         if isinstance(value, np.random.Generator):
             return {"generator": type(value.bit_generator).__name__}
         if isinstance(value, tuple):
-            return {"tuple": [self._value(path, one, False) for one in value]}
+            return {"tuple": [self._value(path, element, False) for element in value]}
         if isinstance(value, np.generic):
             value = value.item()
         if value is None or isinstance(value, (bool, int, float, str)):
@@ -104,14 +105,14 @@ class _Writer:
 
 def _state_of(layer):
     """Return the attributes of a layer. Groups of processes are not described: `SyncABN` gets that of MPI."""
-    found = {key: value for key, value in layer.__getstate__().items() if key != "_key"}
+    attributes = {key: value for key, value in layer.__getstate__().items() if key != "_key"}
     if isinstance(layer, SyncABN):
-        del found["_exchange"]
-        found["group"] = None
-    return found
+        del attributes["_exchange"]
+        attributes["group"] = None
+    return attributes
 
 
-def _form(array):
+def _shape_and_dtype(array):
     return [list(array.shape), array.dtype.name]
 
 
@@ -121,23 +122,23 @@ class _Reader:
     def __init__(self):
         self._made = []
 
-    def value(self, found):
-        if not isinstance(found, dict):
-            return found
-        kind, content = next(iter(found.items()))
+    def value(self, description):
+        if not isinstance(description, dict):
+            return description
+        kind, content = next(iter(description.items()))
         if kind == "layer":
-            return self._layer(_classes()[content], found["attributes"])
+            return self._layer(_classes()[content], description["attributes"])
         if kind == "same":
             return self._made[content]
         if kind == "parameter":
-            self._made.append(Parameter(_zeros(*content), found["requires_grad"]))
+            self._made.append(Parameter(_zeros(*content), description["requires_grad"]))
             return self._made[-1]
         if kind == "buffer":
             return _zeros(*content)
         if kind == "generator":
             return np.random.Generator(_BIT_GENERATORS[content]())
         if kind == "tuple":
-            return tuple(self.value(one) for one in content)
+            return tuple(self.value(element) for element in content)
         raise ValueError(f"unknown entry {kind!r}")
 
     def _layer(self, kind, attributes):

@@ -38,7 +38,7 @@ def read(path):
         except library.SafetensorError as error:
             raise ValueError(f"{path}: cannot be read as a .safetensors file: {error}") from error
     try:
-        # np.load would leave a file open that is no archive.
+        # Open the file here: np.load leaves it open if it is no archive.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: stored(arrays[name]) for name in arrays}
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:

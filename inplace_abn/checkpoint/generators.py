@@ -22,7 +22,7 @@ def state_of(generator):
 
 
 def prepare_load(name, generator, array):
-    """Check a state; return a function of no arguments that loads it.
+    """Check a state; return a function without arguments that loads it.
 
     Raises
     ------

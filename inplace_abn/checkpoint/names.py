@@ -91,6 +91,7 @@ def names_in(source, layers):
 
 
 def _replaced(path, patterns):
+    """Return the name that the first matching pattern gives to a path, or None."""
     for pattern, name in patterns:
         match = re.fullmatch(pattern, path)
         if match:  # numbers in braces count from 0 here and from 1 there
@@ -99,6 +100,7 @@ def _replaced(path, patterns):
 
 
 def _mobilenet(layers, which):
+    """Return the names of the layers of `mobilenet_v2`: of torchvision for `which` 0, of timm for 1."""
     matches = {path: _BLOCK.fullmatch(path) for path in layers}
     blocks = list(dict.fromkeys(match[1] for match in matches.values() if match))
     expanded = {match[1] for match in matches.values() if match and match[4] == "expand"}

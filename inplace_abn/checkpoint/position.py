@@ -32,11 +32,11 @@ def pair_by_position(own, state, excluded):
     ours, theirs = _in_order(own), list(state)
     if not any(_leaf(name) == "num_batches_tracked" for name in theirs):
         ours = [name for name in ours if _leaf(name) != "num_batches_tracked"]
-    for position, (one, other) in enumerate(zip_longest(ours, theirs)):
-        if not _fit(one, other, own, state, excluded):
+    for position, (name, their_name) in enumerate(zip_longest(ours, theirs)):
+        if not _fit(name, their_name, own, state, excluded):
             raise RuntimeError(
-                f"position {position}: the network has {_described(one, own)}, the checkpoint has "
-                f"{_described(other, state)}"
+                f"position {position}: the network has {_described(name, own)}, the checkpoint has "
+                f"{_described(their_name, state)}"
             )
     return dict(zip(ours, theirs, strict=True))
 
@@ -49,18 +49,21 @@ def _in_order(own):
     return found
 
 
-def _fit(one, other, own, state, excluded):
-    if one is None or other is None:
+def _fit(name, their_name, own, state, excluded):
+    """Return True if an array of the checkpoint can be the pair of one of the network, by name and shape."""
+    if name is None or their_name is None:
         return False
-    ours = "weight" if _leaf(one) == "slope" else _leaf(one)
-    if _leaf(other) in _KNOWN and _leaf(other) != ours:
+    leaf = "weight" if _leaf(name) == "slope" else _leaf(name)
+    if _leaf(their_name) in _KNOWN and _leaf(their_name) != leaf:
         return False
-    return one in excluded or mismatch(state[other], own[one].shape, own[one].dtype) is None
+    return name in excluded or mismatch(state[their_name], own[name].shape, own[name].dtype) is None
 
 
 def _described(name, arrays):
+    """Return name and shape of an array, for messages."""
     return "no more entries" if name is None else f"{name} of shape {arrays[name].shape}"
 
 
 def _leaf(name):
+    """Return the last part of a name: "weight" of "body.0.weight"."""
     return name.rpartition(".")[2]

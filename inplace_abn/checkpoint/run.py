@@ -81,7 +81,7 @@ def load(path, **parts):
     found = _nested(read(path))
     found.pop(ARCHITECTURE, None)
     states, present = found.pop(GENERATORS, {}), ", ".join(found)
-    foreign, own = [], []
+    foreign, own = [], []  # objects of other libraries; functions that load objects of this package
     for name, part in parts.items():
         if name not in found:
             raise ValueError(f"{name}: the file has no such part; it has {present or 'none'}")
@@ -170,7 +170,9 @@ def _arrays_of(name, part):
         if not found:
             raise ValueError(f"{name}: the state is empty; leave it out")
         if isinstance(part, Layer):
-            with suppress(TypeError):  # a network with layers of the user is loaded into one
+            with suppress(
+                TypeError
+            ):  # without a description, `load` needs a network that the caller has built
                 found[f"{ARCHITECTURE}.{name}"] = description_of(part)
         return found
     if isinstance(part, Mapping):

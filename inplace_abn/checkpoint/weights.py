@@ -125,17 +125,18 @@ def _excluded(names, exclude):
     for path in exclude:
         inside = {name for name in names if _is_inside(name, path)}
         if not inside:
-            here = sorted(
+            ours = sorted(
                 {name.rpartition(".")[0] for name, theirs in names.items() if _is_inside(theirs, path)}
             )
             layers = list(dict.fromkeys(name.partition(".")[0] for name in names))
-            hint = f"it is called {_list(here)} here" if here else f"it has {_list(layers)}"
+            hint = f"it is called {_list(ours)} here" if ours else f"it has {_list(layers)}"
             raise ValueError(f"exclude: the network has no layer or parameter {path!r}; {hint}")
         found |= inside
     return found
 
 
 def _is_inside(name, path):
+    """Return True for the layer or parameter `path` itself, and for everything inside that layer."""
     return name == path or name.startswith(f"{path}.")
 
 
@@ -160,28 +161,30 @@ def _check(own, names, found, missing, unexpected):
     for name, array in found.items():
         problem = mismatch(array, own[name].shape, own[name].dtype)
         if problem:
-            differing.append(f"{problem[0]} mismatch: {_both(name, names)}: {problem[1]}")
+            differing.append(f"{problem[0]} mismatch: {_both_names(name, names)}: {problem[1]}")
     problems = [
-        *_first("missing", [f"missing: {_both(name, names)}" for name in missing]),
-        *_first("unexpected", [f"unexpected: {name}" for name in unexpected]),
-        *_first("mismatches", differing),
+        *_shortened("missing", [f"missing: {_both_names(name, names)}" for name in missing]),
+        *_shortened("unexpected", [f"unexpected: {name}" for name in unexpected]),
+        *_shortened("mismatches", differing),
     ]
     if problems:
         lines = "\n\t".join(problems)
         raise RuntimeError(f"The checkpoint does not fit the network; nothing was loaded:\n\t{lines}")
 
 
-def _first(kind, lines):
-    """Return the first lines, and how many more there are."""
+def _shortened(kind, lines):
+    """Return the first `_SHOWN` lines, and a line that says how many more there are."""
     shown = lines[:_SHOWN]
     return shown + ([f"{len(lines) - _SHOWN} more {kind}"] if len(lines) > _SHOWN else [])
 
 
 def _list(names):
+    """Return the first names, quoted, for messages."""
     return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _both(name, names):
+def _both_names(name, names):
+    """Return the name in the checkpoint and, if it differs, that in the network, for messages."""
     return name if names[name] == name else f"{names[name]} ({name} in the network)"
 
 
@@ -196,4 +199,5 @@ def _absolute(network, found):
 
 
 def _leaf(name):
+    """Return the last part of a name: "weight" of "body.0.weight"."""
     return name.rpartition(".")[2]

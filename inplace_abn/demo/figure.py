@@ -35,8 +35,8 @@ def draw_losses(ax, runs, looks):
     window = len(runs[0].losses) - len(smoothed[0]) + 1
     steps = np.arange(window, len(runs[0].losses) + 1)
     for run, losses, look in zip(runs, smoothed, looks, strict=True):
-        wide = {"linewidth": 5} if run.strategy == "standard" else {}  # visible where other lines lie on it
-        ax.plot(steps, losses, **{**look, **wide})
+        width = {"linewidth": 5} if run.strategy == "standard" else {}  # visible where other lines lie on it
+        ax.plot(steps, losses, **{**look, **width})
     low, high = float(min(map(min, smoothed))), float(max(map(max, smoothed)))
     if low > 0 and high > 5 * low:
         ax.set_yscale("log")

@@ -19,12 +19,12 @@ _TEXT = 1024  # bytes of settings or an error message
 
 
 class Exchange:
-    """What a layer exchanges over its group.
+    """Exchanges numbers of one layer over its group, and compares the settings of the processes.
 
     Parameters
     ----------
     group : Group, mpi4py.MPI.Comm or None
-        As for `as_group`. It is opened with the first use.
+        As for `as_group`. The connection is opened when it is first needed.
     """
 
     def __init__(self, group=None):
@@ -68,7 +68,7 @@ class Exchange:
             What must be equal in all processes.
         values : float64 ndarray of shape (n,)
         error : Exception, optional
-            Why this process cannot go on. It is then reported to all others, and the result is None.
+            Why this process cannot continue. It is reported to all others, and the result is None.
 
         Raises
         ------
@@ -117,13 +117,13 @@ class Step:
 
     def __init__(self, exchange, channels, settings):
         self.exchange, self.channels, self.settings = exchange, channels, settings
-        self._done, self._merged = False, None
+        self._has_exchanged, self._merged = False, None
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
-        if isinstance(error, Exception) and not self._done:
+        if isinstance(error, Exception) and not self._has_exchanged:
             self.exchange.gather(self.settings, np.zeros(2 * self.channels + 1), error)
 
     def backward(self):
@@ -166,12 +166,14 @@ class Step:
         return total[: self.channels], total[self.channels : -1]
 
     def _gather(self, values):
-        self._done = True
+        """Return the rows of all processes; from then on, an error is not reported any more."""
+        self._has_exchanged = True
         return self.exchange.gather(self.settings, values)
 
 
 @lru_cache(maxsize=1024)
 def _digest(settings):
+    """Return a hash of settings as a float."""
     text = json.dumps(settings).encode()
     return float(int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "big"))
 
@@ -185,4 +187,5 @@ def _encode(settings):
 
 
 def _decode(row):
+    """Invert `_encode`."""
     return json.loads(row.astype("<u4").tobytes())

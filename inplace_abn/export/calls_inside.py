@@ -38,32 +38,35 @@ class CallsInside:
             If an array that no layer has made is passed to a layer or returned.
         """
         arrays = [self._array_of(value) for value in inputs]
-        named = {key: self._array_of(one) if isinstance(one, Value) else one for key, one in options.items()}
+        named = {
+            key: self._array_of(value) if isinstance(value, Value) else value
+            for key, value in options.items()
+        }
         is_graph = type(self._layer).forward is Graph.forward
-        if is_graph or self._tracer.path(self._layer) == "":  # inner containers copy the inputs of these
+        if is_graph or self._tracer.path(self._layer) == "":  # their inputs are copied by containers inside
             self._given = {id(array) for array in (*arrays, *named.values())}
         before, active.tape = active.tape, self
         outer, self._tracer.calling_path = self._tracer.calling_path, self._tracer.path(self._layer)
         try:
             if is_graph:
-                found = self._layer.compute(*arrays, **named)
+                z = self._layer.compute(*arrays, **named)
             else:
-                found = self._layer.forward(Call(self._layer, arrays, named, None), *arrays, **named)
+                z = self._layer.forward(Call(self._layer, arrays, named, None), *arrays, **named)
         finally:
             active.tape, self._tracer.calling_path = before, outer
-        if isinstance(found, tuple):
-            return tuple(self._value_of(f"result {i}", one) for i, one in enumerate(found))
-        return self._value_of("result", found)
+        if isinstance(z, tuple):
+            return tuple(self._value_of(f"result {i}", result) for i, result in enumerate(z))
+        return self._value_of("result", z)
 
     def call(self, layer, inputs, options):
         """Add the steps of a call of a layer; return arrays for its results."""
         if options.get("mask") is not None:
             raise ValueError(f"{layer.label}: mask=: the export is for batches without a mask")
-        values = [self._known_or_constant(f"input {i}", layer, one) for i, one in enumerate(inputs)]
+        values = [self._known_or_constant(f"input {i}", layer, value) for i, value in enumerate(inputs)]
         out = options.get("out")
         named = {
-            key: self._known_or_constant(f"{key}=", layer, one)
-            for key, one in options.items()
+            key: self._known_or_constant(f"{key}=", layer, value)
+            for key, value in options.items()
             if key != "out"
         }
         result = self._tracer.run(layer, *values, **named)
@@ -82,18 +85,20 @@ class CallsInside:
             return None
         return None if layer.copies_input and id(inputs[0]) in self._given else inputs[0]
 
-    def _known_or_constant(self, name, layer, one):
-        return self._value_of(f"{layer.label}: {name}", one) if isinstance(one, np.ndarray) else one
+    def _known_or_constant(self, name, layer, value):
+        """Return the Value of an array, and anything else unchanged."""
+        return self._value_of(f"{layer.label}: {name}", value) if isinstance(value, np.ndarray) else value
 
     def _value_of(self, name, array):
-        found = self._known.get(id(array))
-        if found is None or found[0] is not array:
+        """Return the Value of a known array, else raise a ValueError."""
+        entry = self._known.get(id(array))
+        if entry is None or entry[0] is not array:
             raise ValueError(
                 f"{self._layer.label}: {name}, {_described(array)}, is not the result of a layer, or was "
                 "overwritten by one, so that the export does not know how it is computed; use layers, "
                 "layers.add, mul and concat instead of NumPy"
             )
-        return found[1]
+        return entry[1]
 
     def _array_of(self, value, array=None):
         """Return an array that stands for a Value: `array`, or zeros."""
@@ -108,6 +113,7 @@ class CallsInside:
 
 
 def _described(array):
+    """Return shape or type of a value, for messages."""
     if isinstance(array, np.ndarray):
         return f"an array of shape {array.shape}"
     return f"of type {type(array).__name__}"

@@ -116,7 +116,10 @@ def _input(network, shape):
             shape = shape or (layer.in_features,)
             break
     if shape is None:
-        raise ValueError("--input: expected the shape of one sample, such as 3x224x224; no layer tells it")
+        raise ValueError(
+            "--input: expected the shape of one sample, such as 3x224x224: no layer has a number of "
+            "input channels"
+        )
     if len(shape) != 3:
         return shape, ()
     return shape, (2, 3) if axis == 1 else (1, 2)

@@ -58,41 +58,41 @@ def fold(network, input_shape, dtype=None):
     >>> np.allclose(folded(x), net.eval()(x), atol=1e-6)
     True
     """
-    found = trace(network, input_shape, dtype)
-    for layer, abn in foldable(found):
+    traced = trace(network, input_shape, dtype)
+    for layer, abn in foldable(traced):
         fold_into(layer, abn)
-        _replace(found.network, abn, _activation_of(abn))
-    return found.network
+        _replace(traced.network, abn, _activation_of(abn))
+    return traced.network
 
 
-def foldable(found):
-    """Return the pairs (layer, ABN) of a `Trace` that can be folded: each takes every result of the other."""
-    makers = {value: step for step in found.steps for value in step.outputs}
-    uses = Counter((*found.outputs, *(value for step in found.steps for value in step.inputs)))
+def foldable(traced):
+    """Return the pairs (layer, ABN) of a `Trace` to fold, where the ABN takes every result of the layer."""
+    makers = {value: step for step in traced.steps for value in step.outputs}
+    uses = Counter((*traced.outputs, *(value for step in traced.steps for value in step.inputs)))
     calls = {}
-    for step in found.steps:
+    for step in traced.steps:
         if step.op in LINEAR or step.op == "ABN":
             calls.setdefault(id(step.layer), []).append(step)
-    pairs, needed = [], _needed_elsewhere(found)
+    pairs, needed = [], _needed_elsewhere(traced)
     for steps in calls.values():
         before = [makers.get(step.inputs[0]) for step in steps]
         if steps[0].op != "ABN" or None in before or before[0].op not in LINEAR:
             continue
         layer, abn = before[0].layer, steps[0].layer
         fit = all(
-            one.layer is layer and uses[step.inputs[0]] == 1 and _fits(one, step)
-            for one, step in zip(before, steps, strict=True)
+            maker.layer is layer and uses[step.inputs[0]] == 1 and _fits(maker, step)
+            for maker, step in zip(before, steps, strict=True)
         )
         if fit and len(calls[id(layer)]) == len(steps) and not needed & {id(layer), id(abn)}:
             pairs.append((layer, abn))
     return pairs
 
 
-def _needed_elsewhere(found):
+def _needed_elsewhere(traced):
     """Return the ids of layers that unknown layers may call, or whose parameters are used as arrays."""
-    layers = {id(layer) for step in found.steps if not step.op for _, layer in step.layer.named_layers()}
-    constants = {id(value.constant) for step in found.steps for value in step.inputs}
-    for _, layer in found.network.named_layers():
+    layers = {id(layer) for step in traced.steps if not step.op for _, layer in step.layer.named_layers()}
+    constants = {id(value.constant) for step in traced.steps for value in step.inputs}
+    for _, layer in traced.network.named_layers():
         if any(id(parameter.data) in constants for parameter in layer.own_parameters().values()):
             layers.add(id(layer))
     return layers
@@ -137,12 +137,12 @@ def _activation_of(abn):
     """Return the activation of an ABN as a layer, with the same slope."""
     if abn.activation == "identity":
         return Identity().eval()
-    found = Activation(
+    activation = Activation(
         abn.activation, abn.activation_param, inplace=abn.works_in_place, channel_axis=abn.channel_axis
     )
     if abn.slope is not None:
-        found.slope = abn.slope
-    return found.eval()
+        activation.slope = abn.slope
+    return activation.eval()
 
 
 def _replace(network, old, new):

@@ -39,25 +39,30 @@ def handler_of(layer):
     for base in kind.__mro__:
         if base in HANDLERS and kind.forward is base.forward:
             return HANDLERS[base]
-    return _of_user
+    return _users_layer
 
 
-def _of_user(tracer, layer, *inputs, **options):
-    """Add the steps of the layers inside, or an unknown step if the layer has none or does more than that."""
+def _users_layer(tracer, layer, *inputs, **options):
+    """Add the steps of a layer of the user.
+
+    They are those of the layers inside. If there are none, or the layer also computes with NumPy, it is one
+    step of an unknown operation.
+    """
     before = len(tracer.steps)
     if any(True for _ in layer.children()):
         try:
             return CallsInside(tracer, layer).results(inputs, options)
         except ValueError:  # NumPy makes or writes an array; errors of the layer itself are raised below
             del tracer.steps[before:]
-    arrays = [_zeros(one) for one in inputs]
-    named = {key: _zeros(one) for key, one in options.items()}
-    taken = [one for one in (*inputs, *options.values()) if isinstance(one, Value)]
+    arrays = [_zeros(value) for value in inputs]
+    named = {key: _zeros(value) for key, value in options.items()}
+    taken = [value for value in (*inputs, *options.values()) if isinstance(value, Value)]
     return tracer.step("", layer, taken, tracer.called(layer, arrays, named))
 
 
-def _zeros(one):
-    return one.zeros() if isinstance(one, Value) else one
+def _zeros(value):
+    """Return an array of zeros for a `Value`, and anything else unchanged."""
+    return value.zeros() if isinstance(value, Value) else value
 
 
 def _single(op):
@@ -70,7 +75,7 @@ def _single(op):
 
 
 def _unchanged(tracer, layer, x):
-    """Dropout in evaluation, the identity, and copies."""
+    """Return the input: dropout in evaluation, the identity, and copies."""
     return x
 
 
@@ -125,7 +130,7 @@ def _concat_layer(tracer, layer, x):
 
 
 def _concatenated(tracer, layer, *inputs):
-    joined = np.concatenate([one.zeros() for one in inputs], layer.channel_axis)
+    joined = np.concatenate([value.zeros() for value in inputs], layer.channel_axis)
     return tracer.step("Concat", layer, inputs, joined)
 
 
@@ -142,18 +147,20 @@ def _operation(op):
     """Return the handler of a function such as `add`, whose inputs may be numbers."""
 
     def run(tracer, layer, *inputs):
-        values = [one if isinstance(one, Value) else _number(one, inputs) for one in inputs]
+        values = [value if isinstance(value, Value) else _number(value, inputs) for value in inputs]
         return tracer.step(op, layer, values, tracer.results_of(layer, inputs))
 
     return run
 
 
 def _number(number, inputs):
-    dtype = next(one.dtype for one in inputs if isinstance(one, Value))
+    """Return a number as a constant `Value` with the dtype of the other inputs."""
+    dtype = next(value.dtype for value in inputs if isinstance(value, Value))
     array = np.asarray(number, dtype)
     return Value(array, array)
 
 
+#: Class of layers -> handler, which adds the steps of a layer: see `handler_of`.
 HANDLERS = {
     ABN: _abn,
     SyncABN: _abn,  # in evaluation, an ABN

@@ -63,10 +63,10 @@ def to_onnx(network, path, input_shape, dtype=np.float32, *, free_axes=(), conve
     if not isinstance(converters, dict):
         raise TypeError(f"converters must be a dict of types to functions, got {converters!r}")
     onnx = library()
-    found = trace(network, input_shape, dtype)
-    free = _free_axes(free_axes, max(len(value.shape) for value in found.inputs))
-    _refuse_unknown(found, converters)
-    model = _model(onnx, found, dtype, free, converters)
+    traced = trace(network, input_shape, dtype)
+    free = _free_axes(free_axes, max(len(value.shape) for value in traced.inputs))
+    _refuse_unknown(traced, converters)
+    model = _model(onnx, traced, dtype, free, converters)
     onnx.checker.check_model(model, full_check=True)
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(model.SerializeToString())
@@ -74,12 +74,12 @@ def to_onnx(network, path, input_shape, dtype=np.float32, *, free_axes=(), conve
 
 def _dtype(dtype):
     try:
-        found = np.dtype(dtype)
+        parsed = np.dtype(dtype)
     except TypeError:
-        found = None
-    if found is None or found.name not in DTYPES or dtype is None:
+        parsed = None
+    if parsed is None or parsed.name not in DTYPES or dtype is None:
         raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
-    return found
+    return parsed
 
 
 def _free_axes(axes, dims):
@@ -112,8 +112,8 @@ def _name(step):
     return f"{step.path or 'network'} ({type(step.layer).__name__})"
 
 
-def _refuse_unknown(found, converters):
-    unknown = [step for step in found.steps if not step.op and _converter_of(step, converters) is None]
+def _refuse_unknown(traced, converters):
+    unknown = [step for step in traced.steps if not step.op and _converter_of(step, converters) is None]
     if unknown:
         names = ", ".join(dict.fromkeys(map(_name, unknown)))
         raise TypeError(
@@ -122,21 +122,21 @@ def _refuse_unknown(found, converters):
         )
 
 
-def _model(onnx, found, dtype, free, converters):
+def _model(onnx, traced, dtype, free, converters):
     """Return the ONNX model of a `Trace`."""
     from .onnx_graph import OnnxGraph
     from .onnx_layers import add_step
 
     graph = OnnxGraph(dtype)
-    inputs = dict(zip(_numbered("input", found.inputs), found.inputs, strict=True))
+    inputs = dict(zip(_numbered("input", traced.inputs), traced.inputs, strict=True))
     for name, value in inputs.items():
         graph.put(value, name)
-    for step in found.steps:
+    for step in traced.steps:
         if step.op:
             add_step(graph, step)
         else:
             _add_own(graph, step, _converter_of(step, converters))
-    outputs = dict(zip(_numbered("output", found.outputs), found.outputs, strict=True))
+    outputs = dict(zip(_numbered("output", traced.outputs), traced.outputs, strict=True))
     for name, value in outputs.items():
         graph.nodes.append(onnx.helper.make_node("Identity", [graph.plain(value)], [name], name=name))
     _check_size(graph)

@@ -107,7 +107,7 @@ class OnnxGraph:
         last = len(value.shape) - 1
         return self.node("Transpose", name, name, perm=[0, last, *range(1, last)])
 
-    def like_first(self, *values):
+    def in_same_order(self, *values):
         """Return (names of tensors with the same order of axes, True if that order is channels first)."""
         arrays = [value for value in values if value.shape]  # a number fits both orders
         same = all(self.tensor(value).channels_first for value in arrays)
@@ -119,7 +119,7 @@ class OnnxGraph:
 def _converted(name, array, dtype):
     """Return a C-contiguous array of a dtype; refuse numbers that overflow it."""
     with np.errstate(over="ignore"):
-        found = np.asarray(array, dtype, order="C")
-    if (np.isinf(found) & np.isfinite(array)).any():
+        converted = np.asarray(array, dtype, order="C")
+    if (np.isinf(converted) & np.isfinite(array)).any():
         raise ValueError(f"{name}: values beyond the range of {dtype}; write the file in float32")
-    return found
+    return converted

@@ -34,7 +34,7 @@ def _parameter(graph, step, name, like=None):
 def _conv(graph, step, x):
     layer = step.layer
     zeros, more = padding_of(layer.padding, layer.kernel_size, layer.stride, layer.dilation)
-    end = [zero + one for zero, one in zip(zeros, more, strict=True)]
+    end = [start + additional for start, additional in zip(zeros, more, strict=True)]
     return graph.node(
         "Conv", step.path, x, *_weights(graph, step), kernel_shape=layer.kernel_size, strides=layer.stride,
         dilations=layer.dilation, group=layer.groups, pads=[*zeros, *end],
@@ -200,7 +200,7 @@ def _joined_sizes(graph, step, *names):
 
 
 def _elementwise(graph, step):
-    names, channels_first = graph.like_first(*step.inputs)
+    names, channels_first = graph.in_same_order(*step.inputs)
     graph.put(step.outputs[0], graph.node(step.op, step.path, *names), channels_first)
 
 

@@ -18,7 +18,7 @@ PLAIN = {InPlaceABN: ABN, SyncABN: ABN, InPlaceABNSync: ABN, Recompute: Sequenti
 
 
 def to_standard(network):
-    """Return a copy of a network whose layers are plain: none works in place, none runs again.
+    """Return a copy of a network whose layers are plain: none works in place, none recomputes.
 
     Every normalization is an `ABN` with the strategy "standard" and without a group, every `Activation` has
     ``inplace=False``, and a `Recompute` becomes a `Sequential`. Results and gradients of one process are the

@@ -55,16 +55,9 @@ class Step(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The steps of a network, in the order of the calls. `network` is the copy whose layers they have."""
+    """The steps of a network, in the order of the calls; their layers belong to `network`, a copy."""
 
     network: Layer
     steps: list
     inputs: tuple
     outputs: tuple
-
-    def unknown(self):
-        """Return "path (class)" of each layer that has no converter, once."""
-        found = [
-            f"{step.path or 'network'} ({type(step.layer).__name__})" for step in self.steps if not step.op
-        ]
-        return list(dict.fromkeys(found))

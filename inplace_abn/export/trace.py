@@ -47,15 +47,15 @@ def trace(network, input_shape, dtype=None):
         raise TypeError(f"network must be a Layer, got {type(network).__name__}")
     shapes, network = _shapes(input_shape), copy.deepcopy(network).eval()
     if dtype is None:
-        wide = any(parameter.data.dtype == np.float64 for parameter in network.parameters())
-        dtype = np.float64 if wide else np.float32
+        is_double = any(parameter.data.dtype == np.float64 for parameter in network.parameters())
+        dtype = np.float64 if is_double else np.float32
     else:
         _convert(network, np.float64 if dtype == np.float64 else np.float32)
     inputs = tuple(Value(np.empty((SAMPLES, *shape), dtype)) for shape in shapes)
     tracer = Tracer(network)
     with no_grad(), np.errstate(all="ignore"):
-        found = tracer.run(network, *inputs)
-    outputs = found if isinstance(found, tuple) else (found,)
+        outputs = tracer.run(network, *inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     return Trace(network, tracer.steps, inputs, outputs)
 
 
@@ -111,11 +111,11 @@ class Tracer:
             Of the shapes and dtypes of the results.
         has_options : bool
         """
-        several = isinstance(results, tuple)
-        results = results if several else (results,)
-        outputs = tuple(Value(one if hasattr(one, "shape") else np.asarray(one)) for one in results)
+        is_tuple = isinstance(results, tuple)
+        results = results if is_tuple else (results,)
+        outputs = tuple(Value(z if hasattr(z, "shape") else np.asarray(z)) for z in results)
         self.steps.append(Step(op, layer, self.path(layer), tuple(inputs), outputs, has_options))
-        return outputs if several else outputs[0]
+        return outputs if is_tuple else outputs[0]
 
     def path(self, layer):
         """Return the path of a layer in the network. Operations follow that of their caller."""
@@ -126,7 +126,7 @@ class Tracer:
 
     def results_of(self, layer, inputs):
         """Call a layer of this package on arrays without memory, for the shapes and dtypes of its results."""
-        arrays = [ShapeArray(one.shape, one.dtype) if isinstance(one, Value) else one for one in inputs]
+        arrays = [ShapeArray(v.shape, v.dtype) if isinstance(v, Value) else v for v in inputs]
         with planning(Meter()):
             return self.called(layer, arrays)
 

@@ -69,7 +69,7 @@ class Results:
             The largest number of buffers to list.
         """
         entries = self._entries(when)
-        return explain.make(entries, self._known(), when, most, self._advice(entries))
+        return explain.make(entries, self._all_events(), when, most, self._advice(entries))
 
     def timeline(self):
         """Return three arrays: seconds since the start, bytes kept, and bytes kept including temporaries."""
@@ -141,7 +141,7 @@ class Results:
             self._summary = len(known), count.live, kept, peak
         return self._summary
 
-    def _known(self):
+    def _all_events(self):
         """Return all events, for `explain`."""
         return self._events
 
@@ -150,9 +150,11 @@ class Results:
         return Advice(entries)
 
     def _history(self):
-        return history.history(list(self._events), self._began)
+        """Return the `History` of all events."""
+        return history.of_events(list(self._events), self._began)
 
     def _entries(self, when):
+        """Return the entries that are kept now, or were kept when the most bytes were."""
         if when not in ("kept", "now"):
             raise ValueError(f"when must be 'kept' or 'now', got {when!r}")
         known = list(self._events)

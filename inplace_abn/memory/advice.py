@@ -3,7 +3,7 @@
 from .._activations import ACTIVATIONS
 from .tables import human
 
-#: Role -> (description, what would free it). None if the layer always needs it, or if `Advice` says more.
+#: Role -> (description, what would free it). None if the layer needs it in any case, or `Advice` has a line.
 _ROLES = {
     "x": ("the input of a normalization", None),
     "xhat": ("the normalized input, written over it", None),
@@ -35,12 +35,10 @@ _ROLES = {
     "inv_std": ("1 / standard deviation of each group of channels", None),
     "indices": ("the position of the largest element of each window", None),
 }
-#: Roles of data that cannot be recovered from y or z. With a piecewise linear activation the cause is
-#: the weight.
-_UNRECOVERABLE, _PIECEWISE_LINEAR = (
-    ("guarded_xhat", "escape_index", "escape_xhat"),
-    ("identity", "leaky_relu"),
-)
+#: Roles of data that cannot be recovered from y or z.
+_UNRECOVERABLE = ("guarded_xhat", "escape_index", "escape_xhat")
+#: Activations with which such data is due to the weight alone.
+_PIECEWISE_LINEAR = ("identity", "leaky_relu")
 
 
 class Advice:
@@ -69,14 +67,14 @@ class Advice:
             lines.append(f"one buffer of {len(layers)} layers: freed after the backward of all of them")
         else:
             lines.append(f"freed after the backward of {layers[0]}")
-        twin = self._second_buffer(first) if first.role == "x" else None
-        if twin is not None:
-            known, note = ACTIVATIONS.get(first.activation), ""
-            if known is not None and not known.invertible:
+        consumer = self._consumer_of_result(first) if first.role == "x" else None
+        if consumer is not None:
+            activation, note = ACTIVATIONS.get(first.activation), ""
+            if activation is not None and not activation.invertible:
                 note = f"; this needs leaky_relu instead of {first.activation}, which has no inverse"
             lines.append(
-                f"{twin.layer} keeps the result of {first.layer}, {human(twin.nbytes)}: strategy='inplace' "
-                f"would write the result over this buffer and free {human(size)}{note}"
+                f"{consumer.layer} keeps the result of {first.layer}, {human(consumer.nbytes)}: "
+                f"strategy='inplace' would write the result over this buffer and free {human(size)}{note}"
             )
         elif _ROLES.get(first.role, (None, None))[1]:
             curved = first.role in _UNRECOVERABLE and first.activation not in _PIECEWISE_LINEAR
@@ -103,8 +101,11 @@ class Advice:
             "of the layer."
         ]
 
-    def _second_buffer(self, entry):
-        """Return the next entry of another layer if it is an input of equal size in another buffer."""
+    def _consumer_of_result(self, entry):
+        """Return the entry of the layer that keeps the result of a normalization as its input, or None.
+
+        It is recognized as the next entry of another layer: an input of equal size in another buffer.
+        """
         later = [
             other for other in self.entries if other.seconds > entry.seconds and other.layer != entry.layer
         ]

@@ -125,13 +125,14 @@ class Count:
             self._buffers.setdefault(event.buffer, []).append(event)
             self._measure({event.buffer})
         else:
-            gone = self._contexts.pop(event.context, [])
-            for buffer in {entry.buffer for entry in gone}:
+            freed = self._contexts.pop(event.context, [])
+            for buffer in {entry.buffer for entry in freed}:
                 self._buffers[buffer] = [e for e in self._buffers[buffer] if e.context != event.context]
-            self._measure({entry.buffer for entry in gone})
+            self._measure({entry.buffer for entry in freed})
         self.total = self.live
 
     def _measure(self, buffers):
+        """Update the sizes of buffers, and their sum."""
         for buffer in buffers:
             size = bytes_of(self._buffers[buffer])
             self.live += size - self._sizes.get(buffer, 0)

@@ -45,6 +45,7 @@ def make(entries, known, when, most, advice):
 
 
 def _holders(views):
+    """Return which layers keep a buffer as what: "z of abn1 and input of conv2"."""
     roles = [f"{entry.role} of {entry.layer}" for entry in views]
     return " and ".join(dict.fromkeys(roles))
 

@@ -35,10 +35,10 @@ class History(NamedTuple):
         return len(self.forward_ends) <= 1 and sorted(self.frees) == self.frees
 
 
-def history(known, began):
-    """Return the `History` of events; `began` is the time at which the ledger was made."""
+def of_events(known, began):
+    """Return the `History` of all events of a ledger; `began` is the time at which it was made."""
     count, calls, numbers, last, saving = events.Count(), {}, {}, None, True
-    waiting = Counter()  # the contexts of each call that were not freed yet
+    waiting = Counter()  # call -> number of its contexts that are not freed yet
     rows, spikes, forward_ends = [(0.0, 0, 0, None, False)], [], []
     for event in known:
         if isinstance(event, events.Temporary):
@@ -47,7 +47,7 @@ def history(known, began):
             continue
         frees, is_known = isinstance(event, events.Freed), bool(count.of(event.context))
         if frees and not is_known:
-            continue  # a context that saved nothing
+            continue  # the context saved nothing
         if frees and saving:
             forward_ends.append(len(rows) - 1)
         count.add(event)
@@ -74,12 +74,12 @@ def history(known, began):
     )
 
 
-def line(found, width=60):
+def line(history, width=60):
     """Return the bytes kept, step by step, as one line of bars; "│" marks the end of the forward."""
-    nbytes, top = found.nbytes, max(found.nbytes.max(), 1)
-    if not found.forward_ends:
+    nbytes, top = history.nbytes, max(history.nbytes.max(), 1)
+    if not history.forward_ends:
         return f"forward {_bars(nbytes, width, top)}".rstrip()
-    middle = found.forward_ends[0] + 1
+    middle = history.forward_ends[0] + 1
     share = max(1, round(width * middle / len(nbytes)))
     before, after = _bars(nbytes[:middle], share, top), _bars(nbytes[middle:], width - share, top)
     return f"forward {before}│{after} backward"
@@ -91,30 +91,30 @@ def _bars(nbytes, width, top):
     return "".join(_BARS[-(-height * (len(_BARS) - 1) // top)] for height in heights)
 
 
-def svg(found, width=520, height=90):
+def svg(history, width=520, height=90):
     """Return the bytes kept, step by step, as an SVG picture for HTML."""
     margin = 16
-    count, top = len(found.nbytes), int(found.nbytes.max())
-    x = np.arange(len(found.nbytes)) / count * width
-    y = margin + (1 - found.nbytes / max(top, 1)) * (height - margin)
+    count, top = len(history.nbytes), int(history.nbytes.max())
+    x = np.arange(len(history.nbytes)) / count * width
+    y = margin + (1 - history.nbytes / max(top, 1)) * (height - margin)
     corners = [f"0,{height}"]
     for i in range(len(x)):
         corners.append(f"{x[i]:.1f},{y[max(i - 1, 0)]:.1f}")
         corners.append(f"{x[i]:.1f},{y[i]:.1f}")
     corners += [f"{width},{y[-1]:.1f}", f"{width},{height}"]
-    highest = int(found.nbytes.argmax())
-    summary = f"{human(top)} in {plural(int(found.buffers[highest]), 'buffer')}"
+    highest = int(history.nbytes.argmax())
+    summary = f"{human(top)} in {plural(int(history.buffers[highest]), 'buffer')}"
     marks = "".join(
         f'<line x1="{x[end + 1]:.1f}" x2="{x[end + 1]:.1f}" y1="{margin}" y2="{height}" '
         f'stroke="currentColor" stroke-dasharray="3 3"/>'
-        for end in found.forward_ends
+        for end in history.forward_ends
     )
     on_the_right = x[highest] > width / 2
     place = f'x="{x[highest]:.1f}" text-anchor="middle"'
     if not width / 4 < x[highest] < 3 * width / 4:
         place = f'x="{width}" text-anchor="end"' if on_the_right else 'x="0"'
     texts = f'<text {place} y="11" font-weight="bold">{summary}</text>'
-    if len(found.forward_ends) == 1:
+    if len(history.forward_ends) == 1:
         texts += '<text x="0" y="11">forward</text>' if x[highest] >= width / 4 else ""
         texts += (
             f'<text x="{width}" y="11" text-anchor="end">backward</text>' if x[highest] < width * 0.75 else ""

@@ -17,15 +17,15 @@ def styles(labels):
     The other lines are thin if one is blue.
     """
     accent = next((label for label in reversed(labels) if label.startswith("inplace")), None)
-    others, found = itertools.cycle(_OTHERS), []
+    others, looks = itertools.cycle(_OTHERS), []
     for label in labels:
         if label == "standard":
-            found.append({"color": GREY, "linewidth": 2.5, "zorder": 2})
+            looks.append({"color": GREY, "linewidth": 2.5, "zorder": 2})
         elif label == accent:
-            found.append({"color": ACCENT, "linewidth": 2.5, "zorder": 3})
+            looks.append({"color": ACCENT, "linewidth": 2.5, "zorder": 3})
         else:
-            found.append({"color": next(others), "linewidth": 1.2 if accent else 2, "zorder": 4})
-    return found
+            looks.append({"color": next(others), "linewidth": 1.2 if accent else 2, "zorder": 4})
+    return looks
 
 
 def label_ends(ax, ends, x=None):
@@ -57,10 +57,10 @@ def _apart(heights, spacing):
     for height in heights:
         clusters.append([height])
         while len(clusters) > 1:
-            (one, other), gap = clusters[-2:], spacing * (len(clusters[-2]) + len(clusters[-1])) / 2
-            if np.mean(other) - np.mean(one) >= gap:
+            (lower, upper), gap = clusters[-2:], spacing * (len(clusters[-2]) + len(clusters[-1])) / 2
+            if np.mean(upper) - np.mean(lower) >= gap:
                 break
-            clusters[-2:] = [one + other]
+            clusters[-2:] = [lower + upper]
     placed = []
     for cluster in clusters:
         start = np.mean(cluster) - spacing * (len(cluster) - 1) / 2
@@ -79,8 +79,11 @@ def draw(histories, labels, unit, x="event", y="bytes", ax=None):
             raise ImportError("a plot needs matplotlib: pip install 'inplace-abn-numpy[demo]'") from error
         _, ax = pyplot.subplots(figsize=(8, 4), layout="constrained")
     labels = [label or f"ledger {index}" for index, label in enumerate(labels, 1)]
-    places, calls = _places(histories) if x == "event" else ([1e3 * found.seconds for found in histories], 0)
-    values = [found.buffers if y == "buffers" else found.nbytes / in_unit(unit) for found in histories]
+    if x == "event":
+        places, calls = _places(histories)
+    else:
+        places, calls = [1e3 * history.seconds for history in histories], 0
+    values = [history.buffers if y == "buffers" else history.nbytes / in_unit(unit) for history in histories]
     looks = styles(labels)
     for look, dashes in zip(looks, _dashes(places, values, looks), strict=True):
         look.update(dashes)
@@ -101,8 +104,8 @@ def draw(histories, labels, unit, x="event", y="bytes", ax=None):
     ax.set_ylim(0, 1.14 * highest or 1)
     _mark_forward(ax, histories, places, values, x, notes)
     ends = [
-        (value.max(), _label(label, found, y, unit), look["color"])
-        for label, found, value, look in zip(labels, histories, values, looks, strict=True)
+        (value.max(), _label(label, history, y, unit), look["color"])
+        for label, history, value, look in zip(labels, histories, values, looks, strict=True)
     ]
     label_ends(ax, ends, [place[value.argmax()] for place, value in zip(places, values, strict=True)])
     _label_axes(ax, x, y, unit, calls)
@@ -115,6 +118,7 @@ def draw(histories, labels, unit, x="event", y="bytes", ax=None):
 
 
 def _points(right, up, ax):
+    """Return a translation by points, a unit of 1/72 inch."""
     from matplotlib.transforms import ScaledTranslation
 
     return ScaledTranslation(right / 72, up / 72, ax.figure.dpi_scale_trans)
@@ -144,21 +148,21 @@ def _check(name, value, allowed):
 
 
 def _places(histories):
-    """Return the x of each step of each history, and the number of calls on the axis in each direction.
+    """Return the x of each step of each history, and the number of calls on each half of the axis.
 
     In a single training step, the save and the free of call i of n are at i and 2n + 1 - i, in all histories.
     Otherwise steps are counted, with the ends of the first forward aligned, and the number of calls is 0.
     """
-    if not all(found.is_one_step for found in histories):
-        ends = [found.forward_ends[0] if found.forward_ends else 0 for found in histories]
+    if not all(history.is_one_step for history in histories):
+        ends = [history.forward_ends[0] if history.forward_ends else 0 for history in histories]
         return [
-            np.arange(len(found.nbytes)) + max(ends) - end
-            for found, end in zip(histories, ends, strict=True)
+            np.arange(len(history.nbytes)) + max(ends) - end
+            for history, end in zip(histories, ends, strict=True)
         ], 0  # fmt: skip
     order = []
-    for found in sorted(histories, key=lambda found: -len(found.calls)):
+    for history in sorted(histories, key=lambda history: -len(history.calls)):
         after = 0
-        for call in found.calls[1:]:
+        for call in history.calls[1:]:
             if call not in order:
                 order.insert(after, call)
             after = order.index(call) + 1
@@ -167,9 +171,9 @@ def _places(histories):
     places = [
         [
             mirror - index[call] if frees else index[call]
-            for call, frees in zip(found.calls, found.frees, strict=True)
+            for call, frees in zip(history.calls, history.frees, strict=True)
         ]
-        for found in histories
+        for history in histories
     ]
     return [np.maximum.accumulate(place) for place in places], len(order)
 
@@ -184,36 +188,36 @@ def _dashes(places, values, looks):
                 break
         else:
             groups.append([index])
-    found = [{} for _ in values]
+    dashes = [{} for _ in values]
     for group in groups:
         base = max(group, key=lambda index: looks[index]["linewidth"])
         above = [index for index in group if index != base]
         if above:
-            found[base] = {"linewidth": looks[base]["linewidth"] + 1.5}
+            dashes[base] = {"linewidth": looks[base]["linewidth"] + 1.5}
         for slot, index in enumerate(above):
-            found[index] = {"linestyle": (6 * slot, (6, 6 * len(above))), "linewidth": 1.5, "zorder": 5}
-    return found
+            dashes[index] = {"linestyle": (6 * slot, (6, 6 * len(above))), "linewidth": 1.5, "zorder": 5}
+    return dashes
 
 
 def _mostly_equal(place, value, other_place, other, top):
     """Return True if two step functions have equal peaks and are equal at most places, within 2% of `top`."""
     grid = np.union1d(place, other_place)
-    one, two = (
+    first, second = (
         v[np.maximum(np.searchsorted(p, grid, "right") - 1, 0)]
         for p, v in ((place, value), (other_place, other))
     )
     if abs(value.max() - other.max()) > 0.02 * top:
         return False
-    return np.mean(np.abs(one - two) <= 0.02 * top) > 0.5
+    return np.mean(np.abs(first - second) <= 0.02 * top) > 0.5
 
 
 def _draw_spikes(ax, histories, places, labels, looks, x, unit, notes):
     """Draw temporaries as thin lines above the steps; note the largest; return the highest total."""
     highest, largest = 0, None
-    for found, place, label, look in zip(histories, places, labels, looks, strict=True):
-        steps = [step for step, *_ in found.spikes]
-        for number, (step, total, layer, seconds) in enumerate(found.spikes):
-            kept = int(found.nbytes[step])
+    for history, place, label, look in zip(histories, places, labels, looks, strict=True):
+        steps = [step for step, *_ in history.spikes]
+        for number, (step, total, layer, seconds) in enumerate(history.spikes):
+            kept = int(history.nbytes[step])
             if total <= kept:
                 continue
             until = place[min(step + 1, len(place) - 1)]
@@ -240,9 +244,14 @@ def _draw_spikes(ax, histories, places, labels, looks, x, unit, notes):
 def _mark_forward(ax, histories, places, values, x, notes):
     """Mark the end of the forward: by a line over steps, by a dot on each curve over time."""
     if x == "time":
-        for found, place, value in zip(histories, places, values, strict=True):
+        for history, place, value in zip(histories, places, values, strict=True):
             ax.plot(
-                place[found.forward_ends], value[found.forward_ends], "o", color=INK, markersize=4, zorder=6
+                place[history.forward_ends],
+                value[history.forward_ends],
+                "o",
+                color=INK,
+                markersize=4,
+                zorder=6,
             )
         notes.append("dots: the forward ends")
         return
@@ -255,12 +264,13 @@ def _mark_forward(ax, histories, places, values, x, notes):
             ax.annotate(text, (ends[0], 1), xytext=(shift, 0), textcoords="offset points", ha=side, **style)
 
 
-def _label(label, found, y, unit):
-    highest = int(found.nbytes.argmax())
-    buffers = plural(int(found.buffers.max() if y == "buffers" else found.buffers[highest]), "buffer")
+def _label(label, history, y, unit):
+    """Return the text at the end of a line: the name of the ledger and what it keeps at most."""
+    highest = int(history.nbytes.argmax())
+    buffers = plural(int(history.buffers.max() if y == "buffers" else history.buffers[highest]), "buffer")
     if y == "buffers":
         return f"{label}: {buffers}"
-    size = found.nbytes[highest] / in_unit(unit)
+    size = history.nbytes[highest] / in_unit(unit)
     return f"{label}: {size:,.{_digits(size)}f} {unit}, {buffers}"
 
 
@@ -269,8 +279,8 @@ def _digits(size):
 
 
 def _title(labels, histories, y):
-    """Return the title: what the ledgers that keep least keep, compared to the first."""
-    most = [int((found.buffers if y == "buffers" else found.nbytes).max()) for found in histories]
+    """Return the title: the ledgers that keep least, compared to the first."""
+    most = [int((history.buffers if y == "buffers" else history.nbytes).max()) for history in histories]
     what = "buffers" if y == "buffers" else "memory"
     least = min(most)
     if len(most) == 1 or not most[0]:

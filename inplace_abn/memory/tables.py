@@ -16,7 +16,7 @@ _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
 
 
 def human(nbytes):
-    """Return a number of bytes as text, in the largest unit that fits.
+    """Return a number of bytes as text, in the largest unit of which there is at least one.
 
     >>> human(100), human(1536), human(3 << 20)
     ('100 bytes', '1.5 KiB', '3.0 MiB')
@@ -41,10 +41,12 @@ def largest_unit(units):
 
 
 def _unit(nbytes):
+    """Return the largest unit of which there is at least one."""
     return next(unit for unit, size in _UNITS.items() if nbytes >= size or size == 1)
 
 
 def _in(unit, nbytes, digits):
+    """Return a number of bytes in `unit` as text."""
     return f"{nbytes / _UNITS[unit]:,.{0 if unit == 'bytes' else digits}f}"
 
 
@@ -154,6 +156,7 @@ def make(entries, model, known):
 
 
 def _not_kept(model, known):
+    """Return the bytes of parameters, gradients and temporaries by name."""
     not_kept = {}
     if model is not None:
         parameters = list(model.parameters())

@@ -9,7 +9,7 @@ from ..layers import ABN, Activation, Conv2d, GlobalAvgPool2d, Linear, Residual,
 
 @dataclass(frozen=True)
 class Style:
-    """Options that all layers of a network share.
+    """Options that all layers of a network share, and functions that make its layers.
 
     Parameters
     ----------
@@ -96,6 +96,17 @@ def preactivation_block(
     Returns
     -------
     Residual
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
+
+    Examples
+    --------
+    >>> block = preactivation_block(8, 16, stride=2)
+    >>> block(np.zeros((2, 8, 4, 4), np.float32)).shape
+    (2, 16, 2, 2)
     """
     style = Style() if style is None else style
     widths = (*(widths or [outputs] * (len(kernel_sizes) - 1)), outputs)
@@ -139,14 +150,27 @@ def postactivation_block(
     Returns
     -------
     Residual
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
+
+    Examples
+    --------
+    >>> block = postactivation_block(8, 16, stride=2)
+    >>> block(np.zeros((2, 8, 4, 4), np.float32)).shape
+    (2, 16, 2, 2)
     """
     style = Style() if style is None else style
-    last, strided = len(kernel_sizes), _first_wide(kernel_sizes)
+    last, strided = len(kernel_sizes), _first_larger_than_one(kernel_sizes)
     layers, channels = {}, inputs
     for i, kernel_size in enumerate(kernel_sizes, 1):
         width = outputs if i == last or middle is None else middle
-        wide = {"groups": groups, "dilation": dilation} if kernel_size > 1 else {}
-        layers[f"conv{i}"] = style.conv(channels, width, kernel_size, stride if i == strided else 1, **wide)
+        options = {"groups": groups, "dilation": dilation} if kernel_size > 1 else {}
+        layers[f"conv{i}"] = style.conv(
+            channels, width, kernel_size, stride if i == strided else 1, **options
+        )
         layers[f"abn{i}"] = style.norm(width) if i == last else style.abn(width)
         channels = width
     shortcut = None
@@ -155,7 +179,8 @@ def postactivation_block(
     return Residual(Sequential(layers), shortcut, activation=style.activate())
 
 
-def _first_wide(kernel_sizes):
+def _first_larger_than_one(kernel_sizes):
+    """Return the number, from 1, of the first convolution larger than 1 x 1; 1 if there is none."""
     return next((i for i, size in enumerate(kernel_sizes, 1) if size > 1), 1)
 
 
@@ -179,6 +204,17 @@ def inverted_residual(inputs, outputs, stride=1, expansion=6, style=None):
     Returns
     -------
     Residual or Sequential
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
+
+    Examples
+    --------
+    >>> block = inverted_residual(8, 16, stride=2)
+    >>> block(np.zeros((2, 8, 4, 4), np.float32)).shape
+    (2, 16, 2, 2)
     """
     style = Style() if style is None else style
     hidden, layers = inputs * expansion, {}

@@ -19,7 +19,7 @@ BODIES = {
 
 
 class ImagePooling(Layer):
-    """The mean over all pixels, through layers, at every pixel: the global branch of DeepLabV3.
+    """The global branch of DeepLabV3: layers applied to the mean over all pixels, repeated at every pixel.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ class ImagePooling(Layer):
         z = self.layers(self.pool(x))
         ctx.axes = (2, 3) if self.channel_axis == 1 else (1, 2)
         shape = [x.shape[i] if i in ctx.axes else length for i, length in enumerate(z.shape)]
-        everywhere = order_of(x).empty(shape, z.dtype)
-        everywhere[...] = z
-        return everywhere
+        repeated = order_of(x).empty(shape, z.dtype)
+        repeated[...] = z
+        return repeated
 
     def gradients(self, ctx, dz, *, overwrite=False):
         """Return the gradient of the input."""
@@ -51,10 +51,11 @@ def deeplabv3(
     in_channels=3, num_classes=21, body="resnet50", *, output_stride=8, channels=256, rates=None, dropout=0.5,
     body_options=None, **style,
 ):  # fmt: skip
-    """Return DeepLabV3, a network that classifies every pixel (Chen et al. 2017, https://arxiv.org/abs/1706.05587).
+    """Return DeepLabV3, a network that classifies every pixel.
 
-    A body with dilations; 1 x 1, three dilated 3 x 3 convolutions and image pooling side by side; two
-    convolutions; scores, interpolated to the size of the images.
+    Chen et al. 2017, https://arxiv.org/abs/1706.05587. A body with dilations; side by side a 1 x 1
+    convolution, three dilated 3 x 3 convolutions and image pooling; two convolutions; scores, interpolated to
+    the size of the images.
 
     Parameters
     ----------
@@ -78,6 +79,11 @@ def deeplabv3(
     -------
     Sequential
         Takes (N, in_channels, H, W), returns scores (N, num_classes, H, W).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
 
     Examples
     --------

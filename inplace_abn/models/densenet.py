@@ -65,6 +65,11 @@ def densenet(
     Sequential
         Takes (N, in_channels, H, W), returns scores (N, num_classes).
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
+
     Examples
     --------
     >>> import numpy as np
@@ -97,7 +102,7 @@ def densenet(
 
 
 def _abn_of_features(channels, style):
-    """Return a normalization that keeps its input, the features that others keep anyway."""
+    """Return a normalization that keeps its input: the features, which other layers keep in any case."""
     abn = style.abn(channels)
     if style.strategy != "standard":
         abn.strategy = "checkpoint"
@@ -105,6 +110,7 @@ def _abn_of_features(channels, style):
 
 
 def _unit(channels, growth, middle, style):
+    """Return a unit of a dense block: a 1 x 1 and a 3 x 3 convolution, each after a normalization."""
     return Sequential(
         {
             "abn1": _abn_of_features(channels, style),

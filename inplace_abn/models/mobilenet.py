@@ -27,6 +27,11 @@ def mobilenet_v2(in_channels, num_classes, *, width=1.0, stages=STAGES, **style)
     Sequential
         Takes (N, in_channels, H, W), returns scores (N, num_classes).
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
+
     Examples
     --------
     >>> import numpy as np

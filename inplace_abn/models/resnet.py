@@ -49,6 +49,11 @@ def resnet(
     Sequential
         Takes (N, in_channels, H, W), returns scores (N, num_classes).
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
+
     Examples
     --------
     >>> import numpy as np

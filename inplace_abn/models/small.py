@@ -31,6 +31,18 @@ def residual_network(
     -------
     Sequential
         Takes (N, in_channels, H, W), returns scores (N, num_classes).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> net = residual_network(1, 10, widths=(8, 16), rng=0)
+    >>> net(np.zeros((2, 1, 32, 32), np.float32)).shape
+    (2, 10)
     """
     make, style = BLOCKS[choice("block", block, BLOCKS)], Style(**style)
     blocks, widths = integer("blocks", blocks, least=1), widths_of(widths)
@@ -68,6 +80,18 @@ def encoder_decoder(in_channels, num_classes, widths=(16, 32, 64), **style):
     -------
     Sequential
         Takes (N, in_channels, H, W), returns scores (N, num_classes, H, W).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> net = encoder_decoder(1, 11, widths=(8, 16), rng=0)
+    >>> net(np.zeros((2, 1, 32, 32), np.float32)).shape
+    (2, 11, 32, 32)
     """
     style, widths = Style(**style), widths_of(widths)
     return Sequential(
@@ -81,6 +105,7 @@ def encoder_decoder(in_channels, num_classes, widths=(16, 32, 64), **style):
 
 
 def _level(widths, style):
+    """Return a level of `encoder_decoder` with all smaller levels inside."""
     width, *smaller = widths
     if not smaller:
         return preactivation_block(width, width, style=style)

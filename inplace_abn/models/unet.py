@@ -66,7 +66,7 @@ class UNet(Graph):
 
     def _check_size(self, x):
         if getattr(x, "ndim", None) != 4:
-            return  # the first convolution describes the error
+            return  # the first convolution raises the error
         factor = 2 ** (len(self.widths) - 1)
         height, width = x.shape[2:] if self.channel_axis == 1 else x.shape[1:3]
         if height % factor or width % factor:
@@ -77,6 +77,7 @@ class UNet(Graph):
 
 
 def _block(inputs, outputs, style):
+    """Return two convolutions with normalizations."""
     return Sequential(
         {
             "conv1": style.conv(inputs, outputs, 3),
@@ -88,6 +89,7 @@ def _block(inputs, outputs, style):
 
 
 def _up(inputs, outputs, style):
+    """Return a 1 x 1 convolution, and interpolation to twice the size."""
     return Sequential(
         {
             "conv": style.conv(inputs, outputs, 1, bias=True),

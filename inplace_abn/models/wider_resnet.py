@@ -36,6 +36,11 @@ def wider_resnet(
     Sequential
         Takes (N, in_channels, H, W), returns scores (N, num_classes).
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
+
     Examples
     --------
     >>> import numpy as np
@@ -57,7 +62,7 @@ def wider_resnet_features(style, in_channels, blocks=(3, 3, 6, 3, 1, 1), width=1
     for stage, (count, widths) in enumerate(zip(blocks, WIDTHS, strict=True)):
         if stage < 2:
             layers[f"pool{stage + 1}"] = MaxPool2d(3, 2, 1, channel_axis=style.channel_axis)
-        widths = [_scaled(channels_, width) for channels_ in widths]
+        widths = [_scaled(size, width) for size in widths]
         stride, dilation = _stride_and_dilation(stage, output_stride)
         parts = []
         for i in range(count):
@@ -78,6 +83,7 @@ def wider_resnet_features(style, in_channels, blocks=(3, 3, 6, 3, 1, 1), width=1
 
 
 def _stride_and_dilation(stage, output_stride):
+    """Return stride and dilation of the first block of a stage."""
     if output_stride == 32:
         return (2 if stage in (2, 3, 4) else 1), 1
     return (2 if stage == 2 else 1), {3: 2, 4: 4, 5: 4}.get(stage, 1)

@@ -14,6 +14,7 @@ from .optimizer import Optimizer
 
 
 def _betas(name, value):
+    """Return the decay rates as a pair of floats in [0, 1)."""
     try:
         pair = tuple(value)
     except TypeError:
@@ -118,6 +119,11 @@ class AdamW(Adam):
     parameters, lr, betas, eps, amsgrad
         As for `Adam`.
     weight_decay : float >= 0
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Adam`.
 
     Examples
     --------

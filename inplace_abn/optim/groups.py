@@ -110,7 +110,7 @@ def checked_parameters(group, start, present):
                 f"got {type(parameter).__name__}"
             )
         if any(parameter is other for other in (*present, *found)):
-            raise ValueError(f"parameters[{number}]{called(parameter)} occurs twice")
+            raise ValueError(f"parameters[{number}]{in_parentheses(parameter)} occurs twice")
         found.append(parameter)
     return found
 
@@ -120,7 +120,7 @@ def is_parameter(value):
     return hasattr(value, "data") and hasattr(value, "grad")
 
 
-def called(parameter):
+def in_parentheses(parameter):
     """Return the name of a parameter in parentheses for messages, or an empty string."""
     name = getattr(parameter, "name", None)
     return f" ({name})" if name else ""

@@ -12,9 +12,14 @@ from .state import read_groups, read_states
 
 
 class Optimizer:
-    """Base class of the optimizers.
+    """Base class of the optimizers. A subclass defines `checks`, `state_names` and `update`; see `SGD`.
 
-    A subclass defines `checks`, `state_names` and `update`; see `SGD`.
+    Parameters
+    ----------
+    parameters : iterable of Parameter, or list of dict
+        As for `SGD`.
+    **defaults
+        The settings of groups that do not override them.
 
     Attributes
     ----------
@@ -98,11 +103,11 @@ class Optimizer:
             For a gradient of another shape or dtype, read-only data, and data that a live context keeps. No
             parameter is updated in this case.
         """
-        chosen = [entry for entry in self._numbered() if _is_trained(entry[1])]
-        for number, parameter, _ in chosen:
+        trained = [entry for entry in self._numbered() if _is_trained(entry[1])]
+        for number, parameter, _ in trained:
             _check(number, parameter)
             _core.refuse_if_saved(parameter.data, writer=f"parameters[{number}]: step()")
-        for number, parameter, group in chosen:
+        for number, parameter, group in trained:
             self._update_one(parameter, self._states[number], group)
 
     def zero_grad(self):
@@ -120,15 +125,15 @@ class Optimizer:
             "groups.0.params"; copies of the arrays of each parameter, with the names of PyTorch, such as
             "state.0.momentum_buffer".
         """
-        found = {}
+        arrays = {}
         for number, group in enumerate(self.param_groups):
             for name in (*self.checks, "initial_lr"):
                 if name in group:
-                    found[f"groups.{number}.{name}"] = np.array(group[name])
-            found[f"groups.{number}.params"] = np.array(self.members(number), np.int64)
+                    arrays[f"groups.{number}.{name}"] = np.array(group[name])
+            arrays[f"groups.{number}.params"] = np.array(self.members(number), np.int64)
         for number, state in enumerate(self._states):
-            found |= {f"state.{number}.{name}": array.copy() for name, array in state.items()}
-        return found
+            arrays |= {f"state.{number}.{name}": array.copy() for name, array in state.items()}
+        return arrays
 
     def load_state_dict(self, state):
         """Load the `state_dict` of an optimizer with the same groups of parameters.
@@ -151,9 +156,9 @@ class Optimizer:
         states = read_states(self, state, settings)
 
         def load():
-            for group, found in zip(self.param_groups, settings, strict=True):
+            for group, loaded in zip(self.param_groups, settings, strict=True):
                 group.pop("initial_lr", None)
-                group.update(found)
+                group.update(loaded)
             self._states = states
 
         return load
@@ -177,6 +182,7 @@ class Optimizer:
     # ---- implementation ----------------------------------------------------------------------------------
 
     def _checked_settings(self, settings, defaults):
+        """Return checked settings, with those of `defaults` for the ones that are missing."""
         unknown = sorted(str(name) for name in settings if name not in self.checks)
         if unknown:
             raise ValueError(
@@ -189,6 +195,7 @@ class Optimizer:
         return checked
 
     def _numbered(self):
+        """Yield (number, parameter, group) for all parameters."""
         number = 0
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -196,6 +203,7 @@ class Optimizer:
                 number += 1
 
     def _update_one(self, parameter, state, group):
+        """Update a parameter; of a half type, its master copy, which is then rounded."""
         data = parameter.data
         target = _master(data, state) if is_half(data.dtype) else data
         self.update(target, np.asarray(parameter.grad, target.dtype, like=target), state, group)
@@ -217,7 +225,11 @@ def _is_trained(parameter):
 
 def _check(number, parameter):
     """Raise an error if a parameter cannot be updated."""
-    data, grad, name = parameter.data, parameter.grad, f"parameters[{number}]{groups.called(parameter)}"
+    data, grad, name = (
+        parameter.data,
+        parameter.grad,
+        f"parameters[{number}]{groups.in_parentheses(parameter)}",
+    )
     if not isinstance(data, np.ndarray) or compute_dtype(data.dtype) not in (np.float32, np.float64):
         kind = data.dtype if isinstance(data, np.ndarray) else type(data).__name__
         raise TypeError(f"{name}: data must be an array of float32, float64 or a half type, got {kind}")

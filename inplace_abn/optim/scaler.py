@@ -33,6 +33,11 @@ class GradScaler(NumbersState):
     good_steps : int
         Number of steps since the scale changed or a step was skipped.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as above.
+
     Examples
     --------
     >>> from inplace_abn import layers, optim
@@ -55,11 +60,11 @@ class GradScaler(NumbersState):
     def __init__(
         self, scale=65536.0, *, growth_factor=2.0, backoff_factor=0.5, growth_interval=2000
     ):  # fmt: skip
-        given = {
+        settings = {
             "scale": scale, "growth_factor": growth_factor, "backoff_factor": backoff_factor,
             "growth_interval": growth_interval, "good_steps": 0,
         }  # fmt: skip
-        vars(self).update({name: self.state_checks[name](name, value) for name, value in given.items()})
+        vars(self).update({name: self.state_checks[name](name, value) for name, value in settings.items()})
 
     def step(self, optimizer):
         """Divide the gradients by the scale and call ``optimizer.step()``, unless a gradient is not finite.

@@ -8,6 +8,7 @@ from .numbers_state import NumbersState
 
 
 def _rates(name, value):
+    """Return a list of learning rates, none of them negative."""
     if not isinstance(value, list):
         raise TypeError(f"{name} must be a list of numbers, got {value!r}")
     return [not_negative(name, rate) for rate in value]
@@ -110,6 +111,7 @@ class CosineSchedule(NumbersState):
         self._set_rates()
 
     def _set_rates(self):
+        """Set the learning rates of the groups after `taken` steps."""
         groups, rates = self.optimizer.param_groups, self.lr_at(self.taken)
         if len(groups) != len(rates):
             raise ValueError(

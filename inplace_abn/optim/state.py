@@ -6,7 +6,7 @@ import numpy as np
 
 from .._dtypes import compute_dtype, is_half
 from .._state import check_mapping, converted, mismatch, stored
-from .groups import called
+from .groups import in_parentheses
 
 _ENTRY = re.compile(r"state\.(\d+)\.(\w+)")
 
@@ -40,6 +40,7 @@ def read_groups(optimizer, state):
 
 
 def _settings(optimizer, state, number, members):
+    """Return the checked settings of one group."""
     start = f"groups.{number}."
     numbers = np.asarray(state[start + "params"]).ravel().tolist()
     if numbers != list(members):
@@ -84,9 +85,9 @@ def read_states(optimizer, state, settings):
             )
         number, key = int(match[1]), match[2]
         found[number][key] = _array(optimizer, parameters[number], name, key, stored(state[name]))
-    for group, chosen in enumerate(settings):
+    for group, group_settings in enumerate(settings):
         for number in optimizer.members(group):
-            _check_complete(number, found[number], optimizer.required_state(chosen))
+            _check_complete(number, found[number], optimizer.required_state(group_settings))
     return found
 
 
@@ -101,11 +102,12 @@ def _array(optimizer, parameter, name, key, array):
         )
     problem = mismatch(array, shape, dtype)
     if problem:
-        raise ValueError(f"{name}{called(parameter)}: {problem[1]}")
+        raise ValueError(f"{name}{in_parentheses(parameter)}: {problem[1]}")
     return converted(array, shape, dtype)
 
 
 def _check_complete(number, found, required):
+    """Raise a ValueError if arrays are missing; a state without any array is that of an unused parameter."""
     missing = sorted(set(required) - found.keys()) if found.keys() - {"master"} else []
     if missing:
         raise ValueError(f"state.{number}: missing {', '.join(missing)}")

@@ -64,13 +64,13 @@ def ledger(model, label=""):
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    book = Ledger(model, label)
-    saving.start(book)
+    recorder = Ledger(model, label)
+    saving.start(recorder)
     try:
-        yield book
+        yield recorder
     finally:
-        saving.stop(book)
-        book.close()
+        saving.stop(recorder)
+        recorder.close()
 
 
 class Ledger(Results):
@@ -143,7 +143,7 @@ class Ledger(Results):
     def _entries(self, when):
         return list(map(self._with_role, super()._entries(when)))
 
-    def _known(self):
+    def _all_events(self):
         return list(map(self._with_role, self._events))
 
     def _with_role(self, event):
