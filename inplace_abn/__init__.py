@@ -9,11 +9,14 @@
 
 `inplace_abn.layers` has the layers, `inplace_abn.models` networks of them, `inplace_abn.optim` optimizers,
 `inplace_abn.checkpoint` saves and loads, `inplace_abn.export` prepares networks for inference,
-`inplace_abn.memory` is the ledger of the memory that layers keep, `inplace_abn.gradcheck` checks gradients,
-`inplace_abn.distributed` has groups of processes for layers with synchronized statistics. Beneath are
-`inplace_abn.functional`, functions on arrays, and `inplace_abn.reference`, the same in plain NumPy, as a
-specification to read. ``python -m inplace_abn demo`` trains networks with all strategies and
-compares, ``python -m inplace_abn export`` writes a saved network to an ONNX file.
+`inplace_abn.memory` is the ledger of the memory that layers keep, `inplace_abn.plan` says what a training
+step needs, `inplace_abn.gradcheck` checks gradients, `inplace_abn.distributed` has groups of processes for
+layers with synchronized statistics. `inplace_abn.ops` and `inplace_abn.functional` are functions on arrays,
+which the layers call; `inplace_abn.reference` has the latter in plain NumPy, as a specification to read.
+`inplace_abn.torch` has modules for PyTorch and converts models.
+
+``python -m inplace_abn demo`` trains networks with all strategies and compares them, ``plan`` prints what a
+training step needs, ``export`` writes a saved network to an ONNX file.
 """
 
 import importlib

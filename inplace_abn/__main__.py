@@ -10,7 +10,7 @@ from .export import command as export
 #: Command -> (its module, what it does)
 COMMANDS = {
     "demo": (demo, "train networks with every strategy and compare"),
-    "plan": (plan, "say what a training step needs and what fits, without running it"),
+    "plan": (plan, "print what a training step needs and what fits, without running it"),
     "export": (export, "write a saved network to an ONNX file"),
 }
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+#: The dtypes that are computed in their own precision.
 FULL = (np.dtype(np.float32), np.dtype(np.float64))
 
 

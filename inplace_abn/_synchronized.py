@@ -99,8 +99,9 @@ def merge_statistics(means: Rows, vars: Rows, counts: Sequence[int]) -> tuple[Su
     count = int(shares.sum())
     if count == 0:
         return np.zeros(shape[1]), np.zeros(shape[1]), 0
-    full = shares > 0
-    batch_means, batch_vars, shares = batch_means[full], batch_vars[full], shares[full, None] / count
+    nonempty = shares > 0
+    batch_means, batch_vars = batch_means[nonempty], batch_vars[nonempty]
+    shares = shares[nonempty, None] / count
     # Sum the differences to the first mean: a large common offset would cancel digits.
     mean = batch_means[0] + (shares * (batch_means - batch_means[0])).sum(axis=0)
     var = (shares * (batch_vars + (batch_means - mean) ** 2)).sum(axis=0)

@@ -86,13 +86,14 @@ def info() -> dict[str, Any]:
 
 
 def _forward_for(x):
-    """Return the forward for the device of an x that is no ndarray; the core refuses what is on none."""
-    from ._cuda import arrays  # loaded for arrays of a GPU alone
+    """Return the forward for an x that is no ndarray: that of GPUs, or that of the core, which refuses x."""
+    from ._cuda import arrays  # imported only for arrays of a GPU
 
     return arrays.forward if arrays.on_gpu(x) else _core.forward
 
 
 def _backward_for(ctx):
+    """Return the backward for a ctx that is not of the core: that of GPUs, or the one that refuses it."""
     from ._cuda import arrays
 
     return arrays.backward if isinstance(ctx, arrays.DeviceContext) else _core.backward
@@ -189,10 +190,10 @@ def forward(
         z is written to it. Shape, dtype and memory layout of x. Refused by the in-place strategies, which
         write z over x.
     hold : bool
-        False: `ctx` neither keeps nor locks x, or what is written over it, and the residual. They must not
-        change until the backward, which gets them again, so that they can be stored elsewhere meanwhile.
-        `ctx` can be copied and pickled then; ``ctx.state()`` is a dict of all arrays that it needs, and
-        `context_from_state` makes a context from it.
+        False: `ctx` neither keeps nor locks the residual, x and what is written over x. The caller passes
+        them to the backward unchanged, and may store them elsewhere until then. Such a `ctx` can be copied
+        and pickled; ``ctx.state()`` is a dict of the arrays in it, and `context_from_state` makes a context
+        from it.
     threads : int, optional
         Number of threads; see the top of this page.
 

@@ -73,7 +73,7 @@ class _Library:
             self.stream = self.namespace.cuda.get_current_stream().ptr
 
     def memory(self, name, array):
-        """Return the `Memory` of an array, None for None; raises TypeError for one on no or another GPU."""
+        """Return the `Memory` of an array, None for None; raise a TypeError unless it is on the GPU of x."""
         if array is None:
             return None
         if not on_gpu(array) or array.__dlpack_device__()[1] != self.device:
@@ -127,7 +127,7 @@ class _Library:
 
 
 class DeviceContext:
-    """What `forward` on a GPU hands to `backward`.
+    """The context of a `forward` on a GPU, for its `backward`.
 
     Attributes
     ----------
@@ -177,13 +177,13 @@ def forward(x, *, mask, hold, threads, **arguments):
         raise ValueError("mask is not possible on a GPU; leave it out")
     library = _Library(x)
     arrays = {"x": x} | {name: arguments.pop(name) for name in _ARRAYS}
-    at = {name: library.memory(name, array) for name, array in arrays.items()}
-    described = {name: None if memory is None else tuple(memory) for name, memory in at.items()}
+    memory_of = {name: library.memory(name, array) for name, array in arrays.items()}
+    described = {name: None if memory is None else tuple(memory) for name, memory in memory_of.items()}
     shape, channels_last = _core._check_forward(**described, **arguments, threads=threads, hold=False)
-    if 0 in at["x"].shape:
-        raise ValueError(f"x must have elements on a GPU, got shape {at['x'].shape}")
+    if 0 in memory_of["x"].shape:
+        raise ValueError(f"x must have elements on a GPU, got shape {memory_of['x'].shape}")
     for name in ("x", "residual", "out"):
-        _check_dense(name, at[name])
+        _check_dense(name, memory_of[name])
     kept = KEEPS[arguments["strategy"]]
     strategy = "inplace" if kept == "z" else arguments["strategy"]
     activation, param = arguments["activation"], float(arguments["activation_param"])
@@ -191,42 +191,33 @@ def forward(x, *, mask, hold, threads, **arguments):
     capacity, report = 0, None
     if kept in ("y", "z"):
         capacity, report = guard_of(arrays["weight"]).prepare(
-            library.device, library.stream, lambda: [library.on_host(at[name]) for name in _VECTORS],
-            at["x"].dtype, strategy,
+            library.device, library.stream, lambda: [library.on_host(memory_of[name]) for name in _VECTORS],
+            memory_of["x"].dtype, strategy,
         )  # fmt: skip
-    of = layer(
-        library.device, at["x"].dtype, shape, channels_last, activation, strategy, residual is not None,
-        capacity > 0,
+    kernels = layer(
+        library.device, memory_of["x"].dtype, shape, channels_last, activation, strategy,
+        residual is not None, capacity > 0,
     )  # fmt: skip
     z = x
     if strategy != "inplace":
-        z = library.like(x, at["x"]) if arrays["out"] is None else arrays["out"]
+        z = library.like(x, memory_of["x"]) if arrays["out"] is None else arrays["out"]
     slopes = library.per_channel(arrays["slope"], shape[1])
-    numbers, xhat = library.scratch(of.saved_bytes), library.scratch(capacity * of.slot_bytes)
-    scratch = library.scratch(of.scratch_bytes)
-    of.forward(
-        library.stream, at["x"].address, library.address(z), library.address(residual),
+    numbers, xhat = library.scratch(kernels.saved_bytes), library.scratch(capacity * kernels.slot_bytes)
+    scratch = library.scratch(kernels.scratch_bytes)
+    kernels.forward(
+        library.stream, memory_of["x"].address, library.address(z), library.address(residual),
         *map(library.address, (arrays["weight"], arrays["bias"], slopes)),
         *map(library.address, (arrays["running_mean"], arrays["running_var"], numbers, scratch, xhat)),
         report, capacity, training, float(arguments["momentum"]), float(arguments["eps"]), param,
-        of.most_bias,
+        kernels.most_bias,
     )  # fmt: skip
     vectors = {name: arrays[name] for name in _VECTORS}
     saved = {kept: x} if residual is None else {kept: x, "residual": residual}
     ctx = DeviceContext(arguments["strategy"], activation, saved if hold else {})
     ctx._call = _Call(
-        library.device,
-        at["x"],
-        of,
-        numbers,
-        xhat,
-        training,
-        param,
-        vectors,
-        shape[1],
-        residual is not None,
-        hold,
-    )
+        library.device, memory_of["x"], kernels, numbers, xhat, training, param, vectors, shape[1],
+        residual is not None, hold,
+    )  # fmt: skip
     return z, ctx
 
 
@@ -239,7 +230,7 @@ def backward(
         raise RuntimeError("ctx is freed: its backward has run, or it was released")
     if residual_activation != "identity":
         raise ValueError("residual_activation is not possible on a GPU; pass the residual itself")
-    _check_given(call, kept=kept, residual=residual)
+    _check_kept_arguments(call, kept=kept, residual=residual)
     _check_outputs(call, overwrite, out, residual_grad, residual_out)
     if not on_gpu(dz) or dz.__dlpack_device__()[1] != call.device:
         raise TypeError(f"dz must be on the GPU of x, got '{type(dz).__name__}' elsewhere")
@@ -250,10 +241,10 @@ def backward(
         "kept": kept, "dz": dz, "residual": residual, "out": out, "residual_grad": residual_grad,
         "residual_out": residual_out,
     }  # fmt: skip
-    at = {name: library.memory(name, array) for name, array in arrays.items()}
-    for name, memory in at.items():
+    memory_of = {name: library.memory(name, array) for name, array in arrays.items()}
+    for name, memory in memory_of.items():
         _check_like(name, memory, batch)
-    _check_overlaps(at, overwrite, keep)
+    _check_overlaps(memory_of, overwrite, keep)
     dx = dz if overwrite else library.like(kept, batch) if out is None else out
     dresidual = residual_out
     if call.has_residual and dresidual is None:
@@ -294,12 +285,13 @@ def _check_dense(name, memory):
         raise ValueError(f"{name} must start at a multiple of {_ALIGNMENT} bytes on a GPU; pass a copy")
 
 
-def _check_given(call, **given):
-    wanted = {"kept": not call.holds, "residual": not call.holds and call.has_residual}
-    for name, array in given.items():
-        if wanted[name] and array is None:
+def _check_kept_arguments(call, **arrays):
+    """Require `kept` and `residual` after ``forward(..., hold=False)``, and refuse them otherwise."""
+    needed = {"kept": not call.holds, "residual": not call.holds and call.has_residual}
+    for name, array in arrays.items():
+        if needed[name] and array is None:
             raise ValueError(f"{name} is needed after forward(..., hold=False)")
-        if not wanted[name] and array is not None:
+        if not needed[name] and array is not None:
             raise ValueError(f"{name} goes with a ctx of forward(..., hold=False); leave it out")
 
 
@@ -329,14 +321,18 @@ def _check_like(name, memory, batch):
         raise ValueError(f"{name} must start at a multiple of {_ALIGNMENT} bytes on a GPU; pass a copy")
 
 
-def _check_overlaps(at, overwrite, keep):
+def _check_overlaps(memory_of, overwrite, keep):
     """Refuse outputs that share memory with other arrays; out may be `kept`, residual_out dz."""
-    written = {name: at[name] for name in ("out", "residual_grad", "residual_out") if at[name] is not None}
+    written = {
+        name: memory_of[name]
+        for name in ("out", "residual_grad", "residual_out")
+        if memory_of[name] is not None
+    }
     if overwrite:
-        written["dz"] = at["dz"]
+        written["dz"] = memory_of["dz"]
     may_be = {"out": () if keep else ("kept",), "residual_out": () if overwrite else ("dz",)}
     for name, memory in written.items():
-        for other, read in at.items():
+        for other, read in memory_of.items():
             if other == name or read is None:
                 continue
             if read.address == memory.address and other in may_be.get(name, ()):

@@ -1,4 +1,4 @@
-"""How many channels of a layer have a weight that is zero or tiny, so that their xhat is saved beside y."""
+"""The number of guarded channels of a layer on a GPU: those of zero or tiny weight, whose xhat is saved."""
 
 import warnings
 import weakref
@@ -11,13 +11,13 @@ from .libraries import open_driver
 
 
 class Guard:
-    """How many channels of a layer need their xhat saved beside y: those whose weight is zero or tiny.
+    """The number of guarded channels of a layer, which is the capacity of its side buffer of xhat.
 
-    The device decides in every forward, and stores the number where the host reads it at the next one,
-    without waiting. So the side buffer has the size of an earlier step. A channel that newly exceeds the
-    limit loses up to 4 binary digits of xhat until then. One whose weight becomes zero at once gets a zero
-    gradient of the weight, and a dx without the term of xhat, until then; a RuntimeWarning says so. `forget`
-    avoids that.
+    A channel is guarded if its weight is zero or tiny. The device counts them in each forward and writes the
+    number to memory of the host, which reads it in the next forward without waiting. So the capacity is that
+    of an earlier step. Until it has grown, a channel that newly exceeds the limit loses up to 4 binary digits
+    of xhat. A channel whose weight is suddenly zero gets a zero gradient of the weight and a dx without the
+    term of xhat, with a RuntimeWarning. `forget` avoids that.
 
     >>> Guard().known
     """
@@ -59,12 +59,13 @@ class Guard:
         return self.capacity, self._address
 
 
-# Memory that kernels write and the host reads: (two int32, their address on the device). What was given back
-# first is taken first, since a kernel that was started before may still write to it.
+# Memory that kernels write and the host reads: (two int32, their address on the device). The oldest of those
+# that are no longer used is taken first, since a kernel that is still running may write to the newest.
 _reports = deque()
 
 
 def _take_report(device):
+    """Return two numbers in memory of the host, and their address on the device."""
     if not _reports:
         memory, address = _core._cuda_host_memory(device, 4096)
         numbers = memory.cast("i")

@@ -18,7 +18,7 @@ MOST_BIAS = {"float32": 64.0, "float64": 2.0**20, "float16": 4.0, "bfloat16": 4.
 
 
 class Layer:
-    """Kernels for batches of one shape on one device. Make it with `layer`, which keeps them.
+    """Kernels for batches of one shape on one device. Make it with `layer`, which caches them.
 
     Addresses are int; None where there is no array. Arrays of the batch's size have no gaps; those of a
     number per channel are float64 for a float64 batch, float32 for all others. `saved` and `scratch` are
@@ -49,7 +49,7 @@ class Layer:
         # forward(stream, x, z, residual, weight, bias, slope, running_mean, running_var, saved, scratch,
         # xhat,         report, capacity, training, momentum, eps, param, most_bias)
         # x is overwritten by what the strategy keeps; z is x for "inplace". report: memory of the host for
-        # the number of channels that wanted a slot of xhat, of which there are `capacity`.
+        # the number of guarded channels; xhat has slots for `capacity` of them.
         self.forward = plan.forward
         # backward(stream, kept, dz, residual, dx, dresidual, dweight, dbias, dslope, saved, scratch, xhat,
         #          training, param)
@@ -97,7 +97,7 @@ def guarded_channels(weight, bias, slope, dtype, strategy):
     """Return how many channels need a slot of the side buffer, as the kernels decide.
 
     weight, bias and slope are arrays of the host, or None. With a residual that is much larger than the
-    weight, the device may want more.
+    weight, the device may need more.
     """
     if KEEPS[strategy] not in (0, 3):
         return 0

@@ -45,7 +45,7 @@ def open_compiler():
             continue
     where = f"at INPLACE_ABN_NVRTC={wanted}" if wanted else "as libnvrtc.so"
     raise RuntimeError(
-        f"NVRTC, the compiler of CUDA, was not found {where}; PyTorch for CUDA brings it along, or: "
+        f"NVRTC, the compiler of CUDA, was not found {where}; PyTorch for CUDA installs it, or: "
         "pip install nvidia-cuda-nvrtc"
     )
 

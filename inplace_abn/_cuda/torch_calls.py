@@ -39,20 +39,21 @@ def forward(x, z, residual, weight, bias, slope, running_mean, running_var, guar
         capacity, report = guard.prepare(
             index, stream, lambda: map(_on_host, (weight, bias, slope)), dtype, strategy
         )
-    of = layer(
+    kernels = layer(
         index, dtype, (images, channels, positions), channels_last, activation, strategy,
         residual is not None, capacity > 0,
     )  # fmt: skip
     device = x.device
-    saved = torch.empty(of.saved_bytes, dtype=torch.uint8, device=device)
-    scratch = torch.empty(of.scratch_bytes, dtype=torch.uint8, device=device)
-    xhat = torch.empty(capacity * of.slot_bytes, dtype=torch.uint8, device=device) if capacity else None
-    of.forward(
+    saved = torch.empty(kernels.saved_bytes, dtype=torch.uint8, device=device)
+    scratch = torch.empty(kernels.scratch_bytes, dtype=torch.uint8, device=device)
+    xhat = torch.empty(capacity * kernels.slot_bytes, dtype=torch.uint8, device=device) if capacity else None
+    kernels.forward(
         stream, x.data_ptr(), z.data_ptr(), _address(residual), _address(weight), _address(bias),
         _address(slope), _address(running_mean), _address(running_var), saved.data_ptr(), scratch.data_ptr(),
-        _address(xhat), report, capacity, training, momentum, eps, param, of.most_bias, *_given(exchange),
+        _address(xhat), report, capacity, training, momentum, eps, param, kernels.most_bias,
+        *_exchange_arguments(exchange),
     )  # fmt: skip
-    return of, saved, xhat, training, param
+    return kernels, saved, xhat, training, param
 
 
 def backward(state, kept, dz, residual, dx, dresidual, dweight, dbias, dslope, exchange=None):
@@ -60,16 +61,16 @@ def backward(state, kept, dz, residual, dx, dresidual, dweight, dbias, dslope, e
 
     `kept` is what the forward wrote over x, or x for "standard".
     """
-    of, saved, xhat, training, param = state
-    scratch = torch.empty(of.scratch_bytes, dtype=torch.uint8, device=dz.device)
-    of.backward(
+    kernels, saved, xhat, training, param = state
+    scratch = torch.empty(kernels.scratch_bytes, dtype=torch.uint8, device=dz.device)
+    kernels.backward(
         _stream(_index_of(dz)), kept.data_ptr(), dz.data_ptr(), _address(residual), dx.data_ptr(),
         _address(dresidual), _address(dweight), _address(dbias), _address(dslope), saved.data_ptr(),
-        scratch.data_ptr(), _address(xhat), training, param, *_given(exchange),
+        scratch.data_ptr(), _address(xhat), training, param, *_exchange_arguments(exchange),
     )  # fmt: skip
 
 
-def _given(exchange):
+def _exchange_arguments(exchange):
     """Return the last arguments of a `Layer`'s calls."""
     return () if exchange is None else (exchange[0], exchange[1].data_ptr(), exchange[2])
 

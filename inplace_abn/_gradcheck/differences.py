@@ -28,8 +28,8 @@ class Check:
         self.subject, self.step, self.rtol, self.samples, self.rng = subject, step, rtol, samples, rng
         self.problems = []
         self._z = self._evaluate()
-        again = self._evaluate()
-        if np.abs(again - self._z).max(initial=0) > 1e-9 * np.abs(self._z).max(initial=0):
+        second = self._evaluate()
+        if np.abs(second - self._z).max(initial=0) > 1e-9 * np.abs(self._z).max(initial=0):
             raise ValueError(
                 "target must give the same result for the same inputs, but two calls differ; make a random "
                 "generator an attribute of a layer or an argument of a functools.partial"
@@ -90,6 +90,7 @@ class Check:
         return len(chosen), int(wrong), int(kinks), index, worst[2], worst[3], max(worst[0], 0.0)
 
     def _choose(self, size):
+        """Return the indices of the elements to check, in flattened order."""
         if self.samples is None or self.samples >= size:
             return range(size)
         return sorted(map(int, self.rng.choice(size, self.samples, replace=False)))
@@ -173,6 +174,7 @@ class Check:
         return float(np.sum(self._dz * (above - below))), float(high - low)
 
     def _evaluate(self):
+        """Return the result for the current arrays; raise an error unless it is finite and float64."""
         z = self.subject.evaluate()
         if z.dtype != np.float64:
             raise TypeError(f"the result of target must be float64, as its inputs are, got {z.dtype}")
@@ -188,4 +190,5 @@ def _unit(array):
 
 
 def _rms(array):
+    """Return the root mean square."""
     return math.sqrt(float(np.mean(np.square(array)))) if array.size else 0.0

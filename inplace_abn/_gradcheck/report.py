@@ -62,6 +62,7 @@ class Report:
         return self.ok
 
     def _verdict(self):
+        """Return the first lines of the text: agreement, or what is wrong."""
         if self.ok:
             return "gradients agree with finite differences"
         if not self.rows and not self.problems:
@@ -71,6 +72,7 @@ class Report:
         return "\n".join(found + [f"PROBLEM: {problem}" for problem in self.problems])
 
     def _cells(self):
+        """Yield the rows of the table as lists of texts, the head first."""
         modes = any(row.mode for row in self.rows)
         yield ["mode"] * modes + ["gradient", "shape", "checked", "wrong", "kinks", "worst at"]
         for row in self.rows:

@@ -99,8 +99,8 @@ class Subject:
             dz = tuple(part.reshape(np.shape(like)) for part, like in parts)
         else:
             dz = dz if isinstance(z, np.ndarray) else float(dz)
-        found = backward(dz, overwrite=True) if overwrite else backward(dz)
-        return self._match(found if isinstance(found, (tuple, list)) else (found,))
+        gradients = backward(dz, overwrite=True) if overwrite else backward(dz)
+        return self._match(gradients if isinstance(gradients, (tuple, list)) else (gradients,))
 
     def _call(self):
         """Return the result, and a function from dz to the gradients."""
@@ -140,6 +140,7 @@ class Subject:
         }  # fmt: skip
 
     def _name(self, i):
+        """Return the name of an input, for reports."""
         return self._names[i] if i < len(self._names) else f"input {i}"
 
 
@@ -208,6 +209,7 @@ class OfPair(OfFunction):
 
 
 def _options(function):
+    """Return the arguments that a `functools.partial` binds; none for another function."""
     return [*function.args, *function.keywords.values()] if isinstance(function, partial) else []
 
 
@@ -238,7 +240,7 @@ class OfLayer(Subject):
         for owner, attributes in before:
             for key, value in attributes.items():
                 if isinstance(value, np.ndarray):
-                    copy = copies.setdefault(id(value), value.astype(_wide(value.dtype), order="K"))
+                    copy = copies.setdefault(id(value), value.astype(_double(value.dtype), order="K"))
                     vars(owner)[key] = copy
             if isinstance(owner, Parameter):
                 owner.grad = None
@@ -274,5 +276,6 @@ class OfLayer(Subject):
         return z, partial(self._layer.backward, call=self._layer.last_call)
 
 
-def _wide(dtype):
+def _double(dtype):
+    """Return float64 for a floating-point dtype, and any other dtype unchanged."""
     return np.float64 if dtype.kind == "f" else dtype

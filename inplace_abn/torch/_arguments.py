@@ -7,10 +7,10 @@ import torch
 from ..distributed.exchange import Exchange, Step
 
 
-class Again(NamedTuple):
-    """A module, and the tensor from which it has computed x."""
+class Producer(NamedTuple):
+    """The module that has computed x, and its input, from which it computes x again in the backward."""
 
-    producer: torch.nn.Module
+    module: torch.nn.Module
     source: torch.Tensor
 
 
@@ -28,8 +28,8 @@ class Normalization(NamedTuple):
     param : float, or (low, high) for hardtanh
     name : str
         The module, for messages.
-    again : Again, optional
-        How to compute x again, if the tensor that is written over x shall not be kept.
+    producer : Producer, optional
+        Given if the tensor that is written over x shall not be kept: x is computed again in the backward.
     exchange : Exchange, optional
         Connects the processes whose batches are normalized as one.
     step : Step, optional
@@ -47,7 +47,7 @@ class Normalization(NamedTuple):
     activation: str
     param: float | tuple[float, float]
     name: str
-    again: Again | None = None
+    producer: Producer | None = None
     exchange: Exchange | None = None
     step: Step | None = None
     owner: object = None

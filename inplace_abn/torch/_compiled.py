@@ -19,7 +19,7 @@ from ._tensors import VECTOR_DTYPES, copy_dense, laid_out_as, to_array
 
 _STATE = 1024  # bytes of a context's state without side data, besides 5 doubles per channel
 
-# Before PyTorch 2.7 nothing tells an export, which must not have this operator, from a compilation.
+# An export must not have this operator. Before PyTorch 2.7 it cannot be distinguished from a compilation.
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
 
 
@@ -79,8 +79,8 @@ def _forward(
     context = _kernels.forward(y, weight, bias, residual, None, norm)
     state, dtype = context.state(), VECTOR_DTYPES[x.dtype]
     mean, var = (torch.tensor(row, dtype=dtype) for row in state["constants"][2:4])
-    sides = {key: state.pop(key) for key in tuple(state) if key not in ("constants", "description")}
-    return y, mean, var, _packed(state, sides, x.size(1))
+    side_data = {key: state.pop(key) for key in tuple(state) if key not in ("constants", "description")}
+    return y, mean, var, _packed(state, side_data, x.size(1))
 
 
 @_forward.register_fake
@@ -131,18 +131,18 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 # ---- the state of a context in a tensor of known shape -----------------------------------------------------
 
 
-def _packed(state, sides, channels):
-    """Return a state as bytes, of a number that depends on the channels alone.
+def _packed(state, side_data, channels):
+    """Return a state as a tensor of bytes, whose number depends only on the number of channels.
 
-    Side data, whose size no compiler can know, is behind them in the storage.
+    The compiler needs a known size. Side data of another size is behind these bytes, in the same storage.
     """
-    behind = pickle.dumps(sides) if sides else b""
-    data = pickle.dumps((state, len(behind)))
+    appended = pickle.dumps(side_data) if side_data else b""
+    data = pickle.dumps((state, len(appended)))
     size = _STATE + 40 * channels
-    packed = torch.empty(size + len(behind), dtype=torch.uint8)
+    packed = torch.empty(size + len(appended), dtype=torch.uint8)
     packed[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    if behind:
-        packed[size:] = torch.frombuffer(bytearray(behind), dtype=torch.uint8)
+    if appended:
+        packed[size:] = torch.frombuffer(bytearray(appended), dtype=torch.uint8)
     return packed[:size]
 
 

@@ -13,7 +13,7 @@ from ._in_place import apply_in_place, apply_keep_pre_activation, evaluate
 from ._synchronized import begin
 from ._tensors import VECTOR_DTYPES, is_dense, share_storage
 
-_PLAIN = (Parameter, Tensor)  # their memory is all that they are
+_PLAIN = (Parameter, Tensor)  # types without data besides their memory
 
 
 def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
@@ -40,7 +40,7 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
     if norm.step is not None:
         _check_synchronized(x)
     elif not has_kernels(x) or not _fits(x, weight, bias, norm):
-        return with_stock_operations(x, weight, bias, residual, slope, norm)
+        return with_torch_operations(x, weight, bias, residual, slope, norm)
     if residual is not None and not _same_kind(residual, x):
         alone = norm._replace(activation="identity", param=1.0)
         y = batch_norm(x, weight, bias, None, None, alone, overwrite=overwrite)
@@ -52,7 +52,7 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
     return apply_in_place(*arguments) if _kernels.inverts(x, norm) else apply_keep_pre_activation(*arguments)
 
 
-def with_stock_operations(x, weight, bias, residual, slope, norm):
+def with_torch_operations(x, weight, bias, residual, slope, norm):
     """Return the same as `batch_norm`, by PyTorch's own operations. x is not overwritten."""
     y = F.batch_norm(
         x, norm.running_mean, norm.running_var, weight, bias, norm.training, norm.momentum, norm.eps
@@ -65,8 +65,8 @@ def with_stock_operations(x, weight, bias, residual, slope, norm):
 def has_kernels(x):
     """Return True if the kernels can take x now.
 
-    They see the memory of a tensor and nothing else: a transformation, a tracer or a mode that watches
-    PyTorch's operations would miss them. Fake tensors have kernels while a plan is made.
+    The kernels read and write the memory of a tensor. Transformations, tracers and modes that intercept
+    PyTorch's operations would not notice them. Fake tensors have kernels while a plan is made.
     """
     if _fake_kernels.is_planning():
         return x.layout is torch.strided and x.dtype in VECTOR_DTYPES
@@ -83,7 +83,7 @@ def has_kernels(x):
 
 
 def may_overwrite(x):
-    """Return True if autograd permits a write over x, and no one has to see the old values again."""
+    """Return True if autograd permits a write over x, and nothing needs the old values."""
     if x._base is not None or not is_dense(x):
         return False
     if x.requires_grad and (x.is_leaf or not torch.is_grad_enabled()):
@@ -94,6 +94,7 @@ def may_overwrite(x):
 
 
 def _check_synchronized(x):
+    """Raise an error if the kernels cannot take x, since PyTorch's operations do not exchange statistics."""
     if not has_kernels(x):
         raise NotImplementedError(
             "synchronized statistics need a plain tensor, outside of transformations, tracers and modes; "
@@ -102,7 +103,7 @@ def _check_synchronized(x):
 
 
 def _fits(x, weight, bias, norm):
-    """Return False for arguments with which PyTorch raises an error or does something special."""
+    """Return False for arguments that PyTorch refuses, or for which it has a special case."""
     if not 2 <= x.dim() <= 5 or x.numel() <= x.size(1):  # empty, or one value per channel
         return False
     device, dtypes = x.get_device(), (x.dtype, VECTOR_DTYPES[x.dtype])
@@ -115,6 +116,7 @@ def _fits(x, weight, bias, norm):
 
 
 def _is_plain(vector):
+    """Return True for a tensor or parameter, and for any subclass while a plan is made."""
     return type(vector) in _PLAIN or _fake_kernels.is_planning()
 
 
@@ -123,6 +125,7 @@ def _share_memory(x, residual):
 
 
 def _same_kind(residual, x):
+    """Return True if the kernels can add the residual: same shape, dtype and device."""
     return (
         residual.shape == x.shape
         and residual.dtype is x.dtype

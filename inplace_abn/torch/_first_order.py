@@ -1,4 +1,4 @@
-"""Gradients that cannot be differentiated again say so when somebody tries."""
+"""Backwards that raise an error when their gradients are differentiated a second time."""
 
 import functools
 

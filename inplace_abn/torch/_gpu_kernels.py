@@ -42,14 +42,14 @@ class GpuContext(NamedTuple):
 @cache
 def is_usable():
     """Return True if the kernels can run; else warn once, since PyTorch's operations take more memory."""
-    found = describe() if torch.version.hip is None else {"available": False, "reason": "it is no NVIDIA GPU"}
-    if not found["available"]:
+    gpu = describe() if torch.version.hip is None else {"available": False, "reason": "it is no NVIDIA GPU"}
+    if not gpu["available"]:
         warnings.warn(
-            f"inplace_abn: no kernels for this GPU, PyTorch's own operations run instead: {found['reason']}",
+            f"inplace_abn: no kernels for this GPU, PyTorch's own operations run instead: {gpu['reason']}",
             RuntimeWarning,
             stacklevel=2,
         )
-    return found["available"]
+    return gpu["available"]
 
 
 def inverts(activation):
@@ -115,9 +115,9 @@ def _run(x, weight, bias, residual, slope, norm, z, guard, strategy):
     if work is not x:
         x.copy_(work)
     if norm.training:
-        for given, updated in ((norm.running_mean, running_mean), (norm.running_var, running_var)):
-            if updated is not given:
-                given.copy_(updated)
+        for buffer, updated in ((norm.running_mean, running_mean), (norm.running_var, running_var)):
+            if updated is not buffer:
+                buffer.copy_(updated)
     return state
 
 

@@ -1,4 +1,4 @@
-"""Saved-tensor hooks of a converted model, active during its forward; they pass on to hooks outside of it."""
+"""Saved-tensor hooks of a converted model, active during its forward; they call the hooks outside of it."""
 
 import threading
 
@@ -26,9 +26,9 @@ class _Hooks:
 
 
 class Observer:
-    """Hooks around another pair, which see what it packs and change nothing: hooks for a ledger.
+    """Hooks around another pair that call it, record what it packs and change nothing: those of a ledger.
 
-    Nothing here takes them for hooks of the user: what they are around counts.
+    Functions that look for hooks of the user skip an observer, and consider the pair inside it.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def innermost_pair():
     innermost = _innermost()
     if innermost is _UNKNOWN:
         raise RuntimeError(
-            "other saved-tensor hooks are active, and PyTorch before 2.8 does not say which: enter the "
+            "other saved-tensor hooks are active, and PyTorch before 2.8 cannot report which: enter the "
             "ledger before them"
         )
     return (innermost.pack, innermost.unpack) if isinstance(innermost, _Hooks) else innermost
@@ -177,7 +177,10 @@ class _ProbedHooks(_Hooks):
 
 
 def _innermost_by_probe():
-    """Return the innermost hooks; other ones than ours as _UNKNOWN. Saves a tensor and sees who takes it."""
+    """Return the innermost hooks, _UNKNOWN if they are not ours.
+
+    They are found by saving a tensor: those that get it are the innermost.
+    """
     if torch.is_inference_mode_enabled() or not _autograd._saved_tensors_hooks_is_enabled():
         return None
     ours = next((hooks for _, hooks in reversed(_pushed()) if hooks is not None), None)

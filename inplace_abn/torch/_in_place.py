@@ -9,7 +9,7 @@ import torch
 
 from . import _kernels
 from ._activations import activate
-from ._contexts import put_together, take_apart
+from ._contexts import attach_side_data, detach_side_data
 from ._first_order import first_order
 from ._hooks import hooks_active
 from ._saved import Recipe, note_overwritten, register
@@ -31,23 +31,23 @@ class InPlace(torch.autograd.Function):
         if residual is not None:
             residual = laid_out_as(residual, z)
         context = _kernels.forward(z, weight, bias, residual, slope, norm)
-        ctx.context, sides = take_apart(context)
+        ctx.context, side_data = detach_side_data(context)
         if overwrite:
             if hooks_active():
                 note_overwritten(x, norm.name)
             ctx.mark_dirty(x)
-        if norm.again is not None:
-            recipe = _recipe_again(z, weight, bias, residual, slope, norm)
+        if norm.producer is not None:
+            recipe = _recompute_recipe(z, weight, bias, residual, slope, norm)
             register(z, recipe, z._version + overwrite)  # mark_dirty raises the version after this function
-        ctx.save_for_backward(z, residual, *sides)
+        ctx.save_for_backward(z, residual, *side_data)
         return z
 
     @staticmethod
     @first_order
     def backward(ctx, dz):
         overwrite = may_overwrite(dz)
-        z, residual, *sides = ctx.saved_tensors  # raises if one of them was modified
-        context = put_together(ctx.context, sides) if sides else ctx.context
+        z, residual, *side_data = ctx.saved_tensors  # raises if one of them was modified
+        context = attach_side_data(ctx.context, side_data) if side_data else ctx.context
         dense = laid_out_as(dz, z)
         overwrite = overwrite or dense is not dz
         return *_kernels.backward(context, dense, z, residual, overwrite), None, None
@@ -56,9 +56,9 @@ class InPlace(torch.autograd.Function):
 class KeepPreActivation(torch.autograd.Function):
     """y = batch norm of x + residual over x, z = activation(y) in a new tensor: for every activation.
 
-    Scheme (c) of Fig. 2 of the paper, with one affine step more in the stored tensor. Nobody keeps z where
-    `recipes` are in use: what saves z gets a recipe with y. With ``overwrite=False``, y is a new tensor and x
-    is not kept.
+    Scheme (c) of Fig. 2 of the paper, but the stored tensor is y, one affine step further than xhat. While
+    the hooks of a converted model are active, operations that save z save a recipe that computes it from y.
+    With ``overwrite=False``, y is a new tensor and x is not kept.
     """
 
     saved_parts = ("y", "residual")
@@ -69,18 +69,18 @@ class KeepPreActivation(torch.autograd.Function):
         if residual is not None:
             residual = laid_out_as(residual, y)
         z, context = _kernels.forward_keeping_y(y, weight, bias, residual, slope, norm)
-        ctx.context, sides = take_apart(context)
+        ctx.context, side_data = detach_side_data(context)
         has_hooks = hooks_active()
         if overwrite:
             if has_hooks:
                 note_overwritten(x, norm.name)
             torch.autograd.graph.increment_version(x)
         ctx.norm = norm
-        if norm.again is not None:
-            ctx.norm = norm._replace(again=None)
+        if norm.producer is not None:
+            ctx.norm = norm._replace(producer=None)
             alone = norm._replace(activation="identity", param=1.0)
-            register(y, _recipe_again(y, weight, bias, residual, None, alone))
-        ctx.save_for_backward(y, residual, *sides)
+            register(y, _recompute_recipe(y, weight, bias, residual, None, alone))
+        ctx.save_for_backward(y, residual, *side_data)
         if has_hooks:
             register(z, Recipe(partial(activate, norm.activation, param=norm.param), y))
         return z
@@ -89,8 +89,8 @@ class KeepPreActivation(torch.autograd.Function):
     @first_order
     def backward(ctx, dz):
         overwrite = may_overwrite(dz)
-        y, residual, *sides = ctx.saved_tensors
-        context = put_together(ctx.context, sides) if sides else ctx.context
+        y, residual, *side_data = ctx.saved_tensors
+        context = attach_side_data(ctx.context, side_data) if side_data else ctx.context
         dense = laid_out_as(dz, y)
         overwrite = overwrite or dense is not dz
         gradients = _kernels.backward_keeping_y(context, dense, y, residual, ctx.norm, overwrite)
@@ -112,13 +112,13 @@ def evaluate(x, weight, bias, residual, slope, norm, overwrite):
     return _kernels.evaluate(z, weight, bias, residual, slope, norm)
 
 
-def _recipe_again(written, weight, bias, residual, slope, norm):
+def _recompute_recipe(written, weight, bias, residual, slope, norm):
     """Return the recipe of the tensor that was written over x: run the producer of x and normalize again."""
-    (producer, source), device = norm.again, written.device.type
+    (producer, source), device = norm.producer, written.device.type
     autocast = partial(
         torch.autocast, device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
     )
-    norm = norm._replace(running_mean=None, running_var=None, again=None) if norm.training else norm
+    norm = norm._replace(running_mean=None, running_var=None, producer=None) if norm.training else norm
 
     def run(source, weight, bias, residual, slope, *_):
         with autocast():

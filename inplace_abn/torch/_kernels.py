@@ -10,7 +10,15 @@ from .. import _core
 from .._activations import ACTIVATIONS
 from . import _fake_kernels, _gpu_kernels, _synchronized
 from ._activations import activate, gradient, has_inverse
-from ._tensors import VECTOR_DTYPES, described, described_vector, gradients_like, like, to_gradient, vector
+from ._tensors import (
+    VECTOR_DTYPES,
+    core_array,
+    core_array_like,
+    core_vector,
+    gradients_like,
+    to_gradient,
+    vector,
+)
 
 
 def on_gpu(tensor):
@@ -45,21 +53,21 @@ def forward(x, weight, bias, residual, slope, norm, z=None):
     running_mean = vector("running_mean", norm.running_mean, dtype, channels)
     running_var = vector("running_var", norm.running_var, dtype, channels)
     slope = vector("slope", slope, dtype, None)
-    main = described(x)
+    main = core_array(x)
     function, statistics = _core.forward, {"training": norm.training}
     if norm.step is not None:
         function, statistics = _core.normalize, _synchronized.merged_statistics(norm.step, main)
     _, context = function(
-        main, **statistics, weight=described_vector(weight), bias=described_vector(bias),
-        running_mean=described_vector(running_mean), running_var=described_vector(running_var),
+        main, **statistics, weight=core_vector(weight), bias=core_vector(bias),
+        running_mean=core_vector(running_mean), running_var=core_vector(running_var),
         momentum=norm.momentum, eps=norm.eps, activation=norm.activation, activation_param=norm.param,
-        strategy="inplace" if z is None else "pre_activation", residual=like(main, residual),
-        slope=described_vector(slope), out=like(main, z), hold=False,
+        strategy="inplace" if z is None else "pre_activation", residual=core_array_like(main, residual),
+        slope=core_vector(slope), out=core_array_like(main, z), hold=False,
     )  # fmt: skip
     if norm.training:
-        for given, updated in ((norm.running_mean, running_mean), (norm.running_var, running_var)):
-            if updated is not given:
-                given.copy_(updated)
+        for buffer, updated in ((norm.running_mean, running_mean), (norm.running_var, running_var)):
+            if updated is not buffer:
+                buffer.copy_(updated)
     if norm.step is None:
         return context
     return _synchronized.SynchronizedContext(context, norm.step, weight is not None, bias is not None)
@@ -88,7 +96,7 @@ def evaluate(x, weight, bias, residual, slope, norm):
 def backward(context, dz, kept, residual, overwrite):
     """Return the gradients of x, weight, bias, residual and slope.
 
-    `kept` is what the forward has written over x. overwrite: a gradient goes over dz.
+    `kept` is what the forward has written over x. With `overwrite`, one of the gradients is written over dz.
     """
     if isinstance(context, _fake_kernels.FakeContext):
         return _fake_kernels.backward(context, dz, kept, residual, overwrite)
@@ -96,11 +104,12 @@ def backward(context, dz, kept, residual, overwrite):
         return _gpu_kernels.backward(context, dz, kept, residual, overwrite)
     if isinstance(context, _synchronized.SynchronizedContext):
         return _synchronized.backward(context, dz, kept, residual, overwrite)
-    main = described(kept)
+    main = core_array(kept)
     dx, dresidual = gradients_like(kept, dz, residual, overwrite)
     _, dweight, dbias, dslope, _ = _core.backward(
-        context, like(main, dz), overwrite=dx is dz, out=None if dx is dz else like(main, dx), keep=True,
-        kept=main, residual=like(main, residual), residual_out=like(main, dresidual),
+        context, core_array_like(main, dz), overwrite=dx is dz,
+        out=None if dx is dz else core_array_like(main, dx), keep=True, kept=main,
+        residual=core_array_like(main, residual), residual_out=core_array_like(main, dresidual),
     )  # fmt: skip
     return dx, to_gradient(dweight), to_gradient(dbias), dresidual, to_gradient(dslope)
 

@@ -40,7 +40,7 @@ _recipes = _TensorTable()
 
 
 class _Writers:
-    """The modules that overwrote a tensor, by its storage, for messages."""
+    """Storage of a tensor -> name of the module that overwrote it, for messages."""
 
     def __init__(self):
         self._entries, self._most = {}, 64
@@ -72,7 +72,7 @@ def register(z, recipe, version=None):
 
 
 def note_overwritten(x, name):
-    """Record who overwrites x, for the message of an error."""
+    """Record the name of the module that overwrites x, for an error message."""
     _writers.set(x, name)
 
 
@@ -110,7 +110,7 @@ class Kept:
 
 
 class Passed:
-    """A tensor that hooks outside of ours have packed."""
+    """A tensor that was packed by hooks outside of ours."""
 
     __slots__ = ("packed", "storage", "unpack", "version")
 
@@ -146,7 +146,7 @@ class Recipe:
         self._last = None
 
     def get(self):
-        """Return the tensor; while somebody holds it, the same one again."""
+        """Return the tensor: the one of the last call, if it still exists."""
         z = None if self._last is None else self._last()
         if z is None:
             with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 
 from .. import _core
 from ..distributed.exchange import Exchange, Step
-from ._tensors import described, gradients_like, like, to_gradient
+from ._tensors import core_array, core_array_like, gradients_like, to_gradient
 
 
 class TorchGroup:
@@ -38,7 +38,8 @@ class SynchronizedContext(NamedTuple):
     has_bias: bool
 
 
-_exchanges = weakref.WeakKeyDictionary()  # of modules: an attribute would be pickled with the module
+#: Module -> its `Exchange`. An attribute would be pickled with the module.
+_exchanges = weakref.WeakKeyDictionary()
 
 
 def new_exchange(group):
@@ -55,12 +56,12 @@ def new_exchange(group):
 
 def exchange_of(module):
     """Return the `Exchange` of a module over its group, or None as `new_exchange`."""
-    found = new_exchange(module.group)
-    if found is None:
+    exchange = new_exchange(module.group)
+    if exchange is None:
         return None
-    known = _exchanges.setdefault(module, found)
-    if known.group.process_group is not found.group.process_group:  # the module's group has changed
-        known = _exchanges[module] = found
+    known = _exchanges.setdefault(module, exchange)
+    if known.group.process_group is not exchange.group.process_group:  # the module's group has changed
+        known = _exchanges[module] = exchange
     return known
 
 
@@ -83,16 +84,16 @@ def merged_statistics(step, x):
 def backward(synchronized, dz, kept, residual, overwrite):
     """Return the gradients of x, weight, bias, residual and slope; of parameters this process's share."""
     context, forward, has_weight, has_bias = synchronized
-    main = described(kept)
-    arrays = {"kept": main, "residual": like(main, residual)}
+    main = core_array(kept)
+    arrays = {"kept": main, "residual": core_array_like(main, residual)}
     with forward.backward() as step:
-        dbias, dweight, dslope = _core.backward_reduce(context, like(main, dz), **arrays)
+        dbias, dweight, dslope = _core.backward_reduce(context, core_array_like(main, dz), **arrays)
         sum_dy, sum_dy_xhat = step.total_sums((dbias, dweight))
     dx, dresidual = gradients_like(kept, dz, residual, overwrite)
     _core.backward_apply(
-        context, like(main, dz), sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=forward.count,
-        overwrite=dx is dz, out=None if dx is dz else like(main, dx), residual_out=like(main, dresidual),
-        keep=True, **arrays,
+        context, core_array_like(main, dz), sum_dy=sum_dy, sum_dy_xhat=sum_dy_xhat, count=forward.count,
+        overwrite=dx is dz, out=None if dx is dz else core_array_like(main, dx),
+        residual_out=core_array_like(main, dresidual), keep=True, **arrays,
     )  # fmt: skip
     dweight, dbias = dweight if has_weight else None, dbias if has_bias else None
     return dx, to_gradient(dweight), to_gradient(dbias), dresidual, to_gradient(dslope)

@@ -17,7 +17,7 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 def vector(name, tensor, dtype, channels):
     """Return a tensor of one number per channel, contiguous and in the dtype of the core; None for None.
 
-    Raises ValueError unless it has `channels` elements; None: any number of them.
+    Raises a ValueError unless it has `channels` elements; if `channels` is None, any number is accepted.
     """
     if tensor is None:
         return None
@@ -30,18 +30,18 @@ def vector(name, tensor, dtype, channels):
     return tensor.detach().to(dtype).contiguous()
 
 
-def described(tensor):
+def core_array(tensor):
     """Return a tensor as an array argument of the core: its address, shape, strides and dtype."""
     return tensor.data_ptr(), tensor.shape, tensor.stride(), _NAMES[tensor.dtype]
 
 
-def described_vector(tensor):
+def core_vector(tensor):
     """Return a contiguous tensor of one dimension as an argument of the core; None for None."""
     return None if tensor is None else (tensor.data_ptr(), (tensor.numel(),), (1,), _NAMES[tensor.dtype])
 
 
-def like(description, tensor):
-    """Return a tensor described with the shape, strides and dtype of another; None for None."""
+def core_array_like(description, tensor):
+    """Return a tensor core_array with the shape, strides and dtype of another; None for None."""
     return None if tensor is None else (tensor.data_ptr(), *description[1:])
 
 

@@ -67,7 +67,7 @@ class Fused:
 
     def forward(
         self, x, *, activation=None, activation_param=None, residual=None, slope=None, copy_first=False,
-        again=None,
+        producer=None,
     ):  # fmt: skip
         """Return ``activation(batch norm of x + residual)``; batch norm of x without keywords.
 
@@ -86,8 +86,8 @@ class Fused:
             The slope of prelu.
         copy_first : bool
             True: the result is written to new memory, and x remains as it is.
-        again : Again, optional
-            The producer of x: see `inplace_abn.torch.recipes.run_again`.
+        producer : Producer, optional
+            Computes x again in the backward: see `inplace_abn.torch.recipes.run_again`.
         """
         if activation is None and residual is None:
             if not (self.synchronized and self.training):
@@ -96,8 +96,8 @@ class Fused:
             return self.act(self.drop(y)) if hasattr(self, "act") else y  # timm's BatchNormAct2d
         self._check_input_dim(x)
         norm = normalization(self, activation or "identity", activation_param, self._name)
-        if again is not None:
-            norm = norm._replace(again=again)
+        if producer is not None:
+            norm = norm._replace(producer=producer)
         weight, bias = parameter(self, "weight"), parameter(self, "bias")
         return batch_norm(x, weight, bias, residual, slope, norm, overwrite=not copy_first)
 

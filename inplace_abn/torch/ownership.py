@@ -1,8 +1,8 @@
 """Decides whether a backward may overwrite the gradient that it is given.
 
-A gradient may be held by hooks, `retain_grad`, `torch.autograd.grad`, another branch of the graph, or through
-a view, a detached tensor or a NumPy array. It is overwritten only if all counts of references say that nobody
-else can see it.
+A gradient may be referenced by hooks, `retain_grad`, `torch.autograd.grad`, another branch of the graph, or
+through a view, a detached tensor or a NumPy array. It is overwritten only if all reference counts show that
+there is no other reference.
 """
 
 import sys
@@ -13,12 +13,15 @@ import torch
 
 from ._first_order import first_order
 
-#: Below this number of elements, a new array costs less than the counts.
+#: With fewer elements, allocating an array takes less time than reading the counts.
 SMALL = 4096
 
 
 def may_overwrite(dz):
-    """Return True if nobody but the calling backward can see dz. Call it from the backward itself."""
+    """Return True if only the calling backward refers to dz. Call it from the backward itself.
+
+    The references of the caller are counted, so a call from another depth of the stack gives False.
+    """
     if dz.numel() < SMALL or dz._base is not None:
         return False
     return all(count <= alone for count, alone in zip(_references(dz), _references_alone(), strict=True))
@@ -35,7 +38,7 @@ def _references(dz):
 
 @cache
 def _references_alone():
-    """Return `_references` of a gradient that nobody else holds; the numbers differ between Pythons.
+    """Return `_references` of a gradient without other references; they differ between versions of Python.
 
     Measured in the first backward and not at import: on a machine with a GPU a backward starts threads, after
     which a process must not be forked.

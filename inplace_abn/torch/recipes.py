@@ -1,7 +1,7 @@
 """Operations whose result is computed again when it is needed, instead of being saved.
 
 Each is a function to call in place of PyTorch's own, with the same result and gradients. While a converted
-model runs, an operation that saves the result for its backward is given a recipe: what to compute it from.
+model runs, an operation that saves the result for its backward gets a recipe: a function and its inputs.
 """
 
 import operator
@@ -9,7 +9,7 @@ import operator
 import torch
 import torch.nn.functional as F
 
-from ._arguments import Again
+from ._arguments import Producer
 from ._first_order import first_order
 from ._hooks import install, uninstall
 from ._saved import Recipe, register
@@ -18,7 +18,7 @@ __all__ = ["install", "max_pool2d", "multiply", "run_again", "uninstall"]
 
 
 def multiply(a, b):
-    """Return ``a * b``; what saves the product is given a and b, which the multiplication saves in any case.
+    """Return ``a * b``. Operations that save the product save a and b, which the product needs in any case.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def run_again(producer, normalization, x, **keywords):
     >>> conv, bn = torch.nn.Conv2d(3, 8, 1, bias=False), fuse(torch.nn.BatchNorm2d(8))
     >>> run_again(conv, bn, torch.randn(2, 3, 4, 4), activation="relu").sum().backward()
     """
-    return normalization(producer(x), again=Again(producer, x), **{"activation": "identity"} | keywords)
+    return normalization(producer(x), producer=Producer(producer, x), **{"activation": "identity"} | keywords)
 
 
 def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):

@@ -1,8 +1,8 @@
-"""Trace the modules of a model, each by itself, and find which of them are called how.
+"""Trace the modules of a model, each by itself, and find out which of them are called with what.
 
 A child stays a call in its parent's graph unless a pattern crosses its border: it returns a batch norm's
 result that its parent adds to or activates, its first operation is the activation or the batch norm of what
-the parent gives it, or it multiplies a batch norm's result (squeeze-and-excitation).
+the parent passes to it, or it multiplies a batch norm's result (squeeze-and-excitation).
 """
 
 from contextlib import suppress
@@ -145,39 +145,39 @@ class Analysis:
             return
         try:
             call = usual_call(module)
-            found = [self.trace(module, call, training) for training in MODES]
+            traces = [self.trace(module, call, training) for training in MODES]
         except (NoForm, TypeError, ValueError) as error:
             self.refusals.setdefault(module, str(error))
-            found = [None]
-        for one in found:
-            if one is not None:
-                one.escapes = True
-                self._follow(one)
-        if None in found:
+            traces = [None]
+        for reached in traces:
+            if reached is not None:
+                reached.escapes = True
+                self._follow(reached)
+        if None in traces:
             for child in module.children():
                 self._visit(child)
 
-    def _follow(self, one):
+    def _follow(self, caller):
         """Follow the calls in a trace."""
-        if one in self._followed:
+        if caller in self._followed:
             return
-        self._followed.add(one)
-        self._touched |= {one.owner, *one.inlined.values()}
-        for node in one.graph.nodes:
+        self._followed.add(caller)
+        self._touched |= {caller.owner, *caller.inlined.values()}
+        for node in caller.graph.nodes:
             module = nodes.callee(node)
             if node.meta.get("trace") is not None and self.contains[module]:
                 self._follow(node.meta["trace"])
             elif module in self.contains:
                 self._visit(module)
-        self._order.append(one)
+        self._order.append(caller)
 
 
 def _propagate_escapes(order):
     """Mark the traces whose result an escaping trace returns."""
-    for one in reversed(order):  # callers first
-        for node in one.calls():
+    for caller in reversed(order):  # callers first
+        for node in caller.calls():
             inner = node.meta["trace"]
-            inner.escapes = inner.escapes or (one.escapes and escapes(node))
+            inner.escapes = inner.escapes or (caller.escapes and escapes(node))
 
 
 def escapes(node):

@@ -1,4 +1,4 @@
-"""The entry: convert a model in place."""
+"""Convert a model in place: trace it, find the patterns, rewrite the graphs."""
 
 import itertools
 from collections import namedtuple
@@ -15,7 +15,7 @@ from .patterns import Pattern
 from .record import Conversion, attach, rows
 from .replacing import check, replace_functions, replace_modules
 from .revert import revert
-from .rewriting import rewrite, separate, separate_modules
+from .rewriting import rewrite, take_modules_out_of_place, take_out_of_place
 from .running_again import mark_images
 
 
@@ -29,8 +29,8 @@ def convert(model, *, activation=None, recompute_stem=False, recompute_projectio
 
     The forwards are traced by `torch.fx`, each module by itself. What cannot be traced runs as before, and
     the modules inside of it are converted. Attributes that a traced forward reads as constants (a dropout
-    rate, a switch for checkpointing) count as they are now: set them before. `report` tells what became of
-    each batch norm, `revert` undoes the conversion.
+    rate, a switch for checkpointing) keep the values that they have now: set them before. `report` lists what
+    was done to each batch norm, `revert` undoes the conversion.
 
     Parameters
     ----------
@@ -86,10 +86,10 @@ def convert(model, *, activation=None, recompute_stem=False, recompute_projectio
         replace_modules(model, traces, activation)
         analysis = Analysis(model)
         traces = analysis.reached()
-    separate(traces)
+    take_out_of_place(traces)
     mark_images(model, traces)
     found, rewritten = _rewrite_all(traces, activation, recompute_stem, recompute_projections)
-    attach(model, Conversion(rows(model, found, analysis.refusals), separate_modules(traces)))
+    attach(model, Conversion(rows(model, found, analysis.refusals), take_modules_out_of_place(traces)))
     names = {module: name for name, module in model.named_modules()}
     for (owner, form), modes in rewritten.items():
         _set_forward(owner, names[owner], form, modes)
@@ -110,21 +110,21 @@ def _rewrite_all(traces, activation, *recompute):
         call): {training: `_Rewritten`}}, of modules that changed.
     """
     found, rewritten = {}, {}
-    for one in traces:
-        replaced = activation is not None and replace_functions(one.graph, activation)
-        stock = GraphCode(one.graph, type(one.owner).__name__) if replaced else None
-        calls, watched = rewrite(one, *recompute)
+    for trace in traces:
+        replaced = activation is not None and replace_functions(trace.graph, activation)
+        unfused = GraphCode(trace.graph, type(trace.owner).__name__) if replaced else None
+        calls, watched = rewrite(trace, *recompute)
         for module, results in calls.items():
-            found.setdefault(module, {}).setdefault(one.training, []).extend(results)
-        if one.changed:
-            code = GraphCode(one.graph, type(one.owner).__name__)
-            rewritten.setdefault((one.owner, one.form), {})[one.training] = _Rewritten(
-                one, code, stock, watched
+            found.setdefault(module, {}).setdefault(trace.training, []).extend(results)
+        if trace.changed:
+            code = GraphCode(trace.graph, type(trace.owner).__name__)
+            rewritten.setdefault((trace.owner, trace.form), {})[trace.training] = _Rewritten(
+                trace, code, unfused, watched
             )
     return found, rewritten
 
 
-_Rewritten = namedtuple("_Rewritten", "trace code stock watched")
+_Rewritten = namedtuple("_Rewritten", "trace code unfused watched")
 
 
 def _set_forward(owner, name, form, modes):
@@ -132,8 +132,8 @@ def _set_forward(owner, name, form, modes):
     if "forward" not in vars(owner):
         owner.forward = ConvertedForward(owner, name)
     equal = len(modes) == 2 and modes[True].code.source == modes[False].code.source
-    one = modes[True] if equal else None
-    codes = {training: ((one or mode).code, (one or mode).stock) for training, mode in modes.items()}
+    shared = modes[True] if equal else None
+    codes = {training: ((shared or mode).code, (shared or mode).unfused) for training, mode in modes.items()}
     watched = set().union(*(mode.watched for mode in modes.values()))
     inlined = [] if equal else [child for mode in modes.values() for child in mode.trace.inlined.values()]
     owner.forward.add(form, codes, watched, inlined)

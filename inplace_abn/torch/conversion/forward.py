@@ -47,7 +47,7 @@ class GraphCode:
 
 
 class Watched:
-    """A module that a graph does not call as the original forward does."""
+    """A module that the graph does not call as the original forward does: some changes forbid the graph."""
 
     def __init__(self, owner, path):
         parent, _, self.name = path.rpartition(".")
@@ -87,7 +87,7 @@ class ConvertedForward:
         #: {form of call: {training: code, or None to run the original forward}}
         self.variants = {}
         self.watched = {}
-        #: Inlined modules that decide something by their mode: all must be in the mode of the graph.
+        #: Inlined modules whose forward depends on their mode: all must be in the mode of the graph.
         self.same_mode = []
         #: True if the activations of the class's forward were replaced, so that it computes another function.
         self.differs = False
@@ -102,7 +102,7 @@ class ConvertedForward:
         form
             Of `Call`.
         codes : dict
-            {training: (code, stock)}. `stock` runs instead of `code` where hooks forbid fusion; None: the
+            {training: (code, unfused)}. `unfused` runs instead of `code` where hooks forbid fusion; None: the
             forward of the class.
         watched : iterable of str
             Paths below the module.
@@ -113,15 +113,15 @@ class ConvertedForward:
             if path not in self.watched:
                 self.watched[path] = Watched(self.module, path)
         self.same_mode += [child for child in same_mode if child not in self.same_mode]
-        self.differs = self.differs or any(stock is not None for _, stock in codes.values())
+        self.differs = self.differs or any(unfused is not None for _, unfused in codes.values())
 
     def restore(self):
-        """Give the module its own forward back, or graphs without fusion if its activations were replaced."""
+        """Restore the module's own forward, or set graphs without fusion if its activations were replaced."""
         if not self.differs:
             del self.module.forward
             return
         for codes in self.variants.values():
-            codes.update({training: (stock, None) for training, (_, stock) in codes.items()})
+            codes.update({training: (unfused, None) for training, (_, unfused) in codes.items()})
         self.watched = {}
 
     def __call__(self, *args, **kwargs):
@@ -138,9 +138,9 @@ class ConvertedForward:
         variant = self.variants.get(form, {}).get(module.training)
         if variant is None or any(child.training != module.training for child in self.same_mode):
             return self.original(args, kwargs)
-        code, stock = variant
+        code, unfused = variant
         if self._is_observed():
-            return self.original(args, kwargs) if stock is None else stock.run(module, *tensors)
+            return self.original(args, kwargs) if unfused is None else unfused.run(module, *tensors)
         return code.run(module, *tensors)
 
     def original(self, args, kwargs):

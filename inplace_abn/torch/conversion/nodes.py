@@ -1,4 +1,4 @@
-"""What a graph tells about the value of a node: who shares its memory, overwrites it, or keeps it.
+"""The values of a graph: which of them share memory, which are overwritten, and by which operation.
 
 `node.meta["callee"]` is the module that a `call_module` node calls, `node.meta["trace"]` that module's own
 trace if it has one, `node.meta["inputs"]` the values for that trace's placeholders.
@@ -149,9 +149,10 @@ def is_new(node):
 def overwritten(node):
     """Return the values that the node's operation overwrites.
 
-    `node.meta["apart"]` says that it will be taken out of place.
+    An empty list if `node.meta["out_of_place"]` says that the operation will be replaced by one that returns
+    new memory.
     """
-    if "apart" in node.meta:
+    if "out_of_place" in node.meta:
         return []
     if node.op == "call_module":
         inner = node.meta.get("trace")

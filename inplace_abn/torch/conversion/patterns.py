@@ -1,4 +1,4 @@
-"""Find batch norm, [sum,] activation in a graph, and say why a batch norm is left or its input copied."""
+"""Find batch norms with their sums and activations, and say why one is left or why its input is copied."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ from .analysis import escapes, is_bare
 from .batch_norms import is_batch_norm, with_activation
 
 
-class Left(Exception):
-    """The batch norm stays as it is; the message says why."""
+class NotFused(Exception):
+    """Raised for a batch norm that stays as it is; the message says why."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Pattern:
     activation_node
         The node of the activation behind the batch norm, or None.
     copy
-        Why the input must not be overwritten, or None.
+        Why the input is copied first, since it must not be overwritten; None if it is overwritten.
     runs_again
         True if the convolution runs again in the backward.
     """
@@ -55,11 +55,11 @@ def find(node, escaping):
 
     Raises
     ------
-    Left
+    NotFused
         If the batch norm must stay as it is.
     """
     if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
-        raise Left("it is called with other arguments than its input")
+        raise NotFused("it is called with other arguments than its input")
     problem = None
     for pattern in candidates(node):
         reason = _why_not(pattern, escaping)
@@ -67,7 +67,7 @@ def find(node, escaping):
             pattern.copy = nodes.why_not_overwritten(node.args[0])
             return pattern
         problem = problem or reason
-    raise Left(problem)
+    raise NotFused(problem)
 
 
 def candidates(node):
@@ -95,10 +95,10 @@ def _own_activation(module):
     if not with_activation(module):
         return IDENTITY
     if type(module.drop) is not nn.Identity:
-        raise Left(f"{type(module.drop).__name__} follows it inside of {type(module).__name__}")
+        raise NotFused(f"{type(module.drop).__name__} follows it inside of {type(module).__name__}")
     found = activations.of_module(module.act)
     if found is None:
-        raise Left(f"its activation {type(module.act).__name__} is not supported")
+        raise NotFused(f"its activation {type(module.act).__name__} is not supported")
     return found
 
 

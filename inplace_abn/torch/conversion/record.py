@@ -13,7 +13,7 @@ _ATTRIBUTE = "_inplace_abn_conversion"
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one batch norm.
+    """What the conversion did to one batch norm.
 
     Attributes
     ----------

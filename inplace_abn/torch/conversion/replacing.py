@@ -5,7 +5,7 @@ from torch import nn
 
 from . import activations, nodes
 from .batch_norms import with_activation
-from .patterns import Left, batch_norm_nodes, candidates
+from .patterns import NotFused, batch_norm_nodes, candidates
 
 _REPLACED = ("relu", "relu6")
 
@@ -33,7 +33,7 @@ def _rectifiers(graph):
     for node in batch_norm_nodes(graph):
         try:
             found = {pattern.activation_node: pattern.activation.name for pattern in candidates(node)}
-        except Left:
+        except NotFused:
             continue
         yield from (behind for behind, name in found.items() if behind is not None and name in _REPLACED)
 
@@ -42,11 +42,11 @@ def replace_modules(model, traces, activation):
     """Replace the modules of ReLU and ReLU6 behind batch norms, wherever the model has them."""
     make = REPLACEMENTS[activation][0]
     replaced = {}
-    for one in traces:
-        for node in _rectifiers(one.graph):
+    for trace in traces:
+        for node in _rectifiers(trace.graph):
             if node.op == "call_module":
                 replaced.setdefault(nodes.callee(node), make())
-        for node in batch_norm_nodes(one.graph):
+        for node in batch_norm_nodes(trace.graph):
             module = nodes.callee(node)
             own = activations.of_module(module.act) if with_activation(module) else None
             if own is not None and own.name in _REPLACED:

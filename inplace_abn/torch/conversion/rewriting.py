@@ -4,47 +4,52 @@ from torch import fx, nn
 
 from .. import recipes
 from . import nodes
-from .patterns import Left, batch_norm_nodes, find
+from .patterns import NotFused, batch_norm_nodes, find
 from .running_again import is_stem, projection_of, run_again
 
 
-def separate(traces):
-    """Take operations on batch norms' results out of place, where nothing else sees their memory.
+def take_out_of_place(traces):
+    """Replace in-place operations on results of batch norms by those that return new memory.
 
-    A fused batch norm keeps its result, so that nothing may overwrite it. Modules are only marked: most of
-    them become part of a fused call. `separate_modules` follows.
+    A fused batch norm keeps its result, so nothing may overwrite it. Operations are replaced only if no other
+    value shares the memory. Modules are only marked, since most of them become part of a fused call; see
+    `take_modules_out_of_place`.
     """
     sites = {}
-    for one in traces:
-        for node in one.graph.nodes:
+    for trace in traces:
+        for node in trace.graph.nodes:
             for value in nodes.overwritten(node) if node.meta.get("trace") is None else []:
-                apart = isinstance(value, fx.Node) and nodes.is_sole(value)
+                is_separable = isinstance(value, fx.Node) and nodes.is_sole(value)
                 of_batch_norm = any(map(nodes.shares_normalized, node.all_input_nodes))
                 if node.op == "call_module":
-                    sites.setdefault(nodes.callee(node), []).append((node, apart, of_batch_norm))
-                elif apart and of_batch_norm and "out" not in node.kwargs:
+                    sites.setdefault(nodes.callee(node), []).append((node, is_separable, of_batch_norm))
+                elif is_separable and of_batch_norm and "out" not in node.kwargs:
                     nodes.make_out_of_place(node)
-                    one.changed = True
+                    trace.changed = True
     for calls in sites.values():
-        if all(apart for _, apart, _ in calls) and any(of_batch_norm for _, _, of_batch_norm in calls):
+        if all(is_separable for _, is_separable, _ in calls) and any(
+            of_batch_norm for _, _, of_batch_norm in calls
+        ):
             for node, _, _ in calls:
-                node.meta["apart"] = True
+                node.meta["out_of_place"] = True
 
 
-def separate_modules(traces):
+def take_modules_out_of_place(traces):
     """Set `inplace` of the marked modules that are still called to False; return these modules."""
-    marked = {nodes.callee(node) for one in traces for node in one.graph.nodes if "apart" in node.meta}
+    marked = {
+        nodes.callee(node) for trace in traces for node in trace.graph.nodes if "out_of_place" in node.meta
+    }
     for module in marked:
         module.inplace = False
     return list(marked)
 
 
-def rewrite(one, recompute_stem=False, recompute_projections=False):
+def rewrite(trace, recompute_stem=False, recompute_projections=False):
     """Rewrite the graph of a trace.
 
     Parameters
     ----------
-    one : Trace
+    trace : Trace
     recompute_stem, recompute_projections : bool
         As for `convert`.
 
@@ -54,26 +59,26 @@ def rewrite(one, recompute_stem=False, recompute_projections=False):
         `found`: for each batch norm's module, a list with a `Pattern` or the reason why it is left per call.
         `watched`: paths of the modules that the graph no longer calls as the forward does.
     """
-    found, watched = {}, set(one.inlined)
-    for node in batch_norm_nodes(one.graph):
+    found, watched = {}, set(trace.inlined)
+    for node in batch_norm_nodes(trace.graph):
         module = nodes.callee(node)
         try:
-            pattern = find(node, one.escapes)
-        except Left as reason:
+            pattern = find(node, trace.escapes)
+        except NotFused as reason:
             found.setdefault(module, []).append(str(reason))
             continue
         watched |= {each.target for each in pattern.chain if each.op == "call_module"}
         if pattern.copy is None:
             watched |= set(_producers(node.args[0]))
-        _replace(one.graph, pattern)
-        one.changed = True
+        _replace(trace.graph, pattern)
+        trace.changed = True
         found.setdefault(module, []).append(pattern)
-    for node in filter(nodes.is_fused_call, list(one.graph.nodes)):
+    for node in filter(nodes.is_fused_call, list(trace.graph.nodes)):
         projection = projection_of(node) if recompute_projections else None
         for call in (node if recompute_stem and is_stem(node) else None, projection):
-            if call is not None and run_again(one.graph, call):
+            if call is not None and run_again(trace.graph, call):
                 call.meta["pattern"].runs_again = True
-    for node in list(one.graph.nodes):
+    for node in list(trace.graph.nodes):
         if (
             nodes.is_product(node)
             and not nodes.overwritten(node)
@@ -81,11 +86,11 @@ def rewrite(one, recompute_stem=False, recompute_projections=False):
         ):
             node.op, node.target = "call_function", recipes.multiply
             node.meta["fused"] = True
-            one.changed = True
+            trace.changed = True
         elif _is_max_pool(node) and nodes.is_normalized(node.args[0]):
             watched.add(node.target)
-            _replace_max_pool(one.graph, node)
-            one.changed = True
+            _replace_max_pool(trace.graph, node)
+            trace.changed = True
     return found, watched
 
 

@@ -12,11 +12,11 @@ def mark_images(root, traces):
     A placeholder of a child is marked if every call passes such an input.
     """
     passed = {}
-    for one in reversed(traces):  # callers first
-        for placeholder in nodes.placeholders(one.graph):
-            if one.owner is root or all(passed.get(placeholder, [False])):
+    for trace in reversed(traces):  # callers first
+        for placeholder in nodes.placeholders(trace.graph):
+            if trace.owner is root or all(passed.get(placeholder, [False])):
                 placeholder.meta["image"] = True
-        for node in one.calls():
+        for node in trace.calls():
             inside = nodes.placeholders(node.meta["trace"].graph)
             for value, placeholder in zip(node.meta["inputs"], inside, strict=True):
                 passed.setdefault(placeholder, []).append("image" in value.meta)

@@ -1,4 +1,4 @@
-"""Trace the forward of one module with `torch.fx`; its children stay calls unless asked otherwise.
+"""Trace the forward of one module with `torch.fx`; its children stay calls unless `decide` inlines them.
 
 A trace replaces the forward only if running it is the same as running the forward. So it is refused where
 the forward does something that a graph does not record: contexts (`torch.no_grad`), random numbers,
@@ -22,7 +22,7 @@ class Untraceable(Exception):
 
 
 class TracedTensor(fx.Proxy):
-    """A traced value that passes for a tensor, and for which `+=` is recorded as `+=`."""
+    """A traced value that `isinstance` takes for a tensor, and for which `+=` is recorded as `+=`."""
 
     _is_param = False
     _is_buffer = False

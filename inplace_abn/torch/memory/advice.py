@@ -14,19 +14,19 @@ class Advice:
 
     Parameters
     ----------
-    book : Ledger
+    ledger : Ledger
     events : list of Saved
         What is kept.
     entries : dict
         The `Entry` of each context number.
     """
 
-    def __init__(self, book, events, entries):
-        self._book, self._events, self._entries = book, events, entries
+    def __init__(self, ledger, events, entries):
+        self._ledger, self._events, self._entries = ledger, events, entries
         self._buffers = {}
         for event in events:
             self._buffers.setdefault(event.buffer, []).append(event)
-        self._conversion = Trial(book.model)
+        self._conversion = Trial(ledger.model)
 
     def overview(self):
         """Return lines about all buffers together: a line per kind, the largest first."""
@@ -65,7 +65,7 @@ class Advice:
             waiting.setdefault(outermost.module, set()).add(outermost)
         for module, calls in waiting.items():
             if module is not None and len(calls) > 1:
-                layer = self._book.layer_of(next(iter(calls)))
+                layer = self._ledger.layer_of(next(iter(calls)))
                 lines.append(
                     f"{len(calls)} calls of {layer} wait for their backward, and each keeps its tensors: run "
                     "the backwards, make calls for predictions inside torch.no_grad(), or delete the result "
@@ -79,7 +79,7 @@ class Advice:
             views[0].nbytes for views in self._buffers.values()
             if self._kind(views) == "normalized"
             and any(
-                self._entries[view.context].part in _OWN and self._book.name_of(view.call.module) == path
+                self._entries[view.context].part in _OWN and self._ledger.name_of(view.call.module) == path
                 for view in views
             )
         )  # fmt: skip
@@ -114,7 +114,7 @@ class Advice:
             return
         for entry in self._entries_of(views):
             module = entry.call.module if entry.operation == "batch_norm" else entry.follows
-            name = self._book.name_of(module)
+            name = self._ledger.name_of(module)
             if name is not None and not _is_pooling(entry):
                 yield name
 
@@ -122,7 +122,7 @@ class Advice:
         """Return True if conversion frees the buffer: the input of batch norms or of activations."""
         entries = self._entries_of(views)
         if all(entry.part == "indices" for entry in entries):
-            return all(self._conversion.would_fuse(self._book.name_of(entry.follows)) for entry in entries)
+            return all(self._conversion.would_fuse(self._ledger.name_of(entry.follows)) for entry in entries)
         names = list(self._normalizations(views))
         if not names or not all(map(self._conversion.would_fuse, names)):
             return False
@@ -132,7 +132,7 @@ class Advice:
         """Return False for a batch norm whose result stock does not keep, but its fused form does."""
         if entry.operation != "batch_norm" or entry.result is None:
             return True
-        if not self._conversion.is_alone(self._book.name_of(entry.call.module)):
+        if not self._conversion.is_alone(self._ledger.name_of(entry.call.module)):
             return True
         return entry.result.key in self._buffers
 

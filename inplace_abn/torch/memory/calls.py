@@ -1,6 +1,6 @@
-"""Which module runs: known while ledgers are active, without hooks on the modules.
+"""Which module runs. It is recorded while ledgers are active, by a wrapper of `Module.__call__`.
 
-Hooks would change what is counted: a converted model runs the original forward where modules have hooks.
+Hooks on the modules would change what is counted: a converted model runs the original forward then.
 """
 
 import functools

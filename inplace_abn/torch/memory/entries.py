@@ -37,7 +37,7 @@ class Entry:
     number : int
     call : Call
         The call of the module that saved it.
-    again : bool
+    recomputes : bool
         True if the saved tensor is computed from what is kept here.
     elsewhere : torch.device or None
         Where hooks of the user have moved it.
@@ -47,8 +47,8 @@ class Entry:
 
     operation = part = follows = result = None
 
-    def __init__(self, tensor, call, again=False, elsewhere=None):
-        self.number, self.call, self.again, self.elsewhere = next(_numbers), call, again, elsewhere
+    def __init__(self, tensor, call, recomputes=False, elsewhere=None):
+        self.number, self.call, self.recomputes, self.elsewhere = next(_numbers), call, recomputes, elsewhere
         self.storage, self.shape, self.dtype = Storage(tensor), tuple(tensor.shape), tensor.dtype
 
     @property
@@ -58,7 +58,7 @@ class Entry:
             role = "saved tensor"
         else:
             role = self.part if self.operation is None else f"{self.part} of {self.operation}"
-        if self.again:
+        if self.recomputes:
             role += " (computed again)"
         return role if self.elsewhere is None else f"{role} (on {self.elsewhere})"
 
@@ -104,22 +104,22 @@ def is_parameter(tensor):
     return any(key in recorder.parameters for recorder in active)
 
 
-def held_by(packed, again=False):
+def held_by(packed, recomputes=False):
     """Yield (tensor, whether the saved tensor is computed from it) for the tensors in what hooks return."""
     if isinstance(packed, torch.Tensor):
         for tensor in _with_memory(packed):
-            yield tensor, again
+            yield tensor, recomputes
     elif isinstance(packed, Kept):
-        yield from held_by(packed.tensor, again)
+        yield from held_by(packed.tensor, recomputes)
     elif isinstance(packed, Passed):
-        yield from held_by(packed.packed, again)
+        yield from held_by(packed.packed, recomputes)
     elif isinstance(packed, Recipe):
         yield from held_by(packed.sources, True)
     elif isinstance(packed, (tuple, list)):
         for part in packed:
-            yield from held_by(part, again)
+            yield from held_by(part, recomputes)
     elif isinstance(packed, dict):
-        yield from held_by(list(packed.values()), again)
+        yield from held_by(list(packed.values()), recomputes)
 
 
 def _with_memory(tensor):

@@ -34,8 +34,8 @@ def _entries_of(packed, device):
     """Return the entries for what hooks return for a tensor of this device."""
     call = calls.running.call()
     return [
-        Entry(held, call, again, None if held.device == device else held.device)
-        for held, again in held_by(packed)
+        Entry(held, call, recomputes, None if held.device == device else held.device)
+        for held, recomputes in held_by(packed)
         if not is_parameter(held)
     ]
 
@@ -94,6 +94,6 @@ def stop(recorder):
 
 
 def _push_counted(pack, unpack):
-    """Push hooks that somebody pushes while a ledger is active, with `Counting` around them."""
+    """Push hooks with `Counting` around them; used instead of PyTorch's function while ledgers are active."""
     hooks = Counting((pack, unpack))
     _originals["push"](hooks.pack, hooks.unpack)

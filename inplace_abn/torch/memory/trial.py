@@ -1,4 +1,4 @@
-"""What conversion has done to a model, or would do: tried on a copy without memory for parameters."""
+"""What conversion has done to a model, or would do: it is tried on a copy on the device "meta"."""
 
 import copy
 import warnings
