@@ -67,7 +67,7 @@ def main(options):
             seed=options.seed, network=options.network, folder=options.data, size=options.image_size,
             skip_bad_files=options.skip_bad_files,
         )  # fmt: skip
-        picture = report.place(options.output, f"inplace_abn_{options.task}.png")
+        picture = report.picture_path(options.output, f"inplace_abn_{options.task}.png")
         runs = training.compare(setting, strategies)
     except (OSError, ValueError) as error:
         return _refuse(f"demo: {error}")

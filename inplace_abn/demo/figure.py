@@ -19,9 +19,9 @@ def draw(setting, runs, path):
     figure = Figure(figsize=(17, 4.8), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
     runs[0].ledger.plot(*(run.ledger for run in runs[1:]), ax=left)
-    looks = plot.styles([run.strategy for run in runs])
-    draw_losses(middle, runs, looks)
-    draw_scores(right, setting, runs, looks)
+    styles = plot.styles([run.strategy for run in runs])
+    draw_losses(middle, runs, styles)
+    draw_scores(right, setting, runs, styles)
     for ax in (middle, right):
         ax.spines[["top", "right"]].set_visible(False)
     if len(runs) > 1:
@@ -29,14 +29,14 @@ def draw(setting, runs, path):
     figure.savefig(path, dpi=120)
 
 
-def draw_losses(ax, runs, looks):
+def draw_losses(ax, runs, styles):
     """Draw running means of the losses, with their last values at the lines."""
     smoothed = [smooth(run.losses) for run in runs]
     window = len(runs[0].losses) - len(smoothed[0]) + 1
     steps = np.arange(window, len(runs[0].losses) + 1)
-    for run, losses, look in zip(runs, smoothed, looks, strict=True):
+    for run, losses, style in zip(runs, smoothed, styles, strict=True):
         width = {"linewidth": 5} if run.strategy == "standard" else {}  # visible where other lines lie on it
-        ax.plot(steps, losses, **{**look, **width})
+        ax.plot(steps, losses, **{**style, **width})
     low, high = float(min(map(min, smoothed))), float(max(map(max, smoothed)))
     if low > 0 and high > 5 * low:
         ax.set_yscale("log")
@@ -44,8 +44,8 @@ def draw_losses(ax, runs, looks):
     ax.set_xlim(0, steps[-1])
     ax.set(xlabel="step", ylabel=f"training loss, mean of {window} steps" if window > 1 else "training loss")
     ends = [
-        (float(losses[-1]), f"{run.strategy}: {losses[-1]:.3g}", look["color"])
-        for run, losses, look in zip(runs, smoothed, looks, strict=True)
+        (float(losses[-1]), f"{run.strategy}: {losses[-1]:.3g}", style["color"])
+        for run, losses, style in zip(runs, smoothed, styles, strict=True)
     ]
     plot.label_ends(ax, ends)
     last = [losses[-1] for losses in smoothed]
@@ -58,10 +58,10 @@ def draw_losses(ax, runs, looks):
     )
 
 
-def draw_scores(ax, setting, runs, looks):
+def draw_scores(ax, setting, runs, styles):
     """Draw scores by epoch with the last at the lines, or bars of the last after one or two epochs."""
     names, scores = [run.strategy for run in runs], [run.scores[-1] for run in runs]
-    colors = [look["color"] for look in looks]
+    colors = [style["color"] for style in styles]
     if len(runs[0].scores) <= 2:
         bars = ax.barh(names, [100 * score for score in scores], 0.7, color=colors)
         ax.bar_label(bars, [f"{score:.1%}" for score in scores], padding=3, fontsize=9, color=plot.INK)
@@ -70,8 +70,8 @@ def draw_scores(ax, setting, runs, looks):
         ax.set(xlim=(0, 100), xlabel=f"{setting.task.scored} after {_epochs(len(runs[0].scores))} (%)")
     else:
         epochs = range(1, len(runs[0].scores) + 1)
-        for run, look in zip(runs, looks, strict=True):
-            ax.plot(epochs, [100 * score for score in run.scores], marker="o", markersize=4, **look)
+        for run, style in zip(runs, styles, strict=True):
+            ax.plot(epochs, [100 * score for score in run.scores], marker="o", markersize=4, **style)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_xlim(0.9, epochs[-1])
         ax.set(xlabel="epoch", ylabel=f"{setting.task.scored} (%)")

@@ -10,10 +10,10 @@ import numpy as np
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 #: Names of the folder of test images beside ``train``.
 TEST_FOLDERS = ("val", "test")
-#: Without such a folder, every fifth image of a class is a test image.
-TEST_SHARE = 5
-#: An error or warning lists no more files than these.
-LISTED = 5
+#: Without such a folder, one of so many images of a class is a test image.
+IMAGES_PER_TEST_IMAGE = 5
+#: Largest number of files that an error or warning lists.
+MOST_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -39,28 +39,28 @@ def listing(folder):
     train = folder / "train"
     if not train.is_dir():
         classes, files = _classes(folder)
-        test = [paths[::TEST_SHARE] for paths in files]
-        rest = [[path for i, path in enumerate(paths) if i % TEST_SHARE] for paths in files]
-        found = Listing(classes, _labelled(rest), _labelled(test))
+        test = [paths[::IMAGES_PER_TEST_IMAGE] for paths in files]
+        rest = [[path for i, path in enumerate(paths) if i % IMAGES_PER_TEST_IMAGE] for paths in files]
+        result = Listing(classes, _labelled(rest), _labelled(test))
     else:
-        beside = [folder / name for name in TEST_FOLDERS if (folder / name).is_dir()]
-        if not beside:
+        test_folders = [folder / name for name in TEST_FOLDERS if (folder / name).is_dir()]
+        if not test_folders:
             raise ValueError(
                 f"data: {folder} has the folder 'train', but no folder 'val' or 'test' beside it"
             )
         classes, files = _classes(train)
-        of_test, test_files = _classes(beside[0])
-        if of_test != classes:
-            differing = sorted(set(classes) ^ set(of_test))
+        test_classes, test_files = _classes(test_folders[0])
+        if test_classes != classes:
+            differing = sorted(set(classes) ^ set(test_classes))
             raise ValueError(
-                f"data: {train} and {beside[0]} must have the same classes; only in one: {differing}"
+                f"data: {train} and {test_folders[0]} must have the same classes; only in one: {differing}"
             )
-        found = Listing(classes, _labelled(files), _labelled(test_files))
-    for purpose, images in [("training", found.train), ("the test", found.test)]:
+        result = Listing(classes, _labelled(files), _labelled(test_files))
+    for purpose, images in [("training", result.train), ("the test", result.test)]:
         without = sorted(set(range(len(classes))) - {label for _, label in images})
         if without:
             raise ValueError(f"data: class {classes[without[0]]!r} in {folder} has no image for {purpose}")
-    return found
+    return result
 
 
 def _classes(folder):
@@ -112,9 +112,11 @@ def decode(images, size, skip_bad_files=False):
         decoded[len(labels)] = np.asarray(fitted).transpose(2, 0, 1)
         labels.append(label)
     if bad:
-        more = f"\n... and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
+        more = f"\n... and {len(bad) - MOST_LISTED} more" if len(bad) > MOST_LISTED else ""
         message = (
-            f"{len(bad)} of {len(images)} files cannot be read as images:\n" + "\n".join(bad[:LISTED]) + more
+            f"{len(bad)} of {len(images)} files cannot be read as images:\n"
+            + "\n".join(bad[:MOST_LISTED])
+            + more
         )
         if not skip_bad_files:
             raise ValueError(f"data: {message}\nTo leave them out, pass --skip-bad-files.")
@@ -127,13 +129,13 @@ class FolderImages:
 
     def __init__(self, setting):
         self._setting, size = setting, setting.size
-        found = listing(setting.folder)
+        files = listing(setting.folder)
         self._shift = max(1, size // 8)  # the largest shift, in pixels
-        images, self._labels = decode(found.train, size, setting.skip_bad_files)
+        images, self._labels = decode(files.train, size, setting.skip_bad_files)
         margin = (self._shift, self._shift)
         self._padded = np.pad(images, ((0, 0), (0, 0), margin, margin), mode="edge")
         self.steps = len(images) // setting.batch_size
-        test, labels = decode(found.test, size, setting.skip_bad_files)
+        test, labels = decode(files.test, size, setting.skip_bad_files)
         self.test = self._as_input(test), labels
 
     def batches(self, epoch):

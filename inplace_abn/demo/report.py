@@ -114,7 +114,7 @@ def write(numbers, path):
     path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
-def place(output, default):
+def picture_path(output, default):
     """Return the path of the picture, and create its folder; `default` is the file name inside a folder.
 
     Call it before the training, so that a wrong path does not lose the results.

@@ -70,7 +70,7 @@ class Setting:
         return images, rng.integers(self.classes, size=self.task.target_shape(self.batch_size, self.size))
 
     def data(self):
-        """Return an object with ``batches(epoch)``, and ``test``, (images, targets)."""
+        """Return the images: an instance of `Digits`, `Pixels` or `FolderImages`."""
         return self.task.data(self) if self.folder is None else image_folder.FolderImages(self)
 
 

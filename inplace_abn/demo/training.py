@@ -102,7 +102,7 @@ def compare(setting, strategies, progress=True):
             name = f"epoch {epoch + 1}/{setting.epochs}"
             shown.stage(name)
             for number, (images, targets) in enumerate(data.batches(epoch)):
-                first = number % len(runs)  # rotate the order, so that caches favour no strategy
+                first = number % len(runs)  # rotate the order: the first finds the batch in no cache
                 for run in runs[first:] + runs[:first]:
                     run.step(images, targets)
                     shown.step(loss=f"{run.losses[-1]:.3f}")

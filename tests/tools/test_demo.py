@@ -270,8 +270,8 @@ def test_command(task, tmp_path, capsys, monkeypatch):
 
 
 def test_output_may_be_a_folder(tmp_path):
-    assert report.place(tmp_path, "a.png") == tmp_path / "a.png"
-    assert report.place(None, "a.png") == Path("a.png")
+    assert report.picture_path(tmp_path, "a.png") == tmp_path / "a.png"
+    assert report.picture_path(None, "a.png") == Path("a.png")
 
 
 @pytest.mark.parametrize(
