@@ -1,4 +1,4 @@
-"""A small residual network of PyTorch, with stock and with fused batch norms, and comparisons of both."""
+"""A small residual network with batch norms of PyTorch or fused ones, and comparisons of both."""
 
 import copy
 

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.torch, needs_compiler, pytest.mark.usefixtures("gpu")]
 
 
 def networks(activation, device, dtype=torch.float64):
-    """Return a stock network and a fused one with the same weights."""
+    """Return a network of PyTorch and a fused one with the same weights."""
     torch.manual_seed(0)
     net = Net(activation, dtype).to(device)
     for bn in (net.bn1, net.bn2):
@@ -50,8 +50,8 @@ def assert_close(found, wanted, bound):
 
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "relu", "hardswish", "hardtanh", "silu"])
 def test_a_residual_network_has_the_same_gradients(gpu, activation):
-    stock, fused = networks(activation, gpu)
-    assert_close(train(fused, gpu), train(stock, gpu), 1e-9)
+    original, fused = networks(activation, gpu)
+    assert_close(train(fused, gpu), train(original, gpu), 1e-9)
 
 
 @pytest.mark.slow  # a compilation each
@@ -88,7 +88,7 @@ def step(layer, x, *args):
     return result, [x.grad] + [p.grad for p in layer.parameters()]
 
 
-def stock_step(layer, x):
+def original_step(layer, x):
     """Return the same for ``leaky_relu(batch norm of x)``, in float64."""
     bn = nn.BatchNorm2d(layer.num_features).to(x.device).double()
     bn.load_state_dict(layer.state_dict(), strict=False)
@@ -115,7 +115,7 @@ def test_layouts_and_types(gpu, dtype, layout):
         with torch.no_grad():
             assert torch.equal(copy.deepcopy(layer)(other), z)
         assert torch.equal(other, z)  # overwritten
-    wanted, wanted_gradients = stock_step(layer, x)
+    wanted, wanted_gradients = original_step(layer, x)
     bound = 2e-6 if dtype is torch.float32 else 2e-2
     assert_close((z, gradients, []), (wanted, wanted_gradients, []), bound)
 
@@ -149,7 +149,7 @@ def test_zero_weights_are_exact_and_loading_counts_them_again(gpu):
     layer.load_state_dict(layer.state_dict() | {"weight": weight, "bias": bias})
     layer.zero_grad()
     z, gradients = step(layer, x)
-    wanted, wanted_gradients = stock_step(layer, x)
+    wanted, wanted_gradients = original_step(layer, x)
     assert_close((z, gradients, []), (wanted, wanted_gradients, []), 2e-6)
     assert gradients[1][2:5].abs().min() > 0
 

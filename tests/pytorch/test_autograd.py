@@ -24,8 +24,8 @@ def batch(*shape):
 def module(activation, in_place=True, channels=8):
     if in_place:
         return InPlaceABN(channels, activation=activation).double()
-    stock = nn.BatchNorm2d(channels).double()
-    return nn.Sequential(stock, nn.LeakyReLU(0.01) if activation == "leaky_relu" else nn.ReLU())
+    original = nn.BatchNorm2d(channels).double()
+    return nn.Sequential(original, nn.LeakyReLU(0.01) if activation == "leaky_relu" else nn.ReLU())
 
 
 @pytest.fixture(params=ACTIVATIONS)
@@ -241,7 +241,7 @@ def test_retain_graph(activation):
     assert max(map(relative, *gradients)) < GRADIENT
 
 
-def test_a_gradient_that_nobody_holds_is_overwritten(activation, monkeypatch):
+def test_a_gradient_without_other_references_is_overwritten(activation, monkeypatch):
     overwritten, backward = [], _kernels.backward
     monkeypatch.setattr(_kernels, "backward", lambda *a: overwritten.append(a[-1]) or backward(*a))
     for hook in (False, True):
@@ -288,7 +288,7 @@ HOLDERS = ["retain_grad", "prehook", "replaced", "tensor", "detached", "view", "
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("how", HOLDERS)
-def test_a_gradient_that_somebody_holds_is_not_overwritten(activation, how, layout):
+def test_a_gradient_with_another_reference_is_not_overwritten(activation, how, layout):
     results = []
     for in_place in (False, True):
         torch.manual_seed(0)

@@ -115,18 +115,18 @@ def test_running_again_gives_the_same_results():
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "efficientnet_b0"])
-def test_float32_is_as_exact_as_stock(name):
+def test_float32_is_as_exact_as_the_original(name):
     torch.manual_seed(0)
     exact = zoo.prepare(MODELS[name][0]())
-    stock = copy.deepcopy(exact).float()
-    converted = convert(copy.deepcopy(stock))
+    original = copy.deepcopy(exact).float()
+    converted = convert(copy.deepcopy(original))
     outputs, gradients, _ = zoo.step(exact, images(64))
     found = {}
-    for each in (stock, converted):
+    for each in (original, converted):
         got = zoo.step(each, images(64).float())
         difference = sum(
             (got[1][key].double() - gradient).square().sum() for key, gradient in gradients.items()
         )
         found[each] = zoo.error(got[0][0], outputs[0]), difference.sqrt().item()
-    assert found[converted][0] <= 1.5 * found[stock][0]
-    assert found[converted][1] <= 1.5 * found[stock][1]
+    assert found[converted][0] <= 1.5 * found[original][0]
+    assert found[converted][1] <= 1.5 * found[original][1]

@@ -51,7 +51,7 @@ def step(call, bn, layout, residual, slope):
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("activation", batch_norm.ACTIVATIONS)
 def test_the_values_and_gradients_are_those_of_pytorch(activation, layout, residual, training, copy_first):
-    def stock(bn, x, r, slope):
+    def original(bn, x, r, slope):
         y = bn(x) if r is None else bn(x) + r
         return activate(activation, y, default_param(activation), slope)
 
@@ -60,7 +60,7 @@ def test_the_values_and_gradients_are_those_of_pytorch(activation, layout, resid
         return fused(x, activation=activation, residual=r, slope=slope, copy_first=copy_first)
 
     slope = activation == "prelu"
-    z, gradients, statistics = step(stock, module(training), layout, residual, slope)
+    z, gradients, statistics = step(original, module(training), layout, residual, slope)
     found, found_gradients, found_statistics = step(fused, module(training), layout, residual, slope)
     assert relative(found, z) < OUTPUT
     assert max(map(relative, found_gradients, gradients)) < gradient_bound(activation)

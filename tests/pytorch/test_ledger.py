@@ -63,7 +63,7 @@ def test_kept_equals_the_bytes_that_reach_hooks(name, converted):
     assert book.live == 0
 
 
-def test_rows_of_a_stock_model():
+def test_rows_of_a_model_that_is_not_converted():
     model = small()
     with ledger(model) as book:
         model(images()).sum().backward()
@@ -350,5 +350,5 @@ def test_code_of_torch_compile_is_counted():
 
 
 def test_arguments():
-    with pytest.raises(TypeError, match="Module, got str"), ledger("stock"):
+    with pytest.raises(TypeError, match="Module, got str"), ledger("original"):
         pass

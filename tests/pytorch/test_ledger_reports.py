@@ -51,7 +51,7 @@ def test_the_estimate_of_what_conversion_frees(make):
     assert f"({estimate / before.kept:.0%})" in before.explain()
 
 
-def test_explanation_of_a_stock_model():
+def test_explanation_of_a_model_that_is_not_converted():
     model = small()
     text = book_of(model, images()).explain()
     assert "as input of batch_norm of 1 (BatchNorm2d)" in text
@@ -114,9 +114,9 @@ def test_explanation_of_a_model_that_cannot_be_copied():
 def test_plot_and_texts():
     pytest.importorskip("matplotlib").use("agg")
     x = images()
-    before, after = book_of(small(), x, "stock"), book_of(convert(small()), x, "converted")
+    before, after = book_of(small(), x, "original"), book_of(convert(small()), x, "converted")
     title = before.plot(after).get_title(loc="left")
-    assert title == f"converted keeps {after.kept / before.kept:.0%} of the memory of stock"
+    assert title == f"converted keeps {after.kept / before.kept:.0%} of the memory of original"
     assert "forward" in str(before)
     assert "backward" in str(before)
     assert "<svg" in after._repr_html_()
@@ -152,14 +152,14 @@ with ledger(model) as book:
     grown = resident() - before
     table = book.table("now")
 shared = x.nbytes  # allocated before
-kept = result.nbytes if sys.argv[1] == "converted" else 0  # the result of the last ReLU, which stock keeps
+kept = result.nbytes if sys.argv[1] == "converted" else 0  # the result of the last ReLU, which PyTorch keeps
 print(grown, book.live - shared + kept)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="compares with what glibc's allocator has taken")
-@pytest.mark.parametrize("kind", ["stock", "converted"])
+@pytest.mark.parametrize("kind", ["original", "converted"])
 def test_memory_of_the_process_grows_by_what_is_kept(kind):
     pytest.importorskip("psutil")
     run = subprocess.run(

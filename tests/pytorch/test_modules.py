@@ -22,7 +22,7 @@ from inplace_abn.torch.batch_norm import ACTIVATIONS  # noqa: E402
 
 CLASSES = [abn.ABN, abn.InPlaceABN, abn.InPlaceABNSync]
 SHAPES = [(6, 3), (4, 3, 7), (4, 3, 5, 6), (2, 3, 4, 5, 3)]
-STOCK = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
 def param_of(activation):
@@ -64,20 +64,20 @@ def layouts(shape):
 def test_a_step_has_the_results_of_pytorch(cls, activation, shape, layout, residual):
     param = param_of(activation)
     module = randomize(cls(3, activation=activation, activation_param=param))
-    stock = randomize(STOCK[len(shape)](3))
+    original = randomize(BATCH_NORMS[len(shape)](3))
     if activation == "prelu":
-        stock.slope = nn.Parameter(module.slope.detach().clone())
+        original.slope = nn.Parameter(module.slope.detach().clone())
 
     def call(bn, x, r):
         y = bn(x) if r is None else bn(x) + r
         return activate(activation, y, param, getattr(bn, "slope", None))
 
-    z, gradients, statistics = step(stock, call, shape, layout, residual)
+    z, gradients, statistics = step(original, call, shape, layout, residual)
     found, found_gradients, found_statistics = step(module, lambda m, x, r: m(x, r), shape, layout, residual)
     assert relative(found, z) < OUTPUT
     assert max(map(relative, found_gradients, gradients)) < gradient_bound(activation)
     assert max(map(relative, found_statistics, statistics)) < OUTPUT
-    assert module.num_batches_tracked == stock.num_batches_tracked
+    assert module.num_batches_tracked == original.num_batches_tracked
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -117,24 +117,24 @@ def test_only_the_in_place_classes_overwrite_their_input():
 @pytest.mark.parametrize("affine", [True, False])
 def test_statistics_over_several_batches(momentum, track, affine):
     arguments = {"momentum": momentum, "track_running_stats": track, "affine": affine}
-    stock, module = nn.BatchNorm2d(3, **arguments), abn.InPlaceABN(3, activation="identity", **arguments)
+    original, module = nn.BatchNorm2d(3, **arguments), abn.InPlaceABN(3, activation="identity", **arguments)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         x = torch.randn(4, 3, 5, 5, generator=generator)
-        assert relative(module(x.clone()), stock(x)) < 1e-6
-    stock.eval()
+        assert relative(module(x.clone()), original(x)) < 1e-6
+    original.eval()
     module.eval()
-    assert relative(module(x.clone()), stock(x)) < 1e-6
-    for found, expected in zip(module.buffers(), stock.buffers(), strict=True):
+    assert relative(module(x.clone()), original(x)) < 1e-6
+    for found, expected in zip(module.buffers(), original.buffers(), strict=True):
         assert relative(found, expected) < 1e-6
 
 
 def test_statistics_that_are_not_contiguous_are_updated():
-    stock, module = nn.BatchNorm2d(3), abn.InPlaceABN(3, activation="identity")
-    for each in (stock, module):
+    original, module = nn.BatchNorm2d(3), abn.InPlaceABN(3, activation="identity")
+    for each in (original, module):
         each.running_mean, each.running_var = torch.zeros(3, 2)[:, 0], torch.ones(3, 2)[:, 1]
         each(torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)))
-    for found, expected in zip(module.buffers(), stock.buffers(), strict=True):
+    for found, expected in zip(module.buffers(), original.buffers(), strict=True):
         assert relative(found, expected) < 1e-6
 
 

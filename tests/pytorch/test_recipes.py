@@ -72,15 +72,15 @@ def test_one_tensor_is_kept_per_normalization(activation):
     net, fused = pair(activation)
     x = images()
     of_activation = 4 * 8 * 8 * 8 * 8
-    stock = 4 if activation == "relu" else 6  # relu saves its result, the others their input
-    for model, expected in ((net, stock), (fused, 2)):
+    original = 4 if activation == "relu" else 6  # relu saves its result, the others their input
+    for model, expected in ((net, original), (fused, 2)):
         with kept_bytes() as kept:
             model(x)
         assert kept.total(of_activation) == expected * of_activation
 
 
 @pytest.mark.parametrize("activation", batch_norm.ACTIVATIONS)
-def test_the_gradients_are_those_of_the_stock_network(activation):
+def test_the_gradients_are_those_of_the_original_network(activation):
     if activation == "prelu":
         pytest.skip("needs a slope")
     assert_equal_steps(*pair(activation), images())

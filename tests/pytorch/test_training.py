@@ -189,7 +189,7 @@ def test_a_model_is_saved_and_loaded():
     assert_equal_steps(net, torch.load(file, weights_only=False), images())
 
 
-def test_the_state_of_a_model_is_that_of_the_stock_model():
+def test_the_state_of_a_model_is_that_of_the_original_model():
     net, fused = pair()
     assert list(net.state_dict()) == list(fused.state_dict())
     net.load_state_dict(fused.state_dict())
@@ -241,7 +241,7 @@ def full(gradient):
 
 
 def distributed_steps(rank, port, wrap, queue):
-    """Run steps of the stock and of the fused model in one process of two."""
+    """Run steps of the original and of the fused model in one process of two."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
@@ -288,7 +288,7 @@ def test_two_processes(wrap):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_autocast(activation):
-    """bfloat16 between the layers, float32 parameters: as close to float32 as the stock model."""
+    """bfloat16 between the layers, float32 parameters: as close to float32 as the original model."""
     exact = step(pair(activation, torch.float32)[0], images(dtype=torch.float32))
 
     def error(model):
@@ -304,8 +304,8 @@ def test_autocast(activation):
         differences += [(g - e).norm() / e.norm() for g, e in zip(gradients, exact[1], strict=True)]
         return torch.stack(differences)
 
-    stock, fused = (error(model) for model in pair(activation, torch.float32))
-    assert (fused < 2 * stock + 2**-8).all()
+    original, fused = (error(model) for model in pair(activation, torch.float32))
+    assert (fused < 2 * original + 2**-8).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -339,7 +339,7 @@ def test_a_residual_of_another_dtype_or_shape_is_promoted_as_in_pytorch():
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-def test_the_loss_of_some_steps_is_that_of_the_stock_model(activation):
+def test_the_loss_of_some_steps_is_that_of_the_original_model(activation):
     losses = []
     target = torch.randn(4, 4, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     for model in pair(activation):

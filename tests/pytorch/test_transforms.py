@@ -21,7 +21,7 @@ JIT_IS_DEPRECATED = pytest.mark.filterwarnings("ignore:.*`torch.jit.script` is d
 
 @pytest.fixture(params=["relu", "leaky_relu"])
 def nets(request):
-    """Return a network with stock batch norms and its fused copy."""
+    """Return a network with batch norms of PyTorch and its fused copy."""
     return pair(request.param)
 
 
@@ -72,9 +72,9 @@ def test_forward_mode(nets):
 
 def test_func_vjp_of_a_module():
     layer = InPlaceABN(3, activation="relu").double().eval()
-    stock = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).double().eval()
+    original = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).double().eval()
     x = images()
-    found, expected = (torch.func.vjp(m, x)[1](x + 1)[0] for m in (layer, stock))
+    found, expected = (torch.func.vjp(m, x)[1](x + 1)[0] for m in (layer, original))
     assert relative(found, expected) < GRADIENT
 
 
@@ -132,9 +132,9 @@ def test_hooks_that_copy_what_a_compiled_network_saves(nets):
 @pytest.mark.slow
 def test_compiled_transformations():
     torch.compiler.reset()
-    layer, stock = InPlaceABN(3, track_running_stats=False), nn.BatchNorm2d(3, track_running_stats=False)
+    layer, original = InPlaceABN(3, track_running_stats=False), nn.BatchNorm2d(3, track_running_stats=False)
     x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    expected = grad(lambda x: F.leaky_relu(stock(x)).pow(3).sum())(x)
+    expected = grad(lambda x: F.leaky_relu(original(x)).pow(3).sum())(x)
     found = torch.compile(grad(lambda x: layer(x).pow(3).sum()), backend="aot_eager")(x)
     assert relative(found, expected) < 1e-5
 
@@ -238,8 +238,8 @@ def test_a_subclass_of_tensor_remains_one():
     z = layer(x)
     assert type(z) is Marked
     assert torch.equal(x, before)
-    stock = nn.BatchNorm2d(3).double()
-    assert relative(z.as_subclass(torch.Tensor), F.leaky_relu(stock(images()), 0.01)) < OUTPUT
+    original = nn.BatchNorm2d(3).double()
+    assert relative(z.as_subclass(torch.Tensor), F.leaky_relu(original(images()), 0.01)) < OUTPUT
 
 
 def test_a_device_without_kernels():
@@ -271,9 +271,9 @@ def test_one_value_per_channel(shape):
         layer(torch.zeros(shape))
     layer.eval()
     x = torch.randn(shape)
-    stock = copy.deepcopy(layer)
+    original = copy.deepcopy(layer)
     expected = F.leaky_relu(
-        F.batch_norm(x, stock.running_mean, stock.running_var, stock.weight, stock.bias), 0.01
+        F.batch_norm(x, original.running_mean, original.running_var, original.weight, original.bias), 0.01
     )
     assert relative(layer(x), expected) < 1e-6
 
