@@ -8,8 +8,8 @@ address, as memory of another library: ``(address, shape, strides, dtype)``, wit
 keeps or locks such memory; `forward` needs ``hold=False`` then. bfloat16 needs no ml_dtypes; new arrays like
 it have the dtype uint16. A result that is written to such memory is returned as the tuple that was given.
 
-The registry of saved memory knows the exact bytes of every array that a live `Context` or `SavedArray` keeps.
-`saved_by` and `refuse_if_saved` ask it, and so does every function here before it writes in place.
+The registry has the exact bytes of every array that a live `Context` or `SavedArray` keeps.
+`saved_by` and `refuse_if_saved` search it, and so does every function here before it writes in place.
 """
 
 from collections.abc import Callable

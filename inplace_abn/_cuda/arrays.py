@@ -104,7 +104,7 @@ class _Library:
         return made
 
     def scratch(self, count):
-        """Return an array of at least `count` bytes, None for 0. Its dtype is one that `memory` knows."""
+        """Return a float32 array, whose dtype `memory` can name, of at least `count` bytes; None for 0."""
         if count == 0:
             return None
         return self.empty((count + 3) // 4, self.namespace.float32)

@@ -23,7 +23,7 @@ if sys.platform == "linux":
 
 
 class _AddressSpace(mmap.mmap):
-    """Pages that take no memory as long as nobody writes to them."""
+    """Pages that take no memory until something is written to them."""
 
     def __new__(cls, nbytes):
         self = super().__new__(cls, -1, max(1, nbytes), **_PRIVATE)
@@ -96,7 +96,7 @@ class ShapeArray(np.ndarray):
         if function.__name__ in rules.of_shapes:
             return super().__array_function__(function, types, arguments, options)
         raise TypeError(
-            f"a plan does not know {function.__name__} of NumPy; it follows ufuncs, sums, matmul and views"
+            f"a plan has no rule for NumPy's {function.__name__}, only for ufuncs, sums, matmul and views"
         )
 
     # ---- methods that allocate, read or write --------------------------------------------------------------

@@ -21,7 +21,7 @@ def _small(value):
 def ufunc_result(ufunc, method, inputs, out, options):
     """Return the result of a method of a ufunc: `out`, or new arrays."""
     if method not in _METHODS:
-        raise TypeError(f"a plan does not know {ufunc.__name__}.{method} of NumPy")
+        raise TypeError(f"a plan has no rule for NumPy's {ufunc.__name__}.{method}")
     if out is not None and all(array is not None for array in out):
         if ufunc is np.matmul:
             _count_product(*inputs)
@@ -34,7 +34,7 @@ def _called(ufunc, inputs, options):
     if ufunc is np.matmul:
         return _matmul(*inputs)
     if ufunc.signature is not None:
-        raise TypeError(f"a plan does not know {ufunc.__name__} of NumPy")
+        raise TypeError(f"a plan has no rule for NumPy's {ufunc.__name__}")
     options.pop("where", None)
     with np.errstate(all="ignore"):
         small = ufunc(*map(_small, inputs), **options)  # for the dtypes

@@ -95,7 +95,7 @@ class CallsInside:
         if entry is None or entry[0] is not array:
             raise ValueError(
                 f"{self._layer.label}: {name}, {_described(array)}, is not the result of a layer, or was "
-                "overwritten by one, so that the export does not know how it is computed; use layers, "
+                "overwritten by one, so that the export has no operation that computes it; use layers, "
                 "layers.add, mul and concat instead of NumPy"
             )
         return entry[1]

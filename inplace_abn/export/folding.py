@@ -21,7 +21,7 @@ def fold(network, input_shape, dtype=None):
     by `Identity`. The arithmetic is that of float64, and the result is rounded to the dtype of the weight.
 
     All other normalizations remain: those that follow other layers, as in pre-activation networks, those
-    without running statistics, and those in layers of types that the export does not know.
+    without running statistics, and those in layers of types that the export does not support.
 
     Parameters
     ----------

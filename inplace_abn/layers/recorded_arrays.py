@@ -1,4 +1,4 @@
-"""The arrays that a tape knows: the value that each contains, the layer that wrote it, and the lock.
+"""The arrays that a tape has recorded: the value that each contains, the layer that wrote it, and the lock.
 
 A layer that works in place returns its input array with new content. So an array object does not identify a
 result. Instead, each content that an array has in succession gets a number, called a value.
@@ -38,7 +38,7 @@ class RecordedArrays:
             self._locked[id(array)] = reference
 
     def find(self, array):
-        """Return the entry of an array, or None if it is not known or has been overwritten."""
+        """Return the entry of an array, or None if it is not recorded or has been overwritten."""
         entry = self.entries.get(id(array))
         return entry if entry is not None and entry[0]() is array else None
 

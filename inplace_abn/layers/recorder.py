@@ -159,7 +159,7 @@ class Recorder:
     # ---- arrays ----------------------------------------------------------------------------------------
 
     def _enter(self, layer, i, array):
-        """Return the value of an input array that is not known yet; None for a constant."""
+        """Return the value of an input array that is not recorded yet; None for a constant."""
         by = self._arrays.overwritten_by(array)
         if by is not None:
             raise ValueError(
@@ -203,10 +203,10 @@ class Recorder:
         return value
 
     def _refuse_sharing(self, array, name):
-        """Raise a ValueError if an unknown array shares memory with a known one."""
+        """Raise a ValueError if an array that is not recorded shares memory with one that is."""
         for other, source in self._arrays.sharing(array):
             raise ValueError(
-                f"{name}, an array of shape {array.shape} that the tape does not know, shares memory with "
+                f"{name}, an array of shape {array.shape} that no recorded call has made, shares memory with "
                 f"{describe(other, source)}; its gradient would be lost. Make it by a layer instead of "
                 "NumPy, such as layers.Flatten or one of your own; if it is another input, pass a copy"
             )

@@ -1,4 +1,4 @@
-"""The registry of saved arrays, to ask before writing in place; and arrays that can be recomputed.
+"""The registry of saved arrays, which is searched before a write in place; and arrays that can be recomputed.
 
 The registry is part of the compiled module. Every live context of `inplace_abn.functional` and of the layers
 has an entry there for each array that it keeps. Entries are compared by the bytes of memory, so views are

@@ -28,8 +28,8 @@ def record(*inputs):
     time.
 
     Arrays are identified by object and content: an in-place layer returns its input array, and a gradient
-    belongs to the content that a call took. Until the block ends, arrays that the tape knows are read-only;
-    only recorded calls change them. The tape does not know results of NumPy functions.
+    belongs to the content that a call took. Until the block ends, arrays of recorded calls are read-only;
+    only recorded calls change them. Results of NumPy functions are not recorded.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The tape: arrays that it does not know, that were overwritten, or that are constants."""
+"""The tape: arrays that are not recorded, that were overwritten, or that are constants."""
 
 import numpy as np
 import pytest

@@ -162,7 +162,7 @@ class Sorted(layers.Layer):
 
 def test_a_layer_that_cannot_be_followed_is_named_with_its_path():
     net = layers.Sequential({"body": layers.Sequential(layers.Conv2d(3, 4, 1), Sorted())})
-    with pytest.raises(TypeError, match=r"body\.1 \(Sorted\): a plan does not know sort of NumPy"):
+    with pytest.raises(TypeError, match=r"body\.1 \(Sorted\): a plan has no rule for NumPy's sort"):
         inplace_abn.plan(net, SHAPE)
 
 
