@@ -35,8 +35,8 @@ class Normalization(NamedTuple):
     step : Step, optional
         What this call exchanges.
     owner : torch.nn.Module or Tensor, optional
-        The module, or the weight of a call without a module. Kernels for GPUs remember for it how many
-        channels have a tiny weight.
+        The module, or the weight of a call without a module. For it, kernels for GPUs store how many channels
+        have a tiny weight.
     """
 
     running_mean: torch.Tensor | None

@@ -125,12 +125,6 @@ def _recompute_recipe(written, weight, bias, residual, slope, norm):
             x = producer.forward(source)
         return _kernels.evaluate(x if is_dense(x) else copy_dense(x), weight, bias, residual, slope, norm)
 
-    tensors = (
-        source,
-        weight,
-        bias,
-        residual,
-        slope,
-        *producer.parameters(),
-    )  # the last ones for their version
+    # `run` has no use for the parameters of the producer; as sources, they are checked for modifications
+    tensors = (source, weight, bias, residual, slope, *producer.parameters())
     return Recipe(run, *tensors, is_costly=True)

@@ -41,7 +41,7 @@ def core_vector(tensor):
 
 
 def core_array_like(description, tensor):
-    """Return a tensor core_array with the shape, strides and dtype of another; None for None."""
+    """Return a tensor as an array argument with the shape, strides and dtype of another; None for None."""
     return None if tensor is None else (tensor.data_ptr(), *description[1:])
 
 

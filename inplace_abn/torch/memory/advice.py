@@ -129,7 +129,7 @@ class Advice:
         return all(entry.part == "input" for entry in entries) and any(map(self._result_is_kept, entries))
 
     def _result_is_kept(self, entry):
-        """Return False for a batch norm whose result stock does not keep, but its fused form does."""
+        """Return False for a batch norm whose result only its fused form keeps, not PyTorch's."""
         if entry.operation != "batch_norm" or entry.result is None:
             return True
         if not self._conversion.is_alone(self._ledger.name_of(entry.call.module)):
