@@ -252,6 +252,9 @@ def distributed_steps(rank, port, wrap, queue):
                 z, gradients = step(model, images(8)[4 * rank : 4 * rank + 4])
             results.append([t.numpy() for t in (z, *map(full, gradients))])
         queue.put(results)
+        # The threads of gloo free the last sums, for which they need the GIL. Freeing the model holds the GIL
+        # and waits for these threads: it may only start afterwards.
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
 
