@@ -4,10 +4,10 @@ import contextlib
 
 import numpy as np
 import pytest
-import tiny_data_sets as tiny
 
 Image = pytest.importorskip("PIL.Image")
 
+import tiny_data_sets as tiny  # noqa: E402
 from data import segmentation, transforms  # noqa: E402
 from data.files import IGNORED, BadFile, read_image, read_labels  # noqa: E402
 from data.folders import ClassFolders  # noqa: E402

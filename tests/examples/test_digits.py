@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import tiny_data_sets as tiny
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", minversion="2.4")
@@ -11,6 +10,7 @@ pytest.importorskip("sklearn")
 
 import imagenet  # noqa: E402
 import segmentation  # noqa: E402
+import tiny_data_sets as tiny  # noqa: E402
 from data.classes import CITYSCAPES  # noqa: E402
 
 torch.set_num_threads(1)

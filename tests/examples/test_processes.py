@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_data_sets as tiny
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", minversion="2.4")
 pytest.importorskip("PIL")
 
 import imagenet  # noqa: E402
+import tiny_data_sets as tiny  # noqa: E402
 
 import inplace_abn  # noqa: E402
 

@@ -5,7 +5,6 @@ import types
 
 import numpy as np
 import pytest
-import tiny_data_sets as tiny
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", minversion="2.4")
@@ -13,6 +12,7 @@ pytest.importorskip("PIL")
 
 import imagenet  # noqa: E402
 import segmentation  # noqa: E402
+import tiny_data_sets as tiny  # noqa: E402
 from data.files import BadFile  # noqa: E402
 from training import batches, checkpoint  # noqa: E402
 
@@ -45,7 +45,7 @@ def arguments(root, output, *more):
 
 
 def classify(root, output, *more):
-    """Run imagenet.py: 3 epochs of 4 steps of 4 images; checkpoints after 3 steps and after each epoch."""
+    """Run imagenet.py: 3 epochs of 4 steps of 4 images; checkpoints every 3 steps and after each epoch."""
     sizes = ["--evaluation-crop", 8, "--resize", 8, "--batch-size", 2, "--accumulate", 2]
     return imagenet.main(arguments(root, output, *sizes, "--checkpoint-every", 3, *more))
 
@@ -146,7 +146,22 @@ def test_workers_change_no_bit(folders, unbroken, tmp_path):
     assert_same_run(unbroken[0], tmp_path)
 
 
-@pytest.mark.parametrize("more", [("--autocast", "bfloat16"), ("--stock",), ("--schedule", "cosine")])
+@pytest.mark.parametrize(
+    ("dataset", "write", "values"),
+    [("vistas", tiny.vistas, range(4)), ("coco-stuff", tiny.coco_stuff, [0, 10, 12, 181, 255])],
+)
+def test_the_other_data_sets(tmp_path, dataset, write, values):
+    for split, number in (("train", 4), ("val", 3)):
+        labels = tiny.random_labels(values, number, 12, 16)
+        write(tmp_path / "data", split, tiny.random_images(number, 12, 16), labels)
+    more = "--dataset", dataset, "--epochs", 1, "--evaluation-side", 8
+    scores = segment(tmp_path / "data", tmp_path / "run", *more)
+    assert 0 < scores["mean_iou"] < 1
+    classes = {"vistas": 2, "coco-stuff": 171}[dataset]
+    assert weights(tmp_path / "run")["classifier.bias"].shape == (classes,)
+
+
+@pytest.mark.parametrize("more", [("--autocast", "bfloat16"), ("--autocast", "float16"), ("--stock",)])
 def test_segmentation_goes_on_with_the_same_bits(streets, tmp_path, monkeypatch, more):
     scores = segment(streets, tmp_path / "unbroken", *more)
     assert set(scores) == {"mean_iou", "pixels"}
@@ -266,7 +281,7 @@ def numbers(sample, rng):
     return np.array([sample], np.float32), np.int64(sample)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 3, 12])
 def test_evaluation_has_every_sample_once(size):
     found = []
     for rank in range(size):
