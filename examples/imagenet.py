@@ -28,7 +28,10 @@ def parse(arguments=None):
     group.add_argument("--evaluation-crop", type=int, default=224, help="their part in the middle")
     group.add_argument("--smallest-crop", type=float, default=0.08, help="share of the area, for training")
     group.add_argument("--jitter", type=float, default=0.4, help="strength of random changes of colors")
-    return options.parse(parser, arguments)
+    chosen = options.parse(parser, arguments)
+    if chosen.evaluation_crop > chosen.resize:
+        parser.error(f"--evaluation-crop {chosen.evaluation_crop} is larger than --resize {chosen.resize}")
+    return chosen
 
 
 def loss(scores, labels):

@@ -135,7 +135,7 @@ class Run:
             is_last = number == len(parts) - 1
             # Gradients are averaged over the processes with the last batch only.
             with nullcontext() if is_last or self.group.size == 1 else self.parallel.no_sync():
-                with self._autocast():
+                with self.group.autocast(self.options.autocast):
                     value = self.loss(self.parallel(images), labels) / len(parts)
                 self.scaler.scale(value).backward()
             total = total + value.detach()
@@ -143,10 +143,6 @@ class Run:
         self.scaler.update()
         self.schedule.step()
         return total
-
-    def _autocast(self):
-        name = self.options.autocast
-        return torch.autocast(self.group.device.type, getattr(torch, name)) if name else nullcontext()
 
     # ---- logs ----------------------------------------------------------------------------------------------
 
@@ -204,5 +200,5 @@ SCHEDULES = {
     "step": lambda steps, done: 0.1 ** (3 * done // steps),  # a tenth after each third, as of 90 epochs
     "linear": lambda steps, done: 1 - done / steps,
     "poly": lambda steps, done: (1 - done / steps) ** 0.9,
-    "cosine": lambda steps, done: 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done / steps)).item()),
+    "cosine": lambda steps, done: 0.5 * (1 + math.cos(math.pi * done / steps)),
 }

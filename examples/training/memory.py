@@ -25,31 +25,32 @@ def report(options, group, make, loss, per_pixel):
     """
     images = torch.randn(options.batch_size, 3, options.crop, options.crop, device=group.device)
     labels = torch.zeros_like(images[:, 0] if per_pixel else images[:, 0, 0, 0], dtype=torch.int64)
-    stock = _measured(build(options, make, stock=True), group.device, loss, images, labels)
-    print(f"batch: {tuple(images.shape)}, {images.element_size() * images.numel() / 2**20:.1f} MiB")
-    print(f"{options.model} as it is: {_sizes(stock, group.device)}")
+    measured = _measured(build(options, make, stock=True), options, group, loss, images, labels)
+    print(f"batch: {tuple(images.shape)}, {images.nbytes / 2**20:.1f} MiB")
+    print(f"{options.model} as it is: {_sizes(*measured)}")
     if not options.stock:
-        converted = _measured(build(options, make), group.device, loss, images, labels)
-        share = converted[0].kept / stock[0].kept
-        print(f"converted: {_sizes(converted, group.device)}, {share:.0%} of it")
-        stock = converted
-    rows = stock[0].table()
+        kept = measured[0].kept
+        measured = _measured(build(options, make), options, group, loss, images, labels)
+        print(f"converted: {_sizes(*measured)}, {measured[0].kept / kept:.0%} of it")
+    rows = measured[0].table()
     print(f"the largest of {len(rows)} tensors:")
     for row in sorted(rows, key=lambda row: -row.nbytes)[:_ROWS]:
         print(f"{row.nbytes / 2**20:10.2f} MiB  {row.layer}: {row.role}")
 
 
-def _measured(model, device, loss, images, labels):
-    """Return the ledger of a forward and backward, and the peak of a GPU's memory."""
-    model = model.to(device).train()
-    if device.type == "cuda":
+def _measured(model, options, group, loss, images, labels):
+    """Return the ledger of a forward and backward, and the peak of a GPU's memory or None."""
+    model = model.to(group.device).train()
+    is_cuda = group.device.type == "cuda"
+    if is_cuda:
         torch.cuda.reset_peak_memory_stats()
     with ledger(model) as book:
-        loss(model(images), labels).backward()
-    return book, torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+        with group.autocast(options.autocast):
+            value = loss(model(images), labels)
+        value.backward()
+    return book, torch.cuda.max_memory_allocated() if is_cuda else None
 
 
-def _sizes(measured, device):
-    book, peak = measured
+def _sizes(book, peak):
     text = f"{book.kept / 2**20:.1f} MiB kept between forward and backward"
-    return text if peak is None else f"{text}, peak of {device} {peak / 2**20:.0f} MiB"
+    return text if peak is None else f"{text}, peak of the GPU {peak / 2**20:.0f} MiB"

@@ -1,7 +1,7 @@
 """The processes that torchrun has started: their devices, and what they exchange."""
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import distributed
@@ -39,6 +39,10 @@ class Processes:
             model, find_unused_parameters=True, broadcast_buffers=not synchronized,
             gradient_as_bucket_view=True,
         )  # fmt: skip
+
+    def autocast(self, dtype):
+        """Return a block that computes in "bfloat16" or "float16"; None: in float32."""
+        return torch.autocast(self.device.type, getattr(torch, dtype)) if dtype else nullcontext()
 
     def sum(self, tensor):
         """Add the tensors of all processes, in place; return the tensor."""

@@ -29,7 +29,7 @@ def test_digits(tmp_path):
         tmp_path / "digits", tmp_path / "run", crop=8, evaluation_crop=8, resize=8, smallest_crop=0.8,
         jitter=0, batch_size=32, epochs=3, schedule="linear", learning_rate=0.1,
     ))  # fmt: skip
-    assert scores["top1"] > 0.92
+    assert scores["top1"] > 0.92  # with three seeds 0.95 to 0.96
 
 
 def mosaics(images, labels, rows=2, columns=3):
@@ -57,5 +57,5 @@ def test_pixels_of_digits(tmp_path):
     scores = segmentation.main([*arguments(
         tmp_path / "streets", tmp_path / "run", crop=16, batch_size=8, epochs=6, learning_rate=0.1,
     ), "--scales", "1", "1"])  # fmt: skip
-    assert scores["mean_iou"] > 0.7
+    assert scores["mean_iou"] > 0.6  # with three seeds 0.66 to 0.76
     assert scores["pixels"] > 0.9

@@ -59,3 +59,9 @@ def test_wrong_options_are_named(script, arguments, message, capsys):
     with pytest.raises(SystemExit):
         SCRIPTS[script].parse(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_the_crop_must_fit_into_the_image(capsys):
+    with pytest.raises(SystemExit):
+        imagenet.parse(["x", "--evaluation-crop", "320"])
+    assert "--evaluation-crop 320 is larger than --resize 256" in capsys.readouterr().err
