@@ -57,6 +57,17 @@ class Call(LayerContext):
         The arguments of the forward while it runs, else None.
     outer : Call or None
         The call that made this one, while the forward runs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from inplace_abn import layers
+    >>> layer, x = layers.Linear(3, 2), np.ones((4, 3), np.float32)
+    >>> z = layer(x)
+    >>> list(layer.last_call.saved)
+    ['input']
+    >>> layer.backward(z, call=layer.last_call).shape
+    (4, 3)
     """
 
     outermost = training = True

@@ -48,7 +48,14 @@ _ids = itertools.count()
 
 
 def is_grad_enabled():
-    """Return whether calls of layers are recorded for a backward: False inside `no_grad`."""
+    """Return whether calls of layers are recorded for a backward: False inside `no_grad`, in this thread.
+
+    Examples
+    --------
+    >>> with no_grad():
+    ...     is_grad_enabled()
+    False
+    """
     return _mode.grad
 
 
@@ -141,6 +148,17 @@ class LayerContext:
         `threading.get_ident` of the thread that made the call.
     normalization : inplace_abn.Context or None
         The context of `normalize`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ctx, x = LayerContext("scaling"), np.ones(3)
+    >>> ctx.save_for_backward(input=x)
+    >>> x.flags.writeable  # locked until the backward has run
+    False
+    >>> ctx.release()
+    >>> x.flags.writeable
+    True
     """
 
     freed = False

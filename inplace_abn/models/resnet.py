@@ -129,30 +129,30 @@ def strides_of_stages(count, output_stride):
 
 
 def resnet34(in_channels=3, num_classes=1000, **options):
-    """Return ResNet-34: `resnet` of basic blocks."""
+    """Return ResNet-34: `resnet` of basic blocks; `options` are its other arguments."""
     return resnet(in_channels, num_classes, (3, 4, 6, 3), block="basic", **options)
 
 
 def resnet50(in_channels=3, num_classes=1000, **options):
-    """Return ResNet-50: `resnet` with its defaults."""
+    """Return ResNet-50: `resnet` with its defaults; `options` are its other arguments."""
     return resnet(in_channels, num_classes, (3, 4, 6, 3), **options)
 
 
 def resnet101(in_channels=3, num_classes=1000, **options):
-    """Return ResNet-101: `resnet` with 23 blocks in the third stage."""
+    """Return ResNet-101: `resnet` with 23 blocks in the third stage; `options` are its other arguments."""
     return resnet(in_channels, num_classes, (3, 4, 23, 3), **options)
 
 
 def resnet152(in_channels=3, num_classes=1000, **options):
-    """Return ResNet-152: `resnet` with 8 and 36 blocks in the second and third stage."""
+    """Return ResNet-152: `resnet` with 8 and 36 blocks in two stages; `options` are its other arguments."""
     return resnet(in_channels, num_classes, (3, 8, 36, 3), **options)
 
 
 def resnext101(in_channels=3, num_classes=1000, *, groups=64, group_width=4, **options):
-    """Return ResNeXt-101 64x4d; ``groups=32, group_width=8`` for 32x8d."""
+    """Return ResNeXt-101 64x4d; ``groups=32, group_width=8`` for 32x8d; `options` as for `resnet`."""
     return resnet(in_channels, num_classes, (3, 4, 23, 3), groups=groups, group_width=group_width, **options)
 
 
 def resnext152(in_channels=3, num_classes=1000, *, groups=64, group_width=4, **options):
-    """Return ResNeXt-152 64x4d."""
+    """Return ResNeXt-152 64x4d; `options` as for `resnet`."""
     return resnet(in_channels, num_classes, (3, 8, 36, 3), groups=groups, group_width=group_width, **options)
