@@ -1,9 +1,9 @@
 """The collective operations of a synchronized layer: one in the forward, one in the backward.
 
 Each process contributes a row of numbers: a mark, followed by statistics or sums. The mark is a digest of the
-settings that all processes must share, or NaN if the arguments of this process are wrong. So every process
-sees in the same operation whether all agree. If not, or at the first call of a layer, the processes exchange
-the settings and errors as text, in rows of fixed length, and all raise the same error.
+settings that all processes must share, or NaN if the arguments of this process are wrong. The marks are
+compared in every process, without a further operation. If they differ, or at the first call of a layer, the
+processes exchange the settings and errors as text, in rows of fixed length, and all raise the same error.
 """
 
 import hashlib

@@ -164,7 +164,7 @@ class Recorder:
         if by is not None:
             raise ValueError(
                 f"{layer.label}: input {i}, of shape {array.shape}, was overwritten by {by.label} after the "
-                "tape saw it; use it before, or let a layer overwrite a copy"
+                "tape recorded it; use it before, or let a layer overwrite a copy"
             )
         name = f"{layer.label}: input {i}"
         if i not in layer.inputs_without_gradient:

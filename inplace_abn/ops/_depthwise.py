@@ -57,13 +57,13 @@ def convolve_transposed(ctx, settings, images, weight, out, *, bias=None, correl
     for block in products.blocks(ctx, sums, reader, gradients):
         gradient, rows = _channels_last(gradients.read(block)), sums.begin_block(block)
         read = rows if correlated is None else reader.read(block)
-        pixels, seen = _channels_last(rows.images), _channels_last(read.images)
+        pixels, inputs = _channels_last(rows.images), _channels_last(read.images)
         for (tap, inside, written), (_, _, source) in zip(
             products.taps(rows), products.taps(read), strict=True
         ):
             pixels[written] += products.multiply(gradient[inside], products.tiles[tap])
             if correlated is not None:
-                total[tap] += products.channel_sums(seen[source], gradient[inside])
+                total[tap] += products.channel_sums(inputs[source], gradient[inside])
         sums.end_block(block)
     return _gradient(total, weight)
 
