@@ -253,7 +253,7 @@ python_suite() {
     INPLACE_ABN_FORKS=100 run "Python: 100 rounds of forks, pools, copies" pytest tests/binding/test_processes.py
     run "Python: interpreter, interrupts, failing memory" pytest tests/binding/test_{interpreter,nomemory}.py \
         tests/core/test_threads.py
-    run "Python: numerical torture" pytest -n 2 tests/numerics/test_finite.py tests/numerics/test_crossing_zero.py tests/numerics/test_extremes.py
+    run "Python: extreme numbers" pytest -n 2 tests/numerics/test_finite.py tests/numerics/test_crossing_zero.py tests/numerics/test_extremes.py
     run "Python: five gigabytes" pytest tests/core/test_large.py # not while the C program has its large arrays
     INPLACE_ABN_FUZZ=20000 run "Python: 20,000 fuzz examples" pytest -n 2 tests/core/test_fuzz.py
 }
@@ -285,7 +285,7 @@ half() { # half NAME PATTERN: PATTERN matches the first letters of the other hal
         -m "not slow and not torch" -k "not ([v2 or -v2 or baseline or (($sweeps) and (float64 or float16)))" \
         --ignore-glob='tests/tools/test_benchmarks*' --ignore-glob='tests/binding/test_hostile_leaks*' \
         --ignore=tests/tools/test_{project,examples,readme}.py --ignore=tests/core/test_{reliability,kernels,threads}.py \
-        --ignore=tests/numerics/test_{accuracy,torture}.py --ignore=tests/binding/test_nomemory.py \
+        --ignore=tests/numerics/test_accuracy.py --ignore=tests/binding/test_nomemory.py \
         --ignore-glob="tests/*/test_$2*"
 }
 

@@ -13,7 +13,14 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from fused_nets import GRADIENT, OUTPUT, relative  # noqa: E402
 from torch import nn  # noqa: E402
 
-from inplace_abn.torch import InPlaceABN, InPlaceABNSync, convert, convert_sync, revert, set_active_group  # noqa: E402
+from inplace_abn.torch import (  # noqa: E402
+    InPlaceABN,
+    InPlaceABNSync,
+    convert,
+    convert_sync,
+    revert,
+    set_active_group,
+)
 from inplace_abn.torch.functions import inplace_abn_sync  # noqa: E402
 
 SIZES = {"equal": (3, 3), "different": (1, 4), "one of them empty": (0, 4)}
