@@ -88,6 +88,8 @@ class TrainingBatches:
 
     Attributes
     ----------
+    images : int
+        The number of samples.
     steps : int
         The number of optimizer steps of an epoch.
     """
@@ -96,7 +98,7 @@ class TrainingBatches:
         samples = Samples(reader, transform, options.seed, options.skip_bad_files, replace=True)
         self._order = Order(len(samples), options, group)
         self._accumulate, self._device, self.problems = options.accumulate, group.device, problems
-        self.steps = self._order.steps
+        self.images, self.steps = len(samples), self._order.steps
         if not self.steps:
             needed = options.batch_size * options.accumulate * group.size
             raise SystemExit(

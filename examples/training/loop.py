@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, checkpoints, logs. A killed run goes on with the same bits."""
+"""The training loop: steps, evaluations, checkpoints, logs. A killed run ends with the same bits."""
 
 import math
 import time
@@ -62,7 +62,7 @@ class Run:
         factor = partial(SCHEDULES[options.schedule], batches.steps * options.epochs)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=options.autocast == "float16")
-        self.settings = settings(options, processes=group.size, steps_per_epoch=batches.steps)
+        self.settings = settings(options, processes=group.size, images=batches.images)
         self.epoch, self.step = 0, 0  # steps of this epoch that are done
         self.losses, self.scores, self.logs = [], {}, None
         checkpoint.seed_all(options.seed + group.rank)
@@ -88,7 +88,7 @@ class Run:
             sizes = {} if state is None else state["logs"]
             self.logs = Logs(self.options.output, self.options.tensorboard, sizes, self.total_steps)
             if state is not None:
-                print(f"{self.path}: goes on in epoch {self.epoch} after step {self.step}", flush=True)
+                print(f"{self.path}: continues in epoch {self.epoch} after step {self.step}", flush=True)
 
     def save(self):
         """Write the checkpoint; all processes call it after the same step."""

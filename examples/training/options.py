@@ -28,24 +28,26 @@ def parser(description, *, model, crop, batch_size, epochs, learning_rate, sched
         "--sync", action=argparse.BooleanOptionalAction, default=True, help="statistics of all processes"
     )
     group = parser.add_argument_group("training")
-    group.add_argument("--crop", type=_positive, default=crop, help="height and width of training images")
+    group.add_argument("--crop", type=_at_least(1), default=crop, help="height and width of training images")
     group.add_argument(
         "--mirror", action=argparse.BooleanOptionalAction, default=True, help="mirror images at random"
     )
-    group.add_argument("--batch-size", type=_positive, default=batch_size, help="per process and forward")
-    group.add_argument("--accumulate", type=_positive, default=1, help="forwards per step of the optimizer")
-    group.add_argument("--epochs", type=_positive, default=epochs)
+    group.add_argument("--batch-size", type=_at_least(1), default=batch_size, help="per process and forward")
+    group.add_argument(
+        "--accumulate", type=_at_least(1), default=1, help="forwards per step of the optimizer"
+    )
+    group.add_argument("--epochs", type=_at_least(1), default=epochs)
     group.add_argument("--learning-rate", type=float, default=learning_rate, help="at the start")
     group.add_argument("--schedule", choices=("step", "linear", "poly", "cosine"), default=schedule)
     group.add_argument("--momentum", type=float, default=0.9, help="Nesterov momentum")
     group.add_argument("--weight-decay", type=float, default=1e-4)
     group.add_argument("--autocast", choices=("bfloat16", "float16"), help="compute in half precision")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=_at_least(0), default=0)
     group = parser.add_argument_group("files and logs")
-    group.add_argument("--workers", type=int, default=4, help="processes that read images")
+    group.add_argument("--workers", type=_at_least(0), default=4, help="processes that read images")
     group.add_argument("--skip-bad-files", action="store_true", help="train without unreadable files")
-    group.add_argument("--checkpoint-every", type=_positive, default=500, help="steps between checkpoints")
-    group.add_argument("--log-every", type=_positive, default=50, help="steps between rows of the log")
+    group.add_argument("--checkpoint-every", type=_at_least(1), default=500, help="steps between checkpoints")
+    group.add_argument("--log-every", type=_at_least(1), default=50, help="steps between rows of the log")
     group.add_argument("--tensorboard", action="store_true", help="also write logs for TensorBoard")
     group.add_argument("--device", help="cuda or cpu; without it, cuda if there is one")
     group.add_argument("--memory", action="store_true", help="print what a step keeps in memory, and stop")
@@ -78,8 +80,12 @@ def check_equal(old, new, path):
             )
 
 
-def _positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return number
+def _at_least(smallest):
+    """Return a function that reads an integer of at least this size."""
+
+    def integer(text):
+        if int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"must be at least {smallest}, got {text}")
+        return int(text)
+
+    return integer

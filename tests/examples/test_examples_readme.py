@@ -61,7 +61,14 @@ def test_wrong_options_are_named(script, arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_crop_must_fit_into_the_image(capsys):
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (imagenet, ["--evaluation-crop", "320"], "--evaluation-crop 320 is larger than --resize 256"),
+        (segmentation, ["--scales", "2", "1"], "--scales: expected a smaller and a larger number above 0"),
+    ],
+)
+def test_wrong_sizes_are_named(script, arguments, message, capsys):
     with pytest.raises(SystemExit):
-        imagenet.parse(["x", "--evaluation-crop", "320"])
-    assert "--evaluation-crop 320 is larger than --resize 256" in capsys.readouterr().err
+        script.parse(["x", *arguments])
+    assert message in capsys.readouterr().err

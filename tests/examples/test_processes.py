@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch", minversion="2.4")
 pytest.importorskip("PIL")
 
 import imagenet  # noqa: E402
+import segmentation  # noqa: E402
 import tiny_data_sets as tiny  # noqa: E402
 
 import inplace_abn  # noqa: E402
@@ -26,10 +27,10 @@ KILL = """
 import itertools, os, signal
 from torch.nn import functional
 original, calls = functional.cross_entropy, itertools.count(1)
-def cross_entropy(*args):
+def cross_entropy(*args, **options):
     if os.environ.get("RANK", RANK) == RANK and next(calls) == STEP:
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args)
+    return original(*args, **options)
 functional.cross_entropy = cross_entropy
 """
 #: Processes draw different random numbers; without dropout the results are those of one process.
@@ -52,20 +53,24 @@ def folders(tmp_path_factory):
 def arguments(folders, output, *more):
     """Return the arguments of 2 epochs of small images, with a checkpoint every second step."""
     options = {
-        "output": output, "model": "small", "crop": 8, "evaluation-crop": 8, "resize": 8, "epochs": 2,
-        "workers": 0, "checkpoint-every": 2, "log-every": 1, "learning-rate": 0.02, "device": "cpu",
+        "output": output, "model": "small", "crop": 8, "epochs": 2, "workers": 0, "checkpoint-every": 2,
+        "log-every": 1, "learning-rate": 0.02, "device": "cpu",
     }  # fmt: skip
     values = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     return [str(folders), *values, *map(str, more)]
 
 
-def run(code, *arguments, processes=1):
-    """Run imagenet.py in a process, or by torchrun; return exit code and output."""
+#: Sizes of images for imagenet.py.
+SIZES = "--evaluation-crop", 8, "--resize", 8
+
+
+def run(code, script, *arguments, processes=1):
+    """Run a script in a process, or by torchrun; return exit code and output."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [*command, str(RUN), code, imagenet.__file__, *arguments], capture_output=True, text=True,
+        [*command, str(RUN), code, script.__file__, *arguments], capture_output=True, text=True,
         check=False, timeout=300,
         env={**os.environ, "PYTHONPATH": str(Path(inplace_abn.__file__).parents[1])},
     )  # fmt: skip
@@ -82,25 +87,27 @@ def assert_equal(one, other):
     assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
 
 
-def test_a_killed_process_goes_on_with_the_same_bits(folders, tmp_path, capsys):
-    options = "--batch-size", 3
-    code, output = run(kill(14), *arguments(folders, tmp_path / "killed", *options))
+def test_a_killed_process_ends_with_the_same_bits(folders, tmp_path, capsys):
+    options = "--batch-size", 3, *SIZES
+    code, output = run(kill(14), imagenet, *arguments(folders, tmp_path / "killed", *options))
     assert code == -signal.SIGKILL, output
     assert (tmp_path / "killed" / "checkpoint.pt").exists()
     assert not (tmp_path / "killed" / "weights.pt").exists()
     for name in ("killed", "unbroken"):
         imagenet.main(arguments(folders, tmp_path / name, *options))
-        assert ("goes on in epoch 1 after step 4" in capsys.readouterr().out) == (name == "killed")
+        assert ("continues in epoch 1 after step 4" in capsys.readouterr().out) == (name == "killed")
     assert_equal(tmp_path / "killed", tmp_path / "unbroken")
 
 
 def test_two_processes_are_one_with_the_whole_batch(folders, tmp_path, monkeypatch):
-    options = "--batch-size", 3, "--accumulate", 2
-    code, output = run(NO_DROPOUT, *arguments(folders, tmp_path / "two", *options), processes=2)
+    options = "--accumulate", 2, *SIZES
+    code, output = run(
+        NO_DROPOUT, imagenet, *arguments(folders, tmp_path / "two", "--batch-size", 3, *options), processes=2
+    )
     assert code == 0, output
     assert output.count("epoch 1, step 4, top1 ") == 1, output
     monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x)
-    scores = imagenet.main(arguments(folders, tmp_path / "one", "--batch-size", 6, "--accumulate", 2))
+    scores = imagenet.main(arguments(folders, tmp_path / "one", "--batch-size", 6, *options))
     assert f"epoch 1, step 4, top1 {scores['top1']:.4g}" in output
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert one.keys() == two.keys()
@@ -110,15 +117,22 @@ def test_two_processes_are_one_with_the_whole_batch(folders, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_killed_processes_go_on_with_the_same_bits(folders, tmp_path):
+def test_killed_processes_end_with_the_same_bits(tmp_path):
     """With three processes the order of sums matters."""
-    options = "--batch-size", 2, "--no-sync"
-    code, output = run("", *arguments(folders, tmp_path / "unbroken", *options), processes=3)
+    for split, number in (("train", 26), ("val", 2)):  # one process evaluates nothing
+        labels = tiny.random_labels([0, 7, 8, 11], number, 12, 16)
+        tiny.cityscapes(tmp_path / "streets", split, tiny.random_images(number, 12, 16), labels)
+
+    def segment(code, name):
+        options = arguments(tmp_path / "streets", tmp_path / name, "--batch-size", 2, "--no-sync")
+        return run(code, segmentation, *options, processes=3)
+
+    code, output = segment("", "unbroken")
     assert code == 0, output
-    code, output = run(kill(8, 1), *arguments(folders, tmp_path / "killed", *options), processes=3)
+    code, output = segment(kill(8, 1), "killed")
     assert code != 0
     assert not (tmp_path / "killed" / "weights.pt").exists(), output
-    code, output = run("", *arguments(folders, tmp_path / "killed", *options), processes=3)
+    code, output = segment("", "killed")
     assert code == 0, output
-    assert "goes on in epoch 1 after step 2" in output
+    assert "continues in epoch 1 after step 2" in output
     assert_equal(tmp_path / "killed", tmp_path / "unbroken")

@@ -1,4 +1,4 @@
-"""The training loop of examples/training: a run that stops anywhere goes on with the same bits."""
+"""The training loop of examples/training: a run that was stopped anywhere ends with the same bits."""
 
 import csv
 import types
@@ -110,7 +110,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize("stop", STOPS)
-def test_a_stopped_run_goes_on_with_the_same_bits(folders, unbroken, tmp_path, monkeypatch, stop):
+def test_a_stopped_run_ends_with_the_same_bits(folders, unbroken, tmp_path, monkeypatch, stop):
     with monkeypatch.context() as patched:
         stop_at(patched, *STOPS[stop])
         with pytest.raises(Stopped):
@@ -141,6 +141,7 @@ def test_a_finished_run_stays_as_it_is(folders, unbroken):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of os.fork, from Python 3.12 on
 def test_workers_change_no_bit(folders, unbroken, tmp_path):
     assert classify(folders, tmp_path, "--workers", 2) == unbroken[1]
     assert_same_run(unbroken[0], tmp_path)
@@ -162,7 +163,7 @@ def test_the_other_data_sets(tmp_path, dataset, write, values):
 
 
 @pytest.mark.parametrize("more", [("--autocast", "bfloat16"), ("--autocast", "float16"), ("--stock",)])
-def test_segmentation_goes_on_with_the_same_bits(streets, tmp_path, monkeypatch, more):
+def test_stopped_segmentation_ends_with_the_same_bits(streets, tmp_path, monkeypatch, more):
     scores = segment(streets, tmp_path / "unbroken", *more)
     assert set(scores) == {"mean_iou", "pixels"}
     assert 0 < scores["mean_iou"] <= scores["pixels"] < 1
@@ -174,12 +175,16 @@ def test_segmentation_goes_on_with_the_same_bits(streets, tmp_path, monkeypatch,
     assert_same_run(tmp_path / "unbroken", tmp_path / "stopped")
 
 
-def test_other_settings_are_refused(folders, unbroken):
+def test_other_settings_are_refused(folders, unbroken, tmp_path):
     path = unbroken[0] / "checkpoint.pt"
     with pytest.raises(SystemExit, match=rf"^{path} has learning_rate=0.1, this run learning_rate=0.2: use"):
         classify(folders, unbroken[0], "--learning-rate", 0.2)
     with pytest.raises(SystemExit, match="has activation=None, this run activation='leaky_relu'"):
         classify(folders, unbroken[0], "--activation", "leaky_relu")
+    tiny.class_folders(tmp_path, "train", tiny.random_images(19), np.arange(19) % 3)
+    tiny.class_folders(tmp_path, "val", tiny.random_images(3), np.arange(3))
+    with pytest.raises(SystemExit, match="has images=18, this run images=19"):
+        classify(tmp_path, unbroken[0])
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(folders, tmp_path):
