@@ -6,8 +6,8 @@
  *
  * A strip is a few neighbouring channels that stay in cache from sums to apply. Memory is busy all the time: sums
  * prefetches a few KB ahead in walking order, across the gap between two images, which hardware prefetchers do not
- * cross; apply, which reads from cache, prefetches the next strip. apply visits the tiles in reverse order, starting
- * with those still in first-level cache. */
+ * cross; apply, which reads from cache, prefetches the next strip, or of long channels its own next tile. apply visits
+ * the tiles in reverse order, starting with those still in first-level cache. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,6 +23,7 @@ enum {
     CHUNK_ROWS = 64,         /* at most: very short rows use few lanes of a vector, so each lane adds many numbers */
     STRIP_BYTES = 262144,    /* of each array, at most; measured with 512 KB and with 2 MB of second-level cache */
     SCRATCH_CACHES = 4,      /* scratch pays if a channel is at most this many times the second-level cache */
+    PREFETCHED_CACHES = 4,   /* the next strip is prefetched if it is at most this many times the second-level cache */
     CHANNELS_PER_THREAD = 4, /* with fewer channels, all threads share each channel */
 };
 
@@ -32,7 +33,7 @@ typedef struct {
     ptrdiff_t tiles; /* of one channel or strip */
     ptrdiff_t tiles_per_chunk, chunks;
     ptrdiff_t strip;     /* channels of a strip; 1 if threads share channels */
-    int prefetches_next; /* two strips fit into the third-level cache: apply prefetches the next one */
+    int prefetches_next; /* apply prefetches the next strip */
     abn_scratch scratch; /* of a strip, per thread */
     double *chunk_sums;  /* if threads share channels: two per chunk */
     int resum;           /* the result of finish for a shared channel */
@@ -75,19 +76,19 @@ static void sum_chunk(const walk *w, ptrdiff_t channel, ptrdiff_t channels, ptrd
 }
 
 /* Applies tiles [first, last), the last one first. Meanwhile the same tiles of the strip at channel `next` are
- * prefetched, in the order in which they will be summed; none if that is -1. The forward does not sum the residual: of
- * that array, the tile to be applied next is prefetched. */
+ * prefetched, in the order in which they will be summed, or the tile to be applied next if `next` is -1. The forward
+ * does not sum the residual: of that array, it is always the tile to be applied next. */
 static void apply_tiles(const walk *w, ptrdiff_t channel, ptrdiff_t channels, ptrdiff_t first, ptrdiff_t last,
                         ptrdiff_t next, int thread) {
-    const abn_operation *op = w->op;
+    abn_operation *op = w->op;
     const abn_constants constants = abn_constants_from(op, channel);
     for (ptrdiff_t tile = last - 1; tile >= first; tile--) {
         const abn_span span = tile_span(w, channel, channels, tile);
         const abn_span later = tile_span(w, channel, channels, tile > first ? tile - 1 : tile);
-        const abn_span ahead = next >= 0 ? tile_span(w, next, channels, first + last - 1 - tile) : span;
+        const abn_span ahead = next >= 0 ? tile_span(w, next, channels, first + last - 1 - tile) : later;
         abn_tile at = tile_at(w, &span, thread);
-        if (next >= 0 || op->residual.data) abn_tile_prefetch(op, &ahead, op->gradient.data ? &ahead : &later, &at);
-        w->op->apply(w->op, &at, &span, &constants, thread);
+        abn_tile_prefetch(op, &ahead, op->gradient.data ? &ahead : &later, &at);
+        op->apply(op, &at, &span, &constants, thread);
     }
 }
 
@@ -180,19 +181,23 @@ static size_t sharing_threads(const abn_operation *op) {
     return (size_t)(op->threads < sharing ? op->threads : sharing);
 }
 
-/* True if all threads should work on the same channel: if there are few channels, or if long ones, one per thread, do
- * not stay in the third-level cache from sums to apply. */
+/* True if all threads should work on the same channel: if there are few channels, or if long ones, one per thread, may
+ * not stay in the third-level cache from sums to apply. Half of it is left to other processes and to what apply has
+ * written. Threads wait for each other in every channel, so long ones alone are shared. */
 static int shares_channels(const walk *w, size_t channel_bytes) {
     const abn_operation *op = w->op;
     const size_t level3 = abn_cache_sizes().level3;
     if (op->threads == 1 || w->chunks == 1) return 0;
     if (op->source.channels < CHANNELS_PER_THREAD * op->threads) return 1;
-    return channel_bytes > level3 / 8 && channel_bytes * sharing_threads(op) > level3;
+    return channel_bytes > level3 / 8 && channel_bytes * sharing_threads(op) >= level3 / 2;
 }
 
-/* True if this many strips, each with the next one, fit into the third-level cache. */
+/* True if apply should prefetch the next strip: if this many strips, each with the next one, take at most half of the
+ * third-level cache. In a strip of many second-level caches, what is prefetched displaces what is read next. */
 static int next_strips_fit(const walk *w, size_t channel_bytes, size_t strips) {
-    return 2 * channel_bytes * (size_t)w->strip * strips <= abn_cache_sizes().level3;
+    const size_t bytes = channel_bytes * (size_t)w->strip;
+    const abn_caches caches = abn_cache_sizes();
+    return bytes <= PREFETCHED_CACHES * caches.level2 && 2 * bytes * strips <= caches.level3 / 2;
 }
 
 static ptrdiff_t channels_of_strip(const abn_operation *op) {
