@@ -1,6 +1,7 @@
 """Models by name: those of torchvision and timm, DeepLabV3 over torchvision's, and a small one."""
 
 import importlib
+import re
 
 import torch
 from torch import nn
@@ -37,8 +38,8 @@ def segmenter(name, classes, backbone_weights=None):
     Parameters
     ----------
     name : str
-        "small", a segmentation model of torchvision, or "deeplabv3_" and "wider_resnet38" or a ResNet or
-        ResNeXt of `classifier`.
+        "small", a segmentation model of torchvision, or "deeplabv3_" and "wider_resnet38" or a ResNet of
+        `classifier` with bottlenecks, from 50 layers on.
     classes : int
     backbone_weights : Path, optional
         A state dict for the backbone, such as weights.pt of imagenet.py; its classifier is not used.
@@ -131,7 +132,7 @@ def _torchvision_classifier(vision, name, **options):
     if name == RESNEXT152:  # from the classes of which torchvision makes ResNeXt-101
         resnet = vision.models.resnet
         return resnet.ResNet(resnet.Bottleneck, [3, 8, 36, 3], groups=64, width_per_group=4, **options)
-    if name in ("googlenet", "inception_v3"):  # without them, they have several results
+    if name in ("googlenet", "inception_v3"):  # with auxiliary ones they have several results
         options |= {"aux_logits": False, "init_weights": True}
     return vision.models.get_model(name, weights=None, **options)
 
@@ -142,7 +143,7 @@ def _deeplabv3(vision, name, classes):
     if backbone == "wider_resnet38":
         dilated = WiderResNet38(1, dilated=True)
         body, last = dilated.backbone, "relu"
-    elif name.startswith("deeplabv3_resne"):
+    elif re.fullmatch(r"deeplabv3_(wide_)?resnex?t(50|101|152)\w*", name):
         body = dilated = _torchvision_classifier(
             vision, backbone, replace_stride_with_dilation=[False, True, True]
         )
@@ -150,7 +151,7 @@ def _deeplabv3(vision, name, classes):
     else:
         raise SystemExit(
             "--model: expected small, a segmentation model of torchvision, or deeplabv3_ and wider_resnet38 "
-            f"or one of torchvision's ResNets, such as deeplabv3_resnext101_64x4d, got {name!r}"
+            f"or a ResNet with bottlenecks, such as deeplabv3_resnext101_64x4d, got {name!r}"
         )
     features = vision.models._utils.IntermediateLayerGetter(body, {last: "out"})
     head = vision.models.segmentation.deeplabv3.DeepLabHead(dilated.fc.in_features, classes)

@@ -1,10 +1,16 @@
 """The models of the scripts of examples/: of torchvision and timm by name, and the paper's."""
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", minversion="2.4")
 
+pytest.importorskip("PIL")
+
+import imagenet  # noqa: E402
+import segmentation  # noqa: E402
+import tiny_data_sets as tiny  # noqa: E402
 from training import models  # noqa: E402
 from training.wider_resnet import WiderResNet38  # noqa: E402
 from without_operators import import_torchvision  # noqa: E402
@@ -76,8 +82,9 @@ def test_deeplabv3(name):
 def test_segmentation_models_of_torchvision():
     model = meta(models.segmenter, "lraspp_mobilenet_v3_large", 5)
     assert model(torch.empty(1, 3, 32, 32, device="meta"))["out"].shape == (1, 5, 32, 32)
-    with pytest.raises(SystemExit, match=r"^--model: expected small, a segmentation model .* got 'resnet50'"):
-        models.segmenter("resnet50", 5)
+    for name in ("resnet50", "deeplabv3_resnet18", "deeplabv3_vgg16"):
+        with pytest.raises(SystemExit, match=rf"^--model: expected small, a segmentation .* got '{name}'"):
+            models.segmenter(name, 5)
 
 
 def test_a_classifiers_weights_start_a_backbone(tmp_path):
@@ -87,3 +94,37 @@ def test_a_classifiers_weights_start_a_backbone(tmp_path):
     torch.save(models.Small(10, per_pixel=False, width=8).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(SystemExit, match=r"^--backbone: .*weights.pt does not fit: 0.weight, 1.weight"):
         models.segmenter("small", 4, tmp_path / "weights.pt")
+
+
+def trained(script, root, *more):
+    """Train for two steps; return the scores, and the names in the state dict that was written."""
+    common = (
+        "--crop=32",
+        "--batch-size=2",
+        "--epochs=1",
+        "--workers=0",
+        "--device=cpu",
+        "--activation=leaky_relu",
+    )
+    scores = script.main([str(root), f"--output={root / 'run'}", *common, *more])
+    return scores, list(torch.load(root / "run" / "weights.pt", weights_only=True))
+
+
+def test_a_classifier_of_torchvision_trains(tmp_path):
+    for split in ("train", "val"):
+        tiny.class_folders(tmp_path, split, tiny.random_images(4, 40, 40), np.arange(4) % 2)
+    sizes = "--resize=32", "--evaluation-crop=32", "--autocast=bfloat16"
+    scores, names = trained(imagenet, tmp_path, "--model=resnet18", *sizes)
+    assert 0 <= scores["top1"] <= scores["top5"] == 1
+    assert names == list(meta(models.classifier, "resnet18", 2).state_dict())
+
+
+@pytest.mark.slow
+def test_a_segmentation_model_of_torchvision_trains(tmp_path):
+    model = "lraspp_mobilenet_v3_large"
+    for split in ("train", "val"):
+        labels = tiny.random_labels([0, 7, 8, 11], 4, 40, 56)
+        tiny.cityscapes(tmp_path, split, tiny.random_images(4, 40, 56), labels)
+    scores, names = trained(segmentation, tmp_path, f"--model={model}", "--learning-rate=0.001")
+    assert 0 <= scores["mean_iou"] <= scores["pixels"] < 1
+    assert names == list(meta(models.segmenter, model, 19).state_dict())
