@@ -18,8 +18,8 @@ from training.batches import EvaluationBatches, TrainingBatches
 from training.loop import train
 from training.script import build, launch
 
-#: The classes of the data sets, for --memory without one.
-CLASSES = {"cityscapes": 19, "vistas": 65, "coco-stuff": 171}
+#: The classes of the data sets, for --memory without one; of vistas-2.0 those that it ignores are included.
+CLASSES = {"cityscapes": 19, "vistas": 65, "vistas-2.0": 124, "coco-stuff": 171}
 
 
 def parse(arguments=None):

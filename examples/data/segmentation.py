@@ -1,6 +1,7 @@
 """Cityscapes, Mapillary Vistas and COCO-Stuff in the layout of their archives."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,12 +61,13 @@ def cityscapes(root, split, skip_bad_files=False):
     return LabelledImages(images, labels, class_map, skip_bad_files)
 
 
-def vistas(root, split, skip_bad_files=False):
+def vistas(root, split, skip_bad_files=False, version="1.2"):
     """Return a part of Mapillary Vistas, with the classes that its config file marks for evaluation.
 
-    `split` is "train" or "val". Those of version 1.2 are 65, all but "unlabeled".
+    `split` is "train" or "val". `version` is that of the labels: "1.2", or "1.1" in older archives, has the
+    65 classes of the paper, all but "unlabeled"; "2.0" has more.
     """
-    config, labels_folder = _vistas_version(Path(root))
+    config, labels_folder = _vistas_files(Path(root), version)
     folder = {"train": "training", "val": "validation"}[split]
     images = _files(root, f"{folder}/images", "*.jpg", ".jpg")
     labels = _files(root, f"{folder}/{labels_folder}", "*.png", ".png")
@@ -94,7 +96,12 @@ def coco_stuff(root, split, skip_bad_files=False):
 
 
 #: The readers by the names on the command line.
-READERS = {"cityscapes": cityscapes, "vistas": vistas, "coco-stuff": coco_stuff}
+READERS = {
+    "cityscapes": cityscapes,
+    "vistas": vistas,
+    "vistas-2.0": partial(vistas, version="2.0"),
+    "coco-stuff": coco_stuff,
+}
 
 
 def _files(root, folder, pattern, ending):
@@ -105,11 +112,12 @@ def _files(root, folder, pattern, ending):
     return {path.name.removesuffix(ending): path for path in found}
 
 
-def _vistas_version(root):
-    """Return the config file and the folder of labels: those of the newest version."""
-    for config, folder in (
-        ("config_v2.0.json", "v2.0/labels"), ("config_v1.2.json", "v1.2/labels"), ("config.json", "labels")
-    ):  # fmt: skip
+def _vistas_files(root, version):
+    """Return the config file and the folder of the labels of a version."""
+    found = {f"config_v{version}.json": f"v{version}/labels"}
+    if version != "2.0":
+        found["config.json"] = "labels"  # of an archive with one version
+    for config, folder in found.items():
         if (root / config).exists():
             return root / config, folder
-    raise SystemExit(f"{root}: expected config.json, config_v1.2.json or config_v2.0.json")
+    raise SystemExit(f"{root}: expected {' or '.join(found)}")

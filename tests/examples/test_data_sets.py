@@ -34,13 +34,17 @@ def test_cityscapes_has_the_19_classes_of_the_benchmark(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("folder", "config"),
-    [("labels", "config.json"), ("v1.2/labels", "config_v1.2.json"), ("v2.0/labels", "config_v2.0.json")],
+    ("name", "folder", "config"),
+    [
+        ("vistas", "labels", "config.json"),
+        ("vistas", "v1.2/labels", "config_v1.2.json"),
+        ("vistas-2.0", "v2.0/labels", "config_v2.0.json"),
+    ],
 )
-def test_vistas_ignores_what_its_config_does_not_evaluate(tmp_path, folder, config):
+def test_vistas_ignores_what_its_config_does_not_evaluate(tmp_path, name, folder, config):
     labels = tiny.random_labels(range(4), 2)
     tiny.vistas(tmp_path, "val", tiny.random_images(2), labels, folder, config)
-    reader = segmentation.vistas(tmp_path, "val")
+    reader = segmentation.READERS[name](tmp_path, "val")
     assert reader.classes == 2
     assert (labels_of(reader, 1) == np.array([0, 1, IGNORED, IGNORED])[labels[1]]).all()
 
@@ -71,8 +75,10 @@ def test_files_without_a_counterpart_are_named_or_left_out(tmp_path, missing):
 def test_folders_without_files_are_named(tmp_path):
     with pytest.raises(SystemExit, match="leftImg8bit/train: expected files"):
         segmentation.cityscapes(tmp_path, "train")
-    with pytest.raises(SystemExit, match=r"expected config\.json"):
+    with pytest.raises(SystemExit, match=r"expected config_v1\.2\.json or config\.json$"):
         segmentation.vistas(tmp_path, "train")
+    with pytest.raises(SystemExit, match=r"expected config_v2\.0\.json$"):
+        segmentation.vistas(tmp_path, "train", version="2.0")
     tiny.vistas(tmp_path, "train", tiny.random_images(1), tiny.random_labels([0], 1))
     (tmp_path / "config.json").write_text('{"labels": [{}]}')
     with pytest.raises(SystemExit, match=r"config\.json: expected \"labels\", each with \"evaluate\""):
