@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from inplace_abn.torch import report
+
 from . import checkpoint
 from .logs import Logs
 from .options import check_equal, settings
@@ -35,6 +37,8 @@ def train(options, group, model, batches, evaluate, loss):
     dict
         The scores of the last epoch.
     """
+    if group.is_first and not options.stock:
+        print(report(model).summary(), flush=True)
     run = Run(options, group, model, batches, loss)
     try:
         run.resume()

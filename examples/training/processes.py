@@ -71,8 +71,6 @@ def started(device):
     group = Processes(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if group.size > 1:
         distributed.init_process_group("nccl" if group.device.type == "cuda" else "gloo")
-    try:
-        yield group
-    finally:
-        if group.size > 1:
-            distributed.destroy_process_group()
+    yield group
+    if group.size > 1:  # after an error, it could wait for the other processes
+        distributed.destroy_process_group()

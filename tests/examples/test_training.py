@@ -192,6 +192,11 @@ def test_a_loss_that_is_not_finite_ends_the_run(folders, tmp_path):
         classify(folders, tmp_path, "--learning-rate", 1e30)
 
 
+def test_the_summary_of_the_conversion_is_printed(folders, tmp_path, capsys):
+    classify(folders, tmp_path, "--epochs", 1)
+    assert capsys.readouterr().out.startswith("8 batch norms: 5 fused, 3 with residual")
+
+
 def test_too_few_images_for_a_step(folders, tmp_path):
     with pytest.raises(SystemExit, match=r"^--batch-size: a step needs 200 samples .* set has 18$"):
         classify(folders, tmp_path, "--batch-size", 100)
