@@ -110,6 +110,7 @@ def trained(script, root, *more):
     return scores, list(torch.load(root / "run" / "weights.pt", weights_only=True))
 
 
+@pytest.mark.slow
 def test_a_classifier_of_torchvision_trains(tmp_path):
     for split in ("train", "val"):
         tiny.class_folders(tmp_path, split, tiny.random_images(4, 40, 40), np.arange(4) % 2)
