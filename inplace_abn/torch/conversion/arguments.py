@@ -3,6 +3,7 @@
 A graph is traced for one form. It may run for every later call of the same form and for no other.
 """
 
+import functools
 import inspect
 
 import torch
@@ -48,7 +49,12 @@ def substitute(value, tensors):
 
 def parameters(module):
     """Return the signature of the module's forward, without `self`."""
-    signature = inspect.signature(type(module).forward)
+    return _without_self(type(module).forward)
+
+
+@functools.lru_cache  # a converted forward needs it in each call with several arguments
+def _without_self(forward):
+    signature = inspect.signature(forward)
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
