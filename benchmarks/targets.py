@@ -113,7 +113,7 @@ MINIMUM = ("silu", "gelu", "gelu_tanh", "mish")
 ACCURACY_ACTIVATIONS = {"dx": 2e-6, "farthest": 1e-4, "escaped": 0.01}
 HALF_ERROR = 4.0
 
-#: `benchmarks.torch` with TORCH_IMAGES images: kept and time of a step, converted / stock, by network; the
+#: `benchmarks.torch` with TORCH_IMAGES images: kept and time of a step, converted / original, by network; the
 #: times in the order of LAYOUTS. Times may exceed their targets by the factor TORCH_NOISE.
 TORCH_IMAGES = 8
 TORCH_NOISE = 1.05

@@ -103,7 +103,7 @@ def without_convolutions(layer, dz):
 
 
 def contestants(kind, activation, layout):
-    """Return forward and backward of "copies" alone, of "stock" and "converted", as functions."""
+    """Return forward and backward of "copies" alone, of "original" and "converted", as functions."""
     generator = torch.Generator().manual_seed(0)
 
     def batch():
@@ -123,10 +123,10 @@ def contestants(kind, activation, layout):
     def copies():
         _Consumer.apply(_Producer.apply(x), dz).backward()
 
-    stock, converted = make(kind, activation), convert(make(kind, activation))
+    original, converted = make(kind, activation), convert(make(kind, activation))
     return {
         "copies": copies,
-        "stock": step(without_convolutions(stock, dz)),
+        "original": step(without_convolutions(original, dz)),
         "converted": step(without_convolutions(converted, dz)),
     }
 
@@ -136,7 +136,7 @@ def normalizations(activation, layout, images, pairs):
 
     The time of the copies is not included.
     """
-    totals = {who: [0.0] * pairs for who in ("stock", "converted")}
+    totals = {who: [0.0] * pairs for who in ("original", "converted")}
     for kind, count in kinds(images).items():
         times = rounds_in_turn(contestants(kind, activation, layout), "cpu", pairs, calls=1)
         for who, total in totals.items():
@@ -150,7 +150,7 @@ def tiny(activation, pairs):
     x, dz = torch.randn(OVERHEAD_SHAPE, requires_grad=True), torch.randn(OVERHEAD_SHAPE)
     channels = OVERHEAD_SHAPE[1]
     layers = {
-        "stock": nn.Sequential(nn.BatchNorm2d(channels), ACTIVATIONS[activation]()),
+        "original": nn.Sequential(nn.BatchNorm2d(channels), ACTIVATIONS[activation]()),
         "converted": InPlaceABN(channels, activation=activation),
     }
 

@@ -87,7 +87,7 @@ NETWORKS = {
 
 
 def make(network, who):
-    """Return a network of `NETWORKS`: "stock", as it is, or "converted"."""
+    """Return a network of `NETWORKS`: "original", as it is, or "converted"."""
     row = NETWORKS[network]
     return convert(row.make(), **row.options) if who == "converted" else row.make()
 

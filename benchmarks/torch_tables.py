@@ -23,7 +23,7 @@ NAMES = {
 }
 _COUNTS = ("section", "threads", "images", "pairs")
 _UNITS = ((1, "s"), (1e3, "ms"), (1e6, "µs"))
-WHO = ("stock", "converted")
+WHO = ("original", "converted")
 _TINY = f"one layer, x of {tables.shape_name(targets.OVERHEAD_SHAPE)}"
 _NORMALIZATIONS = "normalizations of ResNet-50"
 #: Section -> the meaning of its figures, printed below the tables.
@@ -31,7 +31,7 @@ _LEGENDS = {
     "kept": "kept: bytes that autograd saves in a forward, each storage once, without parameters.",
     "peak": "peak of the process: highest resident memory of a fresh process that makes two training steps. "
     "PyTorch itself, parameters, gradients and the state of SGD are a part of it.",
-    "steps": "step: forward, backward and SGD; converted / stock, and both times.",
+    "steps": "step: forward, backward and SGD; converted / original, and both times.",
     "normalizations": "normalizations: batch norms, sums and activations of a step, with copies in place of "
     "the convolutions; the time of the copies is not included.",
     "compiled": "torch.compile: kept are also the copies of weights in another memory layout that it makes; "
@@ -54,8 +54,10 @@ def numbers(records, section, **wanted):
 
 
 def ratio(found, who="converted"):
-    """Return how many times as long as stock a contestant takes, the median over the rounds."""
-    return statistics.median(one / stock for one, stock in zip(found[who], found["stock"], strict=True))
+    """Return how many times as long as the original a contestant takes, the median over the rounds."""
+    return statistics.median(
+        one / original for one, original in zip(found[who], found["original"], strict=True)
+    )
 
 
 def one_line(record):
@@ -85,17 +87,17 @@ def _mib(nbytes):
 
 
 def _change(found):
-    """Return bytes of stock and converted as a cell."""
-    return f"{_mib(found['stock'])} → {_mib(found['converted'])}" if len(found) == 2 else ""
+    """Return the bytes of both as a cell."""
+    return f"{_mib(found['original'])} → {_mib(found['converted'])}" if len(found) == 2 else ""
 
 
 def _step(found, who="converted"):
     """Return a ratio and both times as a cell."""
     if not found:
         return ""
-    stock, other = (statistics.median(found[one]) for one in ("stock", who))
-    factor, unit = next((row for row in _UNITS if row[0] * stock >= 1), _UNITS[-1])
-    return f"{ratio(found, who):.2f} ({_plain(factor * stock)} → {_plain(factor * other)} {unit})"
+    original, other = (statistics.median(found[one]) for one in ("original", who))
+    factor, unit = next((row for row in _UNITS if row[0] * original >= 1), _UNITS[-1])
+    return f"{ratio(found, who):.2f} ({_plain(factor * original)} → {_plain(factor * other)} {unit})"
 
 
 def network_rows(records):
@@ -104,7 +106,7 @@ def network_rows(records):
     rows = []
     for network, name in NAMES.items():
         kept = numbers(records, "kept", network=network)
-        share = f"{kept['converted'] / kept['stock']:.2f}" if kept else ""
+        share = f"{kept['converted'] / kept['original']:.2f}" if kept else ""
         peak = _change(numbers(records, "peak", network=network))
         steps = [
             _step(numbers(records, "steps", network=network, layout=layout)) for layout in targets.LAYOUTS
@@ -148,11 +150,11 @@ def judge(records):
     for network, name in NAMES.items():
         kept = numbers(records, "kept", network=network)
         if kept and network in targets.TORCH_KEPT:
-            share = kept["converted"] / kept["stock"]
+            share = kept["converted"] / kept["original"]
             figures[f"{name}: kept"] = Judged(share, targets.TORCH_KEPT[network], at_most=True)
         peak = numbers(records, "peak", network=network)
         if kept and len(peak) == 2 and network in targets.TORCH_KEPT:
-            lower, less = (found["stock"] - found["converted"] for found in (peak, kept))
+            lower, less = (found["original"] - found["converted"] for found in (peak, kept))
             figures[f"{name}: peak of the process, share of the bytes saved"] = Judged(
                 lower / less, targets.TORCH_PEAK
             )
@@ -195,4 +197,4 @@ def _how(records):
         parts.insert(0, f"Batches of {' and '.join(map(str, images))} images, of 224 x 224 if not stated")
     if pairs:
         parts.append(f"times are medians of {' or '.join(map(str, pairs))} pairs that ran in turn")
-    return f"Stock → converted. {', '.join(parts)}."
+    return f"Original → converted. {', '.join(parts)}."

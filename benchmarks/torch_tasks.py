@@ -1,7 +1,7 @@
 """What ``python -m benchmarks.torch`` measures, one task per process.
 
 A task is a dict of "section", the name of a function in `SECTIONS`, its arguments, and "threads". A function
-returns a dict of numbers. The contestants are "stock", a model as it is, and "converted".
+returns a dict of numbers. The contestants are "original", a model as it is, and "converted".
 """
 
 import time
@@ -60,7 +60,7 @@ def compiled(network, layout, images, pairs, budget):
     -------
     dict
         "compile": seconds of the first step beyond those of the others; "kept": bytes; and the seconds of
-        steps of "stock", "converted" and "compiled". If it cannot compile here: "reason".
+        steps of "original", "converted" and "compiled". If it cannot compile here: "reason".
 
     References
     ----------
@@ -68,19 +68,19 @@ def compiled(network, layout, images, pairs, budget):
     """
     torch._functorch.config.activation_memory_budget = budget
     trainings = {who: training(network, who, layout, images) for who in WHO}
-    stock = training(network, "stock", layout, images)
-    plain, stock.model = stock.model, torch.compile(stock.model)
+    optimized = training(network, "original", layout, images)
+    plain, optimized.model = optimized.model, torch.compile(optimized.model)
     begin = time.perf_counter()
     try:
-        stock.step()
+        optimized.step()
     except Exception as error:  # no compiler, an operation without a form for this device, ...
         return {"reason": f"{type(error).__name__}: {error}".splitlines()[0]}
     first = time.perf_counter() - begin
     with ledger(plain) as book:
-        stock.forward()
-    trainings["compiled"] = stock
+        optimized.forward()
+    trainings["compiled"] = optimized
     times = rounds_in_turn({who: one.step for who, one in trainings.items()}, "cpu", pairs, calls=1)
-    return {"compile": first - seconds(stock.step, "cpu", 1), "kept": book.kept, **times}
+    return {"compile": first - seconds(optimized.step, "cpu", 1), "kept": book.kept, **times}
 
 
 SECTIONS = {

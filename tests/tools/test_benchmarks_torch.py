@@ -23,26 +23,26 @@ def a_record(section, found, **arguments):
     return {"task": task, "found": found, "machine": "a machine"}
 
 
-def a_step(layout, stock, converted, network="resnet50", images=8):
-    found = {"stock": stock, "converted": converted}
-    return a_record("steps", found, network=network, images=images, pairs=len(stock), layout=layout)
+def a_step(layout, original, converted, network="resnet50", images=8):
+    found = {"original": original, "converted": converted}
+    return a_record("steps", found, network=network, images=images, pairs=len(original), layout=layout)
 
 
 def records():
     """Return a made-up record of each kind."""
     first = {"network": "resnet50", "images": 8, "layout": "channels-first"}
-    layers = {"stock": [0.4], "converted": [0.3]}
-    compiled = {"compile": 90.0, "kept": 300 * MIB, "compiled": [1.5], "stock": [1.0], "converted": [0.9]}
+    layers = {"original": [0.4], "converted": [0.3]}
+    compiled = {"compile": 90.0, "kept": 300 * MIB, "compiled": [1.5], "original": [1.0], "converted": [0.9]}
     return [
-        a_record("kept", {"stock": 600 * MIB, "converted": 330 * MIB}, **first),
-        a_record("peak", {"stock": 1300 * MIB}, who="stock", **first),
+        a_record("kept", {"original": 600 * MIB, "converted": 330 * MIB}, **first),
+        a_record("peak", {"original": 1300 * MIB}, who="original", **first),
         a_record("peak", {"converted": 1000 * MIB}, who="converted", **first),
         a_step("channels-first", [1.0, 2.0, 4.0], [0.9, 2.1, 3.0]),
         a_step("channels-last", [1.0], [1.1]),
         a_record(
             "normalizations", layers, activation="relu", images=8, pairs=1, layout=targets.CHANNELS_FIRST
         ),
-        a_record("tiny", {"stock": [1e-5], "converted": [1.3e-5]}, activation="relu", pairs=1),
+        a_record("tiny", {"original": [1e-5], "converted": [1.3e-5]}, activation="relu", pairs=1),
         a_record("compiled", compiled, budget=0.5, pairs=1, **first),
     ]
 
@@ -123,7 +123,7 @@ def fake_run(monkeypatch):
         ran.append(task["network"])
         if len(ran) == 2:
             raise KeyboardInterrupt
-        return {"stock": 2 * MIB, "converted": MIB}
+        return {"original": 2 * MIB, "converted": MIB}
 
     monkeypatch.setattr(command, "run", run)
     monkeypatch.setattr(command, "why_not", lambda: None)
@@ -137,7 +137,7 @@ def test_an_interrupt_keeps_what_was_measured_and_a_resumed_run_does_the_rest(fa
     assert command.main(arguments) == 0
     printed = capsys.readouterr()
     assert "Interrupted" in printed.out
-    assert "kept resnet50 channels-first: stock 2.00 MiB, converted 1.00 MiB" in printed.err
+    assert "kept resnet50 channels-first: original 2.00 MiB, converted 1.00 MiB" in printed.err
     assert len(json.loads(file.read_text(encoding="utf-8"))["records"]) == 1
     assert command.main([*arguments, "--resume", "--docs", str(page)]) == 0
     assert fake_run == ["resnet50", "mobilenet-v2", "mobilenet-v2"]
@@ -208,7 +208,7 @@ def test_networks_are_compared(tiny_network):
     from benchmarks import torch_tasks
 
     found = torch_tasks.kept(tiny_network, "channels-first", images=2)
-    assert 0 < found["converted"] < 0.7 * found["stock"]
+    assert 0 < found["converted"] < 0.7 * found["original"]
     steps = torch_tasks.steps(tiny_network, "channels-last", images=2, pairs=3)
     assert all(len(steps[who]) == 3 and min(steps[who]) > 0 for who in torch_tables.WHO)
     assert torch_tasks.peak(tiny_network, "channels-first", 2, "converted")["converted"] > 0
@@ -233,7 +233,7 @@ def test_layers_without_convolutions_are_fused_and_give_the_same_gradients(activ
 
     kind = torch_layers.Kind((2, 4, 3, 3), has_residual, True)
     for layout in targets.LAYOUTS:
-        assert set(torch_layers.contestants(kind, activation, layout)) == {"copies", "stock", "converted"}
+        assert set(torch_layers.contestants(kind, activation, layout)) == {"copies", "original", "converted"}
     x, dz, gradients = torch.randn(kind.shape, requires_grad=True), torch.randn(kind.shape), []
     residual = [torch.randn(kind.shape)] if has_residual else []
     for change in (lambda layer: layer, convert):
@@ -269,7 +269,7 @@ def test_a_compiled_network_is_compared(tiny_network, monkeypatch):
     found = torch_tasks.compiled(tiny_network, "channels-first", images=2, pairs=1, budget=0.5)
     assert torch._functorch.config.activation_memory_budget == 0.5
     assert len(found["compiled"]) == 1
-    assert found["kept"] == torch_tasks.kept(tiny_network, "channels-first", images=2)["stock"]
+    assert found["kept"] == torch_tasks.kept(tiny_network, "channels-first", images=2)["original"]
 
     def fail(model):
         def forward(x):
@@ -308,6 +308,6 @@ def test_a_task_runs_in_a_fresh_process():
         "threads": 1,
     }
     found = command.run(task)
-    assert 0 < found["converted"] < found["stock"]
+    assert 0 < found["converted"] < found["original"]
     with pytest.raises(RuntimeError, match="ended with code"):
         command.run(task | {"network": "none"})
