@@ -5,6 +5,7 @@ from html import escape
 
 from torch import nn
 
+from ...memory.tables import plural
 from .record import conversion_of
 
 _COLUMNS = ("path", "kind", "state", "activation", "why")
@@ -27,7 +28,7 @@ class Report:
         if not self.rows:
             return "no batch norms"
         counts = Counter(row.state for row in self.rows)
-        return f"{len(self.rows)} batch norms: " + ", ".join(
+        return f"{plural(len(self.rows), 'batch norm')}: " + ", ".join(
             f"{number} {state}" for state, number in counts.items()
         )
 
@@ -70,7 +71,7 @@ def report(model):
     >>> from torch import nn
     >>> from inplace_abn.torch import convert, report
     >>> report(convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())))
-    1 batch norms: 1 fused
+    1 batch norm: 1 fused
     <BLANKLINE>
     path  kind         state  activation  why
     1     BatchNorm2d  fused  relu
