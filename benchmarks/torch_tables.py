@@ -31,7 +31,8 @@ _LEGENDS = {
     "kept": "kept: bytes that autograd saves in a forward, each storage once, without parameters.",
     "peak": "peak of the process: highest resident memory of a fresh process that makes two training steps. "
     "PyTorch itself, parameters, gradients and the state of SGD are a part of it.",
-    "steps": "step: forward, backward and SGD; converted / original, and both times.",
+    "steps": "step: forward, backward and SGD; converted / original, the median over the pairs, and the "
+    "median of both times.",
     "normalizations": "normalizations: batch norms, sums and activations of a step, with copies in place of "
     "the convolutions; the time of the copies is not included.",
     "compiled": "torch.compile: kept are also the copies of weights in another memory layout that it makes; "
@@ -58,6 +59,16 @@ def ratio(found, who="converted"):
     return statistics.median(
         one / original for one, original in zip(found[who], found["original"], strict=True)
     )
+
+
+def deviation(records):
+    """Return the relative deviation from the median that half of the ratios of single pairs of steps have."""
+    found = []
+    for record in of_section(records, "steps"):
+        times = record["found"]
+        single = [one / other for one, other in zip(times["converted"], times["original"], strict=True)]
+        found += [abs(value / ratio(times) - 1) for value in single]
+    return statistics.median(found)
 
 
 def one_line(record):
@@ -197,4 +208,8 @@ def _how(records):
         parts.insert(0, f"Batches of {' and '.join(map(str, images))} images, of 224 x 224 if not stated")
     if pairs:
         parts.append(f"times are medians of {' or '.join(map(str, pairs))} pairs that ran in turn")
+    if of_section(records, "steps"):
+        parts.append(
+            f"half of the ratios of single pairs of steps are within {deviation(records):.0%} of them"
+        )
     return f"Original → converted. {', '.join(parts)}."
