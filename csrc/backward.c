@@ -207,6 +207,7 @@ static void for_each_segment(const abn_backward_operation *b, const abn_channel_
     abn_workspace workspace;
     for (abn_segment segment = {0}; abn_next_segment(op, run, &segment);) {
         const abn_tile *tile = &segment.tile;
+        if (goal != WRITE_DX) abn_prefetch_next_segment(op, run, &segment);
         const int has_scratch = tile->scratch.data && goal != SUM_PARAM;
         const w_and_slopes values =
             has_scratch ? in_scratch(op, tile->scratch) : (w_and_slopes){workspace.y, workspace.slope};
@@ -219,11 +220,9 @@ static void for_each_segment(const abn_backward_operation *b, const abn_channel_
         else
             recover_from_z(b, run, &segment, goal, &workspace, values);
         if (goal == WRITE_DX)
-            kernels->gradient(values.w, values.slopes, tile->gradient.data, tile->length, &segment.constants,
-                              tile->destination.data, tile->residual_gradient.data, op->add_to_residual);
+            kernels->gradient(values.w, values.slopes, tile, &segment.constants);
         else
-            kernels->sums(values.w, values.slopes, tile->gradient.data, tile->length,
-                          abn_partial_at(op, partial, segment.partial_offset));
+            kernels->sums(values.w, values.slopes, tile, abn_partial_at(op, partial, segment.partial_offset));
     }
 }
 

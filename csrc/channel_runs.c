@@ -73,6 +73,21 @@ int abn_next_segment(const abn_operation *op, const abn_channel_run *run, abn_se
     return 1;
 }
 
+/* The bytes from a segment to the next one: in the same row, in the next row, or in the next tile. */
+static ptrdiff_t ahead_of_segment(const abn_operation *op, const abn_channel_run *run, const abn_segment *segment,
+                                  abn_input input) {
+    const ptrdiff_t size = (ptrdiff_t)abn_dtype_size(op->source.dtype);
+    if (op->layout == ABN_COLUMNS) return input.ahead;
+    if (segment->next < run->tile.length) return segment->tile.length * size;
+    if (segment->row + 1 < run->tile.rows) return (input.stride - segment->column) * size;
+    return input.ahead - (segment->row * input.stride + segment->column) * size;
+}
+
+void abn_prefetch_next_segment(const abn_operation *op, const abn_channel_run *run, abn_segment *segment) {
+    segment->tile.source.ahead = ahead_of_segment(op, run, segment, run->tile.source);
+    segment->tile.gradient.ahead = ahead_of_segment(op, run, segment, run->tile.gradient);
+}
+
 const void *abn_segment_param(const abn_operation *op, const abn_context *context, const abn_segment *segment,
                               abn_workspace *workspace) {
     const void *of_channel = segment->constants.of[ABN_PARAM];

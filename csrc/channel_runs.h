@@ -42,6 +42,9 @@ typedef struct {
 /* Moves `segment` on to the next segment of `run`. Start with a zeroed segment. Returns 0 past the last one. */
 int abn_next_segment(const abn_operation *op, const abn_channel_run *run, abn_segment *segment);
 
+/* Sums: sets what the kernels of a segment prefetch to the segment that is summed next. */
+void abn_prefetch_next_segment(const abn_operation *op, const abn_channel_run *run, abn_segment *segment);
+
 /* The activation's parameter for a segment: one number, or one per element. May be stored in workspace->param. */
 const void *abn_segment_param(const abn_operation *op, const abn_context *context, const abn_segment *segment,
                               abn_workspace *workspace);

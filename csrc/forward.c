@@ -155,7 +155,9 @@ static void store_xhat_of_segment(const abn_forward_operation *f, const abn_chan
     }
     const abn_constants constants = constants_of_xhat(segment->constants);
     const abn_escape_rule overflows = {.below = -f->largest_xhat, .above = f->largest_xhat};
-    if (kernels->scan(x, NULL, n, &constants, &overflows, workspace->y, workspace->branch_mask, workspace->escaped))
+    abn_tile tile = segment->tile;
+    tile.residual.data = NULL;
+    if (kernels->scan(&tile, &constants, &overflows, workspace->y, workspace->branch_mask, workspace->escaped))
         push_escapes(f, run, segment, workspace->escaped, list);
     kernels->narrow(workspace->y, n, (void *)(uintptr_t)to);
 }
@@ -190,7 +192,7 @@ static void compute_y(const abn_forward_operation *f, const abn_channel_run *run
     const ptrdiff_t n = segment->tile.length;
     uint64_t *bits = workspace->branch_mask;
     if (has_escape_rule(f, run)) {
-        if (kernels->scan(x, residual, n, &constants, &f->rule, workspace->y, bits, workspace->escaped))
+        if (kernels->scan(&segment->tile, &constants, &f->rule, workspace->y, bits, workspace->escaped))
             push_escapes(f, run, segment, workspace->escaped, list);
         if (f->context->branch_mask) abn_branch_mask_put(f->context->branch_mask, segment->index, bits, n);
         return;

@@ -20,6 +20,11 @@ INLINE void prefetch_vectors(const storage *at, int vectors, ptrdiff_t ahead, in
     }
 }
 
+/* Prefetches for the next 64 elements of a segment, once for each 64 elements. */
+INLINE void prefetch_at_word(abn_input segment, ptrdiff_t i, int level) {
+    if (i % 64 == 0) prefetch_vectors((const storage *)segment.data + i, 64 / W, segment.ahead, level);
+}
+
 /* w = (x - centre) * scale + shift. Subtracting first avoids cancellation if |mean| is much larger than sqrt(var). */
 typedef struct {
     vec centre, scale, shift;

@@ -33,12 +33,15 @@ INLINE uint64_t escaped_of_word(int layout, const real *y, const storage *residu
 
 /* Computes y, branch_mask and escaped of a segment; returns true if any element is escaped. Escapes are rare: elements
  * are compared one by one only if the extremes of 64 elements, ignoring NaN, show that one of them is escaped. */
-INLINE int segment_scan(int layout, const storage *x, const storage *residual, ptrdiff_t n, abn_constants c,
-                        escape_limits rule, real *restrict y, uint64_t *restrict branch_mask,
-                        uint64_t *restrict escaped) {
+INLINE int segment_scan(int layout, int with_residual, abn_tile segment, abn_constants c, escape_limits rule,
+                        real *restrict y, uint64_t *restrict branch_mask, uint64_t *restrict escaped) {
+    const storage *x = segment.source.data, *residual = with_residual ? segment.residual.data : NULL;
+    const ptrdiff_t n = segment.length;
     uint64_t any = 0;
     for (ptrdiff_t word = 0; word < n; word += 64) {
         uint64_t left = 0;
+        prefetch_at_word(segment.source, word, 2);
+        if (residual) prefetch_at_word(segment.residual, word, 2);
         vec nearest = v_set1(LARGEST_REAL), least = nearest, most = v_set1(-LARGEST_REAL), excess = v_zero();
         for (ptrdiff_t i = word; i < word + 64 && i < n; i += W) {
             vec value = affine_apply(v_load_upto(x + i, n - i), affine_constants(layout, c, constants_at(layout, i)));

@@ -67,9 +67,9 @@ typedef struct {
     const void *of[ABN_CONSTANTS];
     double param; /* of the activation, if all channels share it */
     int training; /* 0: dx is computed without w, which may be infinite or NaN */
-    /* ABN_FROM_Y: the residual is clamped to [low, high], and its gradient is added to if add_to_residual. */
+    /* ABN_FROM_Y: the residual is clamped to [low, high]. */
     double residual_low, residual_high;
-    int add_to_residual;
+    int add_to_residual; /* residual_gradient += dy rather than = dy */
 } abn_constants;
 
 /* Partial sums of the channels of a tile, two per channel. An update costs one load and one store.
@@ -107,7 +107,8 @@ typedef struct {
 
 /* A segment is a run of elements of one row. These kernels pass it on in arrays of reals, aligned to a cache line, with
  * ABN_PADDING reals of room past the end. Activations: activation_kernels.h. `constants` and `partial` are those of the
- * segment's row (ABN_ROWS) or first column. */
+ * segment's row (ABN_ROWS) or first column. Those that take the segment as a tile of one row prefetch its inputs
+ * (abn_input.ahead). */
 #define ABN_SEGMENT 1024
 #define ABN_SEGMENT_WORDS (ABN_SEGMENT / 64) /* of uint64_t, for a bit per element: bit i % 64 of word i / 64 */
 
@@ -117,19 +118,19 @@ typedef struct {
     /* y = w * weight + bias */
     void (*scale)(const void *w, ptrdiff_t n, const abn_constants *constants, void *y);
     void (*add)(const void *residual, ptrdiff_t n, void *y); /* y += residual */
-    /* y = w + residual, w from x; residual may be NULL. Sets an element's bit in branch_mask if y is below the minimum,
-     * in escaped if z does not determine y (rule; |residual| above the limit). Returns true if any is escaped. */
-    int (*scan)(const void *x, const void *residual, ptrdiff_t n, const abn_constants *constants,
-                const abn_escape_rule *rule, void *y, uint64_t *branch_mask, uint64_t *escaped);
+    /* y = w + residual, w from x = source; there may be no residual. Sets an element's bit in branch_mask if y is below
+     * the minimum, in escaped if z does not determine y (rule; |residual| above the limit). Returns true if any is
+     * escaped. */
+    int (*scan)(const abn_tile *segment, const abn_constants *constants, const abn_escape_rule *rule, void *y,
+                uint64_t *branch_mask, uint64_t *escaped);
     /* w = (y - residual) * scale + shift in place of y; residual may be NULL */
     void (*recover)(const void *residual, ptrdiff_t n, const abn_constants *constants, void *y);
     void (*widen)(const void *from, ptrdiff_t n, void *to);  /* storage -> reals */
     void (*narrow)(const void *from, ptrdiff_t n, void *to); /* reals -> storage */
-    /* partial sums += dy, dy * w with dy = dz * slope */
-    void (*sums)(const void *w, const void *slope, const void *dz, ptrdiff_t n, void *partial);
-    /* dx from dy = dz * slope and w, formula above. If dr is not NULL: dr = dy, or dr += dy if `add`. dx may be dz. */
-    void (*gradient)(const void *w, const void *slope, const void *dz, ptrdiff_t n, const abn_constants *constants,
-                     void *dx, void *dr, int add);
+    /* partial sums += dy, dy * w with dy = dz * slope, dz = gradient */
+    void (*sums)(const void *w, const void *slope, const abn_tile *segment, void *partial);
+    /* destination = dx from dy = dz * slope and w, formula above, and residual_gradient, if there is one. */
+    void (*gradient)(const void *w, const void *slope, const abn_tile *segment, const abn_constants *constants);
 } abn_segment_kernels;
 
 typedef struct {

@@ -47,8 +47,9 @@ INLINE void segment_narrow(const real *from, ptrdiff_t n, storage *to) {
     for (ptrdiff_t i = 0; i < n; i += W) v_store_upto(to + i, v_load_real(from + i), n - i);
 }
 
-INLINE backward_pair segment_pair(const real *w, const real *slope, const storage *dz, ptrdiff_t n) {
-    backward_pair p = {v_mul(v_load_upto(dz, n), v_load_real(slope)), v_load_real(w)};
+/* dy and w of min(n, W) elements from i on. */
+INLINE backward_pair segment_pair(const real *w, const real *slope, const storage *dz, ptrdiff_t i, ptrdiff_t n) {
+    backward_pair p = {v_mul(v_load_upto(dz + i, n), v_load_real(slope + i)), v_load_real(w + i)};
     if (n < W) {
         p.dy = v_first(p.dy, n);
         p.w = v_first(p.w, n);
@@ -56,21 +57,30 @@ INLINE backward_pair segment_pair(const real *w, const real *slope, const storag
     return p;
 }
 
-INLINE void segment_sums(int layout, const real *w, const real *slope, const storage *dz, ptrdiff_t n, real *partial) {
+INLINE void prefetch_inputs_at_word(abn_tile segment, ptrdiff_t i, int level) {
+    prefetch_at_word(segment.source, i, level);
+    prefetch_at_word(segment.gradient, i, level);
+}
+
+INLINE void segment_sums(int layout, const real *w, const real *slope, abn_tile segment, real *partial) {
+    const storage *dz = segment.gradient.data;
+    const ptrdiff_t n = segment.length;
     vec sums[UNROLL], products[UNROLL];
     UNROLLED for (int u = 0; u < UNROLL; u++) sums[u] = products[u] = v_zero();
     ptrdiff_t i = 0;
     if (layout == ABN_ROWS) {
         for (; i + UNROLL * W <= n; i += UNROLL * W) {
+            prefetch_inputs_at_word(segment, i, 1);
             UNROLLED for (int u = 0; u < UNROLL; u++) {
-                const backward_pair p = segment_pair(w + i + u * W, slope + i + u * W, dz + i + u * W, W);
+                const backward_pair p = segment_pair(w, slope, dz, i + u * W, W);
                 sums[u] = v_add(sums[u], p.dy);
                 products[u] = v_fma(p.dy, p.w, products[u]);
             }
         }
     }
     for (; i < n; i += W) {
-        const backward_pair p = segment_pair(w + i, slope + i, dz + i, n - i);
+        const backward_pair p = segment_pair(w, slope, dz, i, n - i);
+        prefetch_inputs_at_word(segment, i, 1);
         if (layout == ABN_ROWS) {
             sums[0] = v_add(sums[0], p.dy);
             products[0] = v_fma(p.dy, p.w, products[0]);
@@ -86,44 +96,45 @@ INLINE void segment_sums(int layout, const real *w, const real *slope, const sto
     }
 }
 
-/* dx may be dz. If dr is not NULL: dr = dy, or dr += dy. */
-INLINE void segment_gradient(int layout, const real *w, const real *slope, const storage *dz, ptrdiff_t n,
-                             abn_constants c, storage *dx, storage *dr, int add) {
+INLINE void segment_gradient(int layout, const real *w, const real *slope, abn_tile segment, abn_constants c) {
+    const storage *dz = segment.gradient.data;
+    storage *dx = segment.destination.data, *dr = segment.residual_gradient.data;
+    const ptrdiff_t n = segment.length;
     for (ptrdiff_t i = 0; i < n; i += W) {
+        prefetch_inputs_at_word(segment, i, 2);
         const backward_constants b = all_backward_constants(layout, ABN_FROM_Z, c, constants_at(layout, i));
         const vec z_gradient = v_load_upto(dz + i, n - i);
         const slope_and_w at = {v_load_real(slope + i), v_load_real(w + i)};
         v_store_upto(dx + i, backward_result(z_gradient, at, b), n - i);
         if (!dr) continue;
         const vec dy = v_mul(z_gradient, at.slope);
-        v_store_upto(dr + i, add ? v_add(v_load_upto(dr + i, n - i), dy) : dy, n - i);
+        v_store_upto(dr + i, c.add_to_residual ? v_add(v_load_upto(dr + i, n - i), dy) : dy, n - i);
     }
 }
 
-#define DEFINE_SEGMENT(layout, LAYOUT)                                                                         \
-    static void layout##_normalize(const void *x, ptrdiff_t n, const abn_constants *c, void *w) {              \
-        segment_normalize(LAYOUT, x, n, *c, w);                                                                \
-    }                                                                                                          \
-    static void layout##_scale(const void *w, ptrdiff_t n, const abn_constants *c, void *y) {                  \
-        segment_scale(LAYOUT, w, n, *c, y);                                                                    \
-    }                                                                                                          \
-    static void layout##_add(const void *residual, ptrdiff_t n, void *y) { segment_add(residual, n, y); }      \
-    static int layout##_scan(const void *x, const void *residual, ptrdiff_t n, const abn_constants *c,         \
-                             const abn_escape_rule *rule, void *y, uint64_t *branch_mask, uint64_t *escaped) { \
-        const escape_limits limits = {v_set1((real)rule->below), v_set1((real)rule->above),                    \
-                                      v_set1((real)rule->minimum), v_set1((real)rule->near)};                  \
-        if (residual) return segment_scan(LAYOUT, x, residual, n, *c, limits, y, branch_mask, escaped);        \
-        return segment_scan(LAYOUT, x, NULL, n, *c, limits, y, branch_mask, escaped);                          \
-    }                                                                                                          \
-    static void layout##_recover(const void *residual, ptrdiff_t n, const abn_constants *c, void *y) {         \
-        segment_recover(LAYOUT, residual, n, *c, y);                                                           \
-    }                                                                                                          \
-    static void layout##_sums(const void *w, const void *slope, const void *dz, ptrdiff_t n, void *partial) {  \
-        segment_sums(LAYOUT, w, slope, dz, n, partial);                                                        \
-    }                                                                                                          \
-    static void layout##_gradient(const void *w, const void *slope, const void *dz, ptrdiff_t n,               \
-                                  const abn_constants *c, void *dx, void *dr, int add) {                       \
-        segment_gradient(LAYOUT, w, slope, dz, n, *c, dx, dr, add);                                            \
+#define DEFINE_SEGMENT(layout, LAYOUT)                                                                                 \
+    static void layout##_normalize(const void *x, ptrdiff_t n, const abn_constants *c, void *w) {                      \
+        segment_normalize(LAYOUT, x, n, *c, w);                                                                        \
+    }                                                                                                                  \
+    static void layout##_scale(const void *w, ptrdiff_t n, const abn_constants *c, void *y) {                          \
+        segment_scale(LAYOUT, w, n, *c, y);                                                                            \
+    }                                                                                                                  \
+    static void layout##_add(const void *residual, ptrdiff_t n, void *y) { segment_add(residual, n, y); }              \
+    static int layout##_scan(const abn_tile *segment, const abn_constants *c, const abn_escape_rule *rule, void *y,    \
+                             uint64_t *branch_mask, uint64_t *escaped) {                                               \
+        const escape_limits limits = {v_set1((real)rule->below), v_set1((real)rule->above),                            \
+                                      v_set1((real)rule->minimum), v_set1((real)rule->near)};                          \
+        if (segment->residual.data) return segment_scan(LAYOUT, 1, *segment, *c, limits, y, branch_mask, escaped);     \
+        return segment_scan(LAYOUT, 0, *segment, *c, limits, y, branch_mask, escaped);                                 \
+    }                                                                                                                  \
+    static void layout##_recover(const void *residual, ptrdiff_t n, const abn_constants *c, void *y) {                 \
+        segment_recover(LAYOUT, residual, n, *c, y);                                                                   \
+    }                                                                                                                  \
+    static void layout##_sums(const void *w, const void *slope, const abn_tile *segment, void *partial) {              \
+        segment_sums(LAYOUT, w, slope, *segment, partial);                                                             \
+    }                                                                                                                  \
+    static void layout##_gradient(const void *w, const void *slope, const abn_tile *segment, const abn_constants *c) { \
+        segment_gradient(LAYOUT, w, slope, *segment, *c);                                                              \
     }
 DEFINE_SEGMENT(rows, ABN_ROWS)
 DEFINE_SEGMENT(columns, ABN_COLUMNS)
