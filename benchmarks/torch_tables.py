@@ -210,6 +210,6 @@ def _how(records):
         parts.append(f"times are medians of {' or '.join(map(str, pairs))} pairs that ran in turn")
     if of_section(records, "steps"):
         parts.append(
-            f"half of the ratios of single pairs of steps are within {deviation(records):.0%} of them"
+            f"in half of the pairs of steps the ratio is within {deviation(records):.0%} of the median"
         )
     return f"Original → converted. {', '.join(parts)}."
