@@ -105,8 +105,16 @@ def decode(images, size, skip_bad_files=False):
     for path, label in images:
         try:
             with Image.open(path) as image:
-                fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of them for corrupt files
+                fitted = ImageOps.fit(_rgb(image), (size, size), Image.Resampling.BILINEAR)
+        # Pillow has no common class for what a damaged file can raise.
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            EOFError,
+            IndexError,
+            Image.DecompressionBombError,
+        ) as error:
             bad.append(f"{path}: {error}")
             continue
         decoded[len(labels)] = np.asarray(fitted).transpose(2, 0, 1)
@@ -124,6 +132,21 @@ def decode(images, size, skip_bad_files=False):
     return decoded[: len(labels)], np.array(labels, np.int64)
 
 
+def _rgb(image):
+    """Return an image of Pillow in RGB with 8 bits per channel.
+
+    Pillow's own conversion clamps integers of 16 bits to 255 instead of scaling them.
+    """
+    from PIL import Image
+
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image.convert("RGB")
+    pixels = np.asarray(image)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 0xFFFF:
+        raise ValueError(f"expected integers of 8 or 16 bits, got an image of Pillow's mode {image.mode!r}")
+    return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
+
+
 class FolderImages:
     """The images of a folder, all decoded; those for training are shifted and mirrored at random."""
 
@@ -136,6 +159,8 @@ class FolderImages:
         self._padded = np.pad(images, ((0, 0), (0, 0), margin, margin), mode="edge")
         self.steps = len(images) // setting.batch_size
         test, labels = decode(files.test, size, setting.skip_bad_files)
+        if not len(labels):
+            raise ValueError(f"data: none of the {len(files.test)} images for the test can be read")
         self.test = self._as_input(test), labels
 
     def batches(self, epoch):

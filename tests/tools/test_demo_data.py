@@ -136,6 +136,37 @@ def test_corrupt_images_are_named_and_counted(split, capsys):
     assert "Left out: 2 of 48 files" in capsys.readouterr().err
 
 
+def test_images_with_16_bits_are_scaled_to_8(tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((4, 6), 0x4E20, np.uint16)).save(path)
+    images, _ = image_folder.decode([(path, 0)], 4)
+    assert (images == 0x4E).all()
+
+
+@pytest.mark.parametrize("pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), -1, np.int32)])
+def test_images_whose_range_is_unknown_are_refused(tmp_path, pixels):
+    path = tmp_path / "measured.tif"
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(ValueError, match=r"measured\.tif: expected integers of 8 or 16 bits"):
+        image_folder.decode([(path, 0)], 4)
+
+
+def test_images_too_large_for_pillow_are_named(tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.new("RGB", (40, 40)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"large\.png: Image size"):
+        image_folder.decode([(path, 0)], 4)
+
+
+def test_a_test_without_readable_images_is_refused(split, capsys):
+    for path in split.glob("val/*/*.png"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="none of the 12 images for the test can be read"):
+        image_folder.FolderImages(setting_of(split, skip_bad_files=True))
+    assert "Left out: 12 of 12 files" in capsys.readouterr().err
+
+
 def test_only_some_corrupt_images_are_listed(tmp_path):
     write_images(tmp_path, 10)
     for path in (tmp_path / "red").iterdir():
