@@ -85,6 +85,8 @@ def plan(
     shape = _shape(input_shape)
     budget, dtype = limits.budget_of(budget), np.dtype(dtype)
     _check(optimizer, loss, channel_axis, multiple)
+    if classes is not None:
+        integer("classes", classes, least=1)
     kind = (
         _Torch(network, shape, dtype, optimizer=optimizer, loss=loss)
         if _is_module(network)
@@ -98,13 +100,20 @@ def plan(
             choice("strategies", strategy, kind.all_strategies)
         result.strategies.append(_of_strategy(kind, strategy, budget, multiple))
     if all(planned.step is None for planned in result.strategies):
-        reasons = (f"{planned.strategy}: {planned.reason}" for planned in result.strategies)
-        raise ValueError("; ".join(reasons))
+        raise ValueError(_joined_reasons(result.strategies))
     first = result.strategies[0]
     if advice and first.step is not None:
         result.advice = kind.advice(None if first.strategy == AS_IT_IS else first.strategy, first.step)
     _explain_what_fits(result)
     return result
+
+
+def _joined_reasons(strategies):
+    """Return why no strategy can be planned; a reason that all share is given once."""
+    reasons = list(dict.fromkeys(planned.reason for planned in strategies))
+    if len(reasons) == 1:
+        return reasons[0]
+    return "; ".join(f"{planned.strategy}: {planned.reason}" for planned in strategies)
 
 
 #: The name of the strategy None.

@@ -1,8 +1,11 @@
 """Print what a training step of a network needs, and what fits into a budget, without running it."""
 
+import os
 import sys
+from pathlib import Path
 
 from .._activations import KEEPS
+from .._arguments import integer
 from . import plan
 from .network import names
 from .step import OPTIMIZERS
@@ -30,22 +33,51 @@ def add_arguments(parser):
 def main(options):
     """Print the plan and write the files; return the exit status."""
     try:
+        _check_files(options)
+        batch = integer("--batch", options.batch, least=1)
         result = plan(
-            options.network, (options.batch, *_sizes(options.input)), dtype=options.dtype,
+            options.network, (batch, *_sizes(options.input)), dtype=options.dtype,
             optimizer=None if options.optimizer == "none" else options.optimizer, budget=options.budget,
             strategies=options.strategy, classes=options.classes, advice=not options.no_advice,
         )  # fmt: skip
-    except (TypeError, ValueError) as error:
+    except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"plan: {error}", file=sys.stderr)
         return 2
     print(result)
-    if options.json:
+    if options.json is not None:
         result.to_json(options.json)
-    if options.html:
+    if options.html is not None:
         result.to_html(options.html)
-    if options.plot:
+    if options.plot is not None:
         _save_figure(result, options.plot)
     return 0
+
+
+def _check_files(options):
+    """Raise an error for a file that cannot be written, so that no plan is made in vain."""
+    for name in ("plot", "html", "json"):
+        path = getattr(options, name)
+        if path is None:
+            continue
+        folder = Path(path).parent
+        if Path(path).is_dir():
+            raise IsADirectoryError(f"--{name}: expected the name of a file, got the folder {path!r}")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"--{name}: {str(folder)!r} is not a folder; create it first")
+        if not os.access(path if Path(path).exists() else folder, os.W_OK):
+            raise PermissionError(f"--{name}: no permission to write {path!r}")
+    if options.plot is not None:
+        _check_format(options.plot)
+
+
+def _check_format(path):
+    """Raise an error for the name of a figure that Matplotlib cannot write."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("--plot needs matplotlib: pip install 'inplace-abn-numpy[demo]'") from error
+    if Path(path).suffix[1:].lower() not in Figure().canvas.get_supported_filetypes():
+        raise ValueError(f"--plot: expected a name that ends in .png, .svg or .pdf, got {path!r}")
 
 
 def _sizes(text):

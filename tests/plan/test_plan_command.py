@@ -35,6 +35,8 @@ def test_it_prints_the_table_and_writes_the_files(capsys, tmp_path):
         (["--budget", "16"], "budget: expected a number with a unit"),
         (["--input", "224x224"], "--input: expected channels, height and width"),
         (["--input", "3x0x32"], "--input: expected channels, height and width"),
+        (["--batch", "0"], "--batch must be at least 1, got 0"),
+        (["--classes", "0"], "classes must be at least 1, got 0"),
     ],
 )
 def test_wrong_arguments_are_refused(capsys, arguments, message):
@@ -44,4 +46,26 @@ def test_wrong_arguments_are_refused(capsys, arguments, message):
 
 def test_unknown_networks_are_refused(capsys):
     assert main(["plan", "resnet51", "--input", "3x32x32"]) == 2
-    assert "resnet50" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("plan: network must be one of")
+    assert error.count("'resnet50'") == 1  # once, although every strategy fails for this reason
+
+
+@pytest.mark.parametrize("option", ["--json", "--html", "--plot"])
+@pytest.mark.parametrize(
+    ("name", "message"), [("missing/plan.svg", "is not a folder; create it first"), ("", "got the folder")]
+)
+def test_files_that_cannot_be_written_are_refused_before_planning(capsys, tmp_path, option, name, message):
+    assert main([*ARGUMENTS, option, str(tmp_path / name)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"plan: {option}: ")
+    assert message in printed.err
+    assert not printed.out
+
+
+def test_a_figure_of_an_unknown_format_is_refused_before_planning(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert main([*ARGUMENTS, "--plot", str(tmp_path / "plan.xyz")]) == 2
+    printed = capsys.readouterr()
+    assert "--plot: expected a name that ends in .png, .svg or .pdf" in printed.err
+    assert not printed.out
