@@ -138,10 +138,17 @@ class ExpectedResults:
 
     @np.errstate(all="ignore")
     def fits_float(self):
-        """True where y without the residual does not overflow float; no results are guaranteed elsewhere."""
+        """True where y without the residual does not overflow float; no results are guaranteed elsewhere.
+
+        "pre_activation" computes z from the kept y, which must not overflow the dtype of x either.
+        """
         terms = Terms(self.batch, self.name, affine=True, **self.terms)
         normal = terms.gamma * terms.xhat + terms.beta
-        return np.isfinite(normal.astype("float64" if self.name == "float64" else "float32"))
+        fits = np.isfinite(normal.astype("float64" if self.name == "float64" else "float32"))
+        if self.terms["keeps"] == "y":
+            y = normal if self.residual is None else normal + self.residual.astype(np.float64)
+            fits &= np.isfinite(y.astype(self.batch.x.dtype))
+        return fits
 
     def promised_elements(self):
         """Return `promised`, the channels with guaranteed results, broadcastable to x."""
