@@ -2,8 +2,8 @@
 
 from html import escape
 
+from ..memory import plot
 from ..memory.tables import human
-from .figure import COLORS
 from .step import shortened
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem}
@@ -63,11 +63,12 @@ def _picture(plan):
     steps = [planned for planned in plan.strategies if planned.step is not None]
     top = max([planned.step.peak for planned in steps] + [plan.budget or 0], default=0) or 1
     shapes, legend = [], []
-    for planned, color in zip(steps, COLORS * 9, strict=False):
-        points = shortened(planned.step)
+    for planned, look in zip(steps, plot.styles([planned.strategy for planned in steps]), strict=True):
+        points, color = shortened(planned.step), look["color"]
         scale = _WIDTH / (planned.step.work or 1)
         path = " ".join(f"{point[3] * scale:.1f},{_y(point[1], top):.1f}" for point in points)
-        shapes.append(f'<polyline fill="none" stroke="{color}" stroke-width="1.5" points="{path}"/>')
+        width = look["linewidth"]
+        shapes.append(f'<polyline fill="none" stroke="{color}" stroke-width="{width}" points="{path}"/>')
         legend.append(f'<b style="color:{color}">{escape(planned.strategy)}</b> {human(planned.step.peak)}')
     if plan.budget is not None:
         y = _y(plan.budget, top)

@@ -132,7 +132,14 @@ def test_files(planned, tmp_path):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
     ax = planned.plot()
-    assert len(ax.get_legend().get_texts()) == len(planned.strategies)
+    written = [text.get_text() for text in ax.texts]
+    for strategy in planned.strategies:
+        assert any(text.startswith(f"{strategy.strategy}: ") for text in written)
+    assert "budget" in written
+    share = planned["inplace"].step.peak / planned["standard"].step.peak
+    assert ax.get_title(loc="left").startswith(
+        f"In place, the peak is {share:.0%} of that of standard layers"
+    )
     matplotlib.pyplot.close(ax.figure)
 
 
