@@ -1,6 +1,7 @@
 """Checkpoints: files that are written whole or not at all, and the states of random generators."""
 
 import os
+import pickle
 import random
 from pathlib import Path
 
@@ -24,8 +25,15 @@ def write(path, state):
 
 
 def read(path):
-    """Return the state in a file, on the CPU; None if there is no file."""
-    return torch.load(path, map_location="cpu", weights_only=True) if Path(path).exists() else None
+    """Return the state in a file, on the CPU; None if there is no file. Exit if it is damaged."""
+    if not Path(path).exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise SystemExit(
+            f"{path} cannot be read: {error}; remove it to start again, or use another --output"
+        ) from error
 
 
 def random_states():

@@ -69,7 +69,7 @@ def main(options):
         )  # fmt: skip
         picture = report.picture_path(options.output, f"inplace_abn_{options.task}.png")
         runs = training.compare(setting, strategies)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         return _refuse(f"demo: {error}")
     figure.draw(setting, runs, picture)
     numbers = report.results(setting, runs)

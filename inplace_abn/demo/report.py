@@ -96,7 +96,7 @@ def _compared_to_float32(numbers):
 def head(numbers):
     """Return the settings and the machine as one line."""
     return (
-        f"{numbers['task']}: {numbers['network']}, {numbers['epochs']} epochs, "
+        f"{numbers['task']}: {numbers['network']}, {plural(numbers['epochs'], 'epoch')}, "
         f"batches of {numbers['batch_size']}, {numbers['dtype']}, "
         f"{human(numbers['parameters'])} of parameters; {numbers['machine']}"
     )

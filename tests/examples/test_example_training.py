@@ -1,6 +1,7 @@
 """The training loop of examples/training: a run that was stopped anywhere ends with the same bits."""
 
 import csv
+import re
 import types
 
 import numpy as np
@@ -185,6 +186,14 @@ def test_other_settings_are_refused(folders, unbroken, tmp_path):
     tiny.class_folders(tmp_path, "val", tiny.random_images(3), np.arange(3))
     with pytest.raises(SystemExit, match="has images=18, this run images=19"):
         classify(tmp_path, unbroken[0])
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for content in (b"", b"no checkpoint", b"PK" + bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises(SystemExit, match=f"(?s){re.escape(str(path))} cannot be read: .*; remove it to"):
+            checkpoint.read(path)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(folders, tmp_path):

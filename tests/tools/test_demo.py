@@ -182,7 +182,7 @@ def test_an_error_in_the_measuring_process_is_raised():
 def test_table(compared):
     numbers = report.results(*compared)
     lines = report.table(numbers).splitlines()
-    assert lines[0].startswith("digits: residual_network, 1 epochs, batches of 128, float32, ")
+    assert lines[0].startswith("digits: residual_network, 1 epoch, batches of 128, float32, ")
     assert lines[2].split("  ")[0] == "strategy"
     assert lines[4].startswith("standard ")
     assert lines[4].count("100.0%") >= 3

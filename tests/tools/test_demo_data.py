@@ -73,6 +73,15 @@ def test_a_step_of_other_networks(task, name):
     assert any(np.any(after != before[key]) for key, after in trainer.net.state_dict().items())
 
 
+def test_a_batch_too_small_for_the_network_is_refused(split, tmp_path, capsys):
+    arguments = ["--network", "resnet34", "--data", str(split), "--image-size", "8", "--batch-size", "1"]
+    picture = str(tmp_path / "picture.png")
+    assert main(["demo", *arguments, "--strategy", "inplace", "--epochs", "1", "--output", picture]) == 1
+    error = capsys.readouterr().err
+    assert error.rstrip().splitlines()[-1].startswith("ValueError: ")
+    assert "demo: measuring the memory of 'inplace_2' failed:" in error
+
+
 def test_a_network_of_another_task_is_refused(capsys):
     assert main(["demo", "--network", "UNet"]) == 1
     error = capsys.readouterr().err
