@@ -230,7 +230,16 @@ abn_escape_rule abn_escape_rule_of(abn_activation activation, double param, abn_
     return rule;
 }
 
+/* The slope left of 0 of an activation that is a line through 0 on each side; 0 for all others. The three functions
+ * below are called for every channel, and need none of the general formulas then. */
+static double slope_of_lines(abn_activation activation, double param) {
+    if (activation == ABN_IDENTITY) return 1;
+    return activation == ABN_LEAKY_RELU || activation == ABN_PRELU ? param : 0;
+}
+
 double abn_activation_least_z(abn_activation activation, double param, double size) {
+    const double slope = slope_of_lines(activation, param);
+    if (slope > 0) return slope < 1 ? size * slope : size;
     const double most_negative = has_minimum(activation) ? fmax(minimum(activation), -size) : -size;
     const double negative = activation == ABN_SOFTPLUS || activation == ABN_SIGMOID ? 0 : most_negative;
     return fmin(fabs(abn_activation_value(activation, param, size)),
@@ -238,12 +247,15 @@ double abn_activation_least_z(abn_activation activation, double param, double si
 }
 
 double abn_activation_largest_z(abn_activation activation, double param, double size) {
+    const double slope = slope_of_lines(activation, param);
+    if (slope > 0) return slope > 1 ? size * slope : size;
     const double most_negative = has_minimum(activation) ? fmax(minimum(activation), -size) : -size;
     return fmax(fabs(abn_activation_value(activation, param, size)),
                 fabs(abn_activation_value(activation, param, most_negative)));
 }
 
 double abn_activation_error_at(abn_activation activation, double param, double y, double size) {
+    if (slope_of_lines(activation, param) > 0) return fabs(y);
     if (fabs(y - minimum(activation)) < size) y = minimum(activation) + size;
     return fabs(abn_activation_value(activation, param, y) / abn_activation_derivative(activation, param, y));
 }

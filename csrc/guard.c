@@ -70,22 +70,6 @@ abn_escape_rule abn_escape_rule_for(const abn_context *context, int training) {
     return rule;
 }
 
-/* |f(y)| where it is least and greatest in a channel, and the error of y in units of u: what activations.h computes,
- * without its calls for lines through 0. They take most of the time of a channel, and no other thread works then. */
-typedef struct {
-    double least_z, largest_z, error;
-} recovery;
-
-static recovery recovery_of(abn_activation activation, double param, double bias, double size, double most_y) {
-    const int is_two_lines = activation == ABN_LEAKY_RELU || activation == ABN_PRELU;
-    if (activation == ABN_IDENTITY) return (recovery){size, most_y, fabs(bias)};
-    if (is_two_lines && param > 0)
-        return (recovery){param < 1 ? size * param : size, param > 1 ? most_y * param : most_y, fabs(bias)};
-    return (recovery){abn_activation_least_z(activation, param, size),
-                      abn_activation_largest_z(activation, param, most_y),
-                      abn_activation_error_at(activation, param, bias, size)};
-}
-
 static int is_recoverable(const abn_context *context, ptrdiff_t channel, abn_escape_rule rule, double largest_xhat) {
     const abn_dtype dtype = context->kept.dtype;
     const abn_activation activation = abn_inverted_activation(context);
@@ -95,11 +79,11 @@ static int is_recoverable(const abn_context *context, ptrdiff_t channel, abn_esc
     const double size = fabs(weight), most_y = size * largest_xhat + fabs(bias);
     if (activation == ABN_PRELU && !(param > 0)) return 0;
     if (activation == ABN_LEAKY_RELU && !(param * largest_real > 1)) return 0; /* kernels multiply by 1 / param */
-    const recovery recovers = recovery_of(activation, param, bias, size, most_y);
-    if (!(recovers.least_z > 2 * limit.smallest_normal)) return 0;
-    if (!(recovers.largest_z <= limit.largest)) return 0;
+    if (!(abn_activation_least_z(activation, param, size) > 2 * limit.smallest_normal)) return 0;
+    if (!(abn_activation_largest_z(activation, param, most_y) <= limit.largest)) return 0;
     const double solver = abn_activation_table[activation].inverse == ABN_FROM_Z_AND_SIDE ? limit.inverse_error : 0;
-    if (!(recovers.error <= limit.most_bias * size && solver <= limit.most_bias * size)) return 0;
+    const double error = fmax(abn_activation_error_at(activation, param, bias, size), solver);
+    if (!(error <= limit.most_bias * size)) return 0;
     /* Escaping a sixth of its elements takes as much memory as guarding the channel. */
     if (rule.near > size / 6 && fabs(bias - rule.minimum) < rule.near + size) return 0;
     return bias - size >= rule.below && bias + size <= rule.above; /* no element with |xhat| <= 1 is escaped */
