@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image
 
+from inplace_abn.demo.image_folder import as_rgb
+
 #: The label of pixels that count neither in the loss nor in the score.
 IGNORED = 255
 #: Entries of class maps for values that must not occur.
@@ -15,7 +17,7 @@ class BadFile(Exception):
 
 def read_image(path):
     """Return the image in a file as RGB, a PIL image."""
-    return _read(path, lambda image: image.convert("RGB"))
+    return _read(path, as_rgb)
 
 
 def read_labels(path, class_map, size):

@@ -105,7 +105,7 @@ def decode(images, size, skip_bad_files=False):
     for path, label in images:
         try:
             with Image.open(path) as image:
-                fitted = ImageOps.fit(_rgb(image), (size, size), Image.Resampling.BILINEAR)
+                fitted = ImageOps.fit(as_rgb(image), (size, size), Image.Resampling.BILINEAR)
         # Pillow has no common class for what a damaged file can raise.
         except (
             OSError,
@@ -132,7 +132,7 @@ def decode(images, size, skip_bad_files=False):
     return decoded[: len(labels)], np.array(labels, np.int64)
 
 
-def _rgb(image):
+def as_rgb(image):
     """Return an image of Pillow in RGB with 8 bits per channel.
 
     Pillow's own conversion clamps integers of 16 bits to 255 instead of scaling them.

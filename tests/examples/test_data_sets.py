@@ -33,6 +33,14 @@ def test_cityscapes_has_the_19_classes_of_the_benchmark(tmp_path):
     assert (np.asarray(reader[0][0]) == tiny.random_images(1, 5, 7)[0]).all()
 
 
+def test_images_of_16_bits_are_scaled(tmp_path):
+    """Pillow's conversion to RGB clamps them to white."""
+    numbers = np.arange(0, 256, 16, dtype=np.uint16).reshape(4, 4) * 257
+    Image.fromarray(numbers).save(tmp_path / "image.png")
+    pixels = np.asarray(read_image(tmp_path / "image.png"))
+    assert np.array_equal(pixels, np.repeat((numbers >> 8)[..., None], 3, axis=2))
+
+
 @pytest.mark.parametrize(
     ("name", "folder", "config"),
     [
