@@ -24,10 +24,18 @@ def parse(arguments=None):
         schedule="step",
     )  # fmt: skip
     group = parser.add_argument_group("images")
-    group.add_argument("--resize", type=int, default=256, help="shorter side of images for evaluation")
-    group.add_argument("--evaluation-crop", type=int, default=224, help="their part in the middle")
-    group.add_argument("--smallest-crop", type=float, default=0.08, help="share of the area, for training")
-    group.add_argument("--jitter", type=float, default=0.4, help="strength of random changes of colors")
+    group.add_argument(
+        "--resize", type=options.at_least(1), default=256, help="shorter side of images for evaluation"
+    )
+    group.add_argument(
+        "--evaluation-crop", type=options.at_least(1), default=224, help="their part in the middle"
+    )
+    group.add_argument(
+        "--smallest-crop", type=options.number(0, 1), default=0.08, help="share of the area, for training"
+    )
+    group.add_argument(
+        "--jitter", type=options.number(0, 1), default=0.4, help="strength of random changes of colors"
+    )
     chosen = options.parse(parser, arguments)
     if chosen.evaluation_crop > chosen.resize:
         parser.error(f"--evaluation-crop {chosen.evaluation_crop} is larger than --resize {chosen.resize}")

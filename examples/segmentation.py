@@ -30,8 +30,12 @@ def parse(arguments=None):
     )  # fmt: skip
     group = parser.add_argument_group("images")
     group.add_argument("--dataset", choices=sorted(READERS), default="cityscapes")
-    group.add_argument("--scales", type=float, nargs=2, default=[0.5, 2.0], help="of training images")
-    group.add_argument("--evaluation-side", type=int, help="shorter side of images for evaluation, resized")
+    group.add_argument(
+        "--scales", type=options.number(0), nargs=2, default=[0.5, 2.0], help="of training images"
+    )
+    group.add_argument(
+        "--evaluation-side", type=options.at_least(1), help="shorter side of images for evaluation, resized"
+    )
     group.add_argument("--backbone", type=Path, help="weights of a classifier, weights.pt of imagenet.py")
     chosen = options.parse(parser, arguments)
     if not 0 < chosen.scales[0] <= chosen.scales[1]:

@@ -61,10 +61,13 @@ def segmenter(name, classes, backbone_weights=None):
 
 def converted(model, options):
     """Convert a model as the options say; return it."""
-    return convert(
-        model, activation=options.activation, recompute_stem=options.recompute_stem,
-        recompute_projections=options.recompute_projections,
-    )  # fmt: skip
+    try:
+        return convert(
+            model, activation=options.activation, recompute_stem=options.recompute_stem,
+            recompute_projections=options.recompute_projections,
+        )  # fmt: skip
+    except ValueError as error:
+        raise SystemExit(f"--activation: {error}") from error
 
 
 def scores(result, size):

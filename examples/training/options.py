@@ -1,6 +1,7 @@
 """Options of both scripts, and which of them may change when a run resumes."""
 
 import argparse
+import math
 from pathlib import Path
 
 #: May change. All but `skip_bad_files` change neither the weights nor the scores.
@@ -28,26 +29,24 @@ def parser(description, *, model, crop, batch_size, epochs, learning_rate, sched
         "--sync", action=argparse.BooleanOptionalAction, default=True, help="statistics of all processes"
     )
     group = parser.add_argument_group("training")
-    group.add_argument("--crop", type=_at_least(1), default=crop, help="height and width of training images")
+    group.add_argument("--crop", type=at_least(1), default=crop, help="height and width of training images")
     group.add_argument(
         "--mirror", action=argparse.BooleanOptionalAction, default=True, help="mirror images at random"
     )
-    group.add_argument("--batch-size", type=_at_least(1), default=batch_size, help="per process and forward")
-    group.add_argument(
-        "--accumulate", type=_at_least(1), default=1, help="forwards per step of the optimizer"
-    )
-    group.add_argument("--epochs", type=_at_least(1), default=epochs)
-    group.add_argument("--learning-rate", type=float, default=learning_rate, help="at the start")
+    group.add_argument("--batch-size", type=at_least(1), default=batch_size, help="per process and forward")
+    group.add_argument("--accumulate", type=at_least(1), default=1, help="forwards per step of the optimizer")
+    group.add_argument("--epochs", type=at_least(1), default=epochs)
+    group.add_argument("--learning-rate", type=number(0), default=learning_rate, help="at the start")
     group.add_argument("--schedule", choices=("step", "linear", "poly", "cosine"), default=schedule)
-    group.add_argument("--momentum", type=float, default=0.9, help="Nesterov momentum")
-    group.add_argument("--weight-decay", type=float, default=1e-4)
+    group.add_argument("--momentum", type=number(0, 1), default=0.9, help="Nesterov momentum")
+    group.add_argument("--weight-decay", type=number(0), default=1e-4)
     group.add_argument("--autocast", choices=("bfloat16", "float16"), help="compute in half precision")
-    group.add_argument("--seed", type=_at_least(0), default=0)
+    group.add_argument("--seed", type=at_least(0), default=0)
     group = parser.add_argument_group("files and logs")
-    group.add_argument("--workers", type=_at_least(0), default=4, help="processes that read images")
+    group.add_argument("--workers", type=at_least(0), default=4, help="processes that read images")
     group.add_argument("--skip-bad-files", action="store_true", help="train without unreadable files")
-    group.add_argument("--checkpoint-every", type=_at_least(1), default=500, help="steps between checkpoints")
-    group.add_argument("--log-every", type=_at_least(1), default=50, help="steps between rows of the log")
+    group.add_argument("--checkpoint-every", type=at_least(1), default=500, help="steps between checkpoints")
+    group.add_argument("--log-every", type=at_least(1), default=50, help="steps between rows of the log")
     group.add_argument("--tensorboard", action="store_true", help="also write logs for TensorBoard")
     group.add_argument("--device", help="cuda or cpu; without it, cuda if there is one")
     group.add_argument("--memory", action="store_true", help="print what a step keeps in memory, and stop")
@@ -61,7 +60,23 @@ def parse(parser, arguments):
         parser.error("the folder of the data set is missing")
     if options.stock and (options.activation or options.recompute_stem or options.recompute_projections):
         parser.error("--stock excludes --activation, --recompute-stem and --recompute-projections")
+    if options.output.exists() and not options.output.is_dir():
+        parser.error(f"--output: {options.output} is a file, expected a folder or a new name")
     return options
+
+
+def number(smallest, largest=math.inf):
+    """Return a function that reads a finite number in this range."""
+
+    def read(text):
+        value = float(text)
+        if not (math.isfinite(value) and smallest <= value <= largest):
+            limit = "" if largest == math.inf else f" and at most {largest}"
+            raise argparse.ArgumentTypeError(f"must be at least {smallest}{limit}, got {text}")
+        return value
+
+    read.__name__ = "number"  # argparse names it in the message for a text that is no number
+    return read
 
 
 def settings(options, **more):
@@ -80,7 +95,7 @@ def check_equal(old, new, path):
             )
 
 
-def _at_least(smallest):
+def at_least(smallest):
     """Return a function that reads an integer of at least this size."""
 
     def integer(text):

@@ -25,7 +25,10 @@ def budget_of(budget):
     units = {unit.lower(): size for unit, size in _UNITS.items()}
     if found is None or found[2].lower() not in units:
         raise ValueError(f"budget: expected a number with a unit, such as '16GiB' or '500MB', got {budget!r}")
-    return int(float(found[1]) * units[found[2].lower()])
+    size = int(float(found[1]) * units[found[2].lower()])
+    if size == 0:
+        raise ValueError(f"budget must be at least 1 byte, got {budget!r}")
+    return size
 
 
 def largest(peak, budget, start=1):

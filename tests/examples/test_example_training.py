@@ -229,6 +229,28 @@ def test_bad_images_are_named_and_skipped_only_if_asked(folders, tmp_path, capsy
     assert [line.split(": ")[0] for line in listed] == [str(path) for path in bad]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning-rate", "nan"], "--learning-rate: must be at least 0, got nan"),
+        (["--momentum", "1.5"], "--momentum: must be at least 0 and at most 1, got 1.5"),
+        (["--weight-decay", "much"], "--weight-decay: invalid number value: 'much'"),
+        (["--smallest-crop", "5"], "--smallest-crop: must be at least 0 and at most 1, got 5"),
+        (["--resize", "0"], "--resize: must be at least 1, got 0"),
+        (["--output", __file__], "test_example_training.py is a file, expected a folder or a new name"),
+    ],
+)
+def test_options_out_of_range_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        imagenet.parse([".", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_an_activation_without_an_inverse_is_refused(folders, tmp_path):
+    with pytest.raises(SystemExit, match="^--activation: activation must be None or one of .*, got 'relu6'"):
+        classify(folders, tmp_path, "--activation", "relu6")
+
+
 def test_tensorboard_hides_the_steps_after_the_checkpoint(folders, unbroken, tmp_path, monkeypatch):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with monkeypatch.context() as patched:

@@ -152,6 +152,12 @@ def test_a_budget_without_a_unit_is_refused(budget):
         inplace_abn.plan(small(), SHAPE, budget=budget)
 
 
+@pytest.mark.parametrize("budget", ["0GiB", "0.0 MB", "0.2B"])
+def test_a_budget_of_nothing_is_refused(budget):
+    with pytest.raises(ValueError, match=f"budget must be at least 1 byte, got '{budget}'"):
+        inplace_abn.plan(small(), SHAPE, budget=budget)
+
+
 def test_units():
     assert limits.budget_of("1.5 KiB") == 1536
     assert limits.budget_of("2gb") == 2 * 10**9
