@@ -247,7 +247,7 @@ def test_options_out_of_range_are_refused(arguments, message, capsys):
 
 
 def test_an_activation_without_an_inverse_is_refused(folders, tmp_path):
-    with pytest.raises(SystemExit, match="^--activation: activation must be None or one of .*, got 'relu6'"):
+    with pytest.raises(SystemExit, match=r"^--activation: activation must be None or one of .*, got 'relu6'"):
         classify(folders, tmp_path, "--activation", "relu6")
 
 

@@ -60,7 +60,8 @@ def test_the_tables_have_the_figures_and_no_targets():
     }  # fmt: skip
     assert "8 images" in text
     assert "1 or 3 pairs" in text
-    assert "in half of the pairs of steps the ratio is within 8% of the median" in text  # deviations: 0, 0, 1/6, 1/6
+    # deviations: 0, 0, 1/6, 1/6
+    assert "in half of the pairs of steps the ratio is within 8% of the median" in text
     assert text.endswith("\n- a machine")
     assert all(legend in text for legend in torch_tables._LEGENDS.values())
     assert "MISSED" not in text
