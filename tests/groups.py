@@ -26,7 +26,7 @@ class ThreadGroup:
         return rows
 
 
-def thread_groups(size, timeout=20):
+def thread_groups(size, timeout=120):
     """Return one `ThreadGroup` per rank. A rank that does not call all_gather breaks the others' barrier."""
     barrier, shared = threading.Barrier(size, timeout=timeout), [None] * size
     return [ThreadGroup(rank, barrier, shared) for rank in range(size)]
