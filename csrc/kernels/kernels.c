@@ -19,19 +19,21 @@
     static void layout##_gradient_x_##name(const abn_tile *t, const abn_constants *c) {            \
         layout##_gradient_apply(ABN_FROM_X, activation, 0, *t, *c);                                \
     }
-#define DEFINE_FROM_Z(layout, name, activation)                                                    \
-    static void layout##_sums_z_##name(const abn_tile *t, const abn_constants *c, void *partial) { \
-        if (t->residual.data)                                                                      \
-            layout##_gradient_sums(ABN_FROM_Z, activation, 1, *t, *c, partial);                    \
-        else                                                                                       \
-            layout##_gradient_sums(ABN_FROM_Z, activation, 0, *t, *c, partial);                    \
-    }                                                                                              \
-    static void layout##_gradient_z_##name(const abn_tile *t, const abn_constants *c) {            \
-        if (t->residual.data)                                                                      \
-            layout##_gradient_apply(ABN_FROM_Z, activation, 1, *t, *c);                            \
-        else                                                                                       \
-            layout##_gradient_apply(ABN_FROM_Z, activation, 0, *t, *c);                            \
+#define DEFINE_GRADIENT(layout, from, letter, name, activation)                                             \
+    static void layout##_sums_##letter##_##name(const abn_tile *t, const abn_constants *c, void *partial) { \
+        if (t->residual.data)                                                                               \
+            layout##_gradient_sums(from, activation, 1, *t, *c, partial);                                   \
+        else                                                                                                \
+            layout##_gradient_sums(from, activation, 0, *t, *c, partial);                                   \
+    }                                                                                                       \
+    static void layout##_gradient_##letter##_##name(const abn_tile *t, const abn_constants *c) {            \
+        if (t->residual.data)                                                                               \
+            layout##_gradient_apply(from, activation, 1, *t, *c);                                           \
+        else                                                                                                \
+            layout##_gradient_apply(from, activation, 0, *t, *c);                                           \
     }
+#define DEFINE_FROM_Z(layout, name, activation) DEFINE_GRADIENT(layout, ABN_FROM_Z, z, name, activation)
+#define DEFINE_FROM_Y(layout, name, activation) DEFINE_GRADIENT(layout, ABN_FROM_Y, y, name, activation)
 #define DEFINE_MOMENTS(layout)                                                                \
     static void layout##_moments_(const abn_tile *t, const abn_constants *c, void *partial) { \
         layout##_moments(*t, *c, partial);                                                    \
@@ -56,10 +58,13 @@ EACH_INVERTIBLE(DEFINE_FROM_X, columns)
 EACH_INVERTIBLE(DEFINE_FROM_Z, columns)
 EACH_OTHER(DEFINE_FROM_X, columns)
 
-#define DEFINE_FROM_Y_ROWS(layout, name, activation) DEFINE_FROM_Y(rows, ABN_ROWS, name, activation)
-#define DEFINE_FROM_Y_COLUMNS(layout, name, activation) DEFINE_FROM_Y(columns, ABN_COLUMNS, name, activation)
-EACH_OTHER(DEFINE_FROM_Y_ROWS, )
-EACH_OTHER(DEFINE_FROM_Y_COLUMNS, )
+EACH_OTHER(DEFINE_FROM_Y, rows)
+EACH_OTHER(DEFINE_FROM_Y, columns)
+
+#define DEFINE_KEEP_Y_ROWS(layout, name, activation) DEFINE_KEEP_Y(rows, ABN_ROWS, name, activation)
+#define DEFINE_KEEP_Y_COLUMNS(layout, name, activation) DEFINE_KEEP_Y(columns, ABN_COLUMNS, name, activation)
+EACH_OTHER(DEFINE_KEEP_Y_ROWS, )
+EACH_OTHER(DEFINE_KEEP_Y_COLUMNS, )
 
 #define ENTRY(layout, name, activation)                                       \
     [activation] = {layout##_apply_##name,                                    \

@@ -67,7 +67,7 @@ INLINE void moments_of_run(const storage *x, ptrdiff_t length, ptrdiff_t ahead, 
     UNROLLED for (int u = 0; u < UNROLL; u++) sums[u] = squares[u] = v_zero();
     for (; i + UNROLL * W <= length; i += UNROLL * W) {
         prefetch_vectors(x + i, UNROLL, ahead, 1);
-        UNROLLED for (int u = 0; u < UNROLL; u++) moments_of_vector(x + i + u * W, W, centre, &sums[u], &squares[u]);
+        UNROLLED for (int u = 0; u < UNROLL; u += 2) moments_of_pair(x + i + u * W, centre, sums + u, squares + u);
     }
     for (; i + W <= length; i += W) {
         prefetch_vectors(x + i, 1, ahead, 1);
@@ -113,8 +113,8 @@ INLINE ptrdiff_t apply_to_row(abn_activation activation, const storage *x, ptrdi
         if (r && (above = any_above_limit(r + i, UNROLL, UNROLL * W, limit))) break;
         prefetch_vectors(x + i, UNROLL, x_ahead, 2);
         if (r) prefetch_vectors(r + i, UNROLL, r_ahead, 2);
-        UNROLLED for (int u = 0; u < UNROLL; u++)
-            apply_to_vector(activation, x + i + u * W, r ? r + i + u * W : NULL, z + i + u * W, W, from_x, k);
+        UNROLLED for (int u = 0; u < UNROLL; u += 2)
+            apply_to_pair(activation, x + i + u * W, r ? r + i + u * W : NULL, z + i + u * W, from_x, k);
     }
     for (; i + W <= length && !above; i += W) {
         if (r && (above = any_above_limit(r + i, 1, W, limit))) break;
@@ -162,8 +162,8 @@ INLINE void gradient_sums_of_run(int from, abn_activation activation, backward_i
     UNROLLED for (int u = 0; u < UNROLL; u++) sums[u] = products[u] = v_zero();
     for (; i + UNROLL * W <= length; i += UNROLL * W) {
         prefetch_inputs(inputs_at(run, i), UNROLL, ahead, 1);
-        UNROLLED for (int u = 0; u < UNROLL; u++)
-            gradient_sums_of_vector(from, activation, inputs_at(run, i + u * W), W, b, k, &sums[u], &products[u]);
+        UNROLLED for (int u = 0; u < UNROLL; u += 2)
+            gradient_sums_of_pair(from, activation, inputs_at(run, i + u * W), b, k, sums + u, products + u);
     }
     for (; i + W <= length; i += W) {
         prefetch_inputs(inputs_at(run, i), 1, ahead, 1);
@@ -209,10 +209,8 @@ INLINE void gradient_of_row(int from, abn_activation activation, backward_inputs
     ptrdiff_t i = elements_to_whole_vector(to.dx);
     for (; i + UNROLL * W <= length; i += UNROLL * W) {
         prefetch_inputs(inputs_at(in, i), UNROLL, ahead, 2);
-        UNROLLED for (int u = 0; u < UNROLL; u++) {
-            const backward_outputs at = outputs_at(to, i + u * W);
-            store_gradients(at, gradients_of_vector(from, activation, inputs_at(in, i + u * W), at, W, b, k), W);
-        }
+        UNROLLED for (int u = 0; u < UNROLL; u += 2)
+            store_gradients_of_pair(from, activation, inputs_at(in, i + u * W), outputs_at(to, i + u * W), b, k);
     }
     for (; i + W <= length; i += W) {
         const backward_outputs at = outputs_at(to, i);

@@ -44,13 +44,27 @@ typedef uint16_t storage;
 #define HALF_NARROW(v) vreinterpret_u16_f16(vcvt_f16_f32(v))
 
 #elif defined(ABN_DTYPE_BFLOAT16) && (defined(ABN_ISA_V4) || defined(ABN_ISA_V3) || defined(ABN_ISA_V2))
-/* Rounds to nearest even: adds 0x7fff plus the lowest kept bit. NaN stays NaN: the low half of every NaN here is zero,
- * so nothing carries. Such NaNs come from bfloat16 elements or abn_set_real, and arithmetic keeps their low half. */
-INLINE ivec bfloat16_bits(vec v) {
+/* Rounds to nearest even: adds 0x7fff plus the lowest kept bit. The bfloat16 is the upper half of the result. NaN stays
+ * NaN: the low half of every NaN here is zero, so nothing carries. Such NaNs come from bfloat16 elements or
+ * abn_set_real, and arithmetic keeps their low half. */
+INLINE ivec bfloat16_rounded(vec v) {
     const ivec bits = v_bits(v);
     const ivec odd = i_and(i_shift_right(bits, 16), i_set1(1));
-    return i_shift_right(i_add(bits, i_add(odd, i_set1(0x7fff))), 16);
+    return i_add(bits, i_add(odd, i_set1(0x7fff)));
 }
+INLINE ivec bfloat16_bits(vec v) { return i_shift_right(bfloat16_rounded(v), 16); }
+
+/* 2 * W elements are the halves of W integers: the even ones shifted, the odd ones masked. */
+INLINE void v_load_pair(const storage *p, vec *pair) {
+    const ivec both = SI(loadu)((const void *)p);
+    pair[0] = v_from_bits(i_shift_left(both, 16));
+    pair[1] = v_from_bits(i_and(both, i_set1(-0x10000)));
+}
+INLINE void v_store_pair(storage *p, const vec *pair) {
+    const ivec even = bfloat16_bits(pair[0]), odd = bfloat16_rounded(pair[1]);
+    SI(storeu)((void *)p, i_odd_halves(even, odd));
+}
+#define ABN_STORAGE_HAS_PAIR
 #if defined(ABN_ISA_V4)
 #define HALF_LOAD(p) _mm256_loadu_si256((const void *)(p))
 #define HALF_STORE(p, h) _mm256_storeu_si256((void *)(p), h)
@@ -108,6 +122,19 @@ INLINE vec v_load_first(const storage *p, ptrdiff_t n) { return HALF_WIDEN(HALF_
 INLINE void v_store_first(storage *p, vec v, ptrdiff_t n) { HALF_STORE_FIRST(p, HALF_NARROW(v), n); }
 #define ABN_STORAGE_HAS_FIRST
 #endif
+#endif
+
+/* Two vectors of 2 * W neighbouring elements, for kernels to which their order is irrelevant. It depends on the storage
+ * type alone. */
+#ifndef ABN_STORAGE_HAS_PAIR
+INLINE void v_load_pair(const storage *p, vec *pair) {
+    pair[0] = v_load(p);
+    pair[1] = v_load(p + W);
+}
+INLINE void v_store_pair(storage *p, const vec *pair) {
+    v_store(p, pair[0]);
+    v_store(p + W, pair[1]);
+}
 #endif
 
 /* The number of elements before the first address aligned to a whole vector, less than W. Loads and stores across cache

@@ -27,6 +27,13 @@
 
 #define i_and(a, b) SI(and)(a, b)
 
+/* The lower 16 bits of each 32-bit lane of `even`, the upper ones of `odd`. */
+#if defined(ABN_ISA_V4)
+#define i_odd_halves(even, odd) _mm512_mask_mov_epi16(even, 0xaaaaaaaa, odd)
+#else
+#define i_odd_halves(even, odd) JOIN3(PREFIX, blend_epi16, )(even, odd, 0xaa)
+#endif
+
 #if defined(ABN_ISA_V4)
 typedef __m512i ivec;
 #ifdef ABN_DTYPE_FLOAT64
