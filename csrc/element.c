@@ -1,7 +1,6 @@
 #include "element.h"
 
 #include <float.h>
-#include <math.h>
 
 #include "half.h"
 
@@ -9,10 +8,6 @@ size_t abn_dtype_size(abn_dtype dtype) {
     static const size_t sizes[ABN_DTYPES] = {4, 8, 2, 2};
     return sizes[dtype];
 }
-
-size_t abn_real_size(abn_dtype dtype) { return dtype == ABN_FLOAT64 ? sizeof(double) : sizeof(float); }
-
-double abn_round_to_real(abn_dtype dtype, double value) { return dtype == ABN_FLOAT64 ? value : (float)value; }
 
 double abn_largest_of(abn_dtype dtype) {
     static const double largest[ABN_DTYPES] = {
@@ -43,15 +38,4 @@ void *abn_address(const abn_batch *batch, ptrdiff_t image, ptrdiff_t channel, pt
     const ptrdiff_t offset =
         image * batch->batch_stride + channel * batch->channel_stride + position * batch->spatial_stride;
     return (char *)batch->data + offset * (ptrdiff_t)abn_dtype_size(batch->dtype);
-}
-
-void abn_set_real(abn_dtype dtype, void *reals, ptrdiff_t i, double value) {
-    if (dtype == ABN_FLOAT64)
-        ((double *)reals)[i] = value;
-    else
-        ((float *)reals)[i] = isnan(value) ? NAN : (float)value;
-}
-
-double abn_get_real(abn_dtype dtype, const void *reals, ptrdiff_t i) {
-    return dtype == ABN_FLOAT64 ? ((const double *)reals)[i] : ((const float *)reals)[i];
 }

@@ -4,6 +4,8 @@
 #ifndef ABN_ELEMENT_H
 #define ABN_ELEMENT_H
 
+#include <math.h>
+
 #include "abn.h"
 
 double abn_load_element(abn_dtype dtype, const void *element);
@@ -16,14 +18,26 @@ void *abn_address(const abn_batch *batch, ptrdiff_t image, ptrdiff_t channel, pt
 /* The largest finite number of the storage type. */
 double abn_largest_of(abn_dtype dtype);
 
+/* The functions below are called several times per channel, which shows in small batches. */
+
 /* Bytes of a real. */
-size_t abn_real_size(abn_dtype dtype);
+static inline size_t abn_real_size(abn_dtype dtype) { return dtype == ABN_FLOAT64 ? sizeof(double) : sizeof(float); }
 
 /* value rounded to real. */
-double abn_round_to_real(abn_dtype dtype, double value);
+static inline double abn_round_to_real(abn_dtype dtype, double value) {
+    return dtype == ABN_FLOAT64 ? value : (float)value;
+}
 
 /* reals[i] = value. In float, NaN is stored as NAN, whose low 16 bits are 0: kernels/storage.h narrows it to a NaN. */
-void abn_set_real(abn_dtype dtype, void *reals, ptrdiff_t i, double value);
-double abn_get_real(abn_dtype dtype, const void *reals, ptrdiff_t i);
+static inline void abn_set_real(abn_dtype dtype, void *reals, ptrdiff_t i, double value) {
+    if (dtype == ABN_FLOAT64)
+        ((double *)reals)[i] = value;
+    else
+        ((float *)reals)[i] = isnan(value) ? NAN : (float)value;
+}
+
+static inline double abn_get_real(abn_dtype dtype, const void *reals, ptrdiff_t i) {
+    return dtype == ABN_FLOAT64 ? ((const double *)reals)[i] : (double)((const float *)reals)[i];
+}
 
 #endif

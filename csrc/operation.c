@@ -2,14 +2,6 @@
 
 #include "element.h"
 
-void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double value) {
-    abn_set_real(op->source.dtype, op->constants[which], channel, value);
-}
-
-double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel) {
-    return abn_get_real(op->source.dtype, op->constants[which], channel);
-}
-
 abn_constants abn_constants_from(const abn_operation *op, ptrdiff_t channel) {
     abn_constants constants = {.training = 0};
     for (int which = 0; which < ABN_CONSTANTS; which++)

@@ -30,6 +30,7 @@
 #define ABN_OPERATION_H
 
 #include "abn.h"
+#include "element.h"
 #include "kernels/kernels.h"
 
 /* Channels [channel, channel + channels) of images [image, image + images), positions [from, from + count) of each.
@@ -106,7 +107,12 @@ abn_constants abn_constants_from(const abn_operation *op, ptrdiff_t channel);
 /* The constants of a tile without its first `entries` rows (ABN_ROWS) or columns (ABN_COLUMNS). */
 abn_constants abn_constants_moved(const abn_operation *op, const abn_constants *constants, ptrdiff_t entries);
 
-void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double value);
-double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel);
+static inline void abn_set_constant(abn_operation *op, int which, ptrdiff_t channel, double value) {
+    abn_set_real(op->source.dtype, op->constants[which], channel, value);
+}
+
+static inline double abn_get_constant(const abn_operation *op, int which, ptrdiff_t channel) {
+    return abn_get_real(op->source.dtype, op->constants[which], channel);
+}
 
 #endif

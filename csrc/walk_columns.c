@@ -119,6 +119,15 @@ static abn_constants constants_of(const walk *w, ptrdiff_t strip, unsigned used,
     return constants;
 }
 
+/* Clears the partial sums of a tile's columns, and those that a whole vector at their end reads as well. */
+static void clear_partial(const walk *w, thread_arrays *arrays) {
+    const abn_columns columns = columns_of(w, 0);
+    const ptrdiff_t width = columns.channels * columns.positions_per_channel * columns.positions_per_row;
+    const size_t real = abn_real_size(w->op->source.dtype), bytes = (size_t)(width + ABN_PADDING) * real;
+    memset(arrays->partial, 0, bytes);
+    memset(arrays->partial + ABN_COLUMNS_STRIDE * real, 0, bytes);
+}
+
 /* ---- the two passes ------------------------------------------------------------------------------------------- */
 
 static void sum_chunk(const walk *w, ptrdiff_t chunk, ptrdiff_t strip, int resumming, int thread) {
@@ -184,7 +193,7 @@ static void walk_strip(const walk *w, ptrdiff_t strip, int thread) {
 static void walk_strips(void *argument, int thread, int threads) {
     const walk *w = argument;
     ptrdiff_t strip, last;
-    memset(w->arrays[thread].partial, 0, ABN_PARTIAL_BYTES);
+    clear_partial(w, w->arrays + thread);
     abn_share(w->strips, thread, threads, &strip, &last);
     for (; strip < last; strip++) walk_strip(w, strip, thread);
 }
@@ -201,7 +210,7 @@ static void walk_chunks(void *argument, int thread, int threads) {
     abn_operation *op = w->op;
     ptrdiff_t first_unit, last_unit, channel, last_channel;
     int resumming = 0;
-    memset(w->arrays[thread].partial, 0, ABN_PARTIAL_BYTES);
+    clear_partial(w, w->arrays + thread);
     abn_share(w->chunks * w->strips, thread, threads, &first_unit, &last_unit);
     abn_share(op->source.channels, thread, threads, &channel, &last_channel);
     if (op->begin) {
