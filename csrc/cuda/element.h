@@ -6,7 +6,7 @@
 #include "walk.h"
 
 /* Macros of the compilation: ABN_ACTIVATION, an abn_activation; ABN_KEEPS, what the forward keeps: */
-#define KEEPS_Z 0    /* z, over x */
+#define KEEPS_Z 0    /* z, which may be written over x */
 #define KEEPS_X 1    /* x */
 #define KEEPS_XHAT 2 /* xhat, over x; z is another array */
 #define KEEPS_Y 3    /* y, over x; z is another array */

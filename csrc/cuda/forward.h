@@ -248,8 +248,8 @@ INLINE void forward_vector(const abn_cuda_pass *p, const forward_constants *k, a
         if (ABN_GUARD) guard_element(p, of, index_in_channel(p, at, unit, i), from, added);
         z[i] = forward_element(of, from, added, &kept[i]);
     }
-    if (ABN_KEEPS != KEEPS_X) store_vector(p->source, offset, kept);
-    if (ABN_KEEPS != KEEPS_Z) store_vector(p->destination, offset, z);
+    if (ABN_KEEPS == KEEPS_XHAT || ABN_KEEPS == KEEPS_Y) store_vector(p->source, offset, kept);
+    store_vector(p->destination, offset, z);
 }
 
 KERNEL(cuda_forward_apply) {

@@ -72,9 +72,9 @@ typedef struct {
     int64_t units, part_length, split_length;
     int32_t parts, splits;
     /* ---- arrays of the batch's size; NULL: not used */
-    void *source; /* forward: x, which is overwritten, except with ABN_KEEP_X; backward: what the forward kept */
+    void *source; /* forward: x, which is overwritten by xhat or y if that is kept; backward: what the forward kept */
     const void *residual; /* added to y */
-    void *destination;    /* forward: z, unless it is written over x; backward: dx, may be dz */
+    void *destination;    /* forward: z, may be x; backward: dx, may be dz */
     const void *gradient; /* dz */
     void *residual_gradient;
     /* ---- arrays of a number per channel, in reals; NULL: not used */

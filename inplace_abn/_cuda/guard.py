@@ -9,6 +9,10 @@ from .. import _core
 from .layer import guarded_channels
 from .libraries import open_driver
 
+# Memory that kernels write and the host reads: (two int32, their address on the device). The oldest of those
+# that are no longer used is taken first, since a kernel that is still running may write to the newest.
+_reports = deque()
+
 
 class Guard:
     """The number of guarded channels of a layer, which is the capacity of its side buffer of xhat.
@@ -28,9 +32,9 @@ class Guard:
         self.known = self._report = None  # None: read weight and bias
         self.capacity = 0
 
-    def __del__(self):
+    def __del__(self, reports=_reports):  # an argument: at the interpreter's end globals are None
         if self._report is not None:
-            _reports.append((self._report, self._address))
+            reports.append((self._report, self._address))
 
     def forget(self):
         """Read weight and bias again at the next forward; call it after changing them by hand."""
@@ -57,11 +61,6 @@ class Guard:
             _warn(losses)
             self._report[1] = 0
         return self.capacity, self._address
-
-
-# Memory that kernels write and the host reads: (two int32, their address on the device). The oldest of those
-# that are no longer used is taken first, since a kernel that is still running may write to the newest.
-_reports = deque()
 
 
 def _take_report(device):

@@ -48,8 +48,8 @@ class Layer:
         self.slot_bytes = shape[0] * shape[2] * (8 if dtype == "float64" else 4 if dtype == "float32" else 2)
         # forward(stream, x, z, residual, weight, bias, slope, running_mean, running_var, saved, scratch,
         # xhat,         report, capacity, training, momentum, eps, param, most_bias)
-        # x is overwritten by what the strategy keeps; z is x for "inplace". report: memory of the host for
-        # the number of guarded channels; xhat has slots for `capacity` of them.
+        # x is overwritten by xhat or y if the strategy keeps that. For "inplace", z may be x. report: memory
+        # of the host for the number of guarded channels; xhat has slots for `capacity` of them.
         self.forward = plan.forward
         # backward(stream, kept, dz, residual, dx, dresidual, dweight, dbias, dslope, saved, scratch, xhat,
         #          training, param)

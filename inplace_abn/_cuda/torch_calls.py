@@ -22,9 +22,10 @@ _DTYPES = {
 
 def forward(x, z, residual, weight, bias, slope, running_mean, running_var, guard, training, momentum, eps,
             activation, param, strategy, exchange=None):  # fmt: skip
-    """Write what `strategy` keeps over x, and z; return the state for `backward`.
+    """Write z, and xhat or y over x if `strategy` keeps that; return the state for `backward`.
 
-    z is x for "inplace". guard is the layer's `guard.Guard` for "inplace" and "pre_activation", else None.
+    For "inplace", z may be x. guard is the layer's `guard.Guard` for "inplace" and "pre_activation", else
+    None.
     exchange: None, or for synchronized statistics (STORE_OWN or READ_TOTAL, a float64 tensor of shape (2, C),
     elements per channel of all batches), as `Layer` says.
     """

@@ -12,15 +12,23 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import _core
-from . import _kernels
+from .._cuda.layer import INPLACE_ON_GPU
+from . import _compiled_gpu, _kernels
 from ._activations import activate
 from ._arguments import Normalization
 from ._tensors import VECTOR_DTYPES, copy_dense, laid_out_as, to_array
 
 _STATE = 1024  # bytes of a context's state without side data, besides 5 doubles per channel
 
-# An export must not have this operator. Before PyTorch 2.7 it cannot be distinguished from a compilation.
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
+
+@torch.compiler.assume_constant_result
+def _is_exporting():
+    """Return True in an export, which must not have the operators.
+
+    Before PyTorch 2.7 it cannot be distinguished from a compilation. In some later versions, among them 2.11,
+    `torch.compiler.is_exporting` is True in every function that is traced.
+    """
+    return getattr(torch.compiler, "is_exporting", lambda: True)()
 
 
 def fits(x, residual, norm):
@@ -29,7 +37,7 @@ def fits(x, residual, norm):
         torch.is_grad_enabled()
         and norm.training
         and norm.exchange is None
-        and x.is_cpu
+        and (_compiled_gpu.is_usable() if _kernels.on_gpu(x) else x.is_cpu)
         and x.dtype in VECTOR_DTYPES
         and 2 <= x.dim() <= 5
         and x.numel() > x.size(1)
@@ -47,15 +55,20 @@ def _is_transformed():
 
 def batch_norm(x, weight, bias, residual, slope, norm):
     """Return ``activation(batch norm of x + residual)`` by the statistics of the batch, for compilers."""
-    y, mean, var, _ = _forward(x, weight, bias, residual, norm.eps)
+    name, is_fused = norm.activation, norm.activation == "identity"
+    if _kernels.on_gpu(x):
+        is_fused = name in INPLACE_ON_GPU and slope is None and _kernels.inverts(x, norm)
+        within = (name, norm.param) if is_fused else ("identity", 1.0)
+        y, mean, var, _ = _compiled_gpu.forward(x, weight, bias, residual, norm.eps, *within)
+    else:
+        y, mean, var, _ = _forward(x, weight, bias, residual, norm.eps)
     if norm.running_mean is not None:
-        count = x.numel() // x.size(1)
         with torch.no_grad():
             _blend(norm.running_mean, mean, norm.momentum)
-            _blend(norm.running_var, var * (count / (count - 1)), norm.momentum)
-    if norm.activation == "identity":
+            _blend(norm.running_var, var, norm.momentum)
+    if is_fused:
         return y
-    name, param = norm.activation, norm.param
+    param = norm.param
     if slope is None:
         return checkpoint(lambda y: activate(name, y, param), y, use_reentrant=False)
     return checkpoint(lambda y, slope: activate(name, y, param, slope), y, slope, use_reentrant=False)
@@ -72,13 +85,15 @@ def _blend(running, batch, momentum):
 def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return y, mean and biased variance of the batch, and the state of the core's context."""
+    """Return y, mean and unbiased variance of the batch, and the state of the core's context."""
     y = copy_dense(x)
     norm = Normalization(None, None, True, 0.0, eps, "identity", 1.0, "torch.compile")
     residual = None if residual is None else laid_out_as(residual, y)
     context = _kernels.forward(y, weight, bias, residual, None, norm)
     state, dtype = context.state(), VECTOR_DTYPES[x.dtype]
     mean, var = (torch.tensor(row, dtype=dtype) for row in state["constants"][2:4])
+    count = x.numel() // x.size(1)
+    var *= count / (count - 1)
     side_data = {key: state.pop(key) for key in tuple(state) if key not in ("constants", "description")}
     return y, mean, var, _packed(state, side_data, x.size(1))
 

@@ -5,9 +5,9 @@ from functools import cache
 import torch
 from torch import nn
 
-from .._cuda import guard
 from ._activations import ACTIVATIONS, default_param, has_inverse
 from ._arguments import Normalization
+from ._compiled_gpu import forget
 from ._dispatch import batch_norm
 from ._synchronized import exchange_of
 
@@ -103,7 +103,7 @@ class Fused:
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
-        guard.forget(self)
+        forget(self)
 
     def __reduce_ex__(self, protocol):
         if type(self) is not _fused_class(self._original):

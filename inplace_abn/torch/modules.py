@@ -7,8 +7,8 @@ In-Place Activated BatchNorm for Memory-Optimized Training of DNNs (CVPR 2018).
 import torch
 from torch import nn
 
-from .._cuda import guard
 from ._activations import check_activation
+from ._compiled_gpu import forget
 from ._dispatch import batch_norm
 from .batch_norm import normalization, parameter
 
@@ -101,7 +101,7 @@ class ABN(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
-        guard.forget(self)
+        forget(self)
 
     def _check_input_dim(self, x):
         if not 2 <= x.dim() <= 5:

@@ -51,7 +51,9 @@ def assert_close(found, wanted, bound):
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "relu", "hardswish", "hardtanh", "silu"])
 def test_a_residual_network_has_the_same_gradients(gpu, activation):
     original, fused = networks(activation, gpu)
-    assert_close(train(fused, gpu), train(original, gpu), 1e-9)
+    # PyTorch's hardswish on a GPU multiplies by 1 / 6 as a float32, also for float64
+    bound = 1e-7 if activation == "hardswish" and gpu.type == "cuda" else 1e-9
+    assert_close(train(fused, gpu), train(original, gpu), bound)
 
 
 @pytest.mark.slow  # a compilation each
