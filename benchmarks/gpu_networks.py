@@ -1,6 +1,10 @@
-"""Training steps of ResNet-50 on a GPU: as it is, and after `inplace_abn.torch.convert`."""
+"""Training steps of networks on a GPU: as they are, converted, compiled, and with checkpointed blocks."""
+
+import contextlib
+from typing import NamedTuple
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.torch_networks import Training, leaky_relu, vision, with_activation
 from benchmarks.torch_timing import in_turn
@@ -12,16 +16,39 @@ SETTINGS = {
     "float32, channels-last": (torch.channels_last, False),
 }
 STEPS = 3  # in a round, between two readings of the clock
+BUDGET = 0.7  # of the memory that torch.compile would keep
+EAGER = "stock", "ours"
+COMPILED = "stock compiled", f"stock compiled, budget {BUDGET}", "ours compiled"
 
 
-def cases():
-    """Return all pairs of setting and activation."""
-    return [(setting, activation) for setting in SETTINGS for activation in ("leaky_relu", "relu")]
+class Case(NamedTuple):
+    """What is trained, and by whom."""
+
+    network: str
+    setting: str
+    activation: str
+    images: int
+    contestants: tuple
 
 
-def resnet50(activation):
-    """Return torchvision's ResNet-50, with leaky ReLU on request."""
-    model = vision("resnet50")
+def cases(images, with_compile):
+    """Return all cases; those of another number of images than `images` follow from it."""
+    found = []
+    for setting in SETTINGS:
+        for activation in ("leaky_relu", "relu"):
+            names = EAGER
+            if setting != "float32, channels-last":
+                names += COMPILED * with_compile + ("stock, blocks checkpointed",) * (activation == "relu")
+            found.append(Case("resnet50", setting, activation, images, names))
+    found.append(Case("resnet50", "bfloat16 autocast, channels-last", "leaky_relu", 4 * images, EAGER))
+    for setting in list(SETTINGS)[:2]:
+        found.append(Case("resnext101_64x4d", setting, "leaky_relu", images // 2, EAGER))
+    return found
+
+
+def network(name, activation):
+    """Return a model of torchvision, with leaky ReLU on request."""
+    model = vision(name)
     return with_activation(model, leaky_relu) if activation == "leaky_relu" else model
 
 
@@ -65,35 +92,78 @@ class GpuTraining(Training):
             self.optimizer.step()
 
 
-def contestants(setting, activation, images, size, device):
-    """Return both networks with the same weights, by name."""
-    models = {"stock": resnet50(activation), "ours": convert(resnet50(activation))}
-    return {name: GpuTraining(model, setting, images, size, device) for name, model in models.items()}
+@contextlib.contextmanager
+def memory_budget(name):
+    """Let torch.compile recompute within a budget, for the contestant of that name."""
+    settings = {
+        "activation_memory_budget": BUDGET,
+        "enable_autograd_cache": False,
+    }  # its keys lack the budget
+    with torch._functorch.config.patch(settings) if "budget" in name else contextlib.nullcontext():
+        yield
 
 
-def measure(setting, activation, images, size, device, rounds):
-    """Return what both networks keep, their peak, and their times of a step, as they are and as a graph."""
-    trainings = contestants(setting, activation, images, size, device)
-    row = {"setting": setting, "activation": activation, "images": images}
-    for name, training in trainings.items():
-        kept, peak = training.memory()
-        row[name] = {"kept": kept, "peak": peak, "graph": None}
-    steps = in_turn({name: t.step for name, t in trainings.items()}, device, rounds, STEPS)
-    for name, found in steps.items():
-        row[name]["step"] = found
+def checkpoint_blocks(model):
+    """Run each residual block of a model of torchvision in `torch.utils.checkpoint`; returns the model."""
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        for block in stage:
+            block.forward = lambda x, run=block.forward: checkpoint(run, x, use_reentrant=False)
+    return model
+
+
+def training(name, case, size, device):
+    """Return the training of a contestant."""
+    model = network(case.network, case.activation)
+    if name.startswith("ours"):
+        model = convert(model)
+    elif "checkpointed" in name:
+        model = checkpoint_blocks(model)
+    made = GpuTraining(model, case.setting, case.images, size, device)
+    if "compiled" in name:
+        made.model = torch.compile(made.model, dynamic=False)
+    return made
+
+
+def measure(case, size, device, rounds):
+    """Return what each contestant keeps, its peak, and its times of a step, as it is and as a graph.
+
+    A contestant that fails has its error instead.
+    """
+    row = case._asdict() | {"errors": {}}
+    trainings, row["found"] = {}, {}
+    if any("compiled" in name for name in case.contestants):
+        torch.compiler.reset()  # it compiles a function for a few models only
+
+    def attempt(name, action):
+        try:
+            return action()
+        except Exception as error:  # the other contestants still run
+            row["errors"][name] = f"{type(error).__name__}: {error}"[:300]
+            trainings.pop(name, None)
+            return None
+
+    for name in case.contestants:
+        with memory_budget(name):
+            made = attempt(name, lambda name=name: training(name, case, size, device))
+            found = made and attempt(name, made.memory)
+        if found:
+            trainings[name] = made
+            row["found"][name] = {"kept": found[0], "peak": found[1], "step": None, "graph": None}
+    for name, time in in_turn({name: t.step for name, t in trainings.items()}, device, rounds, STEPS).items():
+        row["found"][name]["step"] = time
     if device == "cuda":
-        for training in trainings.values():
-            training.capture()
-        graphs = in_turn({name: t.graph.replay for name, t in trainings.items()}, device, rounds, STEPS)
-        for name, found in graphs.items():
-            row[name]["graph"] = found
+        for name, one in list(trainings.items()):
+            attempt(name, one.capture)
+        replays = {name: one.graph.replay for name, one in trainings.items()}
+        for name, time in in_turn(replays, device, rounds, STEPS).items():
+            row["found"][name]["graph"] = time
     return row
 
 
 def largest(size, device):
     """Return the largest batches of a multiple of 32 images that fit, float32, by name."""
     found = {}
-    for name in ("stock", "ours"):
+    for name in EAGER:
         fits, fails = 0, None
         images = 512
         while fails is None or fails - fits > 32:
@@ -108,13 +178,11 @@ def largest(size, device):
 
 def _fits(name, images, size, device):
     torch.cuda.empty_cache()
+    case = Case("resnet50", next(iter(SETTINGS)), "leaky_relu", images, EAGER)
     try:
-        model = resnet50("leaky_relu")
-        training = GpuTraining(
-            convert(model) if name == "ours" else model, next(iter(SETTINGS)), images, size, device
-        )
+        made = training(name, case, size, device)
         for _ in range(2):
-            training.step()
+            made.step()
         torch.cuda.synchronize()
     except torch.OutOfMemoryError:
         return False

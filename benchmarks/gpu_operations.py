@@ -5,9 +5,12 @@ import itertools
 import torch
 import torch.nn.functional as F
 
+from benchmarks.gpu_timing import recording_stream, sets_of, times
 from benchmarks.torch_networks import FORMATS
-from benchmarks.torch_timing import in_turn
 from inplace_abn.torch import InPlaceABN
+
+SLOPE = 0.01
+NEAR_KINK = 1e-6
 
 
 def machine(device):
@@ -26,7 +29,7 @@ def cases(shapes, dtypes, layouts):
 def stock(bn, x, residual):
     """Return the result of PyTorch's own operations."""
     y = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, True, bn.momentum, bn.eps)
-    return F.leaky_relu_(y if residual is None else y + residual, 0.01)
+    return F.leaky_relu_(y if residual is None else y + residual, SLOPE)
 
 
 def ours(layer, x, residual):
@@ -34,32 +37,103 @@ def ours(layer, x, residual):
     return layer(x, residual)
 
 
-def measure(shape, dtype, layout, has_residual, device, rounds):
-    """Return the median times of a copy, and of forward and backward of both contestants, in seconds."""
+def contestants(device, with_compile):
+    """Return the functions to compare, by name."""
+    found = {"stock": stock, "ours": ours}
+    if with_compile and device == "cuda":
+        torch._functorch.config.donated_buffer = False  # the backward runs more than once
+        found["compiled"] = torch.compile(stock, dynamic=False)
+    return found
 
-    def batch():
-        made = torch.randn(shape, device=device, dtype=getattr(torch, dtype))
-        return made.contiguous(memory_format=FORMATS[layout])
 
-    x, copied, dz = batch(), batch(), batch()
-    residual = batch().requires_grad_() if has_residual else None
-    layer = InPlaceABN(shape[1]).to(device)
-    forwards, backwards = {"copy": lambda: copied.copy_(x)}, {}
-    for name, call in (("stock", stock), ("ours", ours)):
-        own = x.clone(memory_format=torch.preserve_format)
-        forwards[name] = lambda call=call, own=own: call(layer, own.detach(), residual)
-        leaf = batch().requires_grad_()
-        z = call(layer, leaf.clone(memory_format=torch.preserve_format), residual)
-        inputs = [leaf, layer.weight, layer.bias] + ([residual] if has_residual else [])
-        backwards[name] = lambda z=z, inputs=inputs: torch.autograd.grad(z, inputs, dz, retain_graph=True)
-    forward, backward = in_turn(forwards, device, rounds), in_turn(backwards, device, rounds)
-    row = {
-        "shape": list(shape),
-        "dtype": dtype,
-        "layout": layout,
-        "residual": has_residual,
-        "copy": forward["copy"],
-    }
+class Batches:
+    """Random batches of one shape, dtype and layout."""
+
+    def __init__(self, shape, dtype, layout, device):
+        self.shape, self.device = shape, device
+        self.dtype, self.format = getattr(torch, dtype), FORMATS[layout]
+
+    def one(self):
+        made = torch.randn(self.shape, device=self.device, dtype=self.dtype)
+        return made.contiguous(memory_format=self.format)
+
+    def leaf(self, wanted=True):
+        return self.one().requires_grad_() if wanted else None
+
+
+def measure(shape, dtype, layout, has_residual, device, rounds, with_compile=False):
+    """Return the median times of a copy, and of forward and backward of the contestants, in seconds."""
+    batches, layer = Batches(shape, dtype, layout, device), InPlaceABN(shape[1]).to(device)
+    row = {"shape": list(shape), "dtype": dtype, "layout": layout, "residual": has_residual}
+    row["errors"] = errors(batches, has_residual)
+    sets = sets_of(batches.one().nbytes)
+    with recording_stream(device) as stream:
+        forwards = {"copy": [copy_call(batches.one(), batches.one()) for _ in range(sets)]}
+        backwards = {}
+        for name, function in contestants(device, with_compile).items():
+            forwards[name] = [forward_call(function, layer, batches, has_residual) for _ in range(sets)]
+            backwards[name] = [backward_call(function, layer, batches, has_residual) for _ in range(sets)]
+        forward = times(forwards, stream, device, rounds)
+        backward = times(backwards, stream, device, rounds)
+    row["copy"] = forward["copy"]
     for name in backwards:
         row[name] = {"forward": forward[name], "backward": backward[name]}
     return row
+
+
+def copy_call(source, target):
+    return lambda: target.copy_(source)
+
+
+def forward_call(function, layer, batches, has_residual):
+    """Return a call of the forward on a batch of its own."""
+    x, residual = batches.one(), batches.leaf(has_residual)
+    return lambda: function(layer, x.detach(), residual)
+
+
+def backward_call(function, layer, batches, has_residual):
+    """Return a call of the backward of a graph of its own, with a gradient that is not overwritten."""
+    leaf, residual, dz = batches.leaf(), batches.leaf(has_residual), batches.one()
+    z = function(layer, leaf.clone(memory_format=torch.preserve_format), residual)
+    inputs = [leaf, layer.weight, layer.bias] + ([residual] if has_residual else [])
+    return lambda: torch.autograd.grad(z, inputs, dz, retain_graph=True)
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+
+def errors(batches, has_residual):
+    """Return the relative errors of z, dx and dweight, of a layer and of PyTorch, against float64."""
+    x, residual, dz = batches.leaf(), batches.leaf(has_residual), batches.one()
+    layer = InPlaceABN(batches.shape[1]).to(batches.device)
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 1.5)
+        layer.bias.uniform_(-0.5, 0.5)
+    found = {}
+    others = _double(layer), _double(x), _double(residual)
+    dz = dz * (stock(*others).abs() > NEAR_KINK).to(dz.dtype)  # rounding may change the sign of y there
+    wanted = _results(stock, *others, dz.double())
+    for name, function in (("ours", ours), ("stock", stock)):
+        got = _results(function, layer, x, residual, dz)
+        pairs = zip(("z", "dx", "dweight"), got, wanted, strict=True)
+        found[name] = {key: relative(one, other) for key, one, other in pairs}
+    return found
+
+
+def _double(value):
+    if isinstance(value, torch.nn.Module):
+        copied = InPlaceABN(value.num_features, dtype=torch.float64).to(value.weight.device)
+        copied.load_state_dict({key: one.double() for key, one in value.state_dict().items()})
+        return copied
+    return None if value is None else value.detach().double().requires_grad_()
+
+
+def _results(function, layer, x, residual, dz):
+    z = function(layer, x.clone(memory_format=torch.preserve_format), residual)
+    dx, dweight = torch.autograd.grad(z, [x, layer.weight], dz)
+    return z.detach(), dx, dweight
+
+
+def relative(got, wanted):
+    """Return the norm of the error divided by that of the result."""
+    return ((got.double() - wanted).norm() / wanted.norm()).item()

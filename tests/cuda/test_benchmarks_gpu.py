@@ -36,11 +36,15 @@ def small_network(nn, activation):
 @pytest.mark.torch
 def test_tables_have_a_row_for_every_case(monkeypatch, capsys):
     pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("sklearn", reason="scikit-learn has the digits")
     from torch import nn
 
-    from benchmarks import gpu_networks
+    from benchmarks import gpu_networks, gpu_training
 
-    monkeypatch.setattr(gpu_networks, "resnet50", lambda activation: small_network(nn, activation))
+    monkeypatch.setattr(gpu_networks, "network", lambda name, activation: small_network(nn, activation))
+    monkeypatch.setattr(gpu_networks, "checkpoint_blocks", lambda model: model)
+    monkeypatch.setattr(gpu_training, "network", gpu_networks.network)
+    monkeypatch.setattr(gpu_training, "STEPS", 4)
     arguments = gpu.parser().parse_args(
         ["--shapes", "2x8x4x4", "--images", "2", "--size", "32", "--rounds", "1"]
     )
@@ -50,7 +54,10 @@ def test_tables_have_a_row_for_every_case(monkeypatch, capsys):
         assert all(
             math.isfinite(row[who][name]) for who in ("stock", "ours") for name in ("forward", "backward")
         )
-    assert len(found["networks"]) == 6
+    assert len(found["host"]) == len(gpu.DTYPES) * len(gpu.LAYOUTS)
+    assert len(found["networks"]) == 9
+    assert len(found["training"]) == 6
+    assert not any(row["errors"] for row in found["networks"])
     shown = gpu.text(found)
     assert "2x8x4x4" in shown
     assert "bfloat16 autocast, channels-last" in shown
