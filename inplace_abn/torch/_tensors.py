@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 #: dtype of x -> dtype of weight, bias, slope and running statistics in the core
 VECTOR_DTYPES = {
@@ -37,7 +38,7 @@ def core_array(tensor):
 
 def core_vector(tensor):
     """Return a contiguous tensor of one dimension as an argument of the core; None for None."""
-    return None if tensor is None else (tensor.data_ptr(), (tensor.numel(),), (1,), _NAMES[tensor.dtype])
+    return None if tensor is None else (tensor.data_ptr(), tensor.shape, (1,), _NAMES[tensor.dtype])
 
 
 def core_array_like(description, tensor):
@@ -71,15 +72,22 @@ def to_array(tensor):
     return tensor.numpy()
 
 
-def gradients_like(kept, dz, residual, overwrite):
+def gradients_like(kept, dz, residual, overwrite, overwrite_kept=False):
     """Return memory for the gradients of x and of the residual, of which there may be none.
 
-    overwrite: dz is the memory of one of them.
+    overwrite: dz is the memory of one of them. overwrite_kept: so is `kept`, if both have none otherwise.
     """
-    dx = dz if overwrite and residual is None else torch.empty_like(kept)
+    if residual is None and overwrite:
+        return dz, None
+    dx = kept if overwrite_kept else torch.empty_like(kept)
     if residual is None:
         return dx, None
     return dx, dz if overwrite else torch.empty_like(kept)
+
+
+def is_transformed():
+    """Return True inside of a transformation of `torch.func` and in forward-mode differentiation."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_dense(x):

@@ -13,6 +13,7 @@ from ._arguments import Producer
 from ._first_order import first_order
 from ._hooks import install, uninstall
 from ._saved import Recipe, register
+from ._tensors import is_transformed
 
 __all__ = ["install", "max_pool2d", "multiply", "run_again", "uninstall"]
 
@@ -29,7 +30,7 @@ def multiply(a, b):
     tensor([3., 3.])
     """
     product = a * b
-    if product.requires_grad and not torch.compiler.is_compiling():
+    if product.requires_grad and not torch.compiler.is_compiling() and not is_transformed():
         register(product, Recipe(operator.mul, a, b))
     return product
 
@@ -76,7 +77,7 @@ def max_pool2d(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=Fal
     """
     stride = kernel_size if stride is None else stride
     window = (_pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), ceil_mode)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or not x.requires_grad:
+    if torch.compiler.is_compiling() or is_transformed() or not x.requires_grad:
         return F.max_pool2d(x, *window)
     return _MaxPool2d.apply(x, window)
 
