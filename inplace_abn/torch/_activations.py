@@ -30,6 +30,8 @@ _WITH_PARAM = {
     "hardtanh": lambda y, interval: F.hardtanh(y, *interval),
 }
 
+_DEFAULT_PARAMS = {"leaky_relu": 0.01, "hardtanh": (-1.0, 1.0)}
+
 _aten = torch.ops.aten
 _GRADIENTS = {
     "relu": lambda dz, y, _: _aten.threshold_backward(dz, y, 0),
@@ -53,7 +55,7 @@ def check_activation(activation, slope):
 
 def default_param(activation):
     """Return the parameter that an activation has if none is given."""
-    return {"leaky_relu": 0.01, "hardtanh": (-1.0, 1.0)}.get(activation, 1.0)
+    return _DEFAULT_PARAMS.get(activation, 1.0)
 
 
 def has_inverse(activation, param):

@@ -3,15 +3,14 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from . import _compiled, _fake_kernels, _kernels
 from ._activations import activate, check_activation
-from ._hooks import hooks_outside
+from ._hooks import active_hooks
 from ._in_place import apply_in_place, apply_keep_pre_activation, evaluate
 from ._synchronized import begin
-from ._tensors import VECTOR_DTYPES, is_dense, share_storage
+from ._tensors import VECTOR_DTYPES, is_dense, is_transformed, share_storage
 
 _PLAIN = (Parameter, Tensor)  # types without data besides their memory
 
@@ -45,11 +44,13 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
         alone = norm._replace(activation="identity", param=1.0)
         y = batch_norm(x, weight, bias, None, None, alone, overwrite=overwrite)
         return activate(norm.activation, y + residual, norm.param, slope)
-    overwrite = overwrite and may_overwrite(x) and not _share_memory(x, residual)
+    hooks = active_hooks()
+    overwrite = overwrite and _may_overwrite(x, hooks) and not _share_memory(x, residual)
     arguments = (x, weight, bias, residual, slope, norm, overwrite)
     if not torch.is_grad_enabled():
         return evaluate(*arguments)
-    return apply_in_place(*arguments) if _kernels.inverts(x, norm) else apply_keep_pre_activation(*arguments)
+    apply = apply_in_place if _kernels.inverts(x, norm) else apply_keep_pre_activation
+    return apply(*arguments, hooks.is_ours)
 
 
 def with_torch_operations(x, weight, bias, residual, slope, norm):
@@ -75,14 +76,13 @@ def has_kernels(x):
         and type(x) is Tensor
         and x.layout is torch.strided
         and _kernels.supports(x)
-        and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._get_tracing_state() is None
-        and forward_ad._current_level < 0
+        and not is_transformed()
     )
 
 
-def may_overwrite(x):
+def _may_overwrite(x, hooks):
     """Return True if autograd permits a write over x, and nothing needs the old values."""
     if x._base is not None or not is_dense(x):
         return False
@@ -90,7 +90,7 @@ def may_overwrite(x):
         return False
     if x.is_inference() and not torch.is_inference_mode_enabled():
         return False
-    return not hooks_outside()
+    return not hooks.has_others
 
 
 def _check_synchronized(x):
@@ -110,14 +110,10 @@ def _fits(x, weight, bias, norm):
     for vector in (weight, bias, norm.running_mean, norm.running_var):
         if vector is None:
             continue
-        if not _is_plain(vector) or vector.dtype not in dtypes or vector.get_device() != device:
+        is_plain = type(vector) in _PLAIN or _fake_kernels.is_planning()
+        if not is_plain or vector.dtype not in dtypes or vector.get_device() != device:
             return False
     return True
-
-
-def _is_plain(vector):
-    """Return True for a tensor or parameter, and for any subclass while a plan is made."""
-    return type(vector) in _PLAIN or _fake_kernels.is_planning()
 
 
 def _share_memory(x, residual):
@@ -125,10 +121,11 @@ def _share_memory(x, residual):
 
 
 def _same_kind(residual, x):
-    """Return True if the kernels can add the residual: same shape, dtype and device."""
+    """Return True if the kernels, which can take x, can add the residual."""
     return (
-        residual.shape == x.shape
+        type(residual) is type(x)
+        and residual.shape == x.shape
         and residual.dtype is x.dtype
-        and residual.device == x.device
-        and has_kernels(residual)
+        and residual.layout is x.layout
+        and residual.get_device() == x.get_device()
     )

@@ -1,6 +1,7 @@
 """Saved-tensor hooks of a converted model, active during its forward; they call the hooks outside of it."""
 
 import threading
+from typing import NamedTuple
 
 import torch
 
@@ -73,21 +74,34 @@ def is_installed(root):
     return _push in root._forward_pre_hooks.values()
 
 
-def hooks_outside():
-    """Return True if hooks other than ours see what is saved now.
+class ActiveHooks(NamedTuple):
+    """Which hooks see what is saved now.
 
-    They may keep a tensor without checking later whether it was modified, or run a part of the forward again,
-    as `torch.utils.checkpoint` does: then no input may be overwritten.
+    Attributes
+    ----------
+    is_ours : bool
+        True during the forward of a module on which `install` was called.
+    has_others : bool
+        True if others see it too. They may keep a tensor without checking later whether it was modified, or
+        run a part of the forward again, as `torch.utils.checkpoint` does: then no input may be overwritten.
     """
+
+    is_ours: bool
+    has_others: bool
+
+
+def active_hooks():
+    """Return the `ActiveHooks` of this thread."""
     innermost = _innermost()
+    if innermost is None:
+        return _NO_HOOKS
     if isinstance(innermost, _Hooks):
-        return innermost.outer is not None
-    return innermost is not None
+        return _OUR_HOOKS if innermost.outer is None else _BOTH_HOOKS
+    return _OTHER_HOOKS
 
 
-def hooks_active():
-    """Return True during the forward of a module on which `install` was called."""
-    return isinstance(_innermost(), _Hooks)
+_NO_HOOKS, _OUR_HOOKS = ActiveHooks(False, False), ActiveHooks(True, False)
+_OTHER_HOOKS, _BOTH_HOOKS = ActiveHooks(False, True), ActiveHooks(True, True)
 
 
 def innermost_pair():
@@ -99,6 +113,12 @@ def innermost_pair():
             "ledger before them"
         )
     return (innermost.pack, innermost.unpack) if isinstance(innermost, _Hooks) else innermost
+
+
+def kept_by_ours():
+    """Return a context in which tensors are saved as in the forward of a converted model."""
+    hooks = _Hooks(None)
+    return torch.autograd.graph.saved_tensors_hooks(hooks.pack, hooks.unpack)
 
 
 def _push(module, args):

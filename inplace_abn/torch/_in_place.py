@@ -11,10 +11,9 @@ from . import _kernels
 from ._activations import activate
 from ._contexts import attach_side_data, detach_side_data
 from ._first_order import first_order
-from ._hooks import hooks_active
-from ._saved import Recipe, note_overwritten, register
+from ._saved import Kept, Recipe, note_overwritten, register
 from ._tensors import copy_dense, is_dense, laid_out_as
-from .ownership import may_overwrite
+from .ownership import may_overwrite, may_overwrite_kept
 
 
 class InPlace(torch.autograd.Function):
@@ -26,14 +25,15 @@ class InPlace(torch.autograd.Function):
     saved_parts = ("z", "residual")  # what the ledger calls the saved tensors
 
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, slope, norm, overwrite):
+    def forward(ctx, x, weight, bias, residual, slope, norm, overwrite, has_hooks):
         z = x if overwrite else copy_dense(x)
         if residual is not None:
             residual = laid_out_as(residual, z)
         context = _kernels.forward(z, weight, bias, residual, slope, norm)
+        ctx.has_hooks = has_hooks
         ctx.context, side_data = detach_side_data(context)
         if overwrite:
-            if hooks_active():
+            if has_hooks:
                 note_overwritten(x, norm.name)
             ctx.mark_dirty(x)
         if norm.producer is not None:
@@ -47,10 +47,12 @@ class InPlace(torch.autograd.Function):
     def backward(ctx, dz):
         overwrite = may_overwrite(dz)
         z, residual, *side_data = ctx.saved_tensors  # raises if one of them was modified
+        overwrite_z = ctx.has_hooks and residual is not None and may_overwrite_kept(z)
         context = attach_side_data(ctx.context, side_data) if side_data else ctx.context
         dense = laid_out_as(dz, z)
         overwrite = overwrite or dense is not dz
-        return *_kernels.backward(context, dense, z, residual, overwrite), None, None
+        gradients = _kernels.backward(context, dense, z, residual, overwrite, overwrite_z)
+        return *gradients, None, None, None
 
 
 class KeepPreActivation(torch.autograd.Function):
@@ -64,25 +66,25 @@ class KeepPreActivation(torch.autograd.Function):
     saved_parts = ("y", "residual")
 
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, slope, norm, overwrite):
+    def forward(ctx, x, weight, bias, residual, slope, norm, overwrite, has_hooks):
         y = x if overwrite else copy_dense(x)
         if residual is not None:
             residual = laid_out_as(residual, y)
         z, context = _kernels.forward_keeping_y(y, weight, bias, residual, slope, norm)
         ctx.context, side_data = detach_side_data(context)
-        has_hooks = hooks_active()
         if overwrite:
             if has_hooks:
                 note_overwritten(x, norm.name)
             torch.autograd.graph.increment_version(x)
-        ctx.norm = norm
+        ctx.norm, ctx.has_hooks = norm, has_hooks
         if norm.producer is not None:
             ctx.norm = norm._replace(producer=None)
             alone = norm._replace(activation="identity", param=1.0)
             register(y, _recompute_recipe(y, weight, bias, residual, None, alone))
         ctx.save_for_backward(y, residual, *side_data)
         if has_hooks:
-            register(z, Recipe(partial(activate, norm.activation, param=norm.param), y))
+            source = Kept(y) if norm.producer is None else y
+            register(z, Recipe(partial(activate, norm.activation, param=norm.param), source))
         return z
 
     @staticmethod
@@ -90,11 +92,12 @@ class KeepPreActivation(torch.autograd.Function):
     def backward(ctx, dz):
         overwrite = may_overwrite(dz)
         y, residual, *side_data = ctx.saved_tensors
+        overwrite_y = ctx.has_hooks and residual is not None and may_overwrite_kept(y)
         context = attach_side_data(ctx.context, side_data) if side_data else ctx.context
         dense = laid_out_as(dz, y)
         overwrite = overwrite or dense is not dz
-        gradients = _kernels.backward_keeping_y(context, dense, y, residual, ctx.norm, overwrite)
-        return *gradients, None, None
+        gradients = _kernels.backward_keeping_y(context, dense, y, residual, ctx.norm, overwrite, overwrite_y)
+        return *gradients, None, None, None
 
 
 # `Function.apply` would look for the transformations of torch.func, which `_dispatch` has excluded.

@@ -93,32 +93,38 @@ def evaluate(x, weight, bias, residual, slope, norm):
     return forward_keeping_y(x, weight, bias, residual, slope, norm)[0]
 
 
-def backward(context, dz, kept, residual, overwrite):
+def backward(context, dz, kept, residual, overwrite, overwrite_kept=False):
     """Return the gradients of x, weight, bias, residual and slope.
 
     `kept` is what the forward has written over x. With `overwrite`, one of the gradients is written over dz.
+    With `overwrite_kept`, `kept` may be overwritten, and the context is not used again.
     """
+    if type(context) is _core.Context:
+        return _backward_of_core(context, dz, kept, residual, overwrite, overwrite_kept)
     if isinstance(context, _fake_kernels.FakeContext):
         return _fake_kernels.backward(context, dz, kept, residual, overwrite)
     if isinstance(context, _gpu_kernels.GpuContext):
         return _gpu_kernels.backward(context, dz, kept, residual, overwrite)
-    if isinstance(context, _synchronized.SynchronizedContext):
-        return _synchronized.backward(context, dz, kept, residual, overwrite)
+    return _synchronized.backward(context, dz, kept, residual, overwrite)
+
+
+def _backward_of_core(context, dz, kept, residual, overwrite, overwrite_kept):
     main = core_array(kept)
-    dx, dresidual = gradients_like(kept, dz, residual, overwrite)
+    dx, dresidual = gradients_like(kept, dz, residual, overwrite, overwrite_kept)
     _, dweight, dbias, dslope, _ = _core.backward(
         context, core_array_like(main, dz), overwrite=dx is dz,
-        out=None if dx is dz else core_array_like(main, dx), keep=True, kept=main,
+        out=None if dx is dz else core_array_like(main, dx), keep=not overwrite_kept, kept=main,
         residual=core_array_like(main, residual), residual_out=core_array_like(main, dresidual),
     )  # fmt: skip
     return dx, to_gradient(dweight), to_gradient(dbias), dresidual, to_gradient(dslope)
 
 
-def backward_keeping_y(context, dz, y, residual, norm, overwrite):
+def backward_keeping_y(context, dz, y, residual, norm, overwrite, overwrite_kept=False):
     """Return the gradients as `backward` does, for `forward_keeping_y`."""
     if _is_fused(norm):
-        return backward(context, dz, y, residual, overwrite)
-    return backward(context, gradient(norm.activation, dz, y, norm.param), y, residual, True)
+        return backward(context, dz, y, residual, overwrite, overwrite_kept)
+    dy = gradient(norm.activation, dz, y, norm.param)
+    return backward(context, dy, y, residual, True, overwrite_kept)
 
 
 def _is_fused(norm):

@@ -82,12 +82,14 @@ def recipe_of(tensor):
     if z is None:
         return None
     version, recipe = found
-    is_z = (
-        tensor._version == version
-        and tensor.shape == z.shape
-        and tensor.stride() == z.stride()
-        and tensor.storage_offset() == z.storage_offset()
-        and tensor.dtype is z.dtype
+    is_z = tensor._version == version and (
+        tensor is z
+        or (
+            tensor.shape == z.shape
+            and tensor.stride() == z.stride()
+            and tensor.storage_offset() == z.storage_offset()
+            and tensor.dtype is z.dtype
+        )
     )
     return recipe if is_z else None
 
@@ -149,10 +151,15 @@ class Recipe:
         """Return the tensor: the one of the last call, if it still exists."""
         z = None if self._last is None else self._last()
         if z is None:
-            with torch.no_grad():
-                z = self.function(*(None if source is None else source.get() for source in self.sources))
+            z = self._compute()
             self._last = partial(_same, z) if self.is_costly else weakref.ref(z)
         return z
+
+    def _compute(self):
+        if torch.is_grad_enabled():  # a backward with create_graph=True
+            with torch.no_grad():
+                return self._compute()
+        return self.function(*[None if source is None else source.get() for source in self.sources])
 
     def passed_to(self, outer):
         """Return this recipe with sources that the hooks outside of ours have packed.

@@ -230,7 +230,7 @@ def test_hooks_are_popped_after_an_exception():
     model = Model(fails)
     with pytest.raises(ZeroDivisionError):
         model(batch())
-    assert not _hooks.hooks_active()
+    assert not _hooks.active_hooks().is_ours
     assert not _hooks._pushed()
 
 
@@ -240,7 +240,7 @@ def test_hooks_are_popped_if_another_hook_fails_before_they_are_pushed():
     recipes.install(model)
     with pytest.raises(ZeroDivisionError):
         model(batch())
-    assert not _hooks.hooks_active()
+    assert not _hooks.active_hooks().is_ours
     assert not _hooks._pushed()
 
 
@@ -280,11 +280,13 @@ def test_nothing_is_left_after_forwards_with_and_without_backward():
 def test_hooks_of_others_are_found_without_the_function_of_pytorch_2_8(monkeypatch):
     monkeypatch.setattr(_hooks, "_innermost", _hooks._innermost_by_probe)
     monkeypatch.setattr(_hooks, "_new", _hooks._ProbedHooks)
-    assert not _hooks.hooks_outside()
+    assert not _hooks.active_hooks().has_others
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
-        assert _hooks.hooks_outside()
+        assert _hooks.active_hooks().has_others
     seen = []
-    model = Model(lambda m, x: seen.append((_hooks.hooks_active(), _hooks.hooks_outside())) or x)
+    model = Model(
+        lambda m, x: seen.append((_hooks.active_hooks().is_ours, _hooks.active_hooks().has_others)) or x
+    )
     model(batch())
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
         model(batch())

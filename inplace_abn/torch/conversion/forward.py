@@ -5,6 +5,7 @@ import itertools
 import linecache
 import types
 import warnings
+from contextlib import suppress
 
 import torch
 from torch.nn.modules.module import _global_forward_hooks
@@ -92,7 +93,8 @@ class ConvertedForward:
         #: True if the activations of the class's forward were replaced, so that it computes another function.
         self.differs = False
         self.warned = False
-        self._usual = _form_of_one_tensor(module)
+        #: {number of tensors: form of the call with these alone}
+        self._forms = {}
 
     def add(self, form, codes, watched, same_mode):
         """Add what runs for one form of call.
@@ -109,6 +111,9 @@ class ConvertedForward:
         same_mode : list of torch.nn.Module
         """
         self.variants[form] = codes
+        for number in range(1, len(form) + 1):
+            with suppress(TypeError):  # the forward needs other arguments
+                self._forms[number] = Call(parameters(self.module), [torch.empty(0)] * number, {}).form
         for path in watched:
             if path not in self.watched:
                 self.watched[path] = Watched(self.module, path)
@@ -127,14 +132,15 @@ class ConvertedForward:
     def __call__(self, *args, **kwargs):
         """Run the graph of this form of call and mode, or the original forward."""
         module = self.module
-        if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
-            form, tensors = self._usual, args
-        else:
+        form, tensors = None, args
+        if not kwargs and all(map(torch.is_tensor, args)):
+            form = self._forms.get(len(args))
+        if form is None:
             try:
                 call = Call(parameters(module), args, kwargs)
                 form, tensors = call.form, call.tensors
             except NoForm:
-                form = None
+                pass
         variant = self.variants.get(form, {}).get(module.training)
         if variant is None or any(child.training != module.training for child in self.same_mode):
             return self.original(args, kwargs)
@@ -164,11 +170,3 @@ class ConvertedForward:
             self.warned = True
             warnings.warn(f"{self.path or 'the model'} runs without fusion: {reason}", stacklevel=4)
         return True
-
-
-def _form_of_one_tensor(module):
-    """Return the form of a call with one tensor; None if the forward cannot be called so."""
-    try:
-        return Call(parameters(module), (torch.empty(0),), {}).form
-    except (TypeError, NoForm):
-        return None
