@@ -37,16 +37,16 @@ INLINE void store_block_sums(const abn_cuda_pass *p, abn_place at, const real *s
         const int repeat = (int)p->repeat, channels = width / repeat, folded = repeat < FOLD ? repeat : FOLD;
         for (int i = THREAD; i < channels * folded; i += THREADS) {
             real *of = buffer + i / folded * repeat + i % folded;
-            real sum = of[0];
+            double sum = of[0];
             for (int column = folded; i % folded + column < repeat; column += folded) sum += of[column];
-            of[0] = sum;
+            of[0] = (real)sum;
         }
         BARRIER();
         for (int i = THREAD; i < channels; i += THREADS) {
             const int64_t channel = (int64_t)at.tile * channels + i;
-            real sum = 0;
+            double sum = 0;
             for (int column = 0; column < folded; column++) sum += buffer[i * repeat + column];
-            if (channel < p->channels) to[channel] = sum;
+            if (channel < p->channels) to[channel] = (real)sum;
         }
     }
 #endif
