@@ -41,6 +41,13 @@ MODELS = {
     "timm resnet50": (lambda: zoo.timm("resnet50"), 64, {"fused": 37, "with residual": 16}),
     "timm regnety_004": (lambda: zoo.timm("regnety_004"), 64, {"fused": 37, "with residual": 16}),
     "timm efficientnet_b0": (lambda: zoo.timm("efficientnet_b0"), 64, {"fused": 40, "with residual": 9}),
+    "timm lcnet_035": (lambda: zoo.timm("lcnet_035"), 64, {"fused": 27}),
+    "timm hardcorenas_a": (lambda: zoo.timm("hardcorenas_a"), 64, {"fused": 29, "with residual": 5}),
+    "timm repvgg_a0": (
+        lambda: zoo.timm("repvgg_a0"),
+        64,
+        {"fused": 22, "with residual": 22, "copied": 17},
+    ),
 }
 
 
