@@ -25,7 +25,7 @@ from fused_nets import (  # noqa: E402
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential  # noqa: E402
 
 from inplace_abn import _core  # noqa: E402
-from inplace_abn.torch import InPlaceABN  # noqa: E402
+from inplace_abn.torch import InPlaceABN, convert, report  # noqa: E402
 
 ACTIVATIONS = ["relu", "leaky_relu", "silu"]
 
@@ -240,14 +240,22 @@ def full(gradient):
     return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
 
 
-def distributed_steps(rank, port, wrap, queue):
+def converted_pair():
+    """Return a model and its conversion."""
+    net, _ = pair()
+    converted = convert(copy.deepcopy(net))
+    assert all(row.state != "left" for row in report(converted).rows)
+    return net, converted
+
+
+def distributed_steps(rank, port, wrap, models, queue):
     """Run steps of the original and of the fused model in one process of two."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     try:
         results = []
-        for model in map(wrap, pair()):
+        for model in map(wrap, models()):
             for _ in range(2):
                 z, gradients = step(model, images(8)[4 * rank : 4 * rank + 4])
             results.append([t.numpy() for t in (z, *map(full, gradients))])
@@ -267,16 +275,18 @@ SHARDED = pytest.param(
 )
 
 
+@pytest.mark.parametrize("models", [pair, converted_pair])
 @pytest.mark.parametrize("wrap", [distributed, SHARDED])
-def test_two_processes(wrap):
+def test_two_processes(wrap, models):
     context = torch.multiprocessing.get_context("spawn")
-    queue, port = context.SimpleQueue(), free_port()
+    queue, port = context.Queue(), free_port()
     processes = [
-        context.Process(target=distributed_steps, args=(rank, port, wrap, queue)) for rank in range(2)
+        context.Process(target=distributed_steps, args=(rank, port, wrap, models, queue), daemon=True)
+        for rank in range(2)
     ]
     for process in processes:
         process.start()
-    results = [queue.get() for _ in processes]
+    results = [queue.get(timeout=300) for _ in processes]  # a process that failed puts nothing
     for process in processes:
         process.join()
         assert process.exitcode == 0
