@@ -15,16 +15,6 @@ double abn_largest_of(abn_dtype dtype) {
     return largest[dtype];
 }
 
-double abn_load_element(abn_dtype dtype, const void *element) {
-    switch (dtype) {
-        case ABN_FLOAT64: return *(const double *)element;
-        case ABN_FLOAT16: return abn_float16_to_float(*(const uint16_t *)element);
-        case ABN_BFLOAT16: return abn_bfloat16_to_float(*(const uint16_t *)element);
-        case ABN_FLOAT32:
-        default: return *(const float *)element;
-    }
-}
-
 void abn_store_element(abn_dtype dtype, void *element, double value) {
     switch (dtype) {
         case ABN_FLOAT64: *(double *)element = value; return;

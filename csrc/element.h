@@ -7,8 +7,7 @@
 #include <math.h>
 
 #include "abn.h"
-
-double abn_load_element(abn_dtype dtype, const void *element);
+#include "half.h"
 
 /* Rounds to nearest even; overflows to infinity; NaN stays NaN. */
 void abn_store_element(abn_dtype dtype, void *element, double value);
@@ -19,6 +18,16 @@ void *abn_address(const abn_batch *batch, ptrdiff_t image, ptrdiff_t channel, pt
 double abn_largest_of(abn_dtype dtype);
 
 /* The functions below are called several times per channel, which shows in small batches. */
+
+static inline double abn_load_element(abn_dtype dtype, const void *element) {
+    switch (dtype) {
+        case ABN_FLOAT64: return *(const double *)element;
+        case ABN_FLOAT16: return abn_float16_to_float(*(const uint16_t *)element);
+        case ABN_BFLOAT16: return abn_bfloat16_to_float(*(const uint16_t *)element);
+        case ABN_FLOAT32:
+        default: return *(const float *)element;
+    }
+}
 
 /* Bytes of a real. */
 static inline size_t abn_real_size(abn_dtype dtype) { return dtype == ABN_FLOAT64 ? sizeof(double) : sizeof(float); }

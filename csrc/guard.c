@@ -89,24 +89,36 @@ static int is_recoverable(const abn_context *context, ptrdiff_t channel, abn_esc
     return bias - size >= rule.below && bias + size <= rule.above; /* no element with |xhat| <= 1 is escaped */
 }
 
-/* True if |residual| is above its limit in more than an eighth of the elements sampled, in few cache lines. */
-static int residual_dominates(const abn_context *context, ptrdiff_t channel) {
-    const abn_batch *residual = &context->residual;
-    const ptrdiff_t count = residual->batch * residual->spatial;
-    const double limit =
-        abn_residual_limit(residual->dtype, context->norm.weight[channel], context->norm.bias[channel]);
-    ptrdiff_t sampled = 0, above = 0;
+/* Where the residual is sampled, in few cache lines: the same positions in every channel. */
+typedef struct {
+    ptrdiff_t bytes[SPOTS * SPOT]; /* from the first element of the channel */
+    int count;
+} samples;
+
+static samples samples_of(const abn_batch *residual, const abn_mask *mask) {
+    const ptrdiff_t positions = residual->batch * residual->spatial;
+    samples found = {.count = 0};
     for (ptrdiff_t spot = 0; spot < SPOTS; spot++) {
-        ptrdiff_t position = count / SPOTS * spot;
-        for (int i = 0; i < SPOT; i++, position++, sampled++) {
-            position = abn_next_valid(&context->mask, position, count);
-            if (position >= count) break;
-            const void *element =
-                abn_address(residual, position / residual->spatial, channel, position % residual->spatial);
-            above += fabs(abn_load_element(residual->dtype, element)) > limit;
+        ptrdiff_t position = positions / SPOTS * spot;
+        for (int i = 0; i < SPOT; i++, position++) {
+            position = abn_next_valid(mask, position, positions);
+            if (position >= positions) break;
+            const char *at = abn_address(residual, position / residual->spatial, 0, position % residual->spatial);
+            found.bytes[found.count++] = at - (const char *)residual->data;
         }
     }
-    return above * 8 > sampled;
+    return found;
+}
+
+/* True if |residual| is above its limit in more than an eighth of the samples. */
+static int residual_dominates(const abn_context *context, const samples *at, ptrdiff_t channel) {
+    const abn_batch *residual = &context->residual;
+    const char *first = abn_address(residual, 0, channel, 0);
+    const double limit =
+        abn_residual_limit(residual->dtype, context->norm.weight[channel], context->norm.bias[channel]);
+    ptrdiff_t above = 0;
+    for (int i = 0; i < at->count; i++) above += fabs(abn_load_element(residual->dtype, first + at->bytes[i])) > limit;
+    return above * 8 > at->count;
 }
 
 ptrdiff_t abn_guard_channels(const abn_context *context, ptrdiff_t *slot) {
@@ -114,10 +126,12 @@ ptrdiff_t abn_guard_channels(const abn_context *context, ptrdiff_t *slot) {
     const double largest_xhat = sqrt((double)abn_valid_positions(kept, &context->mask));
     const abn_escape_rule rule =
         abn_escape_rule_of(abn_inverted_activation(context), context->activation_param, kept->dtype);
+    const int has_residual = context->residual.data != NULL;
+    const samples at = has_residual ? samples_of(&context->residual, &context->mask) : (samples){.count = 0};
     ptrdiff_t count = 0;
     for (ptrdiff_t c = 0; c < kept->channels; c++) {
-        const int recoverable = is_recoverable(context, c, rule, largest_xhat) &&
-                                !(context->residual.data && residual_dominates(context, c));
+        const int recoverable =
+            is_recoverable(context, c, rule, largest_xhat) && !(has_residual && residual_dominates(context, &at, c));
         slot[c] = recoverable ? -1 : count++;
     }
     return count;
