@@ -248,21 +248,25 @@ def converted_pair():
     return net, converted
 
 
+def steps_of_rank(rank, wrap, models):
+    """Return result and gradients of the second step of each model, on half of the batch."""
+    results = []
+    for model in map(wrap, models()):
+        for _ in range(2):
+            z, gradients = step(model, images(8)[4 * rank : 4 * rank + 4])
+        results.append([t.numpy() for t in (z, *map(full, gradients))])
+    return results
+
+
 def distributed_steps(rank, port, wrap, models, queue):
     """Run steps of the original and of the fused model in one process of two."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     try:
-        results = []
-        for model in map(wrap, models()):
-            for _ in range(2):
-                z, gradients = step(model, images(8)[4 * rank : 4 * rank + 4])
-            results.append([t.numpy() for t in (z, *map(full, gradients))])
-        queue.put(results)
-        # The threads of gloo free the last sums, for which they need the GIL. Freeing the model holds the GIL
-        # and waits for these threads: it may only start afterwards.
-        torch.distributed.barrier()
+        # The models are freed while the group exists. If a model holds the group's last reference, freeing it
+        # waits for gloo's threads with the GIL held, which they may need to free their last sums.
+        queue.put(steps_of_rank(rank, wrap, models))
     finally:
         torch.distributed.destroy_process_group()
 
