@@ -144,16 +144,6 @@ INLINE ptrdiff_t elements_to_whole_vector(const storage *p) {
     return (ptrdiff_t)((bytes - (uintptr_t)p % bytes) % bytes / sizeof(storage));
 }
 
-/* The same, at most `length`; 0 where partial vectors are slow to load. */
-INLINE ptrdiff_t elements_to_alignment(const storage *p, ptrdiff_t length) {
-#ifdef ABN_STORAGE_HAS_FIRST
-    const ptrdiff_t count = elements_to_whole_vector(p);
-    return count < length ? count : length;
-#else
-    return (void)p, (void)length, 0;
-#endif
-}
-
 #ifndef ABN_STORAGE_HAS_FIRST
 INLINE vec v_load_first(const storage *p, ptrdiff_t n) {
     storage lanes[W] = {0};
