@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.gpu_timing import recording_stream
 from benchmarks.torch_networks import Training, leaky_relu, vision, with_activation
 from benchmarks.torch_timing import in_turn
 from inplace_abn.torch import convert
@@ -79,12 +80,9 @@ class GpuTraining(Training):
 
     def capture(self):
         """Record a step as a CUDA graph, after some steps in the stream of the capture."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with recording_stream(self.device):
             for _ in range(3):
                 self.step()
-        torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.cuda.graph(self.graph):
@@ -95,10 +93,8 @@ class GpuTraining(Training):
 @contextlib.contextmanager
 def memory_budget(name):
     """Let torch.compile recompute within a budget, for the contestant of that name."""
-    settings = {
-        "activation_memory_budget": BUDGET,
-        "enable_autograd_cache": False,
-    }  # its keys lack the budget
+    # The keys of the cache of compiled graphs lack the budget.
+    settings = {"activation_memory_budget": BUDGET, "enable_autograd_cache": False}
     with torch._functorch.config.patch(settings) if "budget" in name else contextlib.nullcontext():
         yield
 

@@ -30,7 +30,7 @@ def recording_stream(device):
 
 
 def recorded(calls, stream, count):
-    """Return a function that runs `count` of the calls, which take turns, once all have run for warm-up."""
+    """Return a function that runs the calls in turn, at least `count`, and how many; all run once before."""
     turns = list(islice(cycle(calls), max(count, len(calls))))
     for call in calls:
         call()
