@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytestmark = pytest.mark.torch
@@ -44,10 +43,7 @@ def kill(step, rank=0):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Return a data set with 26 images for training and 6 for evaluation, of three classes."""
-    root = tmp_path_factory.mktemp("folders")
-    tiny.class_folders(root, "train", tiny.random_images(26), np.arange(26) % 3)
-    tiny.class_folders(root, "val", tiny.random_images(6, seed=1), np.arange(6) % 3)
-    return root
+    return tiny.three_classes(tmp_path_factory.mktemp("folders"), 26, 6)
 
 
 def arguments(folders, output, *more):

@@ -23,10 +23,7 @@ torch.set_num_threads(1)  # tests run in parallel
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Return a data set with 18 images for training and 5 for evaluation, of three classes."""
-    root = tmp_path_factory.mktemp("folders")
-    tiny.class_folders(root, "train", tiny.random_images(18), np.arange(18) % 3)
-    tiny.class_folders(root, "val", tiny.random_images(5, seed=1), np.arange(5) % 3)
-    return root
+    return tiny.three_classes(tmp_path_factory.mktemp("folders"), 18, 5)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,13 @@ def class_folders(root, split, images, labels):
         save_image(root / split / name / f"{name}_{number}.JPEG", image, quality=95)
 
 
+def three_classes(root, training, validation):
+    """Write class folders with these numbers of random images of three classes; return the folder."""
+    for seed, (split, images) in enumerate({"train": training, "val": validation}.items()):
+        class_folders(root, split, random_images(images, seed=seed), np.arange(images) % 3)
+    return root
+
+
 def cityscapes(root, split, images, labels):
     """Write leftImg8bit and gtFine; `labels` are label ids. Half of the images are in another city."""
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
