@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from cases import in_turn
 from keywords import as_parameters
 
 from inplace_abn import _core, functional, reference
@@ -42,19 +43,36 @@ HARD = ["relu6", "hardsigmoid", "hardswish"]  # with tile kernels like relu; tes
 
 
 def sampled(**axes):
-    """Parametrize over all combinations; for activations not in THOROUGH, over one in four.
+    """Run the test with all combinations; for activations not in THOROUGH, with one in four.
 
     If two axes besides "activation" have four values each, the selected cases contain every pair of them.
+    Those that differ in layout and strategy alone are one test.
     """
-    cases = []
-    for at in itertools.product(*(range(len(values)) for values in axes.values())):
-        values = [list(values)[i] for values, i in zip(axes.values(), at, strict=True)]
-        case = dict(zip(axes, (getattr(value, "values", [value])[0] for value in values), strict=True))
-        marks = [mark for value in values for mark in getattr(value, "marks", ())]
-        thorough = case["activation"] in THOROUGH or sum(at) % 4 == 0
+    inner = [name for name in ("layout", "strategy") if name in axes]
+    outer = [name for name in axes if name not in inner]
+    cases, parameters = {}, {}
+    for numbered in itertools.product(*map(enumerate, axes.values())):
+        case = {name: getattr(v, "values", [v])[0] for name, (_, v) in zip(axes, numbered, strict=True)}
+        thorough = case["activation"] in THOROUGH or sum(i for i, _ in numbered) % 4 == 0
         if thorough and (case["activation"], case.get("strategy", "standard")) in SCHEMES:
-            cases.append(pytest.param(*case.values(), marks=marks))
-    return pytest.mark.parametrize(list(axes), cases)
+            marks = [mark for _, value in numbered for mark in getattr(value, "marks", ())]
+            test = tuple(case[name] for name in outer)
+            parameters[test] = pytest.param(*test, marks=marks)
+            cases.setdefault(test, []).append({name: case[name] for name in inner})
+
+    def cases_of(**others):
+        return cases[tuple(others[name] for name in outer)]
+
+    return lambda test: pytest.mark.parametrize(outer, parameters.values())(in_turn(test, inner, cases_of))
+
+
+def each_scheme(test):
+    """Run the test with every activation, and in each of these tests with all strategies that support it."""
+
+    def cases_of(activation, **others):
+        return [{"strategy": strategy} for name, strategy in SCHEMES if name == activation]
+
+    return pytest.mark.parametrize("activation", ACTIVATIONS)(in_turn(test, ["strategy"], cases_of))
 
 
 # Sizes near one, two and four vectors of every width, and near the size of a block.

@@ -8,8 +8,8 @@ from batches import (
     ISAS,
     LAYOUTS,
     PARAM,
-    SCHEMES,
     STRATEGIES,
+    each_scheme,
     lay_out,
     parameter_dtype,
     random_batch,
@@ -17,15 +17,15 @@ from batches import (
     sampled,
 )  # fmt: skip
 from bounds import EPS, assert_backward, assert_within, expected, without_kinks
+from cases import each
 from finite_differences import numerical_gradient
 from keywords import as_running, as_sums
 
 from inplace_abn import _core, functional, reference
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("layout", ["first", "last"])
-@pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
+@each_scheme
+@each(training=[True, False], layout=["first", "last"])
 def test_gradients_equal_finite_differences(activation, strategy, layout, training):
     """Differences of the compiled forward in float64, independent of the formulas of the backward."""
     batch = random_batch((3, 4, 2, 2), "float64", seed=5)
@@ -75,7 +75,7 @@ def test_the_derivative_at_zero_equals_the_reference(activation, strategy, layou
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each(layout=LAYOUTS)
 def test_dx_in_evaluation_has_no_terms_of_the_statistics(layout, strategy, dtype):
     keeps = reference.KEEPS[strategy]
     batch = random_batch((3, 17, 5, 3), dtype)
@@ -90,7 +90,7 @@ def test_dx_in_evaluation_has_no_terms_of_the_statistics(layout, strategy, dtype
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each(layout=LAYOUTS)
 def test_overwrite_writes_the_same_dx_into_dz(layout, strategy, dtype):
     batch = random_batch((3, 17, 5, 3), dtype)
 
@@ -150,10 +150,9 @@ def test_parameters_changed_after_the_forward_do_not_affect_the_backward():
     assert np.array_equal(got.dweight, want.dweight)
 
 
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("isa", ISAS)
+@each(training=[True, False], layout=LAYOUTS)
 def test_reduce_and_apply_equal_backward(isa, layout, dtype, training):
     batch = without_kinks(random_batch((3, 17, 5, 3), dtype), dtype, "z")
     running = np.zeros_like(batch.weight), np.ones_like(batch.weight)

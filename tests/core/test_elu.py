@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from batches import DTYPES, ISAS, LAYOUTS, dtype_of, lay_out, parameter_dtype, random_batch, relative_l2, run
 from bounds import EPS, FLAT, SMALLEST, working_type
+from cases import each
 from keywords import as_sums
 
 from inplace_abn import _core, functional, reference
@@ -93,11 +94,9 @@ def saturating(dtype, alpha=1.0, seed=0, channels=17):
     return batch._replace(weight=weight.astype(parameter), bias=bias.astype(parameter))
 
 
-@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("strategy", INPLACE)
+@each(alpha=[0.5, 1.0, 2.0], layout=LAYOUTS, strategy=INPLACE)
 def test_gradients_equal_the_standard_strategy(strategy, isa, layout, dtype, alpha):
     """Compared by channel: where elu is flat, gradients are small; from z alone they were NaN or noise."""
     batch = saturating(dtype, alpha)

@@ -19,6 +19,7 @@ from batches import (
     sampled,
 )
 from bounds import EPS, assert_forward, assert_within, eps_of_compute, expected
+from cases import each
 from keywords import as_merged, as_running
 
 from inplace_abn import _core, functional, reference
@@ -26,7 +27,7 @@ from inplace_abn import _core, functional, reference
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each(layout=LAYOUTS)
 def test_evaluation_normalizes_with_the_running_statistics(layout, dtype, strategy):
     batch = random_batch((3, 17, 5, 3), dtype)
     running_mean = np.linspace(-1, 2, 17).astype(parameter_dtype(dtype))
@@ -48,9 +49,8 @@ def test_evaluation_accepts_one_value_per_channel():
     assert z.tolist() == [[3.0, 5.0]]
 
 
-@pytest.mark.parametrize("momentum", [0, 0.1, 0.75, 1])
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
+@each(momentum=[0, 0.1, 0.75, 1], layout=LAYOUTS)
 def test_running_statistics_are_updated_by_momentum(dtype, layout, momentum):
     """With the unbiased variance. Momentum 0 keeps exactly the old values, 1 gives exactly the batch's."""
     batch = random_batch((3, 17, 5, 3), dtype)
@@ -85,8 +85,7 @@ def test_parameters_may_be_strided_and_read_only():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("weight", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
+@each(weight=[True, False], bias=[True, False])
 def test_weight_and_bias_are_each_optional(weight, bias, dtype):
     batch = random_batch((3, 5, 7), dtype)
     one, zero = np.ones_like(batch.weight), np.zeros_like(batch.bias)
@@ -99,8 +98,8 @@ def test_weight_and_bias_are_each_optional(weight, bias, dtype):
     assert np.array_equal(got, want)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("strategy", [*STRATEGIES, "inplace"])
+@each(layout=LAYOUTS)
 def test_which_strategies_write_z_into_x(strategy, layout):
     """In-place strategies write z into x, checkpoint_xhat writes xhat, the others do not change x."""
     batch = random_batch((3, 5, 4, 4), "float32")
@@ -128,8 +127,8 @@ def test_a_kept_x_may_be_read_only(strategy):
     assert not batch.x.flags.writeable
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @sampled(dtype=DTYPES, layout=LAYOUTS, activation=ACTIVATIONS, strategy=STRATEGIES)
+@each(bad=[np.nan, np.inf, -np.inf])
 def test_nan_and_infinity_stay_in_their_channel(activation, strategy, bad, layout, dtype):
     batch = random_batch((3, 19, 5), dtype)
     options = {"activation": activation, "activation_param": PARAM[activation], "strategy": strategy}
@@ -147,9 +146,8 @@ def test_nan_and_infinity_stay_in_their_channel(activation, strategy, bad, layou
     assert np.isnan(spoiled.dweight[[2, 18]]).all()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 4), (2, 3, 0), (2, 0, 4), (0, 0, 0)], ids=str)
+@each(layout=LAYOUTS, strategy=STRATEGIES)
 def test_an_empty_batch(shape, strategy, layout):
     """As in PyTorch: z is empty, running statistics do not change, gradients are zero."""
     channels = shape[1]
@@ -168,8 +166,7 @@ def test_an_empty_batch(shape, strategy, layout):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("value", [0, 3, -1e4, 0.1])
-@pytest.mark.parametrize("layout", ["first", "last"])
+@each(value=[0, 3, -1e4, 0.1], layout=["first", "last"])
 def test_a_constant_channel_has_xhat_zero(layout, value, dtype):
     x = np.full((3, 5, 49), value, dtype_of(dtype))
     x[:, 1] = np.arange(49)
@@ -191,8 +188,8 @@ def test_normalize_with_the_statistics_of_the_batch_equals_forward():
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
+@each(layout=LAYOUTS)
 def test_normalize_accepts_statistics_of_other_data(dtype, layout, isa):
     """The given count is 1000 values per channel; the running variance is unbiased with that count."""
     batch = random_batch((3, 17, 5, 3), dtype)

@@ -16,6 +16,7 @@ from batches import (
     run,
 )
 from bounds import EPS, FLAT, SMALLEST, without_kinks, working_type
+from cases import each
 from keywords import as_sums
 
 from inplace_abn import functional, reference
@@ -89,10 +90,10 @@ def test_dx_is_correct_for_all_weights(activation, dtype, keeps):
         assert off[worst] <= most(dtype, activation, keeps), (strategy, layout, pair)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("strategy", INPLACE)
+@each(layout=LAYOUTS)
 def test_zero_weights_get_gradients(strategy, dtype, isa, layout):
     """Residual branches start with gamma = 0: dx is 0, dgamma is not."""
     weight, bias = [0, 1, 0, 0, -1, 2, 0, 0.5, 0], [0.5, 0.5, -3, 10, 0.25, -1, -1e-3, 0, 2]
@@ -130,8 +131,7 @@ def test_only_channels_that_need_it_are_guarded(strategy, dtype):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("pattern", ["alternating", "first", "last", "middle", "all", "none", "blocks"])
-@pytest.mark.parametrize("channels", [1, 3, 17, 70])
+@each(pattern=["alternating", "first", "last", "middle", "all", "none", "blocks"], channels=[1, 3, 17, 70])
 def test_guarded_channels_anywhere_among_the_others(channels, pattern, isa, layout):
     """Adjacent channels share a vector; each must use its own constants and its own side array."""
     c = np.arange(channels)

@@ -18,6 +18,7 @@ from batches import (
     sampled,
 )
 from bounds import assert_backward, assert_forward, expected, expected_of_random, without_kinks
+from cases import each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,9 +38,9 @@ def test_every_kernel(isa, layout, dtype, activation, strategy):
     assert_backward(got, want)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("isa", ISAS)
+@each(shape=SHAPES)
 def test_every_size(isa, layout, shape):
     want = expected_of_random(shape, "float32", "leaky_relu", "z")
     got = run(want.batch, layout, isa=isa, overwrite=True)
@@ -47,10 +48,9 @@ def test_every_size(isa, layout, shape):
     assert_backward(got, want)
 
 
-@pytest.mark.parametrize("shape", [(1, 17, 33), (5, 3, 2049), (33, 31), (2, 5, 65)], ids=str)
-@pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
+@each(shape=[(1, 17, 33), (5, 3, 2049), (33, 31), (2, 5, 65)], layout=["first", "last"])
 def test_tails_of_every_dtype(isa, dtype, layout, shape):
     want = expected_of_random(shape, dtype, "elu", "z")
     got = run(want.batch, layout, isa=isa, activation="elu", activation_param=PARAM["elu"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from batches import DTYPES, ISAS, LAYOUTS, STRATEGIES, Run, lay_out, random_batch, run
 from bounds import assert_backward, assert_forward, expected, expected_of_random, without_kinks
+from cases import each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,10 +24,9 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("isa", ISAS)
+@each(shape=SHAPES, strategy=STRATEGIES)
 def test_two_to_five_dimensions(isa, layout, strategy, shape):
     want = expected_of_random(shape, "float32", "leaky_relu", reference.KEEPS[strategy])
     got = run(want.batch, layout, isa=isa, strategy=strategy)
@@ -35,8 +35,8 @@ def test_two_to_five_dimensions(isa, layout, strategy, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("layout", ["first_sliced", "last_sliced"])
+@each(strategy=STRATEGIES)
 def test_memory_between_slices_is_not_written(layout, strategy, dtype):
     """lay_out fills it with 77, far from every value of the batch."""
     batch = random_batch((4, 17, 5, 3), dtype)
@@ -72,9 +72,8 @@ def test_fresh_arrays_have_the_layout_of_x(layout, strategy):
     assert z.strides == dx.strides == contiguous.strides
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("sliced", ["x", "dz", "both"])
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1), (6, 5, 1, 1), (6, 2, 1)], ids=str)
+@each(strategy=STRATEGIES, sliced=["x", "dz", "both"])
 def test_single_positions_between_strides_of_both_kinds(shape, sliced, strategy):
     """With S = 1 a contiguous array is both channels-first and channels-last; a slice along C is not."""
     want = expected_of_random(shape, "float32", "leaky_relu", reference.KEEPS[strategy])

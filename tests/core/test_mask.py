@@ -25,6 +25,7 @@ from bounds import (
     without_kinks,
     working_type,
 )
+from cases import each
 from masks import FINITE, MASKS, compact, draw_mask, fill_in, run_masked, valid
 
 from inplace_abn import _core, functional, reference
@@ -69,9 +70,9 @@ def test_every_scheme(scheme, dtype):
         check(case, layout, overwrite=bool(turn % 2), isa=ISAS[scheme % len(ISAS)], **options)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@each(layout=LAYOUTS)
 def test_every_layout(shape, kind, layout):
     for activation in ("leaky_relu", "silu"):
         case = masked_case(shape, kind, "float32", activation, "z")
@@ -91,9 +92,9 @@ def test_every_instruction_set(dtype, isa):
             )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu", "gelu", "prelu"])
+@each(layout=LAYOUTS)
 def test_guarded_channels_and_escaped_elements(activation, dtype, layout):
     """Guarded channels, and escaped elements: where elu is flat, and at gelu's minimum."""
     batch = with_residual(random_batch((4, 6, 50), dtype, mean=1, spread=2))

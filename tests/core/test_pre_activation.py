@@ -18,6 +18,7 @@ from batches import (
     with_residual,
 )
 from bounds import EPS, assert_backward, assert_forward, expected, without_kinks
+from cases import each
 
 from inplace_abn import _core, functional, reference
 
@@ -26,10 +27,9 @@ pytestmark = pytest.mark.arithmetic
 KEEPS_Y = {"strategy": "pre_activation"}
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("activation", ["relu", *HARD])
 @pytest.mark.parametrize("shape", [(3, 19, 33), (5, 3, 7), (1, 2, 4097), (33, 70)])
 @pytest.mark.parametrize("dtype", DTYPES)
+@each(residual=[False, True], activation=["relu", *HARD])
 def test_kernels_of_whole_tiles(dtype, shape, activation, residual):
     """Lengths that are no multiple of a vector, in every layout and instruction set."""
     batch = random_batch(shape, dtype)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from batches import DTYPES, ISAS, LAYOUTS, STRATEGIES, forward, lay_out, parameter_dtype, random_batch, run
 from bounds import assert_backward, assert_forward, expected, without_kinks
+from cases import each
 from finite_differences import numerical_gradient
 
 from inplace_abn import functional, reference
@@ -22,9 +23,8 @@ def batch_of(shape, dtype, slope=SLOPES, seed=0):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@each(layout=LAYOUTS, strategy=STRATEGIES)
 def test_slopes_of_all_signs_and_sizes(strategy, dtype, layout, isa):
     keeps = reference.KEEPS[strategy]
     batch = without_kinks(batch_of((4, 19, 5, 7), dtype), dtype, keeps, "prelu")
@@ -35,11 +35,8 @@ def test_slopes_of_all_signs_and_sizes(strategy, dtype, layout, isa):
     assert_backward(got, want)
 
 
-@pytest.mark.parametrize(
-    "shape", [(5, 3), (4, 65), (2, 5, 49), (3, 1, 7, 7), (2, 129, 3), (1, 3, 2049)], ids=str
-)
-@pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("residual", [False, True])
+@each(shape=[(5, 3), (4, 65), (2, 5, 49), (3, 1, 7, 7), (2, 129, 3), (1, 3, 2049)], layout=["first", "last"])
 def test_odd_sizes(residual, layout, shape):
     batch = batch_of(shape, "float32")
     if residual:

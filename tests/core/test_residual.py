@@ -1,5 +1,7 @@
 """A residual added before the activation: z = phi(weight * xhat + bias + residual), and its gradient."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from batches import (
@@ -31,6 +33,7 @@ from bounds import (
     without_kinks,
     working_type,
 )
+from cases import each
 from finite_differences import numerical_gradient
 from keywords import as_sums
 
@@ -59,30 +62,23 @@ def saved(ctx):
 
 @sampled(isa=ISAS, layout=LAYOUTS, dtype=DTYPES, activation=ACTIVATIONS, strategy=STRATEGIES)
 def test_results_equal_the_reference(isa, layout, dtype, activation, strategy):
-    keeps = reference.KEEPS[strategy]
-    batch = without_kinks(with_residual(random_batch((3, 19, 5, 7), dtype)), dtype, keeps, activation)
-    want = expected_with_residual(dtype, activation, keeps, batch)
-    got = run(batch, layout, isa=isa, strategy=strategy, **options_of(activation))
-    assert got.dresidual.dtype == batch.x.dtype
+    want = expected_with_residual(dtype, activation, reference.KEEPS[strategy])
+    got = run(want.batch, layout, isa=isa, strategy=strategy, **options_of(activation))
+    assert got.dresidual.dtype == want.batch.x.dtype
     assert_forward(got, want)
     assert_backward(got, want)
 
 
-_expected = {}
+@cache
+def expected_with_residual(dtype, activation, keeps):
+    """Expected results of a batch without kinks, computed once for all layouts and instruction sets."""
+    batch = without_kinks(with_residual(random_batch((3, 19, 5, 7), dtype)), dtype, keeps, activation)
+    return expected(batch, dtype, keeps, activation)
 
 
-def expected_with_residual(dtype, activation, keeps, batch):
-    """Expected results, cached for all layouts and instruction sets."""
-    key = dtype, activation, keeps
-    if key not in _expected:
-        _expected[key] = expected(batch, dtype, keeps, activation)
-    return _expected[key]
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("layout", ["first", "last"])
 @pytest.mark.parametrize("activation", ["identity", "prelu", "elu", "silu", "tanh"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@each(training=[True, False], layout=["first", "last"])
 def test_gradients_equal_finite_differences(strategy, activation, layout, training):
     batch = with_residual(random_batch((3, 4, 2, 2), "float64", seed=5))
     x, weight, bias, residual = (a.copy() for a in (batch.x, batch.weight, batch.bias, batch.residual))
@@ -104,8 +100,8 @@ def test_gradients_equal_finite_differences(strategy, activation, layout, traini
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "gelu"])
+@each(strategy=STRATEGIES)
 def test_evaluation(activation, strategy, dtype):
     keeps = reference.KEEPS[strategy]
     running = [a.astype(parameter_dtype(dtype)) for a in (np.linspace(-1, 2, 17), np.linspace(0.1, 4, 17))]
@@ -158,10 +154,9 @@ def test_a_residual_far_larger_than_y(dtype, layout, activation, strategy):
             assert off[0] <= 4 * off[1] + loss * EPS[dtype] / 2 * scale, (name, c)
 
 
-@pytest.mark.parametrize("scale", [1e8, 1e10, 1e20, 1e30])
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "silu"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", DTYPES[3]])
+@each(scale=[1e8, 1e10, 1e20, 1e30], layout=LAYOUTS)
 def test_huge_elements_do_not_affect_other_elements(dtype, activation, layout, scale):
     """Their own xhat is kept as escaped elements; that of their neighbours is recovered from z."""
     batch = without_kinks(residual_far_larger(dtype, scale), dtype, "z", activation)
@@ -180,9 +175,9 @@ def test_huge_elements_do_not_affect_other_elements(dtype, activation, layout, s
         assert relative_l2(got.dx[:, c], want.dx[:, c]) <= most, c
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "elu", "mish"])
+@each(strategy=STRATEGIES)
 def test_weights_of_zero(activation, dtype, strategy):
     """Residual branches start so: z is the activated residual, dx is 0, the gradient of the weight is not."""
     keeps = reference.KEEPS[strategy]
@@ -220,10 +215,9 @@ def test_a_residual_that_overflows_float16(layout, activation):
 # ---- the gradient of the residual --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "tanh", "silu"])
+@each(overwrite=[False, True], layout=LAYOUTS)
 def test_the_gradient_is_added_to_residual_grad(activation, layout, dtype, overwrite):
     batch = with_residual(random_batch((3, 17, 5, 7), dtype))
     fresh = run(batch, layout, **options_of(activation))
@@ -286,8 +280,8 @@ def test_a_residual_of_zeros_changes_nothing(strategy, layout):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("strategy", ["checkpoint", "checkpoint_xhat", "pre_activation"])
 @sampled(activation=ACTIVATIONS, dtype=DTYPES, layout=LAYOUTS)
+@each(strategy=["checkpoint", "checkpoint_xhat", "pre_activation"])
 def test_recompute_returns_z(activation, dtype, layout, strategy):
     batch = with_residual(random_batch((4, 17, 5), dtype), 3.0)
     z, ctx = forward(batch, layout, strategy=strategy, **options_of(activation))

@@ -18,6 +18,7 @@ from batches import (
     sampled,
 )
 from bounds import EPS, SMALLEST, assert_backward, assert_forward, expected_of_random, working_type
+from cases import each
 
 from inplace_abn import _core, reference
 
@@ -125,8 +126,7 @@ ODD = [(3, 3, 7, 7), (5, 65, 1), (2, 65, 3), (3, 3, 7), (7, 3, 1), (1, 65, 7, 7)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", ODD, ids=str)
+@each(layout=LAYOUTS, shape=ODD)
 def test_odd_sizes(shape, layout, dtype):
     activation = TWO_SIDED[(len(shape) + shape[1] + list(LAYOUTS).index(layout)) % 4]
     want = expected_of_random(shape, dtype, activation, "z")
@@ -137,8 +137,7 @@ def test_odd_sizes(shape, layout, dtype):
 
 
 @pytest.mark.parametrize("activation", TWO_SIDED)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", ODD, ids=str)
+@each(layout=LAYOUTS, shape=ODD)
 def test_the_branch_mask_is_that_of_y(shape, layout, activation):
     batch = ordinary(shape, "float64")
     _, ctx = forward(batch, layout, **options_of(activation))

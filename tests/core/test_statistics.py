@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from batches import DTYPES, ISAS, LAYOUTS, SHAPES, dtype_of, lay_out, parameter_dtype, random_batch
 from bounds import SUMMING, assert_within, eps_of_compute
+from cases import each
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -57,8 +58,8 @@ def assert_statistics(got, x, dtype, units, merged=False):
 
 @pytest.mark.parametrize("data", HARD)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("isa", ISAS)
+@each(layout=LAYOUTS)
 def test_hard_data(isa, layout, dtype, data):
     x = HARD[data](np.random.default_rng(1)).astype(dtype)
     array, axis = LAYOUTS[layout](x)
@@ -67,10 +68,9 @@ def test_hard_data(isa, layout, dtype, data):
     assert_statistics(_core.statistics(array, channel_axis=axis, isa=isa), x, dtype, units=160)
 
 
-@pytest.mark.parametrize("positions", [(), (1,), (2,), (5,)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("isa", ISAS)
+@each(positions=[(), (1,), (2,), (5,)], layout=LAYOUTS)
 def test_images_of_few_positions(isa, layout, dtype, positions):
     """The first image, 2 std off, is a bad centre. Short rows must not be added up one after the other."""
     for seed in range(5):
@@ -96,8 +96,8 @@ def test_forward_has_the_same_statistics(layout, data):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layout", ["first", "last"])
+@each(shape=SHAPES)
 def test_every_size(layout, shape, dtype):
     x = random_batch(shape, dtype).x
     array, axis = LAYOUTS[layout](x)
@@ -183,8 +183,8 @@ def test_merging_one_part_changes_nothing():
     "strategy", ["standard", "checkpoint_xhat", "pre_activation", "inplace_1", "inplace_2"]
 )
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu"])
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each(layout=LAYOUTS)
 def test_three_ranks_equal_one_batch(dtype, layout, activation, strategy):
     """statistics, merge, normalize, backward_reduce, sum, backward_apply on parts of 1, 2 and 5 samples."""
     batch = random_batch((8, 17, 5, 3), dtype)

@@ -1,5 +1,7 @@
 """The strategies compared with each other: equal gradients from different kept arrays."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from batches import (
@@ -20,21 +22,34 @@ from batches import (
     sampled,
 )
 from bounds import EPS, assert_within, expected, without_kinks
+from cases import each
 from keywords import as_running
 
 from inplace_abn import functional, reference
 
 
-@sampled(dtype=DTYPES, layout=LAYOUTS, activation=INVERTIBLE, strategy=STRATEGIES[1:])
-def test_results_equal_those_of_standard_within_rounding(strategy, activation, layout, dtype):
-    """Within the errors that both may have: half types keep 3 or 2 digits of z or xhat."""
+@cache
+def batch_without_kinks(dtype, activation):
+    """Return a batch with dz = 0 where rounding may move y across a kink with some strategy."""
     batch = random_batch((4, 17, 5, 7), dtype)
     for keeps in ("x", "xhat", "y", "z"):
         batch = without_kinks(batch, dtype, keeps, activation)
+    return batch
+
+
+@cache
+def expected_without_kinks(dtype, keeps, activation):
+    return expected(batch_without_kinks(dtype, activation), dtype, keeps, activation)
+
+
+@sampled(dtype=DTYPES, layout=LAYOUTS, activation=INVERTIBLE, strategy=STRATEGIES[1:])
+def test_results_equal_those_of_standard_within_rounding(strategy, activation, layout, dtype):
+    """Within the errors that both may have: half types keep 3 or 2 digits of z or xhat."""
+    batch = batch_without_kinks(dtype, activation)
     options = {"activation": activation, "activation_param": PARAM[activation]}
     standard = run(batch, layout, strategy="standard", **options)
     other = run(batch, layout, strategy=strategy, **options)
-    may = [expected(batch, dtype, keeps, activation) for keeps in ("x", reference.KEEPS[strategy])]
+    may = [expected_without_kinks(dtype, keeps, activation) for keeps in ("x", reference.KEEPS[strategy])]
     for name in ("z", "dx", "dweight", "dbias"):
         error = sum(getattr(m, f"{name}_error") for m in may)
         want = getattr(standard, name).astype(error.dtype)
@@ -70,13 +85,13 @@ def test_what_is_kept(dtype, strategy):
     assert np.shares_memory(z, array) == (name == "z")
 
 
-@pytest.mark.parametrize("out", [False, True])
 @sampled(
     dtype=DTYPES,
     layout=LAYOUTS,
     activation=ACTIVATIONS,
     strategy=CHECKPOINTS,
 )
+@each(out=[False, True])
 def test_recompute_returns_z(strategy, activation, layout, dtype, out):
     """Bitwise equal from x and y; equal to rounding from xhat, which was rounded to the storage type."""
     batch = random_batch((4, 17, 5), dtype)

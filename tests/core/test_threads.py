@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from batches import ISAS, LAYOUTS, PARAM, STRATEGIES, random_batch, run
+from cases import each
 from keywords import as_sums
 
 from inplace_abn import functional
@@ -33,8 +34,8 @@ def test_results_are_bitwise_equal(isa, layout, shape):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@each(layout=LAYOUTS)
 def test_results_are_bitwise_equal_for_every_strategy(strategy, layout, dtype):
     """With guarded channels and escaped elements."""
     batch = random_batch((4, 33, 29, 31), dtype)

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from batches import PARAM, SCHEMES, SLOPES
+from batches import PARAM, SCHEMES, SLOPES, each_scheme
+from cases import each
 
 from inplace_abn import functional, gradcheck, memory
 from inplace_abn.layers import (
@@ -37,8 +38,8 @@ def layer_of(strategy, activation, **options):
     return layer
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
+@each_scheme
+@each(residual=[False, True])
 def test_a_layer_depends_on_the_valid_positions_alone(activation, strategy, residual):
     masked, alone = layer_of(strategy, activation), layer_of(strategy, activation)
     x, r, dz = sequences(), sequences(seed=1), sequences(seed=2)

@@ -20,6 +20,7 @@ from batches import (
     sampled,
 )
 from bounds import EPS, SMALLEST, without_kinks, working_type
+from cases import each
 from keywords import as_merged, as_parameters, as_running, as_sums
 
 from inplace_abn import _core, functional, reference
@@ -64,9 +65,8 @@ def assert_channels(got, want, dtype, most):
 # ---- activation parameters that take z out of the storage type's range -------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("strategy", INPLACE)
 @pytest.mark.parametrize("alpha", [1e-9, 1e-7, 1e-6, 1e-5, 5e-5, 2e-4, 3e4, 7e4, 1e6])
+@each(layout=LAYOUTS, strategy=INPLACE)
 def test_elu_of_float16_with_any_alpha(alpha, strategy, layout):
     """Below 6e-5 z is subnormal or zero throughout, above 65504 it may be infinite."""
     batch = with_parameters("float16", [1, -0.5, 2, 0.1, 8], [0, 0.3, -1, 0.1, 2])
@@ -148,10 +148,9 @@ def far_from_given_statistics(dtype):
     return batch._replace(x=x, weight=weight, bias=0 * weight), statistics
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("strategy", INPLACE)
 @pytest.mark.parametrize("activation", ["identity", "leaky_relu", "elu"])
+@each(layout=LAYOUTS, strategy=INPLACE)
 def test_z_that_overflows_with_given_statistics(activation, strategy, dtype, layout):
     """These elements escape: dx is finite and correct."""
     batch, statistics = far_from_given_statistics(dtype)
@@ -215,12 +214,12 @@ def test_normalize_with_statistics_of_other_batches(strategy):
 # ---- intermediate results that overflow float32 ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
     ("size", "dz_size"),
     [(1e-30, 1e30), (1e-20, 1e-28), (1e-5, 1e-36), (1e10, 1e32), (1e15, 1e27), (1e20, 1e22), (1e30, 1e10)],
 )
+@each(layout=LAYOUTS)
 def test_weights_and_gradients_of_all_sizes(size, dz_size, strategy, layout):
     """weight * xhat * dz overflows float32, dx and dweight do not."""
     batch = with_parameters("float32", np.array([size, -size, 3 * size]), [0, size / 10, size])
@@ -236,9 +235,8 @@ def test_weights_and_gradients_of_all_sizes(size, dz_size, strategy, layout):
     assert (np.abs(got.dbias - want.dbias) <= 1e-5 * scale).all()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("isa", ISAS)
+@each(layout=LAYOUTS, strategy=STRATEGIES)
 def test_x_at_the_ends_of_float32(isa, strategy, layout):
     """Squares, and differences from the mean, overflow or underflow."""
     rng = np.random.default_rng(4)
@@ -351,9 +349,9 @@ def test_guarded_channels_use_the_sign_of_z(strategy, dtype, layout):
 # ---- channels are independent ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(5, 3, 7, 9), (6, 40, 4, 4), (700, 12), (3, 5, 70, 70)], ids=str)
+@each(layout=LAYOUTS)
 def test_a_guarded_channel_does_not_change_its_neighbours(shape, dtype, layout):
     """z, dx and the sums of the other channels are bitwise equal."""
     batch = random_batch(shape, dtype)

@@ -8,15 +8,16 @@ from batches import (
     ACTIVATIONS,
     DTYPES,
     ISAS,
-    SCHEMES,
     Batch,
     Run,
     dtype_of,
+    each_scheme,
     forward,
     lay_out,
     parameter_dtype,
     run,
 )
+from cases import each
 
 from inplace_abn import _core, reference
 
@@ -52,9 +53,9 @@ def where_nan(result):
     }
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
+@each_scheme
+@each(training=[True, False])
 def test_nan_is_where_the_reference_has_nan(activation, strategy, dtype, training):
     options = {"activation": activation, "training": training}
     given = parameter_dtype(dtype)
@@ -74,9 +75,9 @@ def test_nan_is_where_the_reference_has_nan(activation, strategy, dtype, trainin
                     assert np.array_equal(got[name], nan), (where, layout, isa, name)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
+@each_scheme
+@each(training=[True, False])
 def test_backward_apply_has_nan_where_backward_has(activation, strategy, dtype, training):
     options = {"activation": activation, "training": training, "strategy": strategy}
     given = parameter_dtype(dtype)

@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 from batches import PARAM
+from cases import each
 from finite_differences import numerical_gradient
 
 from inplace_abn import reference
@@ -90,10 +91,8 @@ def numerical_gradients(*case):
     return {name: numerical_gradient(loss, array) for name, array in arrays.items()}
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("channel_axis", [1, -1])
-@pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize(("activation", "strategy"), SCHEMES)
+@each(training=[True, False], channel_axis=[1, -1], with_residual=[False, True])
 def test_gradients_equal_finite_differences(activation, strategy, with_residual, channel_axis, training):
     case = activation, with_residual, channel_axis, training
     _, dz, forward = problem(*case)

@@ -5,6 +5,7 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
+from cases import each
 from convolutions import CASES, arrays_of
 from operations import Context, normal
 
@@ -74,9 +75,8 @@ def test_a_view_gives_bitwise_the_result_of_the_contiguous_array(operation, dtyp
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("dz_layout", ["nchw", "nhwc"])
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+@each(dz_layout=["nchw", "nhwc"], layout=LAYOUTS)
 def test_dx_has_the_layout_of_x_for_any_layout_of_dz(operation, layout, dz_layout, case):
     want = run(operation, case, "nchw")
     got = run(operation, case, layout, dz_layout)
@@ -96,10 +96,10 @@ def error_bounds(operation, case):
 
 
 @pytest.mark.parametrize(("budget", "weight_dtype"), [(200, "float32"), (1 << 17, None)])
-@pytest.mark.parametrize("layout", ["nchw", "nhwc_seen_as_nchw"])
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+@each(layout=["nchw", "nhwc_seen_as_nchw"])
 def test_half_types_are_rounded_once(operation, case, dtype, layout, weight_dtype, budget, monkeypatch):
     """Against float64 arithmetic on the same numbers, with blocks of a row and of several samples."""
     for module, names in ((_convolve, ("SCRATCH", "BLOCK")), (_depthwise, ("BLOCK",))):
