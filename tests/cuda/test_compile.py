@@ -1,6 +1,9 @@
 """Every kernel compiles for every architecture: NVRTC needs no GPU."""
 
+import hashlib
+import os
 import re
+from pathlib import Path
 
 import pytest
 from batches import ACTIVATIONS
@@ -8,6 +11,7 @@ from batches import ACTIVATIONS
 from inplace_abn import _core
 from inplace_abn._cuda import kernels, libraries
 from inplace_abn._cuda.layer import INPLACE_ON_GPU
+from inplace_abn._files import replacing
 
 try:
     libraries.open_compiler()
@@ -37,13 +41,32 @@ COMBINATIONS += [
 ]
 
 
+def log_of(architecture, options):
+    """Return the compiler's log. INPLACE_ABN_COMPILER_LOGS names a folder of those of earlier runs.
+
+    A compilation takes seconds, and most changes leave the sources of these kernels as they are.
+    """
+    folder = os.environ.get("INPLACE_ABN_COMPILER_LOGS")
+    compiler = libraries.open_compiler()[0]
+    inputs = repr((_core._cuda_source(), kernels._OPTIONS, options, architecture, compiler))
+    path = folder and Path(folder, hashlib.sha256(inputs.encode()).hexdigest())
+    if path and path.exists():
+        return path.read_text(encoding="utf-8")
+    image, log = kernels.compile_kernels(architecture, options)
+    assert image
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(log, encoding="utf-8")
+    return log
+
+
 def check(architecture, combination):
     dtype, activation, strategy, residual, guard, width, columns = combination
     options = kernels.macros(
         dtype, activation, strategy, residual=residual, guard=guard, width=width, columns=columns
     )
-    image, log = kernels.compile_kernels(architecture, (*options, "--ptxas-options=-v"))
-    assert image
+    log = log_of(architecture, (*options, "--ptxas-options=-v"))
     assert "warning" not in log, log
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     assert len(spills) == 6, log
