@@ -42,6 +42,35 @@ def test_function_that_breaks_tracing_is_recorded_as_a_call():
     assert check(Model())["bn1"].state == "fused"
 
 
+class Doubled(torch.autograd.Function):
+    """The identity, whose gradient is twice what it should be: a graph of its operations loses that."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, dz):
+        return 2 * dz
+
+
+def doubled(x):
+    return Doubled.apply(x)
+
+
+def test_autograd_functions_keep_their_backward():
+    class Direct(Block):
+        def forward(self, x):
+            return self.last(Doubled.apply(self.relu(self.bn1(self.conv1(x)))))
+
+    class InFunction(Block):
+        def forward(self, x):
+            return self.last(doubled(self.relu(self.bn1(self.conv1(x)))))
+
+    assert "an autograd function is called" in check(Direct())["bn1"].why
+    assert check(InFunction())["bn1"].state == "fused"
+
+
 def test_graphs_that_differ_by_mode():
     class Model(Block):
         def forward(self, x):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import fx
+from torch._functorch import utils as functorch_utils
 
 from .arguments import flatten
 
@@ -170,6 +171,27 @@ def unchanged(module):
             child._buffers.update(buffers)
 
 
+@contextmanager
+def _without_autograd_functions():
+    """Raise a TypeError where `torch.autograd.Function.apply` gets a traced value.
+
+    It would take it for a tensor, as `isinstance` does, and read memory that does not exist. And what it
+    records, its backward, is not in a graph.
+    """
+    original = functorch_utils.unwrap_dead_wrappers
+
+    def unwrap(args):
+        if any(issubclass(type(arg), fx.Proxy) for arg in args):
+            raise TypeError("an autograd function is called, which a graph does not record")
+        return original(args)
+
+    functorch_utils.unwrap_dead_wrappers = unwrap
+    try:
+        yield
+    finally:
+        functorch_utils.unwrap_dead_wrappers = original
+
+
 def _breaking_function(error, wrapped):
     """Return the outermost plain function in the error's traceback that is not wrapped yet."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -205,7 +227,12 @@ def trace(module, call, training, decide):
     while True:
         tracer = ModuleTracer(call, decide, tuple(wrapped))
         try:
-            with mode(module, training), unchanged(module), torch.enable_grad():
+            with (
+                mode(module, training),
+                unchanged(module),
+                _without_autograd_functions(),
+                torch.enable_grad(),
+            ):
                 tracer.contexts = _contexts()
                 return tracer.trace(module), tracer.inlined
         except Untraceable:
