@@ -66,6 +66,7 @@ INLINE real number_of(const void *array, int32_t channel, real without) {
 INLINE void update_running(const abn_cuda_pass *p, int32_t channel, statistics s) {
     const double count = p->count, kept = 1 - p->momentum;
     real *mean = (real *)p->running_mean, *var = (real *)p->running_var;
+    if (p->batches && channel == 0) (*p->batches)++;
     if (!mean) return;
     mean[channel] = (real)(kept * mean[channel] + p->momentum * s.mean);
     var[channel] = (real)(kept * var[channel] + p->momentum * s.var * (count / (count - 1)));

@@ -80,6 +80,7 @@ typedef struct {
     /* ---- arrays of a number per channel, in reals; NULL: not used */
     const void *weight, *bias, *slope;
     void *running_mean, *running_var;
+    int64_t *batches; /* one number: of the batches that have updated the running statistics; NULL: not used */
     void *weight_gradient, *bias_gradient, *slope_gradient;
     /* ---- other memory of the device */
     void *saved;

@@ -1,4 +1,5 @@
-/* A call costs a few microseconds on the host: arguments are numbers by position, addresses are int, None is NULL. */
+/* A call costs a few microseconds on the host, which are the limit of small layers: arguments go by position. An array
+ * is given by its address (int), by an object with the method data_ptr, as a tensor of PyTorch, or by None for NULL. */
 #include "cuda_plan.h"
 
 #include "cuda_calls.h"
@@ -39,12 +40,22 @@ static void plan_dealloc(PyObject *self) {
     Py_DECREF(type);
 }
 
-/* The addresses args[0 .. count), into `to`; 0, or -1 with an exception. */
+static void *address_of(PyObject *array) {
+    if (array == Py_None) return NULL;
+    if (PyLong_Check(array)) return PyLong_AsVoidPtr(array);
+    static PyObject *name; /* the module is for one interpreter */
+    if (!name && !(name = PyUnicode_InternFromString("data_ptr"))) return NULL;
+    PyObject *address = PyObject_CallMethodNoArgs(array, name);
+    if (!address) return NULL;
+    void *result = PyLong_AsVoidPtr(address);
+    Py_DECREF(address);
+    return result;
+}
+
+/* The addresses of args[0 .. count), into `to`; 0, or -1 with an exception. */
 static int read_addresses(PyObject *const *args, int count, void **to) {
-    for (int i = 0; i < count; i++) {
-        to[i] = args[i] == Py_None ? NULL : PyLong_AsVoidPtr(args[i]);
-        if (!to[i] && PyErr_Occurred()) return -1;
-    }
+    for (int i = 0; i < count; i++)
+        if (!(to[i] = address_of(args[i])) && PyErr_Occurred()) return -1;
     return 0;
 }
 
@@ -88,12 +99,12 @@ static int check_count(const char *function, Py_ssize_t got, int wanted) {
 }
 
 PyDoc_STRVAR(forward_doc,
-             "forward($self, stream, x, z, residual, weight, bias, slope, running_mean, running_var, saved,\n"
-             "        scratch, xhat, report, capacity, training, momentum, eps, param, most_bias, exchange=0,\n"
+             "forward($self, stream, x, z, residual, weight, bias, slope, running_mean, running_var, batches,\n"
+             "        saved, scratch, xhat, report, capacity, training, momentum, eps, param, most_bias, exchange=0,\n"
              "        exchanged=None, count=0, /)\n--\n\n"
              "x -> z, and what the backward needs -> saved, in a stream. See inplace_abn/_cuda.");
 static PyObject *plan_forward(PyObject *of, PyObject *const *args, Py_ssize_t count) {
-    enum { STREAM, X, Z, RESIDUAL, WEIGHT, BIAS, SLOPE, MEAN, VAR, SAVED, SCRATCH, XHAT, REPORT, ADDRESSES };
+    enum { STREAM, X, Z, RESIDUAL, WEIGHT, BIAS, SLOPE, MEAN, VAR, BATCHES, SAVED, SCRATCH, XHAT, REPORT, ADDRESSES };
     enum { CAPACITY, TRAINING, MOMENTUM, EPS, PARAM, MOST_BIAS, NUMBERS };
     cuda_plan *self = (cuda_plan *)of;
     void *address[ADDRESSES];
@@ -110,6 +121,7 @@ static PyObject *plan_forward(PyObject *of, PyObject *const *args, Py_ssize_t co
     pass.slope = address[SLOPE];
     pass.running_mean = address[MEAN];
     pass.running_var = address[VAR];
+    pass.batches = address[BATCHES];
     pass.saved = address[SAVED];
     pass.xhat = address[XHAT];
     pass.report = address[REPORT];

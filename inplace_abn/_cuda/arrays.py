@@ -207,7 +207,8 @@ def forward(x, *, mask, hold, threads, **arguments):
     kernels.forward(
         library.stream, memory_of["x"].address, library.address(z), library.address(residual),
         *map(library.address, (arrays["weight"], arrays["bias"], slopes)),
-        *map(library.address, (arrays["running_mean"], arrays["running_var"], numbers, scratch, xhat)),
+        *map(library.address, (arrays["running_mean"], arrays["running_var"])),
+        None, *map(library.address, (numbers, scratch, xhat)),
         report, capacity, training, float(arguments["momentum"]), float(arguments["eps"]), param,
         kernels.most_bias,
     )  # fmt: skip

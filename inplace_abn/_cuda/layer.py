@@ -20,11 +20,11 @@ MOST_BIAS = {"float32": 64.0, "float64": 2.0**20, "float16": 4.0, "bfloat16": 4.
 class Layer:
     """Kernels for batches of one shape on one device. Make it with `layer`, which caches them.
 
-    Addresses are int; None where there is no array. Arrays of the batch's size have no gaps; those of a
-    number per channel are float64 for a float64 batch, float32 for all others. `saved` and `scratch` are
-    memory of the device of `saved_bytes` and `scratch_bytes`; the forward's `saved` is for the backward,
-    `scratch` is free again once the stream has run the call. Calls return at once; nothing waits for the
-    device.
+    Arrays are addresses (int), or objects with the method ``data_ptr``; None where there is no array. Those
+    of the batch's size have no gaps; those of a number per channel are float64 for a float64 batch, float32
+    for all others. `saved` and `scratch` are memory of the device of `saved_bytes` and `scratch_bytes`; the
+    forward's `saved` is for the backward, `scratch` is free again once the stream has run the call. Calls
+    return at once; nothing waits for the device.
 
     Attributes
     ----------
@@ -46,10 +46,11 @@ class Layer:
         self.saved_bytes, self.scratch_bytes = plan.saved_bytes, plan.scratch_bytes
         self.most_bias = MOST_BIAS[dtype]
         self.slot_bytes = shape[0] * shape[2] * (8 if dtype == "float64" else 4 if dtype == "float32" else 2)
-        # forward(stream, x, z, residual, weight, bias, slope, running_mean, running_var, saved, scratch,
-        # xhat,         report, capacity, training, momentum, eps, param, most_bias)
-        # x is overwritten by xhat or y if the strategy keeps that. For "inplace", z may be x. report: memory
-        # of the host for the number of guarded channels; xhat has slots for `capacity` of them.
+        # forward(stream, x, z, residual, weight, bias, slope, running_mean, running_var, batches, saved,
+        #         scratch, xhat, report, capacity, training, momentum, eps, param, most_bias)
+        # x is overwritten by xhat or y if the strategy keeps that. For "inplace", z may be x. batches: an
+        # int64 that a training call increments. report: memory of the host for the number of guarded
+        # channels; xhat has slots for `capacity` of them.
         self.forward = plan.forward
         # backward(stream, kept, dz, residual, dx, dresidual, dweight, dbias, dslope, saved, scratch, xhat,
         #          training, param)

@@ -9,11 +9,16 @@ The only call that waits for the device is the first of a layer that may have gu
 weight and bias. `guard.Guard` says why.
 """
 
+from functools import lru_cache
+from math import prod
+
 import torch
 
 from .layer import layer
 
 _index_of = torch.Tensor.get_device
+# What the compiled models of PyTorch call for a new tensor: it takes half the time of torch.empty.
+_empty_strided = getattr(torch._C._dynamo.guards, "_empty_strided_cuda", None)
 _stream = torch._C._cuda_getCurrentRawStream if hasattr(torch._C, "_cuda_getCurrentRawStream") else None
 _DTYPES = {
     torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16",
@@ -21,38 +26,28 @@ _DTYPES = {
 
 
 def forward(x, z, residual, weight, bias, slope, running_mean, running_var, guard, training, momentum, eps,
-            activation, param, strategy, exchange=None):  # fmt: skip
+            activation, param, strategy, exchange=None, batches=None):  # fmt: skip
     """Write z, and xhat or y over x if `strategy` keeps that; return the state for `backward`.
 
     For "inplace", z may be x. guard is the layer's `guard.Guard` for "inplace" and "pre_activation", else
     None.
     exchange: None, or for synchronized statistics (STORE_OWN or READ_TOTAL, a float64 tensor of shape (2, C),
     elements per channel of all batches), as `Layer` says.
+    batches: None, or an int64 tensor of one element, which a training call increments.
     """
-    shape, index = x.shape, _index_of(x)
-    images, channels = shape[0], shape[1]
-    positions = x.numel() // (images * channels)
-    channels_last = not x.is_contiguous()
-    dtype = _DTYPES[x.dtype]
+    index = _index_of(x)
     stream = _stream(index)
     capacity, report = 0, None
     if guard is not None:
         capacity, report = guard.prepare(
-            index, stream, lambda: map(_on_host, (weight, bias, slope)), dtype, strategy
+            index, stream, lambda: map(_on_host, (weight, bias, slope)), _DTYPES[x.dtype], strategy
         )
-    kernels = layer(
-        index, dtype, (images, channels, positions), channels_last, activation, strategy,
-        residual is not None, capacity > 0,
-    )  # fmt: skip
-    device = x.device
-    saved = torch.empty(kernels.saved_bytes, dtype=torch.uint8, device=device)
-    scratch = torch.empty(kernels.scratch_bytes, dtype=torch.uint8, device=device)
-    xhat = torch.empty(capacity * kernels.slot_bytes, dtype=torch.uint8, device=device) if capacity else None
+    kernels = layer_of(x, activation, strategy, residual, capacity > 0)
+    saved, scratch = empty(kernels.saved_bytes, torch.uint8, x), empty(kernels.scratch_bytes, torch.uint8, x)
+    xhat = empty(capacity * kernels.slot_bytes, torch.uint8, x) if capacity else None
     kernels.forward(
-        stream, x.data_ptr(), z.data_ptr(), _address(residual), _address(weight), _address(bias),
-        _address(slope), _address(running_mean), _address(running_var), saved.data_ptr(), scratch.data_ptr(),
-        _address(xhat), report, capacity, training, momentum, eps, param, kernels.most_bias,
-        *_exchange_arguments(exchange),
+        stream, x, z, residual, weight, bias, slope, running_mean, running_var, batches, saved, scratch, xhat,
+        report, capacity, training, momentum, eps, param, kernels.most_bias, *(exchange or ()),
     )  # fmt: skip
     return kernels, saved, xhat, training, param
 
@@ -63,21 +58,34 @@ def backward(state, kept, dz, residual, dx, dresidual, dweight, dbias, dslope, e
     `kept` is what the forward wrote over x, or x for "standard".
     """
     kernels, saved, xhat, training, param = state
-    scratch = torch.empty(kernels.scratch_bytes, dtype=torch.uint8, device=dz.device)
+    scratch = empty(kernels.scratch_bytes, torch.uint8, dz)
     kernels.backward(
-        _stream(_index_of(dz)), kept.data_ptr(), dz.data_ptr(), _address(residual), dx.data_ptr(),
-        _address(dresidual), _address(dweight), _address(dbias), _address(dslope), saved.data_ptr(),
-        scratch.data_ptr(), _address(xhat), training, param, *_exchange_arguments(exchange),
+        _stream(_index_of(dz)), kept, dz, residual, dx, dresidual, dweight, dbias, dslope, saved, scratch,
+        xhat, training, param, *(exchange or ()),
     )  # fmt: skip
 
 
-def _exchange_arguments(exchange):
-    """Return the last arguments of a `Layer`'s calls."""
-    return () if exchange is None else (exchange[0], exchange[1].data_ptr(), exchange[2])
+def empty(count, dtype, like):
+    """Return a new tensor of one dimension on the device of another tensor."""
+    if _empty_strided is None or _index_of(like) != torch._C._cuda_getDevice():
+        return torch.empty(count, dtype=dtype, device=like.device)
+    return _empty_strided((count,), (1,), dtype)
 
 
-def _address(tensor):
-    return None if tensor is None else tensor.data_ptr()
+def layer_of(x, activation, strategy, residual, guard):
+    """Return the `Layer` for calls with x, and with a residual if that is not None."""
+    return _layer(
+        _index_of(x), x.dtype, x.shape, x.is_contiguous(), activation, strategy, residual is not None, guard
+    )
+
+
+@lru_cache(maxsize=4096)
+def _layer(index, dtype, shape, is_contiguous, activation, strategy, residual, guard):
+    images, channels, *lengths = shape
+    return layer(
+        index, _DTYPES[dtype], (images, channels, prod(lengths)), not is_contiguous, activation, strategy,
+        residual, guard,
+    )  # fmt: skip
 
 
 def _on_host(tensor):

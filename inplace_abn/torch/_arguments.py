@@ -51,3 +51,9 @@ class Normalization(NamedTuple):
     exchange: Exchange | None = None
     step: Step | None = None
     owner: object = None
+    batches: torch.Tensor | None = None
+
+    def count_batch(self):
+        """Increment `batches`."""
+        if self.batches is not None:
+            self.batches.add_(1)

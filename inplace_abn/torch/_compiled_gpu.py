@@ -56,16 +56,12 @@ def _backward(
     dz: Tensor, z: Tensor, saved: Tensor, residual: Tensor | None, activation: str, param: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, residual, weight and bias; without a residual, its gradient is empty."""
-    channels, dtype, index = z.size(1), VECTOR_DTYPES[z.dtype], torch_calls._index_of(z)
+    channels, dtype = z.size(1), VECTOR_DTYPES[z.dtype]
     dz = _gpu_kernels._aligned(laid_out_as(dz, z))
     residual = None if residual is None else _gpu_kernels._aligned(laid_out_as(residual, z))
     whole = torch.empty(0, dtype=torch.uint8, device=z.device).set_(saved.untyped_storage())
     xhat = whole[_behind(saved.numel()) :] if whole.numel() > _behind(saved.numel()) else None
-    positions = z.numel() // (z.size(0) * channels)
-    kernels = torch_calls.layer(
-        index, torch_calls._DTYPES[z.dtype], (z.size(0), channels, positions), not z.is_contiguous(),
-        activation, "inplace", residual is not None, xhat is not None,
-    )  # fmt: skip
+    kernels = torch_calls.layer_of(z, activation, "inplace", residual, xhat is not None)
     dx = torch.empty_like(z)
     dresidual = None if residual is None else torch.empty_like(z)
     dweight, dbias = (torch.empty(channels, dtype=dtype, device=z.device) for _ in range(2))

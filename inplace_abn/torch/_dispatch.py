@@ -35,6 +35,7 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
             return batch_norm(x, weight, bias, residual, slope, norm, overwrite=overwrite)
     check_activation(norm.activation, slope)
     if torch.compiler.is_compiling() and _compiled.fits(x, residual, norm):
+        norm.count_batch()
         return _compiled.batch_norm(x, weight, bias, residual, slope, norm)
     if norm.step is not None:
         _check_synchronized(x)
@@ -55,6 +56,7 @@ def batch_norm(x, weight, bias, residual, slope, norm, *, overwrite):
 
 def with_torch_operations(x, weight, bias, residual, slope, norm):
     """Return the same as `batch_norm`, by PyTorch's own operations. x is not overwritten."""
+    norm.count_batch()
     y = F.batch_norm(
         x, norm.running_mean, norm.running_var, weight, bias, norm.training, norm.momentum, norm.eps
     )
@@ -69,12 +71,10 @@ def has_kernels(x):
     The kernels read and write the memory of a tensor. Transformations, tracers and modes that intercept
     PyTorch's operations would not notice them. Fake tensors have kernels while a plan is made.
     """
-    if _fake_kernels.is_planning():
-        return x.layout is torch.strided and x.dtype in VECTOR_DTYPES
+    if type(x) is not Tensor or torch.compiler.is_compiling():
+        return _fake_kernels.is_planning() and x.layout is torch.strided and x.dtype in VECTOR_DTYPES
     return (
-        not torch.compiler.is_compiling()
-        and type(x) is Tensor
-        and x.layout is torch.strided
+        x.layout is torch.strided
         and _kernels.supports(x)
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._get_tracing_state() is None

@@ -75,9 +75,11 @@ def backward(context, dz, kept, residual, overwrite):
     dz, residual = _aligned(dz), _aligned(residual)
     dtype, channels = VECTOR_DTYPES[kept.dtype], kept.size(1)
     dx, dresidual = gradients_like(kept, dz, residual, overwrite)
-    parameters = tuple(
-        torch.empty(channels, dtype=dtype, device=kept.device) if wanted else None
-        for wanted in (context.has_weight, context.has_bias, context.slope_shape is not None)
+    slope_shape = context.slope_shape
+    parameters = (
+        torch_calls.empty(channels, dtype, kept) if context.has_weight else None,
+        torch_calls.empty(channels, dtype, kept) if context.has_bias else None,
+        None if slope_shape is None else torch_calls.empty(channels, dtype, kept),
     )
     arguments = context.state, kept, dz, residual, dx, dresidual
     if context.step is None:
@@ -86,9 +88,7 @@ def backward(context, dz, kept, residual, overwrite):
         _exchange_sums(context, arguments, parameters)
     dweight, dbias, dslope = parameters
     if dslope is not None:
-        dslope = (dslope if context.slope_shape.numel() == channels else dslope.sum()).view(
-            context.slope_shape
-        )
+        dslope = (dslope if slope_shape.numel() == channels else dslope.sum()).view(slope_shape)
     return dx, dweight, dbias, dresidual, dslope
 
 
@@ -102,23 +102,35 @@ def _run(x, weight, bias, residual, slope, norm, z, guard, strategy):
         slope = vector("slope", slope, dtype, None).expand(channels).contiguous()
     if slope is not None or norm.step is not None:  # else the caller has checked
         _check_device(x, weight=weight, bias=bias, slope=slope, running_mean=running_mean)
-    work = _aligned(x)
+    work, batches = _aligned(x), norm.batches
+    if batches is not None and not _kernels_can_count(batches, x):
+        norm.count_batch()
+        batches = None
     arguments = (
         work, work if z is None else z, _aligned(residual), weight, bias, slope, running_mean, running_var,
         guard, norm.training, norm.momentum, norm.eps, norm.activation, norm.param, strategy,
     )  # fmt: skip
     exchange = None if norm.step is None else _exchange_statistics(x, norm.step, arguments)
     if x.numel() > 0:
-        state = torch_calls.forward(*arguments, exchange)
+        state = torch_calls.forward(*arguments, exchange, batches)
     else:  # there is nothing to launch
         state = _update_running(running_mean, running_var, norm.momentum, *exchange)
     if work is not x:
         x.copy_(work)
-    if norm.training:
-        for buffer, updated in ((norm.running_mean, running_mean), (norm.running_var, running_var)):
-            if updated is not buffer:
-                buffer.copy_(updated)
+    if running_mean is not norm.running_mean or running_var is not norm.running_var:
+        _copy_back(norm, running_mean, running_var)
     return state
+
+
+def _kernels_can_count(batches, x):
+    return batches.dtype is torch.int64 and batches.get_device() == x.get_device() and x.numel() > 0
+
+
+def _copy_back(norm, running_mean, running_var):
+    """Copy updated statistics to the buffers, which have another dtype."""
+    if norm.training:
+        norm.running_mean.copy_(running_mean)
+        norm.running_var.copy_(running_var)
 
 
 def _check_device(x, **tensors):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from . import _kernels
 from ._saved import Kept, Passed, holder_of, recipe_of
 
 _autograd = torch._C._autograd
@@ -54,24 +55,28 @@ class Observer:
         return is_probe
 
 
-def install(root):
-    """Activate the hooks in every forward of a module; does nothing if they are installed."""
+def install(root, on_gpu=True):
+    """Activate the hooks in every forward of a module; does nothing if they are installed.
+
+    on_gpu: False leaves them out where the first argument is on a GPU: for models in which they would save
+    every tensor as it is. They cost some 10 microseconds per saved tensor.
+    """
     if not is_installed(root):
-        root.register_forward_pre_hook(_push)
+        root.register_forward_pre_hook(_Push(on_gpu))
         root.register_forward_hook(_pop, always_call=True)
 
 
 def uninstall(root):
     """Undo `install`."""
-    for hooks, ours in ((root._forward_pre_hooks, _push), (root._forward_hooks, _pop)):
-        for key in [key for key, hook in hooks.items() if hook is ours]:
+    for hooks, is_ours in ((root._forward_pre_hooks, _is_push), (root._forward_hooks, _is_pop)):
+        for key in [key for key, hook in hooks.items() if is_ours(hook)]:
             del hooks[key]
             root._forward_hooks_always_called.pop(key, None)
 
 
 def is_installed(root):
     """Return True after `install`."""
-    return _push in root._forward_pre_hooks.values()
+    return any(map(_is_push, root._forward_pre_hooks.values()))
 
 
 class ActiveHooks(NamedTuple):
@@ -121,14 +126,31 @@ def kept_by_ours():
     return torch.autograd.graph.saved_tensors_hooks(hooks.pack, hooks.unpack)
 
 
-def _push(module, args):
-    _refuse_copy(module)
-    if torch.compiler.is_compiling():  # nothing is saved while torch.compile traces
-        return
-    hooks = _new_hooks()
-    if hooks is not None:
-        _autograd._push_saved_tensors_default_hooks(hooks.pack, hooks.unpack)
-    _pushed().append((module, hooks))
+class _Push:
+    """The hook of `install` before a forward."""
+
+    def __init__(self, on_gpu):
+        self.on_gpu = on_gpu
+
+    def __call__(self, module, args):
+        _refuse_copy(module)
+        if torch.compiler.is_compiling():  # nothing is saved while torch.compile traces
+            return
+        is_needed = self.on_gpu or not (
+            args and isinstance(args[0], torch.Tensor) and _kernels.on_gpu(args[0])
+        )
+        hooks = _new_hooks() if is_needed else None
+        if hooks is not None:
+            _autograd._push_saved_tensors_default_hooks(hooks.pack, hooks.unpack)
+        _pushed().append((module, hooks))
+
+
+def _is_push(hook):
+    return isinstance(hook, _Push)
+
+
+def _is_pop(hook):
+    return hook is _pop
 
 
 def _refuse_copy(module):

@@ -121,7 +121,8 @@ def _recompute_recipe(written, weight, bias, residual, slope, norm):
     autocast = partial(
         torch.autocast, device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
     )
-    norm = norm._replace(running_mean=None, running_var=None, producer=None) if norm.training else norm
+    if norm.training:
+        norm = norm._replace(running_mean=None, running_var=None, batches=None, producer=None)
 
     def run(source, weight, bias, residual, slope, *_):
         with autocast():

@@ -4,6 +4,8 @@ A context holds no tensor: autograd saves them, and the backward passes them aga
 backwards. `_contexts` lets autograd save the rest of what it holds.
 """
 
+from functools import lru_cache
+
 import torch
 
 from .. import _core
@@ -33,9 +35,13 @@ def supports(x):
 
 def inverts(x, norm):
     """Return True if z alone is kept for the backward, which computes y from it; else y is kept."""
-    if not has_inverse(norm.activation, norm.param):
-        return False
-    return not on_gpu(x) or _gpu_kernels.inverts(norm.activation)
+    return inverts_activation(norm.activation, norm.param, on_gpu(x))
+
+
+@lru_cache(maxsize=1024)
+def inverts_activation(activation, param, gpu):
+    """Return `inverts` for the kernels of GPUs, or of the core."""
+    return has_inverse(activation, param) and (not gpu or _gpu_kernels.inverts(activation))
 
 
 def forward(x, weight, bias, residual, slope, norm, z=None):
@@ -48,6 +54,7 @@ def forward(x, weight, bias, residual, slope, norm, z=None):
         return _fake_kernels.forward(x, weight, bias, slope, norm, z)
     if on_gpu(x):
         return _gpu_kernels.forward(x, weight, bias, residual, slope, norm, z)
+    norm.count_batch()
     dtype, channels = VECTOR_DTYPES[x.dtype], x.size(1)
     weight, bias = vector("weight", weight, dtype, channels), vector("bias", bias, dtype, channels)
     running_mean = vector("running_mean", norm.running_mean, dtype, channels)

@@ -27,6 +27,9 @@ class _TensorTable:
         found = None if reference is None else reference()
         return (None, None) if found is None else (found, value)
 
+    def __contains__(self, tensor):
+        return tensor.untyped_storage()._cdata in self._entries
+
     def _forget(self, key, reference):
         if key in self._entries and self._entries[key][0] is reference:
             del self._entries[key]
@@ -144,7 +147,7 @@ class Recipe:
 
     def __init__(self, function, *sources, is_costly=False):
         self.function, self.is_costly = function, is_costly
-        self.sources = tuple(holder_of(s.detach()) if isinstance(s, torch.Tensor) else s for s in sources)
+        self.sources = [holder_of(s.detach()) if isinstance(s, torch.Tensor) else s for s in sources]
         self._last = None
 
     def get(self):
@@ -176,7 +179,7 @@ def _same(tensor):
 
 def holder_of(tensor):
     """Return the recipe of a tensor, or the tensor as `Kept`."""
-    recipe = recipe_of(tensor)
+    recipe = recipe_of(tensor) if tensor in _recipes else None  # called for every tensor that is saved
     return Kept(tensor) if recipe is None else recipe
 
 

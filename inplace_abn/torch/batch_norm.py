@@ -112,18 +112,16 @@ class Fused:
 
 
 def normalization(module, activation, param, name):
-    """Return the arguments of a batch norm's call, and count the batch if it tracks statistics."""
+    """Return the arguments of a batch norm's call."""
     buffers = module._buffers  # attributes of a module cost a microsecond each
     running_mean, running_var = buffers["running_mean"], buffers["running_var"]
     momentum = 0.0 if module.momentum is None else module.momentum
-    training = module.training
+    training, batches = module.training, None
     if training:
         if not module.track_running_stats:
             running_mean = running_var = None
-        elif (batches := buffers["num_batches_tracked"]) is not None:
-            batches.add_(1)
-            if module.momentum is None:
-                momentum = 1.0 / float(batches)
+        elif (batches := buffers["num_batches_tracked"]) is not None and module.momentum is None:
+            momentum = 1.0 / (float(batches) + 1)
     elif running_mean is None and running_var is None:
         training = True
     if param is None:
@@ -131,7 +129,7 @@ def normalization(module, activation, param, name):
     exchange = exchange_of(module) if module.synchronized and module.training else None
     return Normalization(
         running_mean, running_var, training, momentum, module.eps, activation, param, name, owner=module,
-        exchange=exchange,
+        exchange=exchange, batches=batches,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ def gpu(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_kernels, "on_gpu", lambda tensor: True)
         patch.setattr(_gpu_kernels, "is_usable", lambda: True)
+        patch.setattr(torch_calls, "_empty_strided", None)
         patch.setattr(torch_calls, "_index_of", lambda tensor: 0)
         patch.setattr(torch_calls, "_stream", lambda index: 0)
         yield torch.device("cpu")

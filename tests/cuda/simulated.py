@@ -97,11 +97,12 @@ class Layer:
     def _scratch(self):
         return np.full(self.layer.scratch_bytes, 0xFF, np.uint8)
 
-    def forward(self, x, z, *, weight, bias, slope=None, residual=None, running_mean=None, running_var=None):
+    def forward(self, x, z, *, weight, bias, slope=None, residual=None, running_mean=None, running_var=None,
+                batches=None):  # fmt: skip
         """Write x (what is kept) and z, which is x itself for the strategy inplace."""
         arrays = (
-            x, z, residual, weight, bias, slope, running_mean, running_var, self.saved, self._scratch(),
-            self.xhat, self.report,
+            x, z, residual, weight, bias, slope, running_mean, running_var, batches, self.saved,
+            self._scratch(), self.xhat, self.report,
         )  # fmt: skip
         numbers = self.capacity, self.training, 0.1, 1e-5, self.param, self.layer.most_bias
         self.layer.forward(0, *map(address, arrays), *numbers)

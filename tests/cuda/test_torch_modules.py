@@ -15,6 +15,7 @@ from inplace_abn._cuda import guard  # noqa: E402
 from inplace_abn.distributed.exchange import Exchange  # noqa: E402
 from inplace_abn.torch import InPlaceABN, _dispatch, batch_norm, convert  # noqa: E402
 from inplace_abn.torch._activations import activate, default_param  # noqa: E402
+from inplace_abn.torch._hooks import active_hooks  # noqa: E402
 
 pytestmark = [pytest.mark.torch, needs_compiler, pytest.mark.usefixtures("gpu")]
 
@@ -225,3 +226,49 @@ def test_two_processes_normalize_as_one(gpu, images):
     torch.testing.assert_close(layer.weight.grad, (dz * wanted.detach())[:images].sum((0, 2, 3)).to(gpu))
     torch.testing.assert_close(layer.running_mean, bn.running_mean.to(gpu))
     torch.testing.assert_close(layer.running_var, bn.running_var.to(gpu))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("activation", ["leaky_relu", "relu", "hardtanh"])
+def test_training_counts_its_batches(gpu, momentum, activation):
+    param = (-1.0, 1.0) if activation == "hardtanh" else 0.01
+    layer = InPlaceABN(3, momentum=momentum, activation=activation, activation_param=param).to(gpu)
+    x = torch.randn(4, 3, 5, 5).to(gpu)
+    for _ in range(3):
+        layer(x.clone())
+    with torch.no_grad():
+        layer(x.clone())
+    layer.eval()(x.clone())
+    assert layer.num_batches_tracked.item() == 4
+
+
+def test_the_count_of_batches_may_have_another_dtype(gpu):
+    layer = InPlaceABN(3).to(gpu)
+    layer.num_batches_tracked = layer.num_batches_tracked.to(torch.int32)
+    layer(torch.randn(4, 3, 5, 5).to(gpu))
+    assert layer.num_batches_tracked.item() == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted"), [(lambda: nn.LeakyReLU(0.01), False), (nn.ReLU, True), (nn.SiLU, True)]
+)
+def test_a_model_has_hooks_only_if_it_saves_recipes(gpu, make, wanted):
+    packed = []
+
+    class Saves(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            packed.append(active_hooks().is_ours)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dz):
+            return dz
+
+    class Block(nn.Module):
+        def forward(self, x):
+            return Saves.apply(x)
+
+    model = convert(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), make(), Block())).to(gpu)
+    model(torch.randn(2, 3, 4, 4).to(gpu)).sum().backward()
+    assert packed == [wanted]

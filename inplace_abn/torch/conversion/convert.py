@@ -15,7 +15,7 @@ from .patterns import Pattern
 from .record import Conversion, attach, rows
 from .replacing import check, replace_functions, replace_modules
 from .revert import revert
-from .rewriting import rewrite, take_modules_out_of_place, take_out_of_place
+from .rewriting import rewrite, saves_recipes_on_gpu, take_modules_out_of_place, take_out_of_place
 from .running_again import mark_images
 
 
@@ -96,7 +96,7 @@ def convert(model, *, activation=None, recompute_stem=False, recompute_projectio
     for module, calls in found.items():
         if any(isinstance(call, Pattern) for call in itertools.chain(*calls.values())):
             fuse(module, names[module])
-    recipes.install(model)
+    recipes.install(model, on_gpu=any(saves_recipes_on_gpu(trace.graph) for trace in traces))
     return model
 
 

@@ -56,19 +56,22 @@ class Watched:
         self.module = owner.get_submodule(path)
         self.path = path
 
-    def change(self):
-        """Return why the original forward must run, or None."""
+    def is_changed(self):
+        """Return True if the original forward must run. It is called in every forward, so it is short."""
         module = self.module
-        if self.parent._modules.get(self.name) is not module:
-            return f"{self.path} was replaced after the conversion; convert the model again"
-        if (
+        return (
             module._forward_hooks
             or module._forward_pre_hooks
             or module._backward_hooks
             or module._backward_pre_hooks
-        ):
-            return f"{self.path} has hooks, which its fused form would not call as they expect"
-        return None
+            or self.parent._modules.get(self.name) is not module
+        )
+
+    def change(self):
+        """Return what `is_changed` found."""
+        if self.parent._modules.get(self.name) is not self.module:
+            return f"{self.path} was replaced after the conversion; convert the model again"
+        return f"{self.path} has hooks, which its fused form would not call as they expect"
 
 
 class ConvertedForward:
@@ -160,13 +163,15 @@ class ConvertedForward:
 
     def _is_observed(self):
         """Return True, and warn once, if the graph must not run because of hooks."""
-        reasons = (watched.change() for watched in self.watched.values())
-        reason = (
-            "hooks on all modules are set" if _global_forward_hooks else next(filter(None, reasons), None)
-        )
-        if reason is None:
+        for changed in self.watched.values():
+            if changed.is_changed():
+                break
+        else:
+            changed = None
+        if changed is None and not _global_forward_hooks:
             return False
         if not self.warned:
             self.warned = True
+            reason = "hooks on all modules are set" if changed is None else changed.change()
             warnings.warn(f"{self.path or 'the model'} runs without fusion: {reason}", stacklevel=4)
         return True

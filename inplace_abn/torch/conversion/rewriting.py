@@ -2,7 +2,8 @@
 
 from torch import fx, nn
 
-from .. import recipes
+from .. import _kernels, recipes
+from .._activations import default_param
 from . import nodes
 from .patterns import NotFused, batch_norm_nodes, find
 from .running_again import is_stem, projection_of, run_again
@@ -92,6 +93,20 @@ def rewrite(trace, recompute_stem=False, recompute_projections=False):
             _replace_max_pool(trace.graph, node)
             trace.changed = True
     return found, watched
+
+
+def saves_recipes_on_gpu(graph):
+    """Return True if a rewritten graph has results that are saved as recipes if the model is on a GPU."""
+    return any(
+        node.target in (recipes.multiply, recipes.run_again)
+        or (nodes.is_fused_call(node) and not _is_inverted_on_gpu(**node.kwargs))
+        for node in graph.nodes
+    )
+
+
+def _is_inverted_on_gpu(activation, activation_param=None, **_):
+    param = default_param(activation) if activation_param is None else activation_param
+    return _kernels.inverts_activation(activation, param, gpu=True)
 
 
 def _producers(node):
