@@ -4,8 +4,6 @@ A context holds no tensor: autograd saves them, and the backward passes them aga
 backwards. `_contexts` lets autograd save the rest of what it holds.
 """
 
-from functools import lru_cache
-
 import torch
 
 from .. import _core
@@ -38,7 +36,6 @@ def inverts(x, norm):
     return inverts_activation(norm.activation, norm.param, on_gpu(x))
 
 
-@lru_cache(maxsize=1024)
 def inverts_activation(activation, param, gpu):
     """Return `inverts` for the kernels of GPUs, or of the core."""
     return has_inverse(activation, param) and (not gpu or _gpu_kernels.inverts(activation))
