@@ -14,24 +14,31 @@
 /* Vectors of a cache line, or 1 if they are longer. */
 #define LINE_VECTORS ((int)(W * sizeof(storage) < CACHE_LINE ? CACHE_LINE / (W * sizeof(storage)) : 1))
 
-/* Calls step(..., row, rows, column, n) for `rows` rows from `row` on and n columns from `column` on. `rows` and n
- * are compile-time constants except for the last rows and columns, so the loops of a step unroll. */
-#define FOR_STEPS_OF_ROWS(tile, step, row, rows, ...)                                                        \
-    do {                                                                                                     \
-        ptrdiff_t j_ = 0;                                                                                    \
-        for (; j_ + LINE_VECTORS * W <= (tile).length; j_ += LINE_VECTORS * W) {                             \
-            if ((rows) == 1) prefetch_from(tile, row, j_);                                                   \
-            UNROLLED for (int v_ = 0; v_ < LINE_VECTORS; v_++) step(__VA_ARGS__, row, rows, j_ + v_ * W, W); \
-        }                                                                                                    \
-        for (; j_ + W <= (tile).length; j_ += W) step(__VA_ARGS__, row, rows, j_, W);                        \
-        if (j_ < (tile).length) step(__VA_ARGS__, row, rows, j_, (tile).length - j_);                        \
+/* Calls step(..., row, rows, column, n) for one row, or for ROWS_AT_ONCE rows from `row` on, and n columns from `column`
+ * on. `rows` and n are compile-time constants except for the n of the last columns, so the loops of a step unroll. */
+#define FOR_STEPS_OF_ROW(tile, step, row, ...)                                                            \
+    do {                                                                                                  \
+        ptrdiff_t j_ = 0;                                                                                 \
+        for (; j_ + LINE_VECTORS * W <= (tile).length; j_ += LINE_VECTORS * W) {                          \
+            prefetch_from(tile, row, j_);                                                                 \
+            UNROLLED for (int v_ = 0; v_ < LINE_VECTORS; v_++) step(__VA_ARGS__, row, 1, j_ + v_ * W, W); \
+        }                                                                                                 \
+        for (; j_ + W <= (tile).length; j_ += W) step(__VA_ARGS__, row, 1, j_, W);                        \
+        if (j_ < (tile).length) step(__VA_ARGS__, row, 1, j_, (tile).length - j_);                        \
     } while (0)
-#define FOR_STEPS(tile, step, ...)                                                                                    \
-    do {                                                                                                              \
-        const ptrdiff_t grouped_ = grouped_rows(tile);                                                                \
-        ptrdiff_t row_ = 0;                                                                                           \
-        for (; row_ < grouped_; row_ += ROWS_AT_ONCE) FOR_STEPS_OF_ROWS(tile, step, row_, ROWS_AT_ONCE, __VA_ARGS__); \
-        for (; row_ < (tile).rows; row_++) FOR_STEPS_OF_ROWS(tile, step, row_, 1, __VA_ARGS__);                       \
+#define FOR_STEPS_OF_ROWS(tile, step, row, ...)                                               \
+    do {                                                                                      \
+        ptrdiff_t j_ = 0;                                                                     \
+        for (; j_ + W <= (tile).length; j_ += W) step(__VA_ARGS__, row, ROWS_AT_ONCE, j_, W); \
+        for (int r_ = 0; j_ < (tile).length && r_ < ROWS_AT_ONCE; r_++)                       \
+            step(__VA_ARGS__, (row) + r_, 1, j_, (tile).length - j_);                         \
+    } while (0)
+#define FOR_STEPS(tile, step, ...)                                                                      \
+    do {                                                                                                \
+        const ptrdiff_t grouped_ = grouped_rows(tile);                                                  \
+        ptrdiff_t row_ = 0;                                                                             \
+        for (; row_ < grouped_; row_ += ROWS_AT_ONCE) FOR_STEPS_OF_ROWS(tile, step, row_, __VA_ARGS__); \
+        for (; row_ < (tile).rows; row_++) FOR_STEPS_OF_ROW(tile, step, row_, __VA_ARGS__);             \
     } while (0)
 
 /* The number of rows to compute ROWS_AT_ONCE at a time: none if there are no gaps between rows. */
@@ -88,11 +95,11 @@ INLINE ptrdiff_t columns_apply(abn_activation activation, int with_residual, abn
     ptrdiff_t row = 0;
     for (; row < grouped; row += ROWS_AT_ONCE) {
         if (with_residual && columns_any_above_limit(tile, constants, row, ROWS_AT_ONCE)) return row * tile.length;
-        FOR_STEPS_OF_ROWS(tile, apply_step, row, ROWS_AT_ONCE, activation, with_residual, tile, constants, k);
+        FOR_STEPS_OF_ROWS(tile, apply_step, row, activation, with_residual, tile, constants, k);
     }
     for (; row < tile.rows; row++) {
         if (with_residual && columns_any_above_limit(tile, constants, row, 1)) return row * tile.length;
-        FOR_STEPS_OF_ROWS(tile, apply_step, row, 1, activation, with_residual, tile, constants, k);
+        FOR_STEPS_OF_ROW(tile, apply_step, row, activation, with_residual, tile, constants, k);
     }
     return tile.rows * tile.length;
 }

@@ -1,5 +1,5 @@
 /* Loads and stores between memory and vec. `storage` is the element type; half types are widened to float
- * on load and rounded to nearest even on store. The *_first forms touch the first n elements only (n <= W). */
+ * on load and rounded to nearest even on store. The *_first forms touch the first n elements only (n < W). */
 #ifndef ABN_STORAGE_H
 #define ABN_STORAGE_H
 
@@ -144,16 +144,25 @@ INLINE ptrdiff_t elements_to_whole_vector(const storage *p) {
     return (ptrdiff_t)((bytes - (uintptr_t)p % bytes) % bytes / sizeof(storage));
 }
 
+/* In parts of W/2, W/4, ..., 1 elements: the bits of n. Not inlined, for the same reason as above. */
 #ifndef ABN_STORAGE_HAS_FIRST
-INLINE vec v_load_first(const storage *p, ptrdiff_t n) {
+INLINE void copy_first(storage *to, const storage *from, ptrdiff_t n) {
+    UNROLLED for (int part = W / 2; part > 0; part /= 2) {
+        if (!(n & part)) continue;
+        memcpy(to, from, (size_t)part * sizeof *to);
+        to += part;
+        from += part;
+    }
+}
+NOT_INLINE vec v_load_first(const storage *p, ptrdiff_t n) {
     storage lanes[W] = {0};
-    for (ptrdiff_t i = 0; i < n; i++) lanes[i] = p[i];
+    copy_first(lanes, p, n);
     return v_load(lanes);
 }
-INLINE void v_store_first(storage *p, vec v, ptrdiff_t n) {
+NOT_INLINE void v_store_first(storage *p, vec v, ptrdiff_t n) {
     storage lanes[W];
     v_store(lanes, v);
-    for (ptrdiff_t i = 0; i < n; i++) p[i] = lanes[i];
+    copy_first(p, lanes, n);
 }
 #endif
 
