@@ -15,7 +15,9 @@
 
 #define UNROLL 4
 #define PREFETCH_DISTANCE (4096 / (ptrdiff_t)sizeof(storage)) /* elements */
-#define SUM_LENGTH 1024 /* elements summed in registers before these sums are added to the partial sums */
+/* Elements summed in registers before these sums are added to the partial sums: few where a register has few lanes, so
+ * that neither of the two adds many numbers in real. */
+#define SUM_LENGTH (W < 4 ? 256 : 1024)
 #define LANES (ABN_LANE_BYTES / (ptrdiff_t)sizeof(real))
 
 INLINE void add_partial(real *partial, const vec *sums) {
