@@ -116,8 +116,18 @@ def training(name, case, size, device):
         model = checkpoint_blocks(model)
     made = GpuTraining(model, case.setting, case.images, size, device)
     if "compiled" in name:
-        made.model = torch.compile(made.model, dynamic=False)
+        made.model = torch.compile(calling(made.model), dynamic=False)
     return made
+
+
+def calling(model):
+    """Return a function that calls a model, with code of its own.
+
+    torch.compile keeps what it has compiled by code, and would run one graph for two models of a class.
+    """
+    names = {"model": model}
+    exec("def call(x):\n    return model(x)", names)
+    return names["call"]
 
 
 def measure(case, size, device, rounds):

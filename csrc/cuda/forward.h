@@ -63,13 +63,18 @@ INLINE real number_of(const void *array, int32_t channel, real without) {
     return array ? ((const real *)array)[channel] : without;
 }
 
+/* With a momentum of 1, `running` may be memory that nothing has written. */
+INLINE real blended(real running, double momentum, double of_batch) {
+    return (real)((momentum < 1 ? (1 - momentum) * running : 0) + momentum * of_batch);
+}
+
 INLINE void update_running(const abn_cuda_pass *p, int32_t channel, statistics s) {
-    const double count = p->count, kept = 1 - p->momentum;
+    const double count = p->count;
     real *mean = (real *)p->running_mean, *var = (real *)p->running_var;
     if (p->batches && channel == 0) (*p->batches)++;
     if (!mean) return;
-    mean[channel] = (real)(kept * mean[channel] + p->momentum * s.mean);
-    var[channel] = (real)(kept * var[channel] + p->momentum * s.var * (count / (count - 1)));
+    mean[channel] = blended(mean[channel], p->momentum, s.mean);
+    var[channel] = blended(var[channel], p->momentum, s.var * (count / (count - 1)));
 }
 
 /* True if xhat cannot be recovered from y = weight * xhat + bias to the working precision (guard.c). */

@@ -33,8 +33,8 @@ def forward(
     dtype, channels = VECTOR_DTYPES[x.dtype], x.size(1)
     work = _gpu_kernels._aligned(x if is_dense(x) else copy_dense(x))
     z, residual = torch.empty_like(work), None if residual is None else laid_out_as(residual, work)
-    # With a momentum of 1, running statistics of 0 become those of the batch.
-    mean, var = (torch.zeros(channels, dtype=dtype, device=x.device) for _ in range(2))
+    # With a momentum of 1, running statistics become those of the batch, whatever they were.
+    mean, var = (torch_calls.empty(channels, dtype, x) for _ in range(2))
     _, saved, xhat, *_ = torch_calls.forward(
         work, z, _gpu_kernels._aligned(residual), vector("weight", weight, dtype, channels),
         vector("bias", bias, dtype, channels), None, mean, var, _guard_of(weight, x.get_device()), True,
@@ -64,7 +64,7 @@ def _backward(
     kernels = torch_calls.layer_of(z, activation, "inplace", residual, xhat is not None)
     dx = torch.empty_like(z)
     dresidual = None if residual is None else torch.empty_like(z)
-    dweight, dbias = (torch.empty(channels, dtype=dtype, device=z.device) for _ in range(2))
+    dweight, dbias = (torch_calls.empty(channels, dtype, z) for _ in range(2))
     state = kernels, saved, xhat, True, param
     torch_calls.backward(state, z, dz, residual, dx, dresidual, dweight, dbias, None)
     return dx, z.new_empty(0) if dresidual is None else dresidual, dweight, dbias
