@@ -1,4 +1,4 @@
-"""Synchronized statistics of two processes on two GPUs, over NCCL: the results of one GPU with both batches."""
+"""Synchronized statistics of two GPUs, over NCCL: the results of one GPU with both batches."""
 
 import os
 import socket
