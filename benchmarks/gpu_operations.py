@@ -60,10 +60,14 @@ class Batches:
     def leaf(self, wanted=True):
         return self.one().requires_grad_() if wanted else None
 
+    def layer(self):
+        return InPlaceABN(self.shape[1]).to(self.device)
+
 
 def measure(shape, dtype, layout, has_residual, device, rounds, with_compile=False):
     """Return the median times of a copy, and of forward and backward of the contestants, in seconds."""
-    batches, layer = Batches(shape, dtype, layout, device), InPlaceABN(shape[1]).to(device)
+    torch.compiler.reset()  # it compiles a function for a few shapes only
+    batches = Batches(shape, dtype, layout, device)
     row = {"shape": list(shape), "dtype": dtype, "layout": layout, "residual": has_residual}
     row["errors"] = errors(batches, has_residual)
     sets = sets_of(batches.one().nbytes)
@@ -71,8 +75,8 @@ def measure(shape, dtype, layout, has_residual, device, rounds, with_compile=Fal
         forwards = {"copy": [copy_call(batches.one(), batches.one()) for _ in range(sets)]}
         backwards = {}
         for name, function in contestants(device, with_compile).items():
-            forwards[name] = [forward_call(function, layer, batches, has_residual) for _ in range(sets)]
-            backwards[name] = [backward_call(function, layer, batches, has_residual) for _ in range(sets)]
+            forwards[name] = [forward_call(function, batches, has_residual) for _ in range(sets)]
+            backwards[name] = [backward_call(function, batches, has_residual) for _ in range(sets)]
         forward = times(forwards, stream, device, rounds)
         backward = times(backwards, stream, device, rounds)
     row["copy"] = forward["copy"]
@@ -85,15 +89,15 @@ def copy_call(source, target):
     return lambda: target.copy_(source)
 
 
-def forward_call(function, layer, batches, has_residual):
+def forward_call(function, batches, has_residual):
     """Return a call of the forward on a batch of its own."""
-    x, residual = batches.one(), batches.leaf(has_residual)
+    x, residual, layer = batches.one(), batches.leaf(has_residual), batches.layer()
     return lambda: function(layer, x.detach(), residual)
 
 
-def backward_call(function, layer, batches, has_residual):
+def backward_call(function, batches, has_residual):
     """Return a call of the backward of a graph of its own, with a gradient that is not overwritten."""
-    leaf, residual, dz = batches.leaf(), batches.leaf(has_residual), batches.one()
+    leaf, residual, dz, layer = batches.leaf(), batches.leaf(has_residual), batches.one(), batches.layer()
     z = function(layer, leaf.clone(memory_format=torch.preserve_format), residual)
     inputs = [leaf, layer.weight, layer.bias] + ([residual] if has_residual else [])
     return lambda: torch.autograd.grad(z, inputs, dz, retain_graph=True)
@@ -105,7 +109,7 @@ def backward_call(function, layer, batches, has_residual):
 def errors(batches, has_residual):
     """Return the relative errors of z, dx and dweight, of a layer and of PyTorch, against float64."""
     x, residual, dz = batches.leaf(), batches.leaf(has_residual), batches.one()
-    layer = InPlaceABN(batches.shape[1]).to(batches.device)
+    layer = batches.layer()
     with torch.no_grad():
         layer.weight.uniform_(0.5, 1.5)
         layer.bias.uniform_(-0.5, 0.5)
