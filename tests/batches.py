@@ -55,7 +55,12 @@ def sampled(**axes):
         case = {name: getattr(v, "values", [v])[0] for name, (_, v) in zip(axes, numbered, strict=True)}
         thorough = case["activation"] in THOROUGH or sum(i for i, _ in numbered) % 4 == 0
         if thorough and (case["activation"], case.get("strategy", "standard")) in SCHEMES:
-            marks = [mark for _, value in numbered for mark in getattr(value, "marks", ())]
+            marks = [
+                mark
+                for name, (_, value) in zip(axes, numbered, strict=True)
+                if name in outer
+                for mark in getattr(value, "marks", ())
+            ]
             test = tuple(case[name] for name in outer)
             parameters[test] = pytest.param(*test, marks=marks)
             cases.setdefault(test, []).append({name: case[name] for name in inner})

@@ -8,7 +8,7 @@ import itertools
 def each(**axes):
     """Run the test with all combinations of these arguments; a failure names the combination.
 
-    Not for tests that skip, or with fixtures that keep a state.
+    Not for tests that skip, or with fixtures whose state a case changes for the next one.
     """
     cases = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     return lambda test: in_turn(test, axes, lambda **others: cases)

@@ -63,9 +63,9 @@ INLINE real number_of(const void *array, int32_t channel, real without) {
     return array ? ((const real *)array)[channel] : without;
 }
 
-/* With a momentum of 1, `running` may be memory that nothing has written. */
+/* With a momentum of 1, `running` is not used: nothing may have written it. */
 INLINE real blended(real running, double momentum, double of_batch) {
-    return (real)((momentum < 1 ? (1 - momentum) * running : 0) + momentum * of_batch);
+    return (real)((momentum == 1 ? 0 : (1 - momentum) * running) + momentum * of_batch);
 }
 
 INLINE void update_running(const abn_cuda_pass *p, int32_t channel, statistics s) {

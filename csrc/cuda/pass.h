@@ -80,7 +80,6 @@ typedef struct {
     /* ---- arrays of a number per channel, in reals; NULL: not used */
     const void *weight, *bias, *slope;
     void *running_mean, *running_var;
-    int64_t *batches; /* one number: of the batches that have updated the running statistics; NULL: not used */
     void *weight_gradient, *bias_gradient, *slope_gradient;
     /* ---- other memory of the device */
     void *saved;
@@ -89,6 +88,7 @@ typedef struct {
     void *xhat;       /* the side buffer: `capacity` channels of images * positions elements */
     int32_t *guarded; /* ABN_COUNTERS; 0 before the finish of a forward */
     int32_t *report;  /* the same after the forward, in memory that the host can read; may be NULL */
+    int64_t *batches; /* incremented by a training forward (num_batches_tracked); NULL: not used */
     int32_t capacity;
     int32_t exchange;  /* ABN_ALONE, ABN_STORE_OWN or ABN_READ_TOTAL */
     double *exchanged; /* 2 x channels doubles; NULL for ABN_ALONE */

@@ -15,8 +15,8 @@
 
 #define UNROLL 4
 #define PREFETCH_DISTANCE (4096 / (ptrdiff_t)sizeof(storage)) /* elements */
-/* Elements summed in registers before these sums are added to the partial sums: few where a register has few lanes, so
- * that neither of the two adds many numbers in real. */
+/* Elements summed in registers before these sums are added to the partial sums. Fewer if a register has few lanes: each
+ * lane then adds fewer numbers, and the rounding error of float stays small. */
 #define SUM_LENGTH (W < 4 ? 256 : 1024)
 #define LANES (ABN_LANE_BYTES / (ptrdiff_t)sizeof(real))
 

@@ -144,7 +144,7 @@ INLINE ptrdiff_t elements_to_whole_vector(const storage *p) {
     return (ptrdiff_t)((bytes - (uintptr_t)p % bytes) % bytes / sizeof(storage));
 }
 
-/* In parts of W/2, W/4, ..., 1 elements: the bits of n. Not inlined, for the same reason as above. */
+/* Copies n < W elements in parts of W/2, W/4, ..., 1: the bits of n. Not inlined: each loop would compile a copy. */
 #ifndef ABN_STORAGE_HAS_FIRST
 INLINE void copy_first(storage *to, const storage *from, ptrdiff_t n) {
     UNROLLED for (int part = W / 2; part > 0; part /= 2) {

@@ -1,5 +1,5 @@
-/* A call costs a few microseconds on the host, which are the limit of small layers: arguments go by position. An array
- * is given by its address (int), by an object with the method data_ptr, as a tensor of PyTorch, or by None for NULL. */
+/* The host's time limits small layers, so arguments go by position. An array is None (NULL), its address as an int, or
+ * an object with the method data_ptr, such as a tensor of PyTorch. */
 #include "cuda_plan.h"
 
 #include "cuda_calls.h"

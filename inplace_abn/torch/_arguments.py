@@ -37,6 +37,8 @@ class Normalization(NamedTuple):
     owner : torch.nn.Module or Tensor, optional
         The module, or the weight of a call without a module. For it, kernels for GPUs store how many channels
         have a tiny weight.
+    batches : Tensor of one int64, optional
+        num_batches_tracked. Every path of a call increments it once: a kernel for GPUs, or `count_batch`.
     """
 
     running_mean: torch.Tensor | None
@@ -54,6 +56,6 @@ class Normalization(NamedTuple):
     batches: torch.Tensor | None = None
 
     def count_batch(self):
-        """Increment `batches`."""
+        """Count this batch: for paths whose kernels do not."""
         if self.batches is not None:
             self.batches.add_(1)

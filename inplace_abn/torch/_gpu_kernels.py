@@ -14,7 +14,7 @@ import torch
 from .._cuda import describe, torch_calls
 from .._cuda.guard import guard_of
 from .._cuda.layer import INPLACE_ON_GPU, READ_TOTAL, STORE_OWN
-from ._tensors import VECTOR_DTYPES, gradients_like, vector
+from ._tensors import VECTOR_DTYPES, copy_back, gradients_like, vector
 
 ALIGNMENT = 16  # bytes that a thread loads at once
 
@@ -102,10 +102,8 @@ def _run(x, weight, bias, residual, slope, norm, z, guard, strategy):
         slope = vector("slope", slope, dtype, None).expand(channels).contiguous()
     if slope is not None or norm.step is not None:  # else the caller has checked
         _check_device(x, weight=weight, bias=bias, slope=slope, running_mean=running_mean)
-    work, batches = _aligned(x), norm.batches
-    if batches is not None and not _kernels_can_count(batches, x):
-        norm.count_batch()
-        batches = None
+    work = _aligned(x)
+    batches = norm.batches if _kernels_can_count(norm.batches, x) else None
     arguments = (
         work, work if z is None else z, _aligned(residual), weight, bias, slope, running_mean, running_var,
         guard, norm.training, norm.momentum, norm.eps, norm.activation, norm.param, strategy,
@@ -115,22 +113,22 @@ def _run(x, weight, bias, residual, slope, norm, z, guard, strategy):
         state = torch_calls.forward(*arguments, exchange, batches)
     else:  # there is nothing to launch
         state = _update_running(running_mean, running_var, norm.momentum, *exchange)
+    if batches is None:
+        norm.count_batch()
     if work is not x:
         x.copy_(work)
-    if running_mean is not norm.running_mean or running_var is not norm.running_var:
-        _copy_back(norm, running_mean, running_var)
+    if norm.training:
+        copy_back((norm.running_mean, running_mean), (norm.running_var, running_var))
     return state
 
 
 def _kernels_can_count(batches, x):
-    return batches.dtype is torch.int64 and batches.get_device() == x.get_device() and x.numel() > 0
-
-
-def _copy_back(norm, running_mean, running_var):
-    """Copy updated statistics to the buffers, which have another dtype."""
-    if norm.training:
-        norm.running_mean.copy_(running_mean)
-        norm.running_var.copy_(running_var)
+    return (
+        type(batches) is torch.Tensor
+        and batches.dtype is torch.int64
+        and batches.get_device() == x.get_device()
+        and x.numel() > 0  # else nothing is launched
+    )
 
 
 def _check_device(x, **tensors):

@@ -12,6 +12,7 @@ from . import _fake_kernels, _gpu_kernels, _synchronized
 from ._activations import activate, gradient, has_inverse
 from ._tensors import (
     VECTOR_DTYPES,
+    copy_back,
     core_array,
     core_array_like,
     core_vector,
@@ -51,7 +52,6 @@ def forward(x, weight, bias, residual, slope, norm, z=None):
         return _fake_kernels.forward(x, weight, bias, slope, norm, z)
     if on_gpu(x):
         return _gpu_kernels.forward(x, weight, bias, residual, slope, norm, z)
-    norm.count_batch()
     dtype, channels = VECTOR_DTYPES[x.dtype], x.size(1)
     weight, bias = vector("weight", weight, dtype, channels), vector("bias", bias, dtype, channels)
     running_mean = vector("running_mean", norm.running_mean, dtype, channels)
@@ -68,10 +68,9 @@ def forward(x, weight, bias, residual, slope, norm, z=None):
         strategy="inplace" if z is None else "pre_activation", residual=core_array_like(main, residual),
         slope=core_vector(slope), out=core_array_like(main, z), hold=False,
     )  # fmt: skip
+    norm.count_batch()
     if norm.training:
-        for buffer, updated in ((norm.running_mean, running_mean), (norm.running_var, running_var)):
-            if updated is not buffer:
-                buffer.copy_(updated)
+        copy_back((norm.running_mean, running_mean), (norm.running_var, running_var))
     if norm.step is None:
         return context
     return _synchronized.SynchronizedContext(context, norm.step, weight is not None, bias is not None)

@@ -81,6 +81,8 @@ def note_overwritten(x, name):
 
 def recipe_of(tensor):
     """Return the recipe of a tensor, or None. A view of z that has another shape has none."""
+    if tensor not in _recipes:  # most of the tensors that are saved
+        return None
     z, found = _recipes.get(tensor)
     if z is None:
         return None
@@ -179,7 +181,7 @@ def _same(tensor):
 
 def holder_of(tensor):
     """Return the recipe of a tensor, or the tensor as `Kept`."""
-    recipe = recipe_of(tensor) if tensor in _recipes else None  # called for every tensor that is saved
+    recipe = recipe_of(tensor)
     return Kept(tensor) if recipe is None else recipe
 
 

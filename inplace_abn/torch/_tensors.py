@@ -31,6 +31,13 @@ def vector(name, tensor, dtype, channels):
     return tensor.detach().to(dtype).contiguous()
 
 
+def copy_back(*pairs):
+    """Copy each updated vector to its buffer, unless `vector` returned the buffer itself."""
+    for buffer, updated in pairs:
+        if updated is not buffer:
+            buffer.copy_(updated)
+
+
 def core_array(tensor):
     """Return a tensor as an array argument of the core: its address, shape, strides and dtype."""
     return tensor.data_ptr(), tensor.shape, tensor.stride(), _NAMES[tensor.dtype]

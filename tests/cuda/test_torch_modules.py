@@ -13,7 +13,7 @@ from simulated import needs_compiler  # noqa: E402
 
 from inplace_abn._cuda import guard  # noqa: E402
 from inplace_abn.distributed.exchange import Exchange  # noqa: E402
-from inplace_abn.torch import InPlaceABN, _dispatch, batch_norm, convert  # noqa: E402
+from inplace_abn.torch import InPlaceABN, _dispatch, batch_norm, convert, recipes  # noqa: E402
 from inplace_abn.torch._activations import activate, default_param  # noqa: E402
 from inplace_abn.torch._hooks import active_hooks  # noqa: E402
 
@@ -249,8 +249,13 @@ def test_the_count_of_batches_may_have_another_dtype(gpu):
     assert layer.num_batches_tracked.item() == 1
 
 
+def silu_layer():
+    return InPlaceABN(4, activation="silu")
+
+
 @pytest.mark.parametrize(
-    ("make", "wanted"), [(lambda: nn.LeakyReLU(0.01), False), (nn.ReLU, True), (nn.SiLU, True)]
+    ("make", "wanted"),
+    [(lambda: nn.LeakyReLU(0.01), False), (nn.ReLU, True), (nn.SiLU, True), (silu_layer, True)],
 )
 def test_a_model_has_hooks_only_if_it_saves_recipes(gpu, make, wanted):
     packed = []
@@ -272,3 +277,6 @@ def test_a_model_has_hooks_only_if_it_saves_recipes(gpu, make, wanted):
     model = convert(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), make(), Block())).to(gpu)
     model(torch.randn(2, 3, 4, 4).to(gpu)).sum().backward()
     assert packed == [wanted]
+    recipes.install(model)
+    model(torch.randn(2, 3, 4, 4).to(gpu))
+    assert packed == [wanted, True]

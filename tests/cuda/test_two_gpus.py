@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs"),
 ]
 SIZES = 3, 5  # images of the processes
+ACTIVATIONS = nn.LeakyReLU, nn.ReLU
 BOUND = 1e-12
 
 
@@ -35,48 +36,36 @@ def step(model, rank, images):
     x = torch.randn(sum(SIZES), 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     z = model.to(device)(x[images].to(device))
     z.pow(3).sum().backward()
-    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-    return [t.detach().cpu().numpy() for t in (z, *(p.grad for p in model.parameters()), *buffers)]
+    statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    return z.detach().cpu(), [p.grad.cpu() for p in model.parameters()], [s.cpu() for s in statistics]
 
 
 def images_of(rank):
     return slice(sum(SIZES[:rank]), sum(SIZES[: rank + 1]))
 
 
-def process(rank, port, queue):
+def process(rank, port, folder):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.cuda.set_device(rank)
     torch.distributed.init_process_group("nccl", rank=rank, world_size=2)
     try:
-        found = [
-            step(convert_sync(network(activation)), rank, images_of(rank))
-            for activation in (nn.LeakyReLU, nn.ReLU)
-        ]
-        queue.put((rank, found))
+        for activation in ACTIVATIONS:
+            found = step(convert_sync(network(activation)), rank, images_of(rank))
+            torch.save(found, folder / f"{activation.__name__} {rank}")
     finally:
         torch.distributed.destroy_process_group()
 
 
-def test_two_gpus_normalize_as_one():
+def test_two_gpus_normalize_as_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    processes = [context.Process(target=process, args=(rank, port, queue)) for rank in range(2)]
-    for started in processes:
-        started.start()
-    found = dict(queue.get() for _ in processes)
-    for started in processes:
-        started.join()
-        assert started.exitcode == 0
-    for index, activation in enumerate((nn.LeakyReLU, nn.ReLU)):
-        whole = [torch.from_numpy(t) for t in step(network(activation), 0, slice(None))]
-        first, second = ([torch.from_numpy(t) for t in found[rank][index]] for rank in range(2))
-        assert relative(torch.cat([first[0], second[0]]), whole[0]) < BOUND
-        parameters = len(list(network(activation).parameters()))
-        for one, two, both in zip(first[1:][:parameters], second[1:][:parameters], whole[1:], strict=False):
-            assert relative(one + two, both) < BOUND
-        for one, two, both in zip(*(each[1 + parameters :] for each in (first, second, whole)), strict=True):
-            assert relative(one, both) < BOUND
-            assert relative(two, both) < BOUND
+    torch.multiprocessing.spawn(process, (port, tmp_path), nprocs=2)
+    for activation in ACTIVATIONS:
+        z, gradients, statistics = step(network(activation), 0, slice(None))
+        found = [torch.load(tmp_path / f"{activation.__name__} {rank}") for rank in range(2)]
+        assert relative(torch.cat([found[0][0], found[1][0]]), z) < BOUND
+        for first, second, both in zip(found[0][1], found[1][1], gradients, strict=True):
+            assert relative(first + second, both) < BOUND
+        for _, _, of_process in found:
+            assert all(relative(*pair) < BOUND for pair in zip(of_process, statistics, strict=True))

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from .. import recipes
-from ..batch_norm import fuse
+from ..batch_norm import fuse, is_fused
+from ..modules import ABN
 from .analysis import Analysis
 from .batch_norms import is_batch_norm
 from .forward import ConvertedForward, GraphCode
@@ -15,7 +16,13 @@ from .patterns import Pattern
 from .record import Conversion, attach, rows
 from .replacing import check, replace_functions, replace_modules
 from .revert import revert
-from .rewriting import rewrite, saves_recipes_on_gpu, take_modules_out_of_place, take_out_of_place
+from .rewriting import (
+    may_save_recipes_on_gpu,
+    rewrite,
+    saves_recipes_on_gpu,
+    take_modules_out_of_place,
+    take_out_of_place,
+)
 from .running_again import mark_images
 
 
@@ -80,6 +87,7 @@ def convert(model, *, activation=None, recompute_stem=False, recompute_projectio
         raise TypeError("model is a ScriptModule; convert it before torch.jit.script")
     check(activation)
     revert(model)
+    are_fused = [child for child in model.modules() if is_fused(child) or isinstance(child, ABN)]
     analysis = Analysis(model)
     traces = analysis.reached()
     if activation is not None:
@@ -96,7 +104,9 @@ def convert(model, *, activation=None, recompute_stem=False, recompute_projectio
     for module, calls in found.items():
         if any(isinstance(call, Pattern) for call in itertools.chain(*calls.values())):
             fuse(module, names[module])
-    recipes.install(model, on_gpu=any(saves_recipes_on_gpu(trace.graph) for trace in traces))
+    saves_recipes = any(map(may_save_recipes_on_gpu, are_fused))
+    saves_recipes = saves_recipes or any(saves_recipes_on_gpu(trace.graph) for trace in traces)
+    recipes.install(model, also_on_gpu=saves_recipes)
     return model
 
 

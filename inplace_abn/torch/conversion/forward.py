@@ -68,7 +68,7 @@ class Watched:
         )
 
     def change(self):
-        """Return what `is_changed` found."""
+        """Return why the original forward must run. Only after `is_changed` returned True."""
         if self.parent._modules.get(self.name) is not self.module:
             return f"{self.path} was replaced after the conversion; convert the model again"
         return f"{self.path} has hooks, which its fused form would not call as they expect"
@@ -163,11 +163,7 @@ class ConvertedForward:
 
     def _is_observed(self):
         """Return True, and warn once, if the graph must not run because of hooks."""
-        for changed in self.watched.values():
-            if changed.is_changed():
-                break
-        else:
-            changed = None
+        changed = next(filter(Watched.is_changed, self.watched.values()), None)
         if changed is None and not _global_forward_hooks:
             return False
         if not self.warned:

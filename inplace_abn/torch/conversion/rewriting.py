@@ -104,6 +104,12 @@ def saves_recipes_on_gpu(graph):
     )
 
 
+def may_save_recipes_on_gpu(module):
+    """Return the same for a module that a conversion leaves as it is: `ABN`, or a batch norm after `fuse`."""
+    activation = getattr(module, "activation", None)  # after `fuse`, each call names its own
+    return activation is None or not _is_inverted_on_gpu(activation, module.activation_param)
+
+
 def _is_inverted_on_gpu(activation, activation_param=None, **_):
     param = default_param(activation) if activation_param is None else activation_param
     return _kernels.inverts_activation(activation, param, gpu=True)

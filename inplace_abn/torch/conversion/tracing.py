@@ -175,14 +175,17 @@ def unchanged(module):
 def _without_autograd_functions():
     """Raise a TypeError where `torch.autograd.Function.apply` gets a traced value.
 
-    It would take it for a tensor, as `isinstance` does, and read memory that does not exist. And what it
-    records, its backward, is not in a graph.
+    `apply` takes a `TracedTensor` for a tensor and reads memory that does not exist, which crashes the
+    process. A graph would also lose the function's own backward. `apply` passes its arguments through
+    `unwrap_dead_wrappers`, which is replaced here.
     """
     original = functorch_utils.unwrap_dead_wrappers
 
     def unwrap(args):
-        if any(issubclass(type(arg), fx.Proxy) for arg in args):
-            raise TypeError("an autograd function is called, which a graph does not record")
+        if any(issubclass(type(arg), fx.Proxy) for arg in args):  # type: see `create_arg`
+            raise TypeError(
+                "the forward calls a torch.autograd.Function, whose backward a graph does not record"
+            )
         return original(args)
 
     functorch_utils.unwrap_dead_wrappers = unwrap
