@@ -1,6 +1,7 @@
 """`convert` on models whose forward cannot be traced, or not as a whole: branches, modes, randomness."""
 
 import copy
+import warnings
 
 import pytest
 
@@ -11,7 +12,7 @@ nn, F = torch.nn, torch.nn.functional
 from small_models import Block, check, images  # noqa: E402
 from zoo import prepare  # noqa: E402
 
-from inplace_abn.torch import convert  # noqa: E402
+from inplace_abn.torch import convert, report  # noqa: E402
 
 
 def test_module_that_cannot_be_traced_converts_its_children():
@@ -69,6 +70,72 @@ def test_autograd_functions_keep_their_backward():
 
     assert "calls a torch.autograd.Function" in check(Direct())["bn1"].why
     assert check(InFunction())["bn1"].state == "fused"
+
+
+def test_a_caught_error_does_not_hide_an_autograd_function():
+    class Model(Block):
+        def forward(self, x):
+            y = self.relu(self.bn1(self.conv1(x)))
+            try:
+                y = Doubled.apply(y)
+            except Exception:
+                y = y.clone()
+            return self.last(y)
+
+    assert "calls a torch.autograd.Function" in check(Model())["bn1"].why
+
+
+class Saving(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values):
+        ctx.save_for_backward(*values)
+        return values[0].clone()
+
+
+def swish(x):
+    return x * torch.sigmoid(x)
+
+
+def script(function):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(function)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda x: Saving.apply([x]), script(swish), torch.func.grad(lambda x: x.sin().sum()), torch.as_tensor],
+    ids=["list of tensors", "torch.jit.script", "torch.func.grad", "as_tensor"],
+)
+def test_compiled_code_does_not_take_traced_values_for_tensors(call):
+    class Model(Block):
+        def forward(self, x):
+            return self.last(call(self.relu(self.bn1(self.conv1(x)))))
+
+    assert {row.state for row in report(convert(Model())).rows} == {"left"}
+
+
+def test_isinstance_takes_traced_values_for_tensors():
+    class Model(Block):
+        def forward(self, x):
+            values = x if isinstance(x, (list, tuple)) else [x]
+            assert all(isinstance(value, torch.Tensor) for value in values)
+            return self.last(self.relu(self.bn1(self.conv1(values[0]))))
+
+    assert check(Model())["bn1"].state == "fused"
+
+
+def test_a_forward_whose_arguments_are_all_optional():
+    class Model(Block):
+        def forward(self, x=None, labels=None):
+            return self.last(self.relu(self.bn1(self.conv1(x))))
+
+    assert check(Model())["bn1"].state == "fused"
+
+
+def test_a_scripted_child_stays_a_call():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), script(nn.Sigmoid()))
+    assert report(convert(model)).rows[0].state == "fused"
 
 
 def test_graphs_that_differ_by_mode():

@@ -49,6 +49,8 @@ def substitute(value, tensors):
 
 def parameters(module):
     """Return the signature of the module's forward, without `self`."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise NoForm("a ScriptModule")
     return _without_self(type(module).forward)
 
 
@@ -80,7 +82,7 @@ class Call:
 
 
 def usual_call(module):
-    """Return the call that passes a tensor for each required parameter and nothing else."""
+    """Return the call that passes a tensor for each required parameter, for the first one if none is."""
     signature = parameters(module)
     required = {
         name: torch.empty(0)
@@ -88,6 +90,9 @@ def usual_call(module):
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
+    if not required:  # a forward such as f(x=None, labels=None)
+        optional = (name for name, parameter in signature.parameters.items() if parameter.default is None)
+        required = {name: torch.empty(0) for name in list(optional)[:1]}
     bound = signature.bind_partial()
     bound.arguments = required
     return Call(signature, bound.args, bound.kwargs)

@@ -4,6 +4,7 @@ from torch import fx, nn
 
 from .. import _kernels, recipes
 from .._activations import default_param
+from ..modules import ABN
 from . import nodes
 from .patterns import NotFused, batch_norm_nodes, find
 from .running_again import is_stem, projection_of, run_again
@@ -106,8 +107,9 @@ def saves_recipes_on_gpu(graph):
 
 def may_save_recipes_on_gpu(module):
     """Return the same for a module that a conversion leaves as it is: `ABN`, or a batch norm after `fuse`."""
-    activation = getattr(module, "activation", None)  # after `fuse`, each call names its own
-    return activation is None or not _is_inverted_on_gpu(activation, module.activation_param)
+    if not isinstance(module, ABN):  # after `fuse`, each call names its own activation
+        return True
+    return not _is_inverted_on_gpu(module.activation, module.activation_param)
 
 
 def _is_inverted_on_gpu(activation, activation_param=None, **_):

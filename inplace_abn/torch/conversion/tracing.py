@@ -5,6 +5,7 @@ the forward does something that a graph does not record: contexts (`torch.no_gra
 attributes that it sets, tensors that it makes from constants.
 """
 
+import builtins
 import operator
 import random
 import traceback
@@ -23,14 +24,10 @@ class Untraceable(Exception):
 
 
 class TracedTensor(fx.Proxy):
-    """A traced value that `isinstance` takes for a tensor, and for which `+=` is recorded as `+=`."""
+    """A traced value, for which `+=` is recorded as `+=`; see also `_taken_for_tensors`."""
 
     _is_param = False
     _is_buffer = False
-
-    @property
-    def __class__(self):
-        return torch.Tensor
 
     def _in_place(self, function, other):
         return self.tracer.create_proxy("call_function", function, (self, other), {})
@@ -87,7 +84,7 @@ class ModuleTracer(fx.Tracer):
 
     def create_arg(self, a):
         """Return the node of a traced value."""
-        if issubclass(type(a), fx.Proxy):  # type(a): a traced value's __class__ is torch.Tensor
+        if isinstance(a, fx.Proxy):  # before its parent class asks whether it is a tensor
             return a.node
         return super().create_arg(a)
 
@@ -145,7 +142,8 @@ def _size(value):
 @contextmanager
 def unchanged(module):
     """Refuse a trace that sets attributes or draws random numbers; restore the attributes."""
-    before = [(child, dict(vars(child)), dict(child._buffers)) for child in module.modules()]
+    children = [child for child in module.modules() if not isinstance(child, torch.jit.ScriptModule)]
+    before = [(child, dict(vars(child)), dict(child._buffers)) for child in children]
     sizes = [{name: _size(value) for name, value in attributes.items()} for _, attributes, _ in before]
     states = torch.get_rng_state(), random.getstate()
     try:
@@ -172,27 +170,43 @@ def unchanged(module):
 
 
 @contextmanager
-def _without_autograd_functions():
-    """Raise a TypeError where `torch.autograd.Function.apply` gets a traced value.
+def _taken_for_tensors():
+    """Let `isinstance` in Python code take traced values for tensors, as a forward may ask.
 
-    `apply` takes a `TracedTensor` for a tensor and reads memory that does not exist, which crashes the
-    process. A graph would also lose the function's own backward. `apply` passes its arguments through
-    `unwrap_dead_wrappers`, which is replaced here.
+    C code must not: it would read memory that does not exist. So the values have no `__class__` of a tensor.
     """
-    original = functorch_utils.unwrap_dead_wrappers
+    original, tensor = builtins.isinstance, torch.empty(0)
 
-    def unwrap(args):
-        if any(issubclass(type(arg), fx.Proxy) for arg in args):  # type: see `create_arg`
-            raise TypeError(
-                "the forward calls a torch.autograd.Function, whose backward a graph does not record"
-            )
-        return original(args)
+    def isinstance_or_traced(value, classes):
+        return original(value, classes) or (original(value, TracedTensor) and original(tensor, classes))
 
-    functorch_utils.unwrap_dead_wrappers = unwrap
+    builtins.isinstance = isinstance_or_traced
+    try:
+        yield
+    finally:
+        builtins.isinstance = original
+
+
+@contextmanager
+def _without_autograd_functions():
+    """Refuse a trace in which a `torch.autograd.Function` is called: a graph would lose its backward.
+
+    `Function.apply` passes its arguments through `unwrap_dead_wrappers`, which is replaced here.
+    """
+    original, calls = functorch_utils.unwrap_dead_wrappers, []
+    message = "the forward calls a torch.autograd.Function, whose backward a graph does not record"
+
+    def refuse(args):
+        calls.append(args)
+        raise TypeError(message)
+
+    functorch_utils.unwrap_dead_wrappers = refuse
     try:
         yield
     finally:
         functorch_utils.unwrap_dead_wrappers = original
+    if calls:  # the forward has caught the error
+        raise Untraceable(message)
 
 
 def _breaking_function(error, wrapped):
@@ -231,11 +245,9 @@ def trace(module, call, training, decide):
         tracer = ModuleTracer(call, decide, tuple(wrapped))
         try:
             with (
-                mode(module, training),
-                unchanged(module),
-                _without_autograd_functions(),
-                torch.enable_grad(),
-            ):
+                mode(module, training), unchanged(module), torch.enable_grad(),
+                _without_autograd_functions(), _taken_for_tensors(),
+            ):  # fmt: skip
                 tracer.contexts = _contexts()
                 return tracer.trace(module), tracer.inlined
         except Untraceable:
