@@ -144,8 +144,8 @@ INLINE ptrdiff_t elements_to_whole_vector(const storage *p) {
     return (ptrdiff_t)((bytes - (uintptr_t)p % bytes) % bytes / sizeof(storage));
 }
 
-/* Copies n < W elements in parts of W/2, W/4, ..., 1: the bits of n. Not inlined: each loop would compile a copy. */
 #ifndef ABN_STORAGE_HAS_FIRST
+/* Copies n < W elements in parts of W/2, W/4, ..., 1: the bits of n. */
 INLINE void copy_first(storage *to, const storage *from, ptrdiff_t n) {
     UNROLLED for (int part = W / 2; part > 0; part /= 2) {
         if (!(n & part)) continue;
@@ -154,6 +154,8 @@ INLINE void copy_first(storage *to, const storage *from, ptrdiff_t n) {
         from += part;
     }
 }
+
+/* Inlined, every loop would compile a copy of these two. */
 NOT_INLINE vec v_load_first(const storage *p, ptrdiff_t n) {
     storage lanes[W] = {0};
     copy_first(lanes, p, n);
